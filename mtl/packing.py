@@ -1,0 +1,90 @@
+"""PackedBatch: several texts' tokens one after another, with no padding between them.
+
+    texts      [CLS] a b [SEP]   [CLS] c [SEP]   [CLS] [SEP]
+    ids        101  7 8   102    101  9   102    101   102      (tokens,)
+    positions   0   1 2    3      0   1    2      0     1       (tokens,)
+    lengths     4                 3               2             (texts)
+
+What is computed for each token by itself (embeddings, Linear, LayerNorm, GELU) runs on (tokens, dim) and
+never sees where a text ends. Attention and pooling do see it: they walk over ``groups``, the runs of
+neighbours of equal length, each of which is a dense (texts, length, dim) view with nothing to mask.
+Any order of texts is right; sorting them by length makes the groups few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A run of neighbouring texts of one length: tokens ``start`` to ``stop`` are (texts, length)."""
+
+    start: int
+    texts: int
+    length: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.texts * self.length
+
+    def of(self, x: Tensor) -> Tensor:
+        """This group's part of x (tokens, ...) as a view (texts, length, ...)."""
+        return x[self.start : self.stop].unflatten(0, (self.texts, self.length))
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedBatch:
+    """Token ids and positions, (tokens,) int64 each, and the length of every text, all at least 1."""
+
+    ids: Tensor
+    positions: Tensor
+    lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        tokens = sum(self.lengths)
+        if self.ids.shape != (tokens,) or self.positions.shape != (tokens,) or min(self.lengths, default=1) < 1:
+            raise ValueError(
+                f"ids {tuple(self.ids.shape)} and positions {tuple(self.positions.shape)} do not fit "
+                f"lengths {list(self.lengths)}; expected their sum, {tokens}, and no empty text"
+            )
+
+    @classmethod
+    def pack(cls, texts: Sequence[Sequence[int]]) -> PackedBatch:
+        """From one list of token ids per text, special tokens included."""
+        ids = torch.tensor([token for text in texts for token in text], dtype=torch.long)
+        positions = torch.tensor([i for text in texts for i in range(len(text))], dtype=torch.long)
+        return cls(ids, positions, tuple(map(len, texts)))
+
+    @classmethod
+    def from_padded(cls, ids: Tensor, mask: Tensor) -> PackedBatch:
+        """From padded ids and mask, (texts, length) each; every kept token keeps its own position."""
+        kept = mask.bool()
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return cls(ids[kept], positions[kept], tuple(kept.sum(dim=1).tolist()))
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The runs of equal lengths, in order."""
+        groups, start = [], 0
+        for length, run in groupby(self.lengths):
+            groups.append(Group(start, len(list(run)), length))
+            start = groups[-1].stop
+        return tuple(groups)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Where each text starts, and the end: (texts + 1,) int32, on the device of ids."""
+        lengths = torch.tensor((0, *self.lengths), dtype=torch.int32)
+        return lengths.cumsum(0, dtype=torch.int32).to(self.ids.device, non_blocking=True)
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on a device. From pinned memory, the copy does not wait for the device."""
+        ids, positions = (x.to(device, non_blocking=True) for x in (self.ids, self.positions))
+        return PackedBatch(ids, positions, self.lengths)

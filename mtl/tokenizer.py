@@ -1,0 +1,119 @@
+"""Texts to token ids, with truncation and padding always set explicitly, and never silent.
+
+A tokenizer.json may carry truncation and padding of its own (that of all-MiniLM-L6-v2 cuts and fills every
+text to 128 tokens, though the model takes 256). Both are switched off here; what a text has beyond the limit
+is counted, and dealt with as the caller says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import tokenizers
+
+from mtl.errors import InputError
+
+Overflow = Literal["warn", "truncate", "error", "chunk"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenized:
+    """``rows[i]`` are the ids of a window, special tokens included, of text ``owners[i]``.
+
+    There is one window per text, in order, unless the overflow policy is "chunk". ``cut_texts`` texts lost
+    ``cut_tokens`` tokens in all.
+    """
+
+    rows: list[list[int]]
+    owners: list[int]
+    cut_texts: int = 0
+    cut_tokens: int = 0
+
+
+class Tokenizer:
+    """A tokenizer with a limit of ``max_length`` tokens a text, special tokens included.
+
+    Raises:
+        InputError: the limit leaves no room for a token between the special ones.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, max_length: int, lowercase: bool = False) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.backend = tokenizer
+        self.lowercase = lowercase
+        probe = tokenizer.encode("a")
+        first = probe.special_tokens_mask.index(0)
+        last = first + probe.special_tokens_mask.count(0)
+        self.prefix, self.suffix = probe.ids[:first], probe.ids[last:]  # [CLS] and [SEP]
+        self.max_length = self.check_limit(max_length)
+
+    def check_limit(self, max_length: int) -> int:
+        """max_length itself, where at least one token fits between the special ones."""
+        least = len(self.prefix) + len(self.suffix) + 1
+        if max_length < least:
+            raise InputError(f"max_length is {max_length}; expected at least {least}: special tokens and one more")
+        return max_length
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id that it gives."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def __call__(
+        self, texts: Sequence[str], overflow: Overflow = "warn", max_length: int | None = None
+    ) -> Tokenized:
+        """Tokenize texts; those over the limit are cut (warn, truncate), refused (error) or split (chunk).
+
+        Raises:
+            InputError: something that is no text, with its index; an unknown policy; a text over the limit
+                under the policy "error".
+        """
+        if overflow not in get_args(Overflow):
+            raise InputError(f"overflow is {overflow!r}; expected one of {', '.join(get_args(Overflow))}")
+        limit = self.max_length if max_length is None else self.check_limit(max_length)
+        room = limit - len(self.prefix) - len(self.suffix)
+        rows, owners, cut_texts, cut_tokens = [], [], 0, 0
+        for owner, ids in enumerate(self.ids(texts)):
+            beyond = max(0, len(ids) - room)
+            if beyond and overflow == "error":
+                has = len(ids) + limit - room
+                raise InputError(f"text {owner} has {has} tokens; the limit is {limit}: {preview(texts[owner])}")
+            if beyond and overflow != "chunk":
+                cut_texts, cut_tokens = cut_texts + 1, cut_tokens + beyond
+                ids = ids[:room]
+            for start in range(0, max(1, len(ids)), room):
+                rows.append([*self.prefix, *ids[start : start + room], *self.suffix])
+                owners.append(owner)
+        return Tokenized(rows, owners, cut_texts, cut_tokens)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, whole, without special tokens."""
+        check_texts(texts)
+        if self.lowercase:
+            texts = [text.lower() for text in texts]
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+def check_texts(texts: Sequence[str], start: int = 0) -> None:
+    """That all are strings of valid Unicode; ``start`` is the index of the first.
+
+    Raises:
+        InputError: one is not; it names its index.
+    """
+    for i, text in enumerate(texts, start):
+        if not isinstance(text, str):
+            raise InputError(f"texts[{i}] is {type(text).__name__} ({preview(text)}); expected a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"texts[{i}] holds half of a surrogate pair: {preview(text)}; expected Unicode") from None
+
+
+def preview(value: object, width: int = 60) -> str:
+    """The beginning of a value's repr, for a message of one line."""
+    shown = ascii(value)
+    return shown if len(shown) <= width else shown[: width - 3] + "..."
