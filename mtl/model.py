@@ -133,7 +133,11 @@ class SentenceEncoder(nn.Module):
 
     @overload
     def encode(
-        self, texts: str | Sequence[str], *, as_tensor: Literal[False] = False, **options: Unpack[EncodeOptions]
+        self,
+        texts: str | Sequence[str],
+        *,
+        as_tensor: Literal[False] = False,
+        **options: Unpack[EncodeOptions],
     ) -> NDArray[np.float32]: ...
 
     def encode(
@@ -178,7 +182,9 @@ class SentenceEncoder(nn.Module):
     ) -> Iterator[Tensor]:
         """The vectors of each window of texts, on the model's device."""
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dim:
-            raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {self.dim}, the model's dimensions")
+            raise InputError(
+                f"truncate_dim is {truncate_dim}; expected 1 to {self.dim}, the model's dimensions"
+            )
         for option, value in {"batch_tokens": batch_tokens, "threads": threads, "window": window}.items():
             if value is not None and value < 1:
                 raise InputError(f"{option} is {value}; expected 1 or more")
@@ -188,7 +194,8 @@ class SentenceEncoder(nn.Module):
         prefix = self.default_prompt if prompt is None else prompt
         engine = Engine(self, self.device, batch_tokens, threads, per_text=len(self.after) > 0)
         windows = (
-            self._tokenize(part, start, prefix, overflow, max_length) for start, part in in_windows(texts, window)
+            self._tokenize(part, start, prefix, overflow, max_length)
+            for start, part in in_windows(texts, window)
         )
         cut_texts = cut_tokens = 0
         hidden = None if progress is None else not progress  # None: a bar only on a terminal

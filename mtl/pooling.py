@@ -96,11 +96,12 @@ class AttentionPooling(nn.Module):
         return torch.cat(pooled) if pooled else x.new_empty(0, x.shape[-1])
 
 
-
 class Dense(nn.Module):
     """A layer on pooled vectors, as sentence-transformers' Dense: activation(linear(x))."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str = "Tanh") -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, activation: str = "Tanh"
+    ) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.activation = ACTIVATIONS[activation]()

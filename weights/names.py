@@ -33,7 +33,14 @@ EMBEDDING_NAMES = (
 
 # What a checkpoint may carry beyond the encoder, and we drop: the masked-LM head, BERT's pooler and
 # pre-training heads, and a buffer that only counts 0, 1, 2, ...
-DROPPED = ("vocab_transform.", "vocab_layer_norm.", "vocab_projector.", "pooler.", "cls.", "embeddings.position_ids")
+DROPPED = (
+    "vocab_transform.",
+    "vocab_layer_norm.",
+    "vocab_projector.",
+    "pooler.",
+    "cls.",
+    "embeddings.position_ids",
+)
 # What it may carry and we keep beside the encoder: the head of DistilBertForSequenceClassification.
 HEAD = ("pre_classifier.weight", "pre_classifier.bias", "classifier.weight", "classifier.bias")
 

@@ -1,0 +1,224 @@
+"""From a model's name to a local folder that holds its files, verified where their hashes are known.
+
+Three kinds of name: a local folder; a name in manifest.toml, whose files come from an installed package or
+from the hub at a pinned revision, and must have the pinned sha256; any other ``org/name[@revision]`` on the
+hub. Nothing downloaded is trusted for its length alone, which is all that the hub's client checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mtl.errors import WeightsError
+
+log = logging.getLogger("weights")
+
+# What we read of a repository that no manifest lists
+PATTERNS = ["*.json", "vocab.txt", "model.safetensors", "*/config.json", "*/model.safetensors"]
+IGNORED = ["onnx/*", "openvino/*", "model.safetensors.index.json"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pinned:
+    """A manifest's entry: ``files`` maps each path to its size in bytes and its sha256."""
+
+    name: str
+    hub: str
+    revision: str
+    licence: str
+    files: dict[str, tuple[int, str]]
+    package: str | None = None
+    package_folder: str = ""
+
+    @property
+    def size(self) -> int:
+        """All files together, in bytes."""
+        return sum(size for size, _ in self.files.values())
+
+
+def manifest(path: Path = Path(__file__).with_name("manifest.toml")) -> dict[str, Pinned]:
+    """The pinned checkpoints by short name."""
+    entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    pinned = {}
+    for name, entry in entries.items():
+        files = {file: (known["bytes"], known["sha256"]) for file, known in entry.pop("files").items()}
+        pinned[name] = Pinned(name=name, files=files, **entry)
+    return pinned
+
+
+def find(name: str) -> Pinned | None:
+    """The manifest's entry of a short name or of its hub id."""
+    entries = manifest()
+    return entries.get(name) or next((entry for entry in entries.values() if entry.hub == name), None)
+
+
+def fetch(name: str, revision: str | None = None) -> Path:
+    """The local folder of a model, downloaded if need be, verified if its hashes are known.
+
+    Args:
+        name: A folder, a name that ``python -m weights list`` shows, or a hub id ``org/name[@revision]``.
+        revision: A commit, branch or tag of a hub id; another than the pinned one is not verified.
+
+    Raises:
+        WeightsError: no such model, hub unreachable, a file that differs from its hash, or no safetensors.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        log.warning("%s: a local folder, for which no hash is known", name)
+        return folder
+    if name.startswith((".", "/", "~")):
+        raise WeightsError(f"{name} is no folder; expected a model's folder or name")
+    name, _, tag = name.partition("@")
+    revision = revision or tag or None
+    entry = find(name)
+    if entry and revision in (None, entry.revision):
+        return fetch_pinned(entry)
+    hub_id = entry.hub if entry else name
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+        names = [*manifest()]
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names
+        raise WeightsError(
+            f"no model is called {name!r}; nearest: {', '.join(near)} (or a folder, or org/name)"
+        )
+    return fetch_unlisted(hub_id, revision)
+
+
+def fetch_pinned(entry: Pinned) -> Path:
+    """A manifest model's folder: the installed package if there is one, else the hub's; verified either way."""
+    folder = installed(entry) or download(entry)
+    for file, (size, sha256) in entry.files.items():
+        check(folder / file, size, sha256)
+    return folder
+
+
+def installed(entry: Pinned) -> Path | None:
+    """Where an installed distribution keeps the model. The distribution's code is not imported."""
+    if entry.package is None:
+        return None
+    try:
+        distribution = metadata.distribution(entry.package)
+    except metadata.PackageNotFoundError:
+        return None
+    return Path(str(distribution.locate_file(entry.package_folder)))
+
+
+def download(entry: Pinned) -> Path:
+    """The hub's folder at the pinned revision. Files in the local cache cost no network call."""
+    import huggingface_hub as hub
+
+    try:
+        paths = [Path(hub.hf_hub_download(entry.hub, file, revision=entry.revision)) for file in entry.files]
+    except Exception as error:
+        raise unreachable(entry.hub, error) from None
+    return paths[0].parents[len(Path(next(iter(entry.files))).parts) - 1]
+
+
+def fetch_unlisted(hub_id: str, revision: str | None) -> Path:
+    """A hub repository that no manifest lists, at the commit that the revision means now."""
+    import huggingface_hub as hub
+
+    try:
+        folder = Path(
+            hub.snapshot_download(hub_id, revision=revision, allow_patterns=PATTERNS, ignore_patterns=IGNORED)
+        )
+    except Exception as error:
+        raise unreachable(hub_id, error) from None
+    log.warning("%s: commit %s, for which no hash is known", hub_id, folder.name)
+    return folder
+
+
+def unreachable(hub_id: str, error: Exception) -> WeightsError:
+    """One line for whatever the hub's client raised: not found, not allowed, or no connection."""
+    import huggingface_hub.errors as errors
+
+    reasons = {
+        errors.GatedRepoError: "is gated; log in with `hf auth login`",
+        errors.RepositoryNotFoundError: "is not on the hub, or is private; check its name",
+        errors.RevisionNotFoundError: "has no such revision; check it",
+        errors.EntryNotFoundError: "lacks a file that it should have",
+    }
+    for kind, reason in reasons.items():
+        # LocalEntryNotFoundError, an EntryNotFoundError, means that nothing is cached and nothing was reached
+        if isinstance(error, kind) and not isinstance(error, errors.LocalEntryNotFoundError):
+            return WeightsError(f"{hub_id} {reason} (or give a local folder)")
+    endpoint = os.environ.get("HF_ENDPOINT", "the Hugging Face hub")
+    detail = " ".join(str(error).split())[:120]
+    return WeightsError(
+        f"{hub_id} is not in the local cache and {endpoint} cannot be reached ({type(error).__name__}: {detail}); "
+        "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder"
+    )
+
+
+def check(path: Path, size: int, sha256: str, stamped: bool = True) -> None:
+    """That a file is the one it should be.
+
+    Raises:
+        WeightsError: it is missing, or differs in size or hash.
+    """
+    advice = f"delete {path} and fetch it again, or reinstall the package that brought it"
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise WeightsError(f"{path} has {found} bytes, expected {size}; {advice}")
+        digest = stamped_sha256(path) if stamped else sha256_of(path)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}); {advice}") from None
+    if digest != sha256:
+        raise WeightsError(f"{path} has sha256 {digest[:12]}..., expected {sha256[:12]}...; {advice}")
+
+
+def sha256_of(path: Path) -> str:
+    """A file's sha256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamps_path() -> Path:
+    """Where hashes are remembered: a small JSON in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl" / "verified.json"
+
+
+def read_stamps() -> dict[str, Any]:
+    """What is remembered; a file that is missing or damaged only means hashing again."""
+    try:
+        stamps = json.loads(stamps_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamps if isinstance(stamps, dict) else {}
+
+
+def stamped_sha256(path: Path) -> str:
+    """A file's sha256, remembered for as long as its size and its time of modification stay the same."""
+    path = path.resolve()
+    stat = path.stat()
+    state = [stat.st_size, stat.st_mtime_ns]
+    stamps = read_stamps()
+    known = stamps.get(str(path))
+    if isinstance(known, list) and known[:2] == state and len(known) == 3 and isinstance(known[2], str):
+        return known[2]
+    digest = sha256_of(path)
+    write_stamps({**stamps, str(path): [*state, digest]})
+    return digest
+
+
+def write_stamps(stamps: dict[str, Any]) -> None:
+    """Replace the file in one step; where it cannot be written, hashing again is all that it costs."""
+    target = stamps_path()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, delete=False) as file:
+            json.dump(stamps, file, indent=1)
+        os.replace(file.name, target)
+    except OSError:
+        log.debug("cannot write %s", target)
