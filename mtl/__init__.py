@@ -6,10 +6,9 @@ The names are looked up on first use, so that ``import mtl`` alone, and with it 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtl.model import MultiTaskModel as MultiTaskModel
     from mtl.model import SentenceEncoder as SentenceEncoder
 
-__all__ = ["MultiTaskModel", "SentenceEncoder"]
+__all__ = ["SentenceEncoder"]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,8 +34,8 @@ def grouped(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, dropout: float 
     """One fused call per group of equally long texts, which needs no mask."""
     out = []
     for group in batch.groups:
-        heads_first = (group.of(x).transpose(1, 2) for x in (q, k, v))  # (texts, heads, length, head_dim)
-        context = F.scaled_dot_product_attention(*heads_first, dropout_p=dropout)
+        q_group, k_group, v_group = (group.of(x).transpose(1, 2) for x in (q, k, v))  # (texts, heads, length, head_dim)
+        context = F.scaled_dot_product_attention(q_group, k_group, v_group, dropout_p=dropout)
         out.append(context.transpose(1, 2).flatten(0, 1))
     return torch.cat(out) if out else torch.empty_like(q)
 
@@ -47,7 +47,8 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, dropout: float =
     if dropout:
         return grouped(q, k, v, batch, dropout)
     longest = max(batch.lengths, default=0)
-    context: Tensor = varlen_attn(q, k, v, batch.offsets, batch.offsets, longest, longest)
+    context = varlen_attn(q, k, v, batch.offsets, batch.offsets, longest, longest)
+    assert isinstance(context, Tensor)  # a pair only where the log-sum-exp is asked for
     return context
 
 

@@ -11,6 +11,8 @@ Shapes: ``tokens`` counts all tokens of a packed batch, text after text with no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
-ACTIVATIONS = {"gelu": gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": F.relu}
 
 
 class Embeddings(nn.Module):

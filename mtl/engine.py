@@ -86,9 +86,7 @@ class Engine:
         self.threads = threads or torch.get_num_threads()
         self.per_text = per_text
 
-    def run(
-        self, rows: Sequence[Sequence[int]], done: Callable[[int], object] = lambda texts: None
-    ) -> Tensor:
+    def run(self, rows: Sequence[Sequence[int]], done: Callable[[int], object] = lambda texts: None) -> Tensor:
         """One vector per row of token ids, in the order of rows: (rows, dim) on the model's device.
 
         ``done`` is called with the number of texts each time that some are finished.

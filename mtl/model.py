@@ -21,9 +21,8 @@ from mtl.errors import InputError, WeightsError
 from mtl.packing import PackedBatch
 from mtl.pooling import Dense, Normalize, Pooling
 from mtl.tokenizer import Overflow, Tokenized, Tokenizer, check_texts
+from weights import export, load
 from weights.fetch import fetch
-from weights.load import Checkpoint, load
-from weights.load import Dense as DenseTensors
 
 log = logging.getLogger("mtl")
 
@@ -93,10 +92,10 @@ class SentenceEncoder(nn.Module):
         Raises:
             ConfigError, WeightsError: it cannot be found, is not what it should be, or is no model of ours.
         """
-        return cls.from_checkpoint(load(fetch(str(name), revision))).to(device)
+        return cls.from_checkpoint(load.load(fetch(str(name), revision))).to(device)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> SentenceEncoder:
+    def from_checkpoint(cls, checkpoint: load.Checkpoint) -> SentenceEncoder:
         """The model that a folder's content describes; the tensors are taken over, not copied."""
         with torch.device("meta"):
             encoder = DistilBert(checkpoint.config)
@@ -105,11 +104,35 @@ class SentenceEncoder(nn.Module):
             encoder,
             Tokenizer(checkpoint.tokenizer, checkpoint.max_length, checkpoint.lowercase),
             Pooling(*checkpoint.pooling),
-            [dense(part) if isinstance(part, DenseTensors) else Normalize() for part in checkpoint.after],
+            [dense(part) if isinstance(part, load.Dense) else Normalize() for part in checkpoint.after],
             checkpoint.prompts,
             checkpoint.default_prompt,
         )
         return model.eval()
+
+    def to_checkpoint(self) -> load.Checkpoint:
+        """All that a folder says of this model; the tensors are the model's own."""
+        return load.Checkpoint(
+            config=self.encoder.config,
+            encoder=dict(self.encoder.state_dict()),
+            head={},
+            labels=(),
+            tokenizer=self.tokenizer.backend,
+            max_length=self.tokenizer.max_length,
+            lowercase=self.tokenizer.lowercase,
+            pooling=self.pooling.modes,
+            after=tuple(dense_tensors(part) if isinstance(part, Dense) else load.Normalize() for part in self.after),
+            prompts=self.prompts,
+            default_prompt=self.default_prompt,
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that ``from_pretrained``, transformers and sentence-transformers load.
+
+        Raises:
+            WeightsError: the folder is not empty or cannot be written.
+        """
+        export.save(self.to_checkpoint(), Path(folder))
 
     @property
     def dim(self) -> int:
@@ -182,9 +205,7 @@ class SentenceEncoder(nn.Module):
     ) -> Iterator[Tensor]:
         """The vectors of each window of texts, on the model's device."""
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dim:
-            raise InputError(
-                f"truncate_dim is {truncate_dim}; expected 1 to {self.dim}, the model's dimensions"
-            )
+            raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {self.dim}, the model's dimensions")
         for option, value in {"batch_tokens": batch_tokens, "threads": threads, "window": window}.items():
             if value is not None and value < 1:
                 raise InputError(f"{option} is {value}; expected 1 or more")
@@ -194,8 +215,7 @@ class SentenceEncoder(nn.Module):
         prefix = self.default_prompt if prompt is None else prompt
         engine = Engine(self, self.device, batch_tokens, threads, per_text=len(self.after) > 0)
         windows = (
-            self._tokenize(part, start, prefix, overflow, max_length)
-            for start, part in in_windows(texts, window)
+            self._tokenize(part, start, prefix, overflow, max_length) for start, part in in_windows(texts, window)
         )
         cut_texts = cut_tokens = 0
         hidden = None if progress is None else not progress  # None: a bar only on a terminal
@@ -243,13 +263,20 @@ class SentenceEncoder(nn.Module):
         return len(self.after) > 0 and isinstance(self.after[-1], Normalize)
 
 
-def dense(tensors: DenseTensors) -> Dense:
+def dense(tensors: load.Dense) -> Dense:
     """The module of a Dense layer's tensors."""
     with torch.device("meta"):
-        module = Dense(*reversed(tensors.weight.shape), tensors.bias is not None, tensors.activation)
+        out_features, in_features = tensors.weight.shape
+        module = Dense(in_features, out_features, tensors.bias is not None, tensors.activation)
     state = {"weight": tensors.weight, "bias": tensors.bias}
     module.linear.load_state_dict({k: v for k, v in state.items() if v is not None}, assign=True)
     return module
+
+
+def dense_tensors(module: Dense) -> load.Dense:
+    """The inverse of ``dense``."""
+    bias = None if module.linear.bias is None else module.linear.bias.detach()
+    return load.Dense(type(module.activation).__name__, module.linear.weight.detach(), bias)
 
 
 def in_windows(texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:

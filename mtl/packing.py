@@ -49,11 +49,7 @@ class PackedBatch:
 
     def __post_init__(self) -> None:
         tokens = sum(self.lengths)
-        if (
-            self.ids.shape != (tokens,)
-            or self.positions.shape != (tokens,)
-            or min(self.lengths, default=1) < 1
-        ):
+        if self.ids.shape != (tokens,) or self.positions.shape != (tokens,) or min(self.lengths, default=1) < 1:
             raise ValueError(
                 f"ids {tuple(self.ids.shape)} and positions {tuple(self.positions.shape)} do not fit "
                 f"lengths {list(self.lengths)}; expected their sum, {tokens}, and no empty text"

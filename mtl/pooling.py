@@ -77,9 +77,7 @@ class Pooling(nn.Module):
         self.modes = modes
 
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
-        pooled = [
-            torch.cat([MODES[mode](group.of(x)) for mode in self.modes], dim=-1) for group in batch.groups
-        ]
+        pooled = [torch.cat([MODES[mode](group.of(x)) for mode in self.modes], dim=-1) for group in batch.groups]
         return torch.cat(pooled) if pooled else x.new_empty(0, len(self.modes) * x.shape[-1])
 
 
@@ -99,9 +97,7 @@ class AttentionPooling(nn.Module):
 class Dense(nn.Module):
     """A layer on pooled vectors, as sentence-transformers' Dense: activation(linear(x))."""
 
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, activation: str = "Tanh"
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str = "Tanh") -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.activation = ACTIVATIONS[activation]()

@@ -54,9 +54,7 @@ class Tokenizer:
         """max_length itself, where at least one token fits between the special ones."""
         least = len(self.prefix) + len(self.suffix) + 1
         if max_length < least:
-            raise InputError(
-                f"max_length is {max_length}; expected at least {least}: special tokens and one more"
-            )
+            raise InputError(f"max_length is {max_length}; expected at least {least}: special tokens and one more")
         return max_length
 
     @property
@@ -64,9 +62,7 @@ class Tokenizer:
         """One more than the largest id that it gives."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
-    def __call__(
-        self, texts: Sequence[str], overflow: Overflow = "warn", max_length: int | None = None
-    ) -> Tokenized:
+    def __call__(self, texts: Sequence[str], overflow: Overflow = "warn", max_length: int | None = None) -> Tokenized:
         """Tokenize texts; those over the limit are cut (warn, truncate), refused (error) or split (chunk).
 
         Raises:
@@ -82,9 +78,7 @@ class Tokenizer:
             beyond = max(0, len(ids) - room)
             if beyond and overflow == "error":
                 has = len(ids) + limit - room
-                raise InputError(
-                    f"text {owner} has {has} tokens; the limit is {limit}: {preview(texts[owner])}"
-                )
+                raise InputError(f"text {owner} has {has} tokens; the limit is {limit}: {preview(texts[owner])}")
             if beyond and overflow != "chunk":
                 cut_texts, cut_tokens = cut_texts + 1, cut_tokens + beyond
                 ids = ids[:room]
@@ -114,9 +108,7 @@ def check_texts(texts: Sequence[str], start: int = 0) -> None:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise InputError(
-                f"texts[{i}] holds half of a surrogate pair: {preview(text)}; expected Unicode"
-            ) from None
+            raise InputError(f"texts[{i}] holds half of a surrogate pair: {preview(text)}; expected Unicode") from None
 
 
 def preview(value: object, width: int = 60) -> str:

@@ -24,6 +24,8 @@ from mtl.errors import WeightsError
 
 log = logging.getLogger("weights")
 
+MANIFEST = Path(__file__).with_name("manifest.toml")
+
 # What we read of a repository that no manifest lists
 PATTERNS = ["*.json", "vocab.txt", "model.safetensors", "*/config.json", "*/model.safetensors"]
 IGNORED = ["onnx/*", "openvino/*", "model.safetensors.index.json"]
@@ -47,9 +49,9 @@ class Pinned:
         return sum(size for size, _ in self.files.values())
 
 
-def manifest(path: Path = Path(__file__).with_name("manifest.toml")) -> dict[str, Pinned]:
+def manifest() -> dict[str, Pinned]:
     """The pinned checkpoints by short name."""
-    entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    entries = tomllib.loads(MANIFEST.read_text(encoding="utf-8"))
     pinned = {}
     for name, entry in entries.items():
         files = {file: (known["bytes"], known["sha256"]) for file, known in entry.pop("files").items()}
@@ -88,10 +90,16 @@ def fetch(name: str, revision: str | None = None) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         names = [*manifest()]
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names
-        raise WeightsError(
-            f"no model is called {name!r}; nearest: {', '.join(near)} (or a folder, or org/name)"
-        )
+        raise WeightsError(f"no model is called {name!r}; nearest: {', '.join(near)} (or a folder, or org/name)")
     return fetch_unlisted(hub_id, revision)
+
+
+def quiet_hub() -> Any:
+    """The hub's client, imported only where it is needed; what it logs on each retry, our one line says."""
+    import huggingface_hub
+
+    huggingface_hub.utils.logging.set_verbosity_error()
+    return huggingface_hub
 
 
 def fetch_pinned(entry: Pinned) -> Path:
@@ -115,8 +123,7 @@ def installed(entry: Pinned) -> Path | None:
 
 def download(entry: Pinned) -> Path:
     """The hub's folder at the pinned revision. Files in the local cache cost no network call."""
-    import huggingface_hub as hub
-
+    hub = quiet_hub()
     try:
         paths = [Path(hub.hf_hub_download(entry.hub, file, revision=entry.revision)) for file in entry.files]
     except Exception as error:
@@ -126,8 +133,7 @@ def download(entry: Pinned) -> Path:
 
 def fetch_unlisted(hub_id: str, revision: str | None) -> Path:
     """A hub repository that no manifest lists, at the commit that the revision means now."""
-    import huggingface_hub as hub
-
+    hub = quiet_hub()
     try:
         folder = Path(
             hub.snapshot_download(hub_id, revision=revision, allow_patterns=PATTERNS, ignore_patterns=IGNORED)
@@ -153,9 +159,10 @@ def unreachable(hub_id: str, error: Exception) -> WeightsError:
         if isinstance(error, kind) and not isinstance(error, errors.LocalEntryNotFoundError):
             return WeightsError(f"{hub_id} {reason} (or give a local folder)")
     endpoint = os.environ.get("HF_ENDPOINT", "the Hugging Face hub")
-    detail = " ".join(str(error).split())[:120]
+    cause = error.__cause__ or error
+    detail = f"{type(cause).__name__}: {' '.join(str(cause).split())[:120]}"
     return WeightsError(
-        f"{hub_id} is not in the local cache and {endpoint} cannot be reached ({type(error).__name__}: {detail}); "
+        f"{hub_id} is not in the local cache and {endpoint} cannot be reached ({detail}); "
         "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder"
     )
 

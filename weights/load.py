@@ -215,9 +215,7 @@ def wordpiece(path: Path, options: Mapping[str, Any]) -> Tokenizer:
     absent = [token for token in special.values() if token not in vocabulary]
     if absent:
         raise WeightsError(f"{path} lacks {', '.join(absent)}; expected BERT's special tokens in it")
-    tokenizer = Tokenizer(
-        models.WordPiece(vocabulary, unk_token=special["unk"], max_input_chars_per_word=100)
-    )
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=special["unk"], max_input_chars_per_word=100))
     tokenizer.add_special_tokens([t for t in ("[PAD]", *special.values(), "[MASK]") if t in vocabulary])
     tokenizer.normalizer = normalizers.BertNormalizer(
         lowercase=options.get("do_lower_case", True),
@@ -236,9 +234,7 @@ def pooling_modes(path: Path) -> tuple[str, ...]:
     """The modes that a 1_Pooling/config.json names, older switches or newer names, in their order."""
     fields = read_object(path)
     if not fields.get("include_prompt", True):
-        raise ConfigError(
-            f"{path}: include_prompt is false; leaving a prompt out of the pooling is not supported"
-        )
+        raise ConfigError(f"{path}: include_prompt is false; leaving a prompt out of the pooling is not supported")
     modes = fields.get("pooling_mode")
     if modes is None:
         modes = [mode for switch, mode in POOLING_SWITCHES.items() if fields.get(switch)] or ["mean"]
@@ -281,13 +277,9 @@ def read_modules(folder: Path) -> tuple[Path, tuple[str, ...], tuple[Dense | Nor
     kinds = [kind for kind, _ in modules]
     unknown = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Dense", "Normalize")]
     if unknown:
-        raise ConfigError(
-            f"{path}: module {unknown[0]!r} is unknown; expected Transformer, Pooling, Dense, Normalize"
-        )
+        raise ConfigError(f"{path}: module {unknown[0]!r} is unknown; expected Transformer, Pooling, Dense, Normalize")
     if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
-        raise ConfigError(
-            f"{path}: modules are {', '.join(kinds)}; expected Transformer, Pooling, then the others"
-        )
+        raise ConfigError(f"{path}: modules are {', '.join(kinds)}; expected Transformer, Pooling, then the others")
     after = [load_dense(where) if kind == "Dense" else Normalize() for kind, where in modules[2:]]
     return modules[0][1], pooling_modes(modules[1][1] / "config.json"), tuple(after)
 
@@ -303,9 +295,7 @@ def load(folder: Path) -> Checkpoint:
     fields = read_object(transformer / "config.json")
     sentence = read_object(transformer / "sentence_bert_config.json", optional=True)
     options = read_object(transformer / "tokenizer_config.json", optional=True)
-    limit = (
-        sentence.get("max_seq_length") or options.get("model_max_length") or config.max_position_embeddings
-    )
+    limit = sentence.get("max_seq_length") or options.get("model_max_length") or config.max_position_embeddings
     prompting = read_object(folder / "config_sentence_transformers.json", optional=True)
     prompts = prompting.get("prompts") or {}
     labels = fields.get("id2label") or {}

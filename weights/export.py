@@ -1,0 +1,154 @@
+"""From a model to a folder that transformers, sentence-transformers and ``weights.load`` all read.
+
+The inverse of ``load``. It writes the older form of each file, which old and new readers understand. The
+folder appears whole or not at all: it is written under a temporary name, then renamed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mtl.errors import WeightsError
+from weights.load import POOLING_SWITCHES, Checkpoint, Dense
+from weights.names import CONFIG_NAMES, to_bert
+
+Architecture = Literal["distilbert", "bert"]
+MODULES = "sentence_transformers.models"
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file as transformers marks its own. Tensors are laid out anew, so none share memory."""
+    path.parent.mkdir(exist_ok=True)
+    laid_out = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(laid_out, path, metadata={"format": "pt"})
+
+
+def config_fields(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Any]:
+    """The content of config.json."""
+    fields = dataclasses.asdict(checkpoint.config)
+    name = "DistilBertForSequenceClassification" if checkpoint.head else "DistilBertModel"
+    if architecture == "bert":
+        fields = {berts: fields[ours] for berts, ours in CONFIG_NAMES.items()}
+        fields |= {"type_vocab_size": 2, "layer_norm_eps": 1e-12}
+        name = "BertModel"
+    if checkpoint.labels:
+        fields["id2label"] = {str(i): label for i, label in enumerate(checkpoint.labels)}
+        fields["label2id"] = {label: i for i, label in enumerate(checkpoint.labels)}
+    return {"architectures": [name], "model_type": architecture, "pad_token_id": 0, **fields}
+
+
+def write_transformer(checkpoint: Checkpoint, folder: Path, architecture: Architecture = "distilbert") -> None:
+    """config.json, model.safetensors and the tokenizer.
+
+    A DistilBERT with a head gets the prefix that its class expects. As "bert" the names are BERT's, without
+    the pooler, which we never load, and the token type stays folded into the positions (see ``to_bert``).
+    """
+    tensors = dict(checkpoint.encoder)
+    if architecture == "bert":
+        tensors = to_bert(tensors, checkpoint.config.n_layers)
+    elif checkpoint.head:
+        tensors = {f"distilbert.{name}": tensor for name, tensor in tensors.items()} | checkpoint.head
+    write_tensors(folder / "model.safetensors", tensors)
+    write_json(folder / "config.json", config_fields(checkpoint, architecture))
+    checkpoint.tokenizer.save(str(folder / "tokenizer.json"))
+    options = {"model_max_length": checkpoint.max_length, "tokenizer_class": "PreTrainedTokenizerFast"}
+    special = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("unk", "sep", "pad", "cls", "mask")}
+    present = {key: token for key, token in special.items() if checkpoint.tokenizer.token_to_id(token) is not None}
+    write_json(folder / "tokenizer_config.json", options | present)
+
+
+def write_modules(checkpoint: Checkpoint, folder: Path) -> None:
+    """What sentence-transformers reads beside the transformer: pooling, dense layers, normalization, prompts."""
+    kinds = ["Transformer", "Pooling", *(type(part).__name__ for part in checkpoint.after)]
+    paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i)]
+    write_json(
+        folder / "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": path, "type": f"{MODULES}.{kind}"}
+            for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+        ],
+    )
+    write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": checkpoint.max_length, "do_lower_case": checkpoint.lowercase},
+    )
+    switches = {switch: mode in checkpoint.pooling for switch, mode in POOLING_SWITCHES.items()}
+    ordered = tuple(mode for mode in POOLING_SWITCHES.values() if mode in checkpoint.pooling)
+    pooling: dict[str, Any] = {"word_embedding_dimension": checkpoint.config.dim, **switches}
+    if ordered != checkpoint.pooling:  # the switches know one order only
+        names = ["mean_sqrt_len_tokens" if mode == "mean_sqrt_len" else mode for mode in checkpoint.pooling]
+        pooling = {"embedding_dimension": checkpoint.config.dim, "pooling_mode": names}
+    write_json(folder / paths[1] / "config.json", pooling)
+    for part, path in zip(checkpoint.after, paths[2:], strict=True):
+        (folder / path).mkdir()
+        if isinstance(part, Dense):
+            write_dense(part, folder / path)
+    default = next((name for name, text in checkpoint.prompts.items() if text == checkpoint.default_prompt), None)
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {"prompts": checkpoint.prompts, "default_prompt_name": default if checkpoint.default_prompt else None},
+    )
+
+
+def write_dense(part: Dense, folder: Path) -> None:
+    out_features, in_features = part.weight.shape
+    package = "linear" if part.activation == "Identity" else "activation"
+    fields = {
+        "in_features": in_features,
+        "out_features": out_features,
+        "bias": part.bias is not None,
+        "activation_function": f"torch.nn.modules.{package}.{part.activation}",
+    }
+    write_json(folder / "config.json", fields)
+    tensors = {"linear.weight": part.weight} | ({} if part.bias is None else {"linear.bias": part.bias})
+    write_tensors(folder / "model.safetensors", tensors)
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Have ``write`` fill a new folder, which appears under its name only when it is whole.
+
+    Raises:
+        WeightsError: there is something under that name already, or it cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WeightsError(f"{folder} exists and is not empty; choose another name, or delete it first")
+    partial = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        partial.chmod(0o755)
+        write(partial)
+        partial.replace(folder)
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be written: {error.strerror or error}") from None
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def save(checkpoint: Checkpoint, folder: Path, architecture: Architecture = "distilbert") -> None:
+    """Write a model folder that is at once transformers', sentence-transformers' and ours.
+
+    Raises:
+        WeightsError: the folder is not empty or cannot be written; nothing is left under its name then.
+    """
+
+    def write(partial: Path) -> None:
+        write_transformer(checkpoint, partial, architecture)
+        write_modules(checkpoint, partial)
+
+    write_folder(Path(folder), write)
