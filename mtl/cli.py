@@ -1,0 +1,157 @@
+"""The command line: mtl embed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import tee
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from mtl.errors import InputError, MtlError
+from mtl.files import INPUTS, WRITERS, Vectors, lines, read_texts, write_vectors
+from mtl.tokenizer import Overflow, preview
+
+if TYPE_CHECKING:
+    from mtl.model import EncodeOptions, SentenceEncoder
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+SHOWN = 10  # texts up to which a table shows all cosines
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mtl")
+def cli() -> None:
+    """A sentence transformer in plain PyTorch."""
+    logging.basicConfig(format="%(message)s")
+
+
+def settings(**values: object) -> None:
+    """The effective settings, on stderr, before long work starts."""
+    click.echo("  ".join(f"{name}={value}" for name, value in values.items()), err=True)
+
+
+def choose_texts(texts: tuple[str, ...], source: Path | None, field: str | None) -> Iterable[str]:
+    """From the arguments, a file, or standard input: exactly one of them."""
+    if texts and source:
+        raise click.UsageError("texts and --input are given; expected one of the two")
+    if field and not source:
+        raise click.UsageError("--field goes with --input")
+    if texts:
+        return [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in texts]
+    if source is None and sys.stdin.isatty():
+        raise click.UsageError('no texts; expected arguments ("..."), --input FILE, or lines on standard input')
+    if source is None:
+        return lines(sys.stdin.buffer, "standard input")
+    if source.suffix not in INPUTS:
+        raise click.UsageError(f"{source} ends in {source.suffix!r}; expected one of {', '.join(INPUTS)}")
+    return read_texts(source, field)
+
+
+def with_vectors(
+    model: SentenceEncoder, texts: Iterable[str], options: EncodeOptions
+) -> Iterator[tuple[list[str], Vectors]]:
+    """Texts beside their vectors, a window at a time."""
+    to_encode, to_pair = tee(texts)  # holds no more than the windows that are under way
+    for vectors in model.encode_stream(to_encode, **options):
+        yield [next(to_pair) for _ in range(len(vectors))], vectors
+
+
+def print_table(parts: Iterable[tuple[Sequence[str], Vectors]]) -> None:
+    """Each text with its vector's first values; for a few texts, all their cosines too."""
+    rows, first = 0, None
+    for texts, vectors in parts:
+        if not rows:
+            click.echo(f"{'text':<48} first of {vectors.shape[1]} values")
+        for text, vector in zip(texts, vectors, strict=True):
+            click.echo(f"{preview(text, 46):<48} {' '.join(f'{value:8.4f}' for value in vector[:5])} ...")
+        first = vectors if first is None else first
+        rows += len(vectors)
+    click.echo(f"shape ({rows}, {0 if first is None else first.shape[1]}) float32")
+    if first is not None and 2 <= rows <= SHOWN:
+        units = first / (first**2).sum(axis=1, keepdims=True) ** 0.5
+        click.echo("\ncosine" + "".join(f"{i:8d}" for i in range(rows)))
+        for i, row in enumerate(units @ units.T):
+            click.echo(f"{i:6d}" + "".join(f"{value:8.4f}" for value in row))
+
+
+@cli.command()
+@click.argument("texts", nargs=-1)
+@click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision].")
+@click.option("-i", "--input", "source", type=click.Path(path_type=Path), help=f"A file of texts: {', '.join(INPUTS)}.")
+@click.option("--field", help="Which field of a .jsonl, .csv or .tsv file holds the text.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(WRITERS)}.")
+@click.option("--normalize", is_flag=True, help="Scale vectors to length 1.")
+@click.option("--truncate-dim", type=click.IntRange(1), help="Keep only the first dimensions.")
+@click.option("--prompt", help="Put before every text.  [default: the model's own]")
+@click.option(
+    "--overflow", type=click.Choice(get_args(Overflow)), default="warn", show_default=True, help="Long texts."
+)
+@click.option("--max-length", type=click.IntRange(1), help="Tokens per text.  [default: the model's own]")
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens computed at once.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+def embed(
+    texts: tuple[str, ...],
+    model: str,
+    source: Path | None,
+    field: str | None,
+    output: Path | None,
+    threads: int | None,
+    device: str,
+    **options: Any,
+) -> None:
+    """Vectors of TEXTS, of a file's texts, or of the lines on standard input.
+
+    Without --output, a table. An output appears under its name only when it is whole.
+    """
+    chosen = choose_texts(texts, source, field)
+    if output and output.suffix not in WRITERS:
+        raise click.UsageError(f"{output} ends in {output.suffix!r}; expected one of {', '.join(WRITERS)}")
+    if output and not os.access(output.parent, os.W_OK):
+        raise InputError(f"{output} cannot be written: {output.parent} is no folder that we may write to")
+    if source and not source.is_file():
+        raise InputError(f"{source} is no file")
+    import torch
+
+    from mtl.model import SentenceEncoder
+
+    try:
+        encoder = SentenceEncoder.from_pretrained(model, device=torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    threads = threads or torch.get_num_threads()
+    settings(model=model, dim=encoder.dim, max_length=options["max_length"] or encoder.tokenizer.max_length,
+             overflow=options["overflow"], device=device, threads=threads)  # fmt: skip
+    parts = with_vectors(encoder, chosen, {**options, "threads": threads})  # type: ignore[typeddict-item]
+    if output is None:
+        print_table(parts)
+    else:
+        rows = write_vectors(output, parts, options["truncate_dim"] or encoder.dim)
+        click.echo(f"wrote {output}: ({rows}, {options['truncate_dim'] or encoder.dim}) float32", err=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line. Exit codes: 0, 1 (failed), 2 (usage), 130 (interrupted); an error is one line."""
+    try:
+        cli.main(arguments, prog_name="mtl", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MtlError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
