@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import click
 
 from mtl.errors import MtlError, WeightsError
-from weights.fetch import Pinned, check, fetch, find, installed, manifest
-
-
-def local_folder(entry: Pinned) -> Path | None:
-    """Where a manifest model is on this machine, if it is."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(entry.hub, "config.json", revision=entry.revision)
-    return installed(entry) or (Path(config).parent if isinstance(config, str) else None)
+from weights.fetch import cached, check, fetch, find, installed, manifest
 
 
 @click.group(help="The files of pretrained models: list, fetch and verify them.")
@@ -28,7 +19,7 @@ def cli() -> None:
 def list_models() -> None:
     rows = [("name", "MB", "licence", "revision", "here")]
     for name, entry in manifest().items():
-        where = "installed" if installed(entry) else "cached" if local_folder(entry) else "on the hub"
+        where = "installed" if installed(entry) else "cached" if cached(entry) else "on the hub"
         rows.append((name, f"{entry.size / 1e6:.0f}", entry.licence, entry.revision[:12], where))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -45,14 +36,14 @@ def fetch_model(name: str) -> None:
 @click.argument("names", nargs=-1)
 def verify(names: tuple[str, ...]) -> None:
     entries = []
-    for name in names or [name for name, entry in manifest().items() if local_folder(entry)]:
+    for name in names or [name for name, entry in manifest().items() if installed(entry) or cached(entry)]:
         entry = find(name)
         if entry is None:
             raise WeightsError(f"no hashes are known for {name!r}; known: {', '.join(manifest())}")
         entries.append(entry)
     wrong = 0
     for entry in entries:
-        folder = local_folder(entry)
+        folder = installed(entry) or cached(entry)
         if folder is None:
             raise WeightsError(f"{entry.name} is not on this machine; `python -m weights fetch {entry.name}`")
         for file, (size, sha256) in entry.files.items():

@@ -97,14 +97,15 @@ def fetch(name: str, revision: str | None = None) -> Path:
 def quiet_hub() -> Any:
     """The hub's client, imported only where it is needed; what it logs on each retry, our one line says."""
     import huggingface_hub
+    from huggingface_hub.utils import logging as hub_logging
 
-    huggingface_hub.utils.logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     return huggingface_hub
 
 
 def fetch_pinned(entry: Pinned) -> Path:
     """A manifest model's folder: the installed package if there is one, else the hub's; verified either way."""
-    folder = installed(entry) or download(entry)
+    folder = installed(entry) or cached(entry) or download(entry)
     for file, (size, sha256) in entry.files.items():
         check(folder / file, size, sha256)
     return folder
@@ -121,14 +122,26 @@ def installed(entry: Pinned) -> Path | None:
     return Path(str(distribution.locate_file(entry.package_folder)))
 
 
+def cached(entry: Pinned) -> Path | None:
+    """Where the hub's local cache keeps the whole model, if it does; no network call is made."""
+    hub = quiet_hub()
+    paths = [hub.try_to_load_from_cache(entry.hub, file, revision=entry.revision) for file in entry.files]
+    return folder_of(entry, paths) if all(isinstance(path, str) for path in paths) else None
+
+
+def folder_of(entry: Pinned, paths: list[str]) -> Path:
+    """The folder in which the entry's files have these paths."""
+    return Path(paths[0].removesuffix(next(iter(entry.files))))
+
+
 def download(entry: Pinned) -> Path:
-    """The hub's folder at the pinned revision. Files in the local cache cost no network call."""
+    """The hub's folder at the pinned revision."""
     hub = quiet_hub()
     try:
-        paths = [Path(hub.hf_hub_download(entry.hub, file, revision=entry.revision)) for file in entry.files]
+        paths = [hub.hf_hub_download(entry.hub, file, revision=entry.revision) for file in entry.files]
     except Exception as error:
         raise unreachable(entry.hub, error) from None
-    return paths[0].parents[len(Path(next(iter(entry.files))).parts) - 1]
+    return folder_of(entry, paths)
 
 
 def fetch_unlisted(hub_id: str, revision: str | None) -> Path:

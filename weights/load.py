@@ -99,10 +99,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         WeightsError: the file is missing, damaged, or another format.
     """
     if not path.exists():
-        pickled = [p.name for p in path.parent.glob("*.bin")]
-        found = f" (found {pickled[0]}, a pickle, which is never opened)" if pickled else ""
+        shards = sorted(p.name for p in path.parent.glob("*-of-*.safetensors"))
+        pickles = sorted(p.name for p in path.parent.glob("*.bin"))
+        found = f" (found {pickles[0]}, a pickle, which is never opened)" if pickles else ""
+        found = f" (found {shards[0]}, one shard of several)" if shards else found
         raise WeightsError(
-            f"{path} is missing{found}; save the model with safetensors, as transformers' save_pretrained does"
+            f"{path} is missing{found}; save the model with safetensors in one file, as transformers' "
+            "save_pretrained(folder, max_shard_size='10GB') does"
         )
     try:
         tensors = load_file(path)

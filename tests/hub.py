@@ -1,0 +1,90 @@
+"""A Hugging Face hub of our own: the requests that the client makes for a public model, and a log of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """Serves the folder ``root``/org/name as the repository org/name at COMMIT (and at its branch "main")."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.requests: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.answer(self, with_body=True)
+
+            def do_HEAD(self) -> None:
+                hub.answer(self, with_body=False)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def answer(self, request: BaseHTTPRequestHandler, with_body: bool) -> None:
+        self.requests.append(f"{request.command} {request.path}")
+        parts = request.path.split("?")[0].strip("/").split("/")
+        if len(parts) < 4:  # something else than a model
+            request.send_error(404)
+            return
+        if parts[:2] == ["api", "models"]:
+            repo, revision = self.root / parts[2] / parts[3], parts[5] if len(parts) > 5 else "main"
+            files = [p for p in sorted(repo.rglob("*")) if p.is_file()]
+            paths = [str(p.relative_to(repo)) for p in files]
+            info = {"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": [{"rfilename": path} for path in paths]}
+            tree = [
+                {
+                    "type": "file",
+                    "path": path,
+                    "size": p.stat().st_size,
+                    "oid": hashlib.sha1(p.read_bytes()).hexdigest(),
+                }
+                for path, p in zip(paths, files, strict=True)
+            ]
+            body = json.dumps(tree if parts[4:5] == ["tree"] else info).encode()
+            file = None
+        else:
+            repo, revision = self.root / parts[0] / parts[1], parts[3]
+            file = repo.joinpath(*parts[4:])
+            body = file.read_bytes() if file.is_file() else b""
+        error = None
+        if not repo.is_dir():
+            error = "RepoNotFound"
+        elif revision not in (COMMIT, "main"):
+            error = "RevisionNotFound"
+        elif file is not None and not file.is_file():
+            error = "EntryNotFound"
+        request.send_response(404 if error else 200)
+        if error:
+            request.send_header("X-Error-Code", error)
+            body = b""
+        request.send_header("X-Repo-Commit", COMMIT)
+        request.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        if with_body:
+            request.wfile.write(body)
+
+
+@contextmanager
+def serving(root: Path) -> Iterator[Hub]:
+    hub = Hub(root)
+    threading.Thread(target=hub.server.serve_forever, daemon=True).start()
+    try:
+        yield hub
+    finally:
+        hub.server.shutdown()
+        hub.server.server_close()
