@@ -1,0 +1,218 @@
+"""The command line as a user meets it: with files, pipes and mistakes."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mtl import SentenceEncoder
+from mtl.cli import main
+
+TEXTS = ["a b c", "d, e", "", 'f "g"']
+
+
+@dataclasses.dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def mtl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Runs the program in this process, which saves loading torch each time."""
+
+    def run(*arguments: object, stdin: bytes = b"") -> Done:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        try:
+            main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def vectors(folder: Path) -> np.ndarray:
+    return SentenceEncoder.from_pretrained(folder).encode(TEXTS)
+
+
+def write_inputs(folder: Path) -> dict[str, list[object]]:
+    """The same texts in every format, and the arguments that read them."""
+    (folder / "in.txt").write_text("\n".join(TEXTS) + "\n")
+    (folder / "in.jsonl").write_text("".join(json.dumps({"id": 1, "text": text}) + "\n" for text in TEXTS))
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        with (folder / f"in{suffix}").open("w", newline="") as file:
+            csv.writer(file, delimiter=delimiter).writerows([("id", "text"), *((1, text) for text in TEXTS)])
+    return {
+        name: ["--input", folder / name, *(["--field", "text"] if name != "in.txt" else [])]
+        for name in ("in.txt", "in.jsonl", "in.csv", "in.tsv")
+    }
+
+
+def test_every_input_and_output(mtl: Callable[..., Done], folder: Path, tmp_path: Path, vectors: np.ndarray) -> None:
+    inputs = write_inputs(tmp_path)
+    for (name, arguments), suffix in zip(inputs.items(), (".npy", ".safetensors", ".jsonl", ".npy"), strict=True):
+        output = tmp_path / f"out-{name}{suffix}"
+        done = mtl("embed", "--model", folder, *arguments, "--output", output)
+        assert done.returncode == 0, done.stderr
+        if suffix == ".npy":
+            found = np.load(output)
+        elif suffix == ".safetensors":
+            found = load_file(output)["embeddings"]
+        else:
+            rows = [json.loads(line) for line in output.read_text().splitlines()]
+            assert [row["text"] for row in rows] == TEXTS
+            found = np.array([row["embedding"] for row in rows], dtype=np.float32)
+        assert found.dtype == np.float32
+        assert np.array_equal(found, vectors), name
+        assert f"wrote {output}: (4, 12) float32" in done.stderr
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_table(mtl: Callable[..., Done], folder: Path) -> None:
+    done = mtl("embed", "--model", folder, "a b", "c")
+    out = done.stdout
+    assert done.returncode == 0
+    assert "shape (2, 12) float32" in out
+    assert "cosine" in out
+    assert "model=" in done.stderr
+
+
+def test_standard_input(mtl: Callable[..., Done], folder: Path, tmp_path: Path, vectors: np.ndarray) -> None:
+    """A byte order mark and Windows line ends are not part of a text."""
+    stdin = b"\xef\xbb\xbf" + "\r\n".join(TEXTS).encode() + b"\r\n"
+    assert mtl("embed", "--model", folder, "--output", tmp_path / "o.npy", stdin=stdin).returncode == 0
+    assert np.array_equal(np.load(tmp_path / "o.npy"), vectors)
+
+
+def test_no_texts_at_all(mtl: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
+    for suffix in (".npy", ".safetensors", ".jsonl"):
+        assert mtl("embed", "--model", folder, "--output", tmp_path / f"o{suffix}").returncode == 0
+    assert np.load(tmp_path / "o.npy").shape == (0, 12)
+    assert load_file(tmp_path / "o.safetensors")["embeddings"].shape == (0, 12)
+    assert (tmp_path / "o.jsonl").read_text() == ""
+
+
+def test_options_reach_the_model(mtl: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
+    model = SentenceEncoder.from_pretrained(folder)
+    mtl("embed", "--model", folder, "--output", tmp_path / "o.npy", "--normalize", "--truncate-dim", 3,
+        "--prompt", "z ", "--overflow", "chunk", "--max-length", 4, "--threads", 1, "a b c d")  # fmt: skip
+    expected = model.encode(["a b c d"], normalize=True, truncate_dim=3, prompt="z ", overflow="chunk", max_length=4)
+    assert np.array_equal(np.load(tmp_path / "o.npy"), expected)
+
+
+def test_failures_are_one_line_and_write_nothing(mtl: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
+    bad = {
+        "latin.txt": b"fine\ncaf\xe9\n",
+        "bad.jsonl": b'{"text": "a"}\n{"text": \n',
+        "array.jsonl": b'["a"]\n',
+        "nofield.jsonl": b'{"text": "a"}\n{"body": "b"}\n',
+        "number.jsonl": b'{"text": 7}\n',
+        "short.csv": b"id,text\n1,a\n2\n",
+        "empty.csv": b"",
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    cases: list[tuple[list[object], int, str]] = [
+        (["--input", "latin.txt"], 1, "latin.txt, line 2: not UTF-8"),
+        (["--input", "bad.jsonl", "--field", "text"], 1, "bad.jsonl, line 2: not JSON"),
+        (["--input", "array.jsonl", "--field", "text"], 1, "array.jsonl, line 1: a list; expected an object"),
+        (["--input", "nofield.jsonl", "--field", "text"], 1, "line 2: no field 'text'; it has body"),
+        (["--input", "nofield.jsonl"], 1, "has the fields text; say with --field which holds the text"),
+        (["--input", "number.jsonl", "--field", "text"], 1, "line 1: field 'text' is a int; expected a string"),
+        (["--input", "short.csv", "--field", "text"], 1, "short.csv, line 3: 1 fields, expected 2 (id, text)"),
+        (["--input", "empty.csv", "--field", "text"], 1, "empty.csv is empty"),
+        (["--input", "absent.txt"], 1, "absent.txt is no file"),
+        (["--input", "photo.png"], 2, "expected one of .txt, .jsonl, .csv, .tsv"),
+        (["a", "--input", "latin.txt"], 2, "expected one of the two"),
+        (["a", "--field", "text"], 2, "--field goes with --input"),
+        (["a", "--overflow", "wrap"], 2, "'wrap' is not one of"),
+        (["a", "--truncate-dim", 99], 1, "truncate_dim is 99; expected 1 to 12"),
+        (["a b c d", "--overflow", "error", "--max-length", 4], 1, "text 0 has 6 tokens; the limit is 4"),
+        (["a", "--device", "cuda:9"], 1, "device 'cuda:9' cannot be used"),
+        (["a", "--device", "toaster"], 1, "device 'toaster' cannot be used"),
+    ]
+    for arguments, code, message in cases:
+        arguments = [tmp_path / a if str(a).endswith((".txt", ".jsonl", ".csv", ".png")) else a for a in arguments]
+        done = mtl("embed", "--model", folder, "--output", tmp_path / "out.npy", *arguments)
+        assert done.returncode == code, (arguments, done.stderr)
+        assert message in done.stderr, (arguments, done.stderr)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "message"),
+    [
+        ("out.pkl", 2, "expected one of .npy, .jsonl, .safetensors"),
+        ("nowhere/out.npy", 1, "is no folder that we may write to"),
+        ("tiny/../here.npy", 1, "here.npy is a folder; expected the name of a file"),
+    ],
+)
+def test_unwritable_output(
+    mtl: Callable[..., Done], folder: Path, tmp_path: Path, output: str, code: int, message: str
+) -> None:
+    (tmp_path / "here.npy").mkdir()
+    done = mtl("embed", "--model", folder, "--output", tmp_path / output, "a")
+    assert done.returncode == code
+    assert message in done.stderr
+
+
+def test_unknown_model(mtl: Callable[..., Done]) -> None:
+    done = mtl("embed", "--model", "all-MiniLM", "a")
+    assert done.returncode == 1
+    assert "error: no model is called 'all-MiniLM'; nearest: all-MiniLM-L6-v2" in done.stderr
+
+
+def test_an_earlier_output_survives_a_failure(mtl: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.npy").write_bytes(b"earlier")
+    (tmp_path / "latin.txt").write_bytes(b"a\n\xe9\n")
+    done = mtl("embed", "--model", folder, "--input", tmp_path / "latin.txt", "--output", tmp_path / "out.npy")
+    assert done.returncode == 1
+    assert (tmp_path / "out.npy").read_bytes() == b"earlier"
+
+
+def test_interrupt_leaves_no_output(folder: Path, tmp_path: Path) -> None:
+    """Standard input stays open, so that it waits in the middle of writing."""
+    output = tmp_path / "out.npy"
+    command = [sys.executable, "-m", "mtl.cli", "embed", "--model", str(folder), "--output", str(output)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not output.with_name("out.npy.partial").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.stdin.close()
+    stderr = process.stderr.read()
+    assert process.wait(timeout=60) == 130, stderr
+    assert b"Traceback" not in stderr
+    assert b"interrupted" in stderr
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_reader_that_stops_reading(folder: Path) -> None:
+    command = f"yes 'a b' | head -n 20000 | '{sys.executable}' -m mtl.cli embed --model '{folder}' | head -n 2"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, env=os.environ)
+    assert done.stdout.count(b"\n") == 2
+    assert b"Traceback" not in done.stderr
+
+
+def test_help_is_quick_to_import() -> None:
+    """Neither torch nor the model files are loaded for --help."""
+    code = "import sys; sys.argv = ['mtl', '--help']\nfrom mtl.cli import cli\n"
+    code += (
+        "try: cli()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'weights.load' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

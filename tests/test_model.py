@@ -1,0 +1,213 @@
+"""SentenceEncoder: known outputs, the same bits always, and every option."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mtl import SentenceEncoder
+from mtl.errors import InputError
+from weights.load import Checkpoint, Dense, Normalize
+
+# Lengths on both sides of every threshold: a few tokens, a batch, more than the model's limit
+CORPUS = [
+    "Hi", "", "   ", "no", "ok then", "Rain again.", "The ferry left without us.", "naïve café 日本語 🙂",
+    *(f"{'the old clock on the landing struck ' * n}{n}" for n in (1, 2, 3, 5, 8, 13, 21)),
+    "word " * 300,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(minilm: SentenceEncoder) -> np.ndarray:
+    """Each text's vector, encoded by itself."""
+    return np.stack([minilm.encode(text, overflow="truncate") for text in CORPUS])
+
+
+def test_reference_output_d(minilm: SentenceEncoder) -> None:
+    vector = minilm.encode("hello world")
+    np.testing.assert_allclose(vector[:5], [-0.034478, 0.03102, 0.00673, 0.02611, -0.039362], atol=1e-5)
+    a, b, c = minilm.encode(["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."])
+    np.testing.assert_allclose([a @ b, a @ c, b @ c], [0.6660, 0.1046, 0.1411], atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    order=st.permutations(range(len(CORPUS))),
+    take=st.integers(1, len(CORPUS)),
+    batch_tokens=st.integers(1, 2000),
+    threads=st.integers(1, 4),
+    chosen=st.lists(st.sampled_from(CORPUS), max_size=3),
+)
+def test_the_same_bits_always(minilm, alone, order, take, batch_tokens, threads, chosen) -> None:
+    """Whatever stands beside a text, in whatever order, token budget and number of threads."""
+    indices = order[:take]
+    texts = [CORPUS[i] for i in indices] + chosen
+    vectors = minilm.encode(texts, batch_tokens=batch_tokens, threads=threads, overflow="truncate")
+    assert np.array_equal(vectors[:take], alone[indices])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_same_bits_on_the_callers_threads(minilm: SentenceEncoder, alone: np.ndarray, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        again = np.stack([minilm.encode(text, overflow="truncate") for text in CORPUS])
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(again, alone)
+
+
+@pytest.mark.parametrize("pooling", [("cls",), ("mean", "max"), ("weightedmean",), ("lasttoken", "mean_sqrt_len")])
+def test_the_same_bits_through_every_part(checkpoint: Checkpoint, pooling: tuple[str, ...]) -> None:
+    """Every pooling, a Dense layer, chunks and streams."""
+    layer = Dense("Tanh", torch.randn(5, 12 * len(pooling)), torch.randn(5))
+    model = SentenceEncoder.from_checkpoint(
+        dataclasses.replace(checkpoint, pooling=pooling, after=(layer, Normalize()))
+    )
+    texts = ["a", "b c d", "", "e f g h i j k", "a b c d e f g h i j k l m n o p q r s t u v w x y z", "z"]
+    alone = np.stack([model.encode(text, overflow="chunk") for text in texts])
+    assert np.array_equal(model.encode(texts, overflow="chunk"), alone)
+    assert np.array_equal(model.encode(texts, overflow="chunk", batch_tokens=5), alone)
+    assert np.array_equal(np.concatenate([*model.encode_stream(texts, window=2, overflow="chunk")]), alone)
+
+
+def test_shapes_and_types(tiny: SentenceEncoder) -> None:
+    assert tiny.encode([]).shape == (0, 12)
+    assert tiny.encode([], truncate_dim=3).shape == (0, 3)
+    assert tiny.encode("a").shape == (12,)
+    assert tiny.encode(["a"]).dtype == np.float32
+    assert tiny.encode(("a", "b"), as_tensor=True).shape == (2, 12)
+    assert tiny.encode([], as_tensor=True).shape == (0, 12)
+
+
+def test_blank_texts_are_cls_sep(tiny: SentenceEncoder) -> None:
+    empty, blank, lines = tiny.encode(["", "   ", "\n\t"])
+    assert np.array_equal(empty, blank)
+    assert np.array_equal(empty, lines)
+    assert np.isfinite(empty).all()
+
+
+def test_normalize_and_truncate_dim(tiny: SentenceEncoder) -> None:
+    whole = tiny.encode(["a b", "c"])
+    cut = tiny.encode(["a b", "c"], truncate_dim=4, normalize=True)
+    np.testing.assert_allclose(cut, whole[:, :4] / np.linalg.norm(whole[:, :4], axis=1, keepdims=True), rtol=1e-6)
+
+
+def test_prompt(checkpoint: Checkpoint) -> None:
+    model = SentenceEncoder.from_checkpoint(dataclasses.replace(checkpoint, prompts={"q": "q "}, default_prompt="q "))
+    plain = model.encode("q a", prompt="")
+    assert np.array_equal(model.encode("a"), plain)
+    assert np.array_equal(model.encode("a", prompt="q "), plain)
+    assert not np.array_equal(model.encode("a", prompt=""), plain)
+
+
+def test_chunks_are_a_mean_weighted_by_tokens(tiny: SentenceEncoder) -> None:
+    text = "a b c d e f g"  # windows of 3, 3 and 1 tokens between [CLS] and [SEP]
+    parts = tiny.encode(["a b c", "d e f", "g"])
+    expected = (5 * parts[0] + 5 * parts[1] + 3 * parts[2]) / 13
+    np.testing.assert_allclose(tiny.encode(text, overflow="chunk", max_length=5), expected, atol=1e-6)
+
+
+def test_chunks_of_a_normalizing_model_are_normalized(minilm: SentenceEncoder) -> None:
+    vector = minilm.encode("word " * 600, overflow="chunk")
+    assert abs(np.linalg.norm(vector) - 1) < 1e-6
+
+
+def test_overflow_warns_once_with_counts(tiny: SentenceEncoder, caplog: pytest.LogCaptureFixture) -> None:
+    tiny.encode(["a b c d", "a", "a b c"], max_length=4)
+    assert caplog.messages == [
+        "2 texts were longer than 4 tokens and lost 3 tokens; overflow='chunk' embeds them whole"
+    ]
+    caplog.clear()
+    tiny.encode(["a b c d"], max_length=4, overflow="truncate")
+    assert caplog.messages == []
+
+
+def test_equal_texts_are_computed_once(tiny: SentenceEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    forward = tiny.forward
+    monkeypatch.setattr(tiny, "forward", lambda batch: seen.append(len(batch.lengths)) or forward(batch))
+    vectors = tiny.encode(["a b c d e f g h i j k l m n", "b", "a b c d e f g h i j k l m n"] * 10, threads=1)
+    assert vectors.shape == (30, 12)
+    assert sum(seen) < 30
+
+
+def test_stream_takes_what_it_needs(tiny: SentenceEncoder) -> None:
+    """An endless stream gives its first windows; only windows under way are held."""
+
+    def endless():
+        while True:
+            yield "a b"
+
+    stream = tiny.encode_stream(endless(), window=4)
+    assert next(stream).shape == (4, 12)
+    assert np.array_equal(next(stream)[0], tiny.encode("a b"))
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        (["a", 7], {}, r"texts\[1\] is int \(7\); expected a string"),
+        (["a", None], {}, r"texts\[1\] is NoneType"),
+        (["\udc80"], {}, r"texts\[0\] holds half of a surrogate pair"),
+        (["a"], {"truncate_dim": 13}, "truncate_dim is 13; expected 1 to 12"),
+        (["a"], {"truncate_dim": 0}, "truncate_dim is 0"),
+        (["a"], {"batch_tokens": 0}, "batch_tokens is 0; expected 1 or more"),
+        (["a"], {"threads": -1}, "threads is -1; expected 1 or more"),
+        (["a"], {"max_length": 17}, "max_length is 17; expected at most 16, the encoder's positions"),
+        (["a"], {"max_length": 2}, "max_length is 2; expected at least 3"),
+        (["a b c d"], {"max_length": 4, "overflow": "error"}, "text 0 has 6 tokens; the limit is 4"),
+        (["a"], {"overflow": "wrap"}, "overflow is 'wrap'"),
+    ],
+)
+def test_bad_input(tiny: SentenceEncoder, texts: list, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tiny.encode(texts, **options)
+
+
+def test_a_bad_text_far_into_a_stream_is_named(tiny: SentenceEncoder) -> None:
+    stream = tiny.encode_stream(["a", "b", "c", 4], window=2)
+    assert next(stream).shape == (2, 12)
+    with pytest.raises(InputError, match=r"texts\[3\] is int"):
+        next(stream)
+
+
+def test_thread_settings_are_restored(tiny: SentenceEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    texts = ["a b c d e f g"] + [f"{a} {b} c d e f g" for a in "abcdef" for b in "ghijkl"]
+    tiny.encode(texts, batch_tokens=20, threads=3)
+    assert torch.get_num_threads() == before
+
+    def fail(batch: object) -> None:
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr(tiny, "forward", fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        tiny.encode(texts, batch_tokens=20, threads=3)
+    assert torch.get_num_threads() == before
+
+
+def test_several_callers_at_once(tiny: SentenceEncoder) -> None:
+    texts = [f"{a} {b} c" for a in "abcdef" for b in "ghijkl"]
+    expected = tiny.encode(texts)
+    before, results = torch.get_num_threads(), []
+    callers = [
+        threading.Thread(target=lambda: results.append(tiny.encode(texts, batch_tokens=30, threads=2)))
+        for _ in range(6)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(results) == 6
+    assert all(np.array_equal(result, expected) for result in results)
+    seen = []
+    reader = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    reader.start()
+    reader.join()
+    assert seen == [before] == [torch.get_num_threads()]

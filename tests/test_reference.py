@@ -1,0 +1,150 @@
+"""Live comparison with transformers and sentence-transformers, where they are installed."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDENS
+from safetensors.torch import load_file
+
+from mtl import SentenceEncoder
+from mtl.encoder import DistilBert
+from mtl.packing import PackedBatch
+from weights.export import save
+from weights.fetch import fetch
+from weights.load import Checkpoint, Dense, Normalize, load, load_tensors
+
+transformers = pytest.importorskip("transformers", reason="needs the reference extra")
+sentence_transformers = pytest.importorskip("sentence_transformers", reason="needs the reference extra")
+pytestmark = pytest.mark.reference
+
+STSB = Path(__file__).parents[2] / "shared" / "data" / "stsb" / "dev.jsonl"
+TEXTS = [
+    "Hi.", "", "She sells sea shells.", "naïve café 日本語 🙂", "word " * 400,
+    "A somewhat longer sentence, which goes on for a while before it finds its end.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 8])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("sinusoidal", [False, True])
+def test_distilbert_every_kept_token(tmp_path: Path, heads: int, layers: int, sinusoidal: bool) -> None:
+    """Measured: at most 2e-6."""
+    torch.manual_seed(heads * 10 + layers)
+    config = transformers.DistilBertConfig(
+        vocab_size=50, max_position_embeddings=20, dim=32, hidden_dim=48, n_heads=heads, n_layers=layers,
+        sinusoidal_pos_embds=sinusoidal, initializer_range=0.3,
+    )  # fmt: skip
+    theirs = transformers.DistilBertModel(config).eval()
+    theirs.save_pretrained(tmp_path)
+    shape, tensors, _ = load_tensors(tmp_path)
+    ours = DistilBert(shape)
+    ours.load_state_dict(tensors)
+    ids = torch.randint(0, 50, (4, 15))
+    mask = (torch.arange(15) < torch.tensor([15, 9, 2, 1])[:, None]).long()
+    with torch.no_grad():
+        expected = theirs(ids, attention_mask=mask).last_hidden_state[mask.bool()]
+        hidden = ours.eval()(PackedBatch.from_padded(ids, mask))
+    torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=0)
+
+
+def test_the_goldens_are_what_their_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(GOLDENS))
+    import make
+
+    monkeypatch.setattr(make, "HERE", tmp_path)
+    make.main()
+    for path in sorted(GOLDENS.glob("*.safetensors")):
+        ours, theirs = load_file(path), load_file(tmp_path / path.name)
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    model = sentence_transformers.SentenceTransformer(str(fetch("all-MiniLM-L6-v2")), device="cpu")
+    return model
+
+
+def test_minilm_on_odd_texts(minilm: SentenceEncoder, theirs) -> None:
+    ours = minilm.encode(TEXTS, overflow="truncate")
+    np.testing.assert_allclose(ours, theirs.encode(TEXTS), atol=2e-6, rtol=0)
+
+
+@pytest.mark.skipif(not STSB.exists(), reason=f"{STSB} is not here")
+def test_minilm_on_stsb(minilm: SentenceEncoder, theirs) -> None:
+    """Every sentence's vector, and the benchmark's own measure. Measured: 1.5e-7."""
+    from scipy.stats import spearmanr
+
+    rows = [json.loads(line) for line in STSB.read_text().splitlines()]
+    texts = sorted({row[side] for row in rows for side in ("text_a", "text_b")})
+    place = {text: i for i, text in enumerate(texts)}
+    ours, expected = minilm.encode(texts), theirs.encode(texts)
+    np.testing.assert_allclose(ours, expected, atol=2e-6, rtol=0)
+
+    def spearman(vectors: np.ndarray) -> float:
+        a, b = (vectors[[place[row[side]] for row in rows]] for side in ("text_a", "text_b"))
+        return float(spearmanr((a * b).sum(axis=1), [row["score"] for row in rows]).statistic)
+
+    assert abs(spearman(ours) - spearman(expected)) < 1e-5
+    assert spearman(ours) > 0.85
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "bert"])
+def test_transformers_loads_what_we_save(checkpoint: Checkpoint, tmp_path: Path, architecture: str) -> None:
+    save(checkpoint, tmp_path / "model", architecture)
+    model, info = transformers.AutoModel.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert {name for name in info["missing_keys"] if not name.startswith("pooler.")} == set()
+    assert not info["unexpected_keys"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    batch = tokenizer(["a b c", "d"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = model.eval()(**batch).last_hidden_state
+    mask = batch["attention_mask"]
+    ours = SentenceEncoder.from_checkpoint(checkpoint)
+    with torch.no_grad():
+        hidden = ours.encoder(PackedBatch.from_padded(batch["input_ids"], mask))
+    torch.testing.assert_close(hidden, expected[mask.bool()], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", [("mean",), ("cls",), ("max", "mean"), ("weightedmean",), ("lasttoken",)])
+def test_sentence_transformers_loads_what_we_save(
+    checkpoint: Checkpoint, tmp_path: Path, pooling: tuple[str, ...]
+) -> None:
+    after = (Dense("Tanh", torch.randn(5, 12 * len(pooling)), torch.randn(5)), Normalize())
+    rich = dataclasses.replace(checkpoint, pooling=pooling, after=after, max_length=9)
+    save(rich, tmp_path / "model")
+    texts = ["a b c", "d", "", "a b c d e f g h i j k l"]
+    expected = sentence_transformers.SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(texts)
+    ours = SentenceEncoder.from_checkpoint(rich).encode(texts, overflow="truncate")
+    np.testing.assert_allclose(ours, expected, atol=2e-6, rtol=0)
+
+
+def test_we_load_what_sentence_transformers_saves(theirs, tmp_path: Path) -> None:
+    """Its newest format, module types and pooling names."""
+    theirs.save(str(tmp_path / "saved"))
+    ours = SentenceEncoder.from_pretrained(tmp_path / "saved")
+    assert ours.tokenizer.max_length == 256
+    np.testing.assert_allclose(ours.encode(TEXTS[:3]), theirs.encode(TEXTS[:3]), atol=2e-6, rtol=0)
+
+
+def test_a_classifier_there_and_back(checkpoint: Checkpoint, folder: Path, tmp_path: Path) -> None:
+    """transformers' own sequence classifier: the same names, shapes and bytes after our load and save."""
+    config = transformers.DistilBertConfig.from_pretrained(folder, num_labels=3)
+    model = transformers.DistilBertForSequenceClassification(config)
+    model.save_pretrained(tmp_path / "theirs")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "theirs" / name).write_bytes((folder / name).read_bytes())
+    save(load(tmp_path / "theirs"), tmp_path / "ours")
+    before, after = (load_file(tmp_path / kind / "model.safetensors") for kind in ("theirs", "ours"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    again, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert again.config.num_labels == 3
