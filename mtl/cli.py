@@ -1,7 +1,8 @@
-"""The command line: mtl embed."""
+"""The command line: mtl embed, predict, train, evaluate."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -26,13 +27,18 @@ SHOWN = 10  # texts up to which a table shows all cosines
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mtl")
 def cli() -> None:
-    """A sentence transformer in plain PyTorch."""
+    """A sentence transformer and multi-task model in plain PyTorch."""
     logging.basicConfig(format="%(message)s")
 
 
 def settings(**values: object) -> None:
     """The effective settings, on stderr, before long work starts."""
     click.echo("  ".join(f"{name}={value}" for name, value in values.items()), err=True)
+
+
+def decoded(argument: str) -> str:
+    """A command line's argument as Unicode, whatever bytes it had."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def choose_texts(texts: tuple[str, ...], source: Path | None, field: str | None) -> Iterable[str]:
@@ -42,7 +48,7 @@ def choose_texts(texts: tuple[str, ...], source: Path | None, field: str | None)
     if field and not source:
         raise click.UsageError("--field goes with --input")
     if texts:
-        return [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in texts]
+        return [decoded(text) for text in texts]
     if source is None and sys.stdin.isatty():
         raise click.UsageError('no texts; expected arguments ("..."), --input FILE, or lines on standard input')
     if source is None:
@@ -118,12 +124,10 @@ def embed(
         raise InputError(f"{source} is no file")
     import torch
 
+    from mtl.engine import usable
     from mtl.model import SentenceEncoder
 
-    try:
-        encoder = SentenceEncoder.from_pretrained(model, device=torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    encoder = SentenceEncoder.from_pretrained(model, device=usable(device))
     threads = threads or torch.get_num_threads()
     settings(model=model, dim=encoder.dim, max_length=options["max_length"] or encoder.tokenizer.max_length,
              overflow=options["overflow"], device=device, threads=threads)  # fmt: skip
@@ -133,6 +137,75 @@ def embed(
     else:
         rows = write_vectors(output, parts, options["truncate_dim"] or encoder.dim)
         click.echo(f"wrote {output}: ({rows}, {options['truncate_dim'] or encoder.dim}) float32", err=True)
+
+
+@cli.command()
+@click.argument("texts", nargs=-1, required=True)
+@click.option("-m", "--model", required=True, help="A trained run or model folder, or a classifier's name.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per text, with embedding and logits.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+def predict(texts: tuple[str, ...], model: str, as_json: bool, threads: int | None) -> None:
+    """Every task's label, probabilities and logits of TEXTS, and their embeddings, in one forward pass."""
+    from mtl.multitask import MultiTaskModel
+    from mtl.report import table
+
+    loaded = MultiTaskModel.from_pretrained(trained(model))
+    found = loaded.predict([decoded(text) for text in texts], threads)
+    for i, text in enumerate(texts):
+        tasks = {
+            name: {
+                "label": found.labels[name][i],
+                "scores": dict(zip(task.labels or ["value"], found.scores[name][i].tolist(), strict=True)),
+                "logits": found.logits[name][i].tolist(),
+            }
+            for name, task in loaded.tasks.items()
+        }
+        if as_json:
+            click.echo(json.dumps({"text": text, "embedding": found.embeddings[i].tolist(), "tasks": tasks}))
+            continue
+        click.echo(f"{preview(text, 100)}\n  embedding ({len(found.embeddings[i])},)  "
+                   f"{' '.join(f'{value:.4f}' for value in found.embeddings[i][:5])} ...")  # fmt: skip
+        rows: list[list[object]] = [["task", "says", "label", "probability", "logit"]]
+        for name, answer in tasks.items():
+            said = answer["label"] if loaded.tasks[name].kind == "single-label" else ""
+            for (label, score), logit in zip(answer["scores"].items(), answer["logits"], strict=True):
+                rows.append([name, said, label, float(score), float(logit)])
+                name, said = "", ""
+        click.echo("\n".join(f"  {line}" for line in table(rows).splitlines()) + "\n")
+
+
+@cli.command()
+@click.argument("recipe", default="demo")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<recipe>]")
+@click.option("--resume", is_flag=True, help="Go on with the run in the output folder.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too.")
+def train(recipe: str, output: Path | None, resume: bool, device: str, threads: int | None, tensorboard: bool) -> None:
+    """Train the tasks of a RECIPE: a .toml file, or one that comes with the package (demo)."""
+    from mtl.session import train_recipe
+    from mtl.tasks import find_recipe
+
+    train_recipe(find_recipe(recipe), output, resume, device, threads, tensorboard)
+
+
+@cli.command()
+@click.option("-m", "--model", required=True, help="A trained run or model folder.")
+@click.option("-r", "--recipe", required=True, help="The recipe that names the data.")
+@click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+def evaluate(model: str, recipe: str, split: str, threads: int | None) -> None:
+    """A trained model's metrics and confusion matrices on a recipe's data."""
+    from mtl.multitask import MultiTaskModel
+    from mtl.session import evaluate_split
+    from mtl.tasks import find_recipe, read_recipe
+
+    evaluate_split(MultiTaskModel.from_pretrained(trained(model)), read_recipe(find_recipe(recipe)), split, threads)
+
+
+def trained(model: str) -> str:
+    """A run's model, where the name is a run's folder."""
+    return str(Path(model) / "model") if (Path(model) / "model" / "config.json").is_file() else model
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

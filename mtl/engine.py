@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mtl.batching import by_token_budget
+from mtl.errors import InputError
 from mtl.packing import PackedBatch
 
 T = TypeVar("T")
@@ -30,6 +31,20 @@ BATCH_TOKENS_GPU = 65536
 _lock = threading.Lock()
 _running = 0
 _threads_before = 0
+
+
+def usable(device: str) -> torch.device:
+    """A device by name.
+
+    Raises:
+        InputError: there is none of that name, or it cannot be used.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return found
 
 
 @contextmanager

@@ -228,12 +228,8 @@ class SentenceEncoder(nn.Module):
                 cut_texts, cut_tokens = cut_texts + tokenized.cut_texts, cut_tokens + tokenized.cut_tokens
                 bar.update(len(index))
                 yield F.normalize(vectors, dim=-1) if normalize else vectors
-        if cut_texts and overflow == "warn":
-            limit = max_length or self.tokenizer.max_length
-            log.warning(
-                "%d texts were longer than %d tokens and lost %d tokens; overflow='chunk' embeds them whole",
-                cut_texts, limit, cut_tokens,
-            )  # fmt: skip
+        if overflow == "warn":
+            warn_of_cuts(cut_texts, cut_tokens, max_length or self.tokenizer.max_length)
 
     def _tokenize(
         self, texts: Sequence[str], start: int, prefix: str, overflow: Overflow, max_length: int | None
@@ -261,6 +257,15 @@ class SentenceEncoder(nn.Module):
     def normalizes(self) -> bool:
         """Whether the model itself gives vectors of length 1."""
         return len(self.after) > 0 and isinstance(self.after[-1], Normalize)
+
+
+def warn_of_cuts(texts: int, tokens: int, limit: int) -> None:
+    """One line in the log, if anything was cut."""
+    if texts:
+        log.warning(
+            "%d texts were longer than %d tokens and lost %d tokens; overflow='chunk' embeds them whole",
+            texts, limit, tokens,
+        )  # fmt: skip
 
 
 def dense(tensors: load.Dense) -> Dense:

@@ -96,8 +96,8 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
 
-def check_texts(texts: Sequence[str], start: int = 0) -> None:
-    """That all are strings of valid Unicode; ``start`` is the index of the first.
+def check_texts(texts: Sequence[str], start: int = 0) -> Sequence[str]:
+    """The texts themselves, if all are strings of valid Unicode; ``start`` is the index of the first.
 
     Raises:
         InputError: one is not; it names its index.
@@ -109,6 +109,7 @@ def check_texts(texts: Sequence[str], start: int = 0) -> None:
             text.encode()
         except UnicodeEncodeError:
             raise InputError(f"texts[{i}] holds half of a surrogate pair: {preview(text)}; expected Unicode") from None
+    return texts
 
 
 def preview(value: object, width: int = 60) -> str:

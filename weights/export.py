@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mtl.errors import WeightsError
-from weights.load import POOLING_SWITCHES, Checkpoint, Dense
+from weights.load import BRANCHES, POOLING_SWITCHES, TASKS, Checkpoint, Dense
 from weights.names import CONFIG_NAMES, to_bert
 
 Architecture = Literal["distilbert", "bert"]
@@ -150,5 +150,8 @@ def save(checkpoint: Checkpoint, folder: Path, architecture: Architecture = "dis
     def write(partial: Path) -> None:
         write_transformer(checkpoint, partial, architecture)
         write_modules(checkpoint, partial)
+        if checkpoint.tasks:
+            write_json(partial / TASKS, checkpoint.tasks)
+            write_tensors(partial / BRANCHES, checkpoint.branches)
 
     write_folder(Path(folder), write)

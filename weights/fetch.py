@@ -157,6 +157,23 @@ def fetch_unlisted(hub_id: str, revision: str | None) -> Path:
     return folder
 
 
+def fetch_data(source: str) -> Path:
+    """A file of a dataset on the hub, ``hf://datasets/owner/name[@revision]/path``.
+
+    Raises:
+        WeightsError: another form of address, or the hub does not give the file.
+    """
+    parts = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([^/]+))?/(.+)", source)
+    if parts is None:
+        raise WeightsError(f"{source} is no address of data; expected hf://datasets/owner/name@revision/path")
+    hub_id, revision, file = parts.groups()
+    hub = quiet_hub()
+    try:
+        return Path(hub.hf_hub_download(hub_id, file, revision=revision, repo_type="dataset"))
+    except Exception as error:
+        raise unreachable(f"{source} ({hub_id})", error) from None
+
+
 def unreachable(hub_id: str, error: Exception) -> WeightsError:
     """One line for whatever the hub's client raised: not found, not allowed, or no connection."""
     import huggingface_hub.errors as errors

@@ -24,6 +24,8 @@ from mtl.errors import ConfigError, WeightsError
 from mtl.pooling import ACTIVATIONS
 from weights.names import CONFIG_NAMES, DROPPED, HEAD, from_bert
 
+TASKS, BRANCHES = "tasks.json", "tasks.safetensors"
+
 # sentence-transformers' older switches and its newer mode names, in the order in which it concatenates
 POOLING_SWITCHES = {
     "pooling_mode_cls_token": "cls",
@@ -54,7 +56,8 @@ class Checkpoint:
     """All that a folder says of a model.
 
     ``encoder`` has DistilBERT's names without prefix, in float32; ``head`` the tensors of a sequence
-    classifier, or none; ``labels`` their names by index; ``after`` the layers behind the pooling.
+    classifier, or none; ``labels`` their names by index; ``after`` the layers behind the pooling. ``tasks`` are
+    the fields of our own tasks (mtl.tasks.TaskSpec), ``branches`` the tensors of their poolings and heads.
     """
 
     config: EncoderConfig
@@ -68,6 +71,8 @@ class Checkpoint:
     after: tuple[Dense | Normalize, ...]
     prompts: dict[str, str]
     default_prompt: str
+    tasks: tuple[dict[str, Any], ...] = ()
+    branches: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 def read_json(path: Path) -> Any:
@@ -302,6 +307,9 @@ def load(folder: Path) -> Checkpoint:
     prompting = read_object(folder / "config_sentence_transformers.json", optional=True)
     prompts = prompting.get("prompts") or {}
     labels = fields.get("id2label") or {}
+    tasks = read_json(folder / TASKS) if (folder / TASKS).exists() else []
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        raise WeightsError(f"{folder / TASKS}: expected a list of objects, one per task")
     return Checkpoint(
         config=config,
         encoder=encoder,
@@ -314,4 +322,6 @@ def load(folder: Path) -> Checkpoint:
         after=after,
         prompts=prompts,
         default_prompt=prompts.get(prompting.get("default_prompt_name"), ""),
+        tasks=tuple(tasks),
+        branches=read_tensors(folder / BRANCHES) if tasks else {},
     )

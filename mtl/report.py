@@ -1,0 +1,169 @@
+"""What a training run says: a file of metrics, a bar, tables and a picture. The loop only hands it numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from mtl.errors import CheckpointError, TrainingError
+
+
+def table(rows: Sequence[Sequence[object]]) -> str:
+    """Rows of cells in columns that line up; the first row is the header."""
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    numeric = [all(isinstance(row[i], (int, float)) for row in rows[1:]) for i in range(len(widths))]
+    lines = [
+        "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric, strict=True))
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """A row per task; tasks of different kinds have different columns."""
+    columns = list(dict.fromkeys(key for values in metrics.values() for key in values))
+    rows = [[name, *(values.get(key, "") for key in columns)] for name, values in metrics.items()]
+    return table([["task", *columns], *rows])
+
+
+def confusion_table(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    return table([["true \\ predicted", *labels], *([label, *row] for label, row in zip(labels, counts, strict=True))])
+
+
+class Log:
+    """Every step and every epoch of a run, in ``metrics.jsonl``, as a JSON object a line.
+
+    What depends on the clock is shown and not written, so that equal runs write equal files. A run that goes
+    on cuts the file back to where its checkpoint stood.
+    """
+
+    def __init__(self, folder: Path, keep_bytes: int = 0, total: int = 0, tensorboard: bool = False) -> None:
+        self.path = folder / "metrics.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("ab")
+            self.file.truncate(keep_bytes)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from None
+        records = [json.loads(line) for line in self.path.read_bytes().splitlines()]
+        self.steps: list[dict[str, Any]] = [record for record in records if "loss" in record]
+        self.epochs: list[dict[str, Any]] = [record for record in records if "dev" in record]
+        self.bar = tqdm(total=total, initial=len(self.steps), unit="step", disable=None, leave=False)
+        self.writer = summary_writer(folder) if tensorboard else None
+        self.texts = 0
+        self.started = time.perf_counter()
+
+    @property
+    def bytes(self) -> int:
+        return self.file.tell()
+
+    def write(self, record: dict[str, Any]) -> None:
+        try:
+            self.file.write(json.dumps(record).encode() + b"\n")
+            self.file.flush()
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from None
+        (self.steps if "loss" in record else self.epochs).append(record)
+
+    def step(self, step: int, epoch: int, losses: dict[str, float], norm: float, rate: float, texts: int) -> None:
+        """After a step: each task's mean loss, the gradient's norm before clipping, and the trunk's rate."""
+        self.write({"step": step, "epoch": epoch, "loss": losses, "gradient_norm": norm, "learning_rate": rate})
+        self.texts += texts
+        self.bar.update()
+        self.bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()}, refresh=False)
+        if self.writer:
+            for name, loss in losses.items():
+                self.writer.add_scalar(f"loss/{name}", loss, step)
+
+    def epoch(self, step: int, epoch: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """After an epoch: the dev metrics. Prints a line, with the losses' means over the epoch."""
+        self.write({"step": step, "epoch": epoch, "dev": metrics})
+        seconds = time.perf_counter() - self.started
+        losses = "  ".join(f"{name} {loss:.4f}" for name, loss in self.epoch_losses(epoch).items())
+        dev = "  ".join(
+            f"{name} {' '.join(f'{key} {value:.4f}' for key, value in values.items())}"
+            for name, values in metrics.items()
+        )
+        dev = f"  |  dev {dev}" if dev else ""
+        self.say(f"epoch {epoch}  loss {losses}{dev}  |  {seconds:.1f} s, {self.texts / seconds:.0f} texts/s")
+        if self.writer:
+            for name, values in metrics.items():
+                for key, value in values.items():
+                    self.writer.add_scalar(f"dev/{name}/{key}", value, step)
+            self.writer.flush()
+        self.texts, self.started = 0, time.perf_counter()
+
+    def epoch_losses(self, epoch: int) -> dict[str, float]:
+        """Each task's mean loss over the steps of an epoch."""
+        losses: dict[str, list[float]] = defaultdict(list)
+        for record in self.steps:
+            if record["epoch"] == epoch:
+                for name, loss in record["loss"].items():
+                    losses[name].append(loss)
+        return {name: math.fsum(values) / len(values) for name, values in sorted(losses.items())}
+
+    def say(self, line: str) -> None:
+        """A line above the bar, on standard output."""
+        with self.bar.external_write_mode():
+            click.echo(line)
+
+    def close(self) -> None:
+        self.bar.close()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        if self.writer:
+            self.writer.close()
+
+
+def summary_writer(folder: Path) -> Any:
+    """TensorBoard's writer.
+
+    Raises:
+        TrainingError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise TrainingError("--tensorboard needs TensorBoard; pip install 'mtl[tensorboard]'") from None
+    return SummaryWriter(folder / "tensorboard")
+
+
+def plot(log: Log, path: Path) -> None:
+    """A picture of the losses, step by step and as means over epochs, and of the dev metrics."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    names = sorted({name for record in log.steps for name in record["loss"]})
+    epochs = sorted({record["epoch"] for record in log.steps})
+    ends = {epoch: max(r["step"] for r in log.steps if r["epoch"] == epoch) for epoch in epochs}
+    for i, name in enumerate(names):
+        points = [(record["step"], record["loss"][name]) for record in log.steps if name in record["loss"]]
+        left.plot(*zip(*points, strict=True), color=f"C{i}", alpha=0.3, linewidth=0.8)
+        means = [(ends[epoch], log.epoch_losses(epoch).get(name, math.nan)) for epoch in epochs]
+        left.plot(*zip(*means, strict=True), color=f"C{i}", marker="o", label=name)
+    left.set(xlabel="step", ylabel="training loss", title="loss: each step, and the mean of each epoch")
+    for i, name in enumerate(names):
+        for style, key in zip("-:", list(log.epochs[0]["dev"].get(name, {}))[:2] if log.epochs else [], strict=False):
+            values = [(record["epoch"], record["dev"][name][key]) for record in log.epochs]
+            right.plot(*zip(*values, strict=True), style, color=f"C{i}", marker="o", label=f"{name} {key}")
+    right.set(xlabel="epoch", ylabel="dev metric", title="dev", xticks=epochs)
+    for axes in (left, right):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, dpi=120, format="png")
+    partial.replace(path)
+    pyplot.close(figure)
