@@ -6,16 +6,24 @@ INPUT ?=
 OUTPUT ?=
 FIELD ?=
 TEXT ?=
+RECIPE ?=
+RUN ?=
+RESUME ?=
+SPLIT ?=
+DATA ?= ../shared/data
 DOCKER_IMAGE ?= mtl
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A model with heads: MODEL where the user names one, else the demo's, trained first if need be
+HEADS := $(if $(filter command environment,$(firstword $(origin MODEL))),$(MODEL),runs/demo)
+TRAINED := $(if $(filter runs/demo,$(HEADS)),runs/demo/model)
 # Passed through the environment, so that the shell does not read quotes and dollars in them
-export MODEL INPUT OUTPUT FIELD TEXT
+export MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME SPLIT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup embed test test-reference lint docker clean
+.PHONY: help setup embed train predict evaluate ablation bench-train test test-reference lint docker clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -31,6 +39,27 @@ embed: $(STAMP)-core ## Embed sample sentences, TEXT="...", or INPUT=file [FIELD
 	elif [ -z "$$INPUT" ]; then set -- "$$@" -- "The weather is lovely today." "It's so sunny outside!" \
 		"He drove to the stadium." "The bread came out of the oven golden and loud."; fi; \
 	$(BIN)/mtl embed "$$@"
+
+train: $(STAMP)-train ## Train RECIPE=demo|file.toml [RUN=folder] [RESUME=1]
+	@set -- "$${RECIPE:-demo}"; \
+	if [ -n "$$RUN" ]; then set -- "$$@" --output "$$RUN"; fi; \
+	if [ -n "$$RESUME" ]; then set -- "$$@" --resume; fi; \
+	$(BIN)/mtl train "$$@"
+
+predict: $(STAMP)-core | $(TRAINED) ## Every task's label for TEXT="..." [MODEL=runs/demo, trained if it is not there]
+	@$(BIN)/mtl predict --model "$(HEADS)" -- "$${TEXT:-The train to Vienna was late, but the view was worth it.}"
+
+evaluate: $(STAMP)-train | $(TRAINED) ## Metrics of MODEL=runs/demo on RECIPE=demo [SPLIT=test]
+	@$(BIN)/mtl evaluate --model "$(HEADS)" --recipe "$${RECIPE:-demo}" --split "$${SPLIT:-test}"
+
+runs/demo/model: $(STAMP)-train
+	$(BIN)/mtl train demo --output runs/demo $(if $(wildcard runs/demo),--resume)
+
+ablation: $(STAMP)-train ## Run the experiments of analysis.md again [DATA=folder with sst2/ and trec/]
+	$(BIN)/python -m benchmarks.ablation --data "$(DATA)"
+
+bench-train: $(STAMP)-reference ## Training speed against transformers' Trainer [DATA=folder with sst2/]
+	$(BIN)/python -m benchmarks.training --data "$(DATA)"
 
 test: $(STAMP)-test ## Run the tests (no hub needed)
 	$(BIN)/python -m pytest -m "not reference"

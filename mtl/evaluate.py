@@ -15,8 +15,12 @@ from mtl.multitask import MultiTaskModel
 from mtl.packing import PackedBatch
 from mtl.tasks import TaskSpec
 
-# The metric by which a task is judged where none is named
-MAIN = {"single-label": "accuracy", "multi-label": "macro_f1", "regression": "spearman"}
+# Each kind's metrics; the first is the one by which a task is judged where none is named
+METRICS = {
+    "single-label": ("accuracy", "macro_f1"),
+    "multi-label": ("macro_f1", "micro_f1", "accuracy"),
+    "regression": ("spearman", "pearson", "rmse"),
+}
 
 
 def task_logits(model: MultiTaskModel, task: str, rows: list[list[int]], threads: int | None = None) -> Tensor:
@@ -91,17 +95,20 @@ def evaluate(
     return metrics, matrices
 
 
-def chosen_metric(best: str, tasks: Mapping[str, TaskSpec], metrics: Mapping[str, Mapping[str, float]]) -> float:
-    """The value of ``task.metric``, or for "mean" the mean of the tasks' main metrics.
+def check_metric(best: str, tasks: Mapping[str, TaskSpec]) -> None:
+    """That "mean" or ``task.metric`` names a metric of these tasks.
 
     Raises:
-        TrainingError: there is no such metric.
+        TrainingError: it does not.
     """
+    known = [f"{name}.{metric}" for name, task in tasks.items() for metric in METRICS[task.kind]]
+    if best != "mean" and best not in known:
+        raise TrainingError(f"best is {best!r}; expected mean{''.join(f', {name}' for name in known)} (of dev data)")
+
+
+def chosen_metric(best: str, tasks: Mapping[str, TaskSpec], metrics: Mapping[str, Mapping[str, float]]) -> float:
+    """The value of ``task.metric``, or for "mean" the mean of the tasks' main ones; more is better."""
     if best == "mean":
-        return sum(values[MAIN[tasks[name].kind]] for name, values in metrics.items()) / len(metrics)
+        return sum(values[METRICS[tasks[name].kind][0]] for name, values in metrics.items()) / len(metrics)
     task, _, metric = best.partition(".")
-    if metric not in metrics.get(task, {}):
-        known = ", ".join(f"{name}.{key}" for name, values in metrics.items() for key in values)
-        raise TrainingError(f"best is {best!r}; expected mean, or one of {known}")
-    value = metrics[task][metric]
-    return -value if metric == "rmse" else value
+    return -metrics[task][metric] if metric == "rmse" else metrics[task][metric]

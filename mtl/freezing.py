@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mtl.data import Data, Examples
+from mtl.engine import ROWS, pack_padded
 from mtl.errors import TrainingError
 from mtl.multitask import MultiTaskModel, frozen_prefix
 from mtl.packing import PackedBatch
@@ -146,9 +147,9 @@ class Forward:
         found = {key: self.kept[key] for key in keys if key in self.kept}
         if missing:
             rows = [self.data[task].rows[i] for task, i in missing]
-            batch = PackedBatch.pack(rows).to(self.model.embedder.device)
-            with torch.no_grad():
-                made = pieces(frozen_prefix(self.model.encoder, batch, self.common), batch)
+            batch = pack_padded(rows, ROWS * torch.get_num_threads()).to(self.model.embedder.device)
+            with torch.no_grad():  # the same bits whatever else is missing, so that a resumed run equals this one
+                made = pieces(frozen_prefix(self.model.encoder, batch, self.common), batch)[: len(rows)]
             new = dict(zip(missing, made, strict=True))
             found.update(new)
             size = sum(piece.nbytes for piece in made)

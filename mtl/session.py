@@ -45,7 +45,7 @@ def train_recipe(
     """
     recipe = read_recipe(path)
     folder = output or (Path("runs") / path.stem if resume else free_folder(path.stem))
-    if resume and not (folder / "checkpoints").is_dir():
+    if resume and not folder.is_dir():
         raise CheckpointError(f"{folder} holds no run to go on with; train without --resume, or say --output")
     if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty; --resume goes on there, or choose another --output")
@@ -55,6 +55,7 @@ def train_recipe(
     model = create(recipe, place)
     data, notes = load_data(recipe, model.embedder)
     run = Run(recipe, model, data, folder)
+    resume = resume and run.checkpoints.is_dir()  # it is not, where a run was stopped before its first step
     notes += run.restore() if resume else []
     show_settings(run, path, notes)
     log = Log(folder, run.metrics_bytes, run.total, tensorboard)

@@ -9,6 +9,7 @@ batch, whatever the sizes of the pieces; only one micro-batch's graph is alive a
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import threading
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from mtl import checkpoint
 from mtl.data import Data, fingerprints
 from mtl.errors import CheckpointError, TrainingError
-from mtl.evaluate import chosen_metric, evaluate
+from mtl.evaluate import check_metric, chosen_metric, evaluate
 from mtl.freezing import Forward, Trainables
 from mtl.heads import loss_sum
 from mtl.model import SentenceEncoder
@@ -65,13 +66,13 @@ def backward(
     counts: Counter[str] = Counter()
     for micro, target in zip(window, targets, strict=True):
         counts[micro.task] += target.numel()
-    sums = dict.fromkeys(counts, 0.0)
+    sums: dict[str, Tensor] = {}
     for micro, target in zip(window, targets, strict=True):
         logits = forward(micro).float()
         loss, count = loss_sum(model.tasks[micro.task].kind, logits, target.to(logits.device))
         weights(micro.task, loss / counts[micro.task], count / counts[micro.task]).backward()
-        sums[micro.task] += float(loss.detach())
-    return {task: total / counts[task] for task, total in sums.items()}
+        sums[micro.task] = sums.get(micro.task, 0) + loss.detach()
+    return {task: float(total) / counts[task] for task, total in sums.items()}
 
 
 @contextmanager
@@ -100,7 +101,8 @@ class Run:
     def __init__(self, recipe: Recipe, model: MultiTaskModel, data: Data, folder: Path) -> None:
         training = recipe.training
         self.recipe, self.model, self.data, self.folder = recipe, model, data, folder
-        self.identity = {**recipe.as_dict(), "data": fingerprints(data)}
+        self.identity = json.loads(json.dumps({**recipe.as_dict(), "data": fingerprints(data)}))
+        check_metric(training.best, {task: model.tasks[task] for task in data["dev"]})
         self.trainables = Trainables(model, training)
         self.weights = LossWeights(recipe.tasks, training.loss_weights == "uncertainty").to(model.embedder.device)
         names = self.trainables.ever()
@@ -153,11 +155,10 @@ class Run:
         self.load_tensors(state.tensors["model"])
         moments = state.tensors["optimizer"]
         for name, parameter in self.parameters():
-            found = {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
-                     if f"{name}.{key}" in moments}  # fmt: skip
-            if found:
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments]
+            if keys:
                 self.optimiser.state[parameter] = {
-                    key: x.clone() if key == "step" else x.clone().to(parameter.device) for key, x in found.items()
+                    key: moments[f"{name}.{key}"].clone().to(parameter.device) for key in keys
                 }
         torch.set_rng_state(state.tensors["rng"]["cpu"])
         if "cuda" in state.tensors["rng"]:
@@ -185,8 +186,10 @@ class Run:
         return self.checkpoints / "best.safetensors"
 
 
-def train(run: Run, log: Log, threads: int | None = None) -> bool:
-    """Train until the recipe's end, or an early stop. False if Ctrl-C stopped it: a checkpoint is saved then.
+def train(run: Run, log: Log, threads: int | None = None, until: int | None = None) -> bool:
+    """Train until the recipe's end, an early stop, or step ``until``.
+
+    False if Ctrl-C stopped it: a checkpoint is saved then. ``threads`` are those that evaluate.
 
     Raises:
         TrainingError: a loss or a gradient is not finite; the last checkpoint is from before.
@@ -197,7 +200,7 @@ def train(run: Run, log: Log, threads: int | None = None) -> bool:
     forward: Forward | None = None
     run.train_mode()
     with stop_signal() as stopped:
-        while run.step < run.total and not stops_early(run, log):
+        while run.step < (until or run.total) and not stops_early(run, log):
             epoch = run.step // schedule.steps_per_epoch + 1
             if forward is None or run.step % schedule.steps_per_epoch == 0:
                 forward = run.forward_of(epoch, forward)

@@ -1,10 +1,12 @@
-"""Reference outputs A and B on the real DistilBERT, from the hub or its local cache; skipped where neither is."""
+"""Reference outputs A, B and C on the real DistilBERTs, from the hub or its local cache; skipped where neither is."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from mtl import MultiTaskModel
 from mtl.encoder import DistilBert
 from mtl.errors import WeightsError
 from mtl.packing import PackedBatch
@@ -58,3 +60,18 @@ def test_output_b(distilbert: DistilBert) -> None:
         [0.22756018, -0.0896414, 0.3701467],
     ]
     torch.testing.assert_close(hidden[:3, :3], torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+def test_output_c(pretrained) -> None:
+    """The published sentiment head, on its tokenizer rebuilt from vocab.txt."""
+    model = MultiTaskModel.from_pretrained(pretrained("distilbert-base-uncased-finetuned-sst-2-english"))
+    texts = [
+        "I've been waiting for a HuggingFace course my whole life.",
+        "I hate this so much!",
+        "So have I!",
+        "Python is great!",
+    ]
+    found = model.predict(texts)
+    expected = [[-1.5607, 1.6123], [4.1692, -3.3464], [-3.6183, 3.9137], [-4.2745, 4.6111]]
+    np.testing.assert_allclose(found.logits["classification"], expected, atol=1e-4, rtol=0)
+    assert found.labels["classification"] == ["POSITIVE", "NEGATIVE", "POSITIVE", "POSITIVE"]
