@@ -116,6 +116,7 @@ class Run:
         self.total = training.epochs * self.schedule.steps_per_epoch
         self.checkpoints = folder / "checkpoints"
         self.step = self.metrics_bytes = 0
+        self.forward: Forward | None = None
 
     def parameters(self) -> list[tuple[str, Tensor]]:
         """The optimiser's parameters with their names."""
@@ -166,13 +167,14 @@ class Run:
         self.step, self.metrics_bytes = state.step, state.metrics_bytes
         return notes
 
-    def forward_of(self, epoch: int, before: Forward | None = None) -> Forward:
-        """The forward pass of an epoch; what an epoch before remembered stays, where it is still right."""
+    def forward_of(self, epoch: int) -> Forward:
+        """The forward pass of an epoch; what earlier epochs remembered stays, where it is still right."""
         depths = {task: self.trainables.depth(task, epoch) for task in self.model.tasks}
         common = self.trainables.common_depth(epoch)
         forward = Forward(self.model, self.data["train"], depths, common, self.recipe.training.cache_mb * 2**20)
-        if before is not None and before.common == common:
-            forward.kept, forward.room = before.kept, before.room
+        if self.forward is not None and self.forward.common == common:
+            forward.kept, forward.room = self.forward.kept, self.forward.room
+        self.forward = forward
         return forward
 
     def train_mode(self) -> None:
@@ -197,13 +199,12 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
     """
     training, schedule = run.recipe.training, run.schedule
     device = run.model.embedder.device
-    forward: Forward | None = None
     run.train_mode()
     with stop_signal() as stopped:
         while run.step < (until or run.total) and not stops_early(run, log):
             epoch = run.step // schedule.steps_per_epoch + 1
-            if forward is None or run.step % schedule.steps_per_epoch == 0:
-                forward = run.forward_of(epoch, forward)
+            starts_epoch = run.step % schedule.steps_per_epoch == 0
+            forward = run.forward_of(epoch) if starts_epoch or run.forward is None else run.forward
             factor = rate_factor(run.step, run.total, training)
             for group in run.optimiser.param_groups:
                 group["lr"] = group["full_rate"] * factor
