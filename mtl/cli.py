@@ -101,6 +101,9 @@ def print_table(parts: Iterable[tuple[Sequence[str], Vectors]]) -> None:
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens computed at once.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option(
+    "--precision", default="fp32", show_default=True, help="What to compute in: fp32, bf16 or fp16 (GPU), int8 (CPU)."
+)
 def embed(
     texts: tuple[str, ...],
     model: str,
@@ -109,6 +112,7 @@ def embed(
     output: Path | None,
     threads: int | None,
     device: str,
+    precision: str,
     **options: Any,
 ) -> None:
     """Vectors of TEXTS, of a file's texts, or of the lines on standard input.
@@ -127,10 +131,10 @@ def embed(
     from mtl.engine import usable
     from mtl.model import SentenceEncoder
 
-    encoder = SentenceEncoder.from_pretrained(model, device=usable(device))
+    encoder = SentenceEncoder.from_pretrained(model, None, usable(device), precision)  # type: ignore[arg-type]
     threads = threads or torch.get_num_threads()
     settings(model=model, dim=encoder.dim, max_length=options["max_length"] or encoder.tokenizer.max_length,
-             overflow=options["overflow"], device=device, threads=threads)  # fmt: skip
+             overflow=options["overflow"], device=device, precision=precision, threads=threads)  # fmt: skip
     parts = with_vectors(encoder, chosen, {**options, "threads": threads})  # type: ignore[typeddict-item]
     if output is None:
         print_table(parts)

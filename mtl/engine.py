@@ -106,15 +106,16 @@ class Engine:
 
         ``done`` is called with the number of texts each time that some are finished.
         """
-        batches = self.batches(rows)
-        out: Tensor | None = None
-        for indices, vectors in zip(batches, self.vectors(rows, batches), strict=True):
-            out = vectors.new_empty(len(rows), vectors.shape[1]) if out is None else out
-            out[torch.tensor(indices, device=out.device)] = vectors
-            done(len(indices))
-        if out is None:
+        if not rows:
             raise ValueError("rows is empty; expected at least one text")
-        return out
+        batches = self.batches(rows)
+        parts = []
+        for indices, vectors in zip(batches, self.vectors(rows, batches), strict=True):
+            parts.append(vectors)
+            done(len(indices))
+        order = torch.tensor([i for indices in batches for i in indices])
+        back = torch.argsort(order).to(self.device)  # the one wait for a GPU
+        return torch.cat(parts)[back]
 
     def batches(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         """Indices by token budget; where there are fewer batches than threads, smaller batches."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack, overload
+from typing import Literal, TypedDict, Unpack, get_args, overload
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mtl import int8
 from mtl.encoder import DistilBert
 from mtl.engine import Engine, prefetch
 from mtl.errors import InputError, WeightsError
@@ -26,6 +27,7 @@ from weights.fetch import fetch
 
 log = logging.getLogger("mtl")
 
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 WINDOW = 8192  # texts that are tokenized, sorted and held at once
 
 
@@ -82,17 +84,34 @@ class SentenceEncoder(nn.Module):
         self.after = nn.Sequential(*after)
         self.prompts = dict(prompts or {})
         self.default_prompt = default_prompt
+        self.precision: Precision = "fp32"
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, revision: str | None = None, device: str | torch.device = "cpu"
+        cls,
+        name: str | Path,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
     ) -> SentenceEncoder:
         """A pretrained model by name (see ``python -m weights list``), hub id or local folder, in eval mode.
 
+        ``precision`` is what the encoder computes in: "bf16" and "fp16" are for a GPU, "int8" for a CPU. Vectors
+        come in float32 whichever it is.
+
         Raises:
             ConfigError, WeightsError: it cannot be found, is not what it should be, or is no model of ours.
+            InputError: an unknown precision, or one that the device has not.
         """
-        return cls.from_checkpoint(load.load(fetch(str(name), revision))).to(device)
+        if precision not in get_args(Precision):
+            raise InputError(f"precision is {precision!r}; expected one of {', '.join(get_args(Precision))}")
+        model = cls.from_checkpoint(load.load(fetch(str(name), revision))).to(device)
+        if precision == "int8":
+            int8.quantize(model.encoder, model.tokenizer(int8.calibration_texts(), "truncate").rows)
+        elif precision != "fp32":
+            model.encoder.to({"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+        model.precision = precision
+        return model
 
     @classmethod
     def from_checkpoint(cls, checkpoint: load.Checkpoint) -> SentenceEncoder:
@@ -130,8 +149,10 @@ class SentenceEncoder(nn.Module):
         """Write a folder that ``from_pretrained``, transformers and sentence-transformers load.
 
         Raises:
-            WeightsError: the folder is not empty or cannot be written.
+            WeightsError: the folder is not empty or cannot be written; or the model computes in int8.
         """
+        if self.precision == "int8":
+            raise WeightsError("a model in int8 cannot be saved; load it with precision='fp32' and save that")
         export.save(self.to_checkpoint(), Path(folder))
 
     @property
@@ -146,7 +167,8 @@ class SentenceEncoder(nn.Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """One vector per text of the batch, (texts, dim)."""
-        vectors: Tensor = self.after(self.pooling(self.encoder(batch), batch))
+        x = self.encoder(batch).float()
+        vectors: Tensor = self.after(self.pooling(x, batch))
         return vectors
 
     @overload

@@ -81,8 +81,9 @@ class PackedBatch:
     @cached_property
     def offsets(self) -> Tensor:
         """Where each text starts, and the end: (texts + 1,) int32, on the device of ids."""
-        lengths = torch.tensor((0, *self.lengths), dtype=torch.int32)
-        return lengths.cumsum(0, dtype=torch.int32).to(self.ids.device, non_blocking=True)
+        offsets = torch.tensor((0, *self.lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        offsets = offsets.pin_memory() if self.ids.is_cuda else offsets
+        return offsets.to(self.ids.device, non_blocking=True)
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on a device. From pinned memory, the copy does not wait for the device."""

@@ -1,0 +1,153 @@
+"""The experiments behind analysis.md: what to freeze, what to start from, one task or two.
+
+    python -m benchmarks.ablation --data FOLDER
+
+FOLDER holds sst2/{train,dev}.jsonl (label 0, 1) and trec/train.jsonl (label, and fold, of which 0 is the dev
+set). Each experiment trains from the same pretrained trunk and is measured on the dev sets. The last line is the
+result as JSON; --output keeps it, and one made before is gone on with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from benchmarks.machine import describe, write_result
+from mtl.data import load_data
+from mtl.report import Log, table
+from mtl.tasks import Recipe, TaskSpec, Training
+from mtl.train import Run, create, train
+
+TREC = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
+MODEL = "all-MiniLM-L6-v2"
+BASE = Training(epochs=3, batch_size=16, learning_rate=1e-4, head_learning_rate=1e-3, warmup=0.1)
+
+
+def prepare(data: Path, folder: Path, rows: int | None) -> tuple[TaskSpec, TaskSpec]:
+    """The two tasks, with TREC divided by its folds, and at most so many rows to train each on.
+
+    Raises:
+        click.ClickException: a file is missing.
+    """
+    files = [data / "sst2" / "train.jsonl", data / "sst2" / "dev.jsonl", data / "trec" / "train.jsonl"]
+    for path in files:
+        if not path.is_file():
+            raise click.ClickException(f"{path} is no file; see `python -m benchmarks.ablation --help`")
+    sst2 = {"train": read(files[0]), "dev": read(files[1])}
+    folds = read(files[2])
+    trec = {"train": [r for r in folds if r["fold"] != 0], "dev": [r for r in folds if r["fold"] == 0]}
+    for name, splits in (("sst2", sst2), ("trec", trec)):
+        random.Random(0).shuffle(splits["train"])
+        splits["train"] = splits["train"][:rows]
+        for split, kept in splits.items():
+            lines = "".join(json.dumps(row) + "\n" for row in kept)
+            (folder / f"{name}-{split}.jsonl").write_text(lines, encoding="utf-8")
+    sources = {name: {split: str(folder / f"{name}-{split}.jsonl") for split in ("train", "dev")}
+               for name in ("sst2", "trec")}  # fmt: skip
+    return TaskSpec("sst2", ("negative", "positive"), **sources["sst2"]), TaskSpec("trec", TREC, **sources["trec"])
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def experiments(sst2: TaskSpec, trec: TaskSpec) -> dict[str, tuple[tuple[TaskSpec, ...], Training]]:
+    """Name -> tasks and settings."""
+
+    def both(**changes: Any) -> tuple[TaskSpec, ...]:
+        return tuple(dataclasses.replace(task, **changes) for task in (sst2, trec))
+
+    more = dataclasses.replace(BASE, epochs=10)
+    return {
+        "heads on a frozen trunk": (both(freeze="encoder"), more),
+        "heads on a frozen trunk, attention pooling": (both(freeze="encoder", pooling=("attention",)), more),
+        "embeddings and 4 blocks frozen": (both(freeze=4), BASE),
+        "embeddings and 2 blocks frozen": (both(freeze=2), BASE),
+        "embeddings frozen": (both(freeze=0), BASE),
+        "nothing frozen": (both(), BASE),
+        "one head frozen (sst2's), the rest trained": ((dataclasses.replace(sst2, freeze_head=True), trec), BASE),
+        "all frozen but the heads for one epoch, then 3, then nothing": (
+            both(freeze={"1": "encoder", "2": 3, "3": "none"}),
+            BASE,
+        ),
+        "trunk frozen for sst2, trained by trec": ((dataclasses.replace(sst2, freeze="encoder"), trec), BASE),
+        "layer-wise decay 0.8": (both(), dataclasses.replace(BASE, layer_decay=0.8)),
+        "sst2 alone": ((sst2,), BASE),
+        "trec alone": ((trec,), BASE),
+        "uniform sampling": (both(), dataclasses.replace(BASE, sampling="uniform")),
+        "learned loss weights": (both(), dataclasses.replace(BASE, loss_weights="uncertainty")),
+    }
+
+
+def measure(tasks: tuple[TaskSpec, ...], training: Training, model_name: str) -> dict[str, Any]:
+    """Train, and give the best epoch's dev metrics, seconds per epoch, and the number of trained parameters."""
+    recipe = Recipe(model_name, tasks, training)
+    model = create(recipe)
+    with tempfile.TemporaryDirectory() as name:
+        run = Run(recipe, model, load_data(recipe, model.embedder)[0], Path(name))
+        log = Log(Path(name))
+        run.save = lambda metrics_bytes: None  # type: ignore[method-assign]
+        seconds = []
+        for epoch in range(1, training.epochs + 1):
+            started = time.perf_counter()
+            train(run, log, until=epoch * run.schedule.steps_per_epoch)
+            seconds.append(time.perf_counter() - started)
+        log.close()
+        trained = set().union(*(run.trainables.names(task.name, training.epochs) for task in tasks))
+        sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
+        return {
+            "dev": [record["dev"] for record in log.epochs],
+            "seconds": seconds,
+            "trained": sum(sizes[key] for key in trained),
+        }
+
+
+def row(name: str, result: dict[str, Any]) -> list[object]:
+    """The best epoch by the mean of accuracies, as a line of the table."""
+    means = [sum(task["accuracy"] for task in dev.values()) / len(dev) for dev in result["dev"]]
+    best = max(range(len(means)), key=means.__getitem__)
+    dev = result["dev"][best]
+    accuracies: list[object] = [f"{dev[task]['accuracy']:.4f}" if task in dev else "" for task in ("sst2", "trec")]
+    f1 = [f"{dev[task]['macro_f1']:.4f}" if task in dev else "" for task in ("sst2", "trec")]
+    seconds = result["seconds"]
+    return [name, *accuracies, *f1, f"{best + 1} of {len(means)}", f"{seconds[0]:.1f}", f"{seconds[-1]:.1f}",
+            f"{result['trained']:,}"]  # fmt: skip
+
+
+@click.command(help=__doc__)
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder with sst2/ and trec/.")
+@click.option("--model", default=MODEL, show_default=True, help="The trunk to start from.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--rows", type=click.IntRange(1), help="Rows to train each task on.  [default: all]")
+@click.option("--only", multiple=True, help="Names of experiments; all by default.")
+@click.option("--output", type=click.Path(path_type=Path), help="Where to keep the JSON.")
+def main(data: Path, model: str, seed: int, rows: int | None, only: tuple[str, ...], output: Path | None) -> None:
+    results: dict[str, Any] = json.loads(output.read_text())["results"] if output and output.exists() else {}
+    with tempfile.TemporaryDirectory() as name:
+        for title, (tasks, training) in experiments(*prepare(data, Path(name), rows)).items():
+            if (only and title not in only) or title in results:
+                continue
+            print(f"-- {title}", flush=True)
+            results[title] = measure(tasks, dataclasses.replace(training, seed=seed), model)
+            if output:
+                write_result(output, summary(model, rows, results))
+    header = ["experiment", "sst2", "trec", "sst2 F1", "trec F1", "best epoch", "s, epoch 1", "s, last", "trained"]
+    print(table([header, *(row(title, result) for title, result in results.items())]))
+    write_result(output, summary(model, rows, results))
+
+
+def summary(model: str, rows: int | None, results: dict[str, Any]) -> dict[str, Any]:
+    settings = {**dataclasses.asdict(BASE), "rows": rows, "threads": torch.get_num_threads()}
+    return {"machine": describe("scikit-learn"), "model": model, "settings": settings, "results": results}
+
+
+if __name__ == "__main__":
+    main()
