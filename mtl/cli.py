@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
+import numpy as np
 
 from mtl.errors import InputError, MtlError
-from mtl.files import INPUTS, WRITERS, Vectors, lines, read_texts, write_vectors
+from mtl.files import INPUTS, lines, read_texts
+from mtl.outputs import SUFFIXES, Output, OutputPrecision, Vectors, convert, converted_shape, value_ranges
 from mtl.tokenizer import Overflow, preview
 
 if TYPE_CHECKING:
@@ -90,7 +92,7 @@ def print_table(parts: Iterable[tuple[Sequence[str], Vectors]]) -> None:
 @click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision].")
 @click.option("-i", "--input", "source", type=click.Path(path_type=Path), help=f"A file of texts: {', '.join(INPUTS)}.")
 @click.option("--field", help="Which field of a .jsonl, .csv or .tsv file holds the text.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(WRITERS)}.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(SUFFIXES)}.")
 @click.option("--normalize", is_flag=True, help="Scale vectors to length 1.")
 @click.option("--truncate-dim", type=click.IntRange(1), help="Keep only the first dimensions.")
 @click.option("--prompt", help="Put before every text.  [default: the model's own]")
@@ -100,6 +102,11 @@ def print_table(parts: Iterable[tuple[Sequence[str], Vectors]]) -> None:
 @click.option("--max-length", type=click.IntRange(1), help="Tokens per text.  [default: the model's own]")
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens computed at once.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+@click.option(
+    "--output-precision", type=click.Choice(get_args(OutputPrecision)), default="float32", show_default=True,
+    help="Number format of the output; int8 and uint8 write their ranges as OUTPUT.ranges.npy.",
+)  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on with an output that was interrupted.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option(
     "--precision", default="fp32", show_default=True, help="What to compute in: fp32, bf16 or fp16 (GPU), int8 (CPU)."
@@ -113,15 +120,20 @@ def embed(
     threads: int | None,
     device: str,
     precision: str,
+    output_precision: OutputPrecision,
+    resume: bool,
     **options: Any,
 ) -> None:
     """Vectors of TEXTS, of a file's texts, or of the lines on standard input.
 
-    Without --output, a table. An output appears under its name only when it is whole.
+    Without --output, a table. An output appears under its name only when it is whole; one that was interrupted
+    is kept as OUTPUT.partial, and --resume goes on with it.
     """
+    if output is None and (resume or output_precision != "float32"):
+        raise click.UsageError("--resume and --output-precision go with --output")
     chosen = choose_texts(texts, source, field)
-    if output and output.suffix not in WRITERS:
-        raise click.UsageError(f"{output} ends in {output.suffix!r}; expected one of {', '.join(WRITERS)}")
+    if output and output.suffix not in SUFFIXES:
+        raise click.UsageError(f"{output} ends in {output.suffix!r}; expected one of {', '.join(SUFFIXES)}")
     if output and not os.access(output.parent, os.W_OK):
         raise InputError(f"{output} cannot be written: {output.parent} is no folder that we may write to")
     if source and not source.is_file():
@@ -135,12 +147,36 @@ def embed(
     threads = threads or torch.get_num_threads()
     settings(model=model, dim=encoder.dim, max_length=options["max_length"] or encoder.tokenizer.max_length,
              overflow=options["overflow"], device=device, precision=precision, threads=threads)  # fmt: skip
-    parts = with_vectors(encoder, chosen, {**options, "threads": threads})  # type: ignore[typeddict-item]
+    options["threads"] = threads
     if output is None:
-        print_table(parts)
-    else:
-        rows = write_vectors(output, parts, options["truncate_dim"] or encoder.dim)
-        click.echo(f"wrote {output}: ({rows}, {options['truncate_dim'] or encoder.dim}) float32", err=True)
+        print_table(with_vectors(encoder, chosen, options))  # type: ignore[arg-type]
+        return
+    about = {key: value for key, value in options.items() if key not in ("threads", "batch_tokens")}
+    about |= {"model": model, "precision": precision, "output_precision": output_precision}
+    dim, dtype = converted_shape(options["truncate_dim"] or encoder.dim, output_precision)
+    target = Output(output, dim, dtype, about, resume)
+    try:
+        remaining = iter(chosen)
+        target.skip(remaining)
+        write_vectors(target, with_vectors(encoder, remaining, options), output_precision)  # type: ignore[arg-type]
+    except BaseException:
+        if target.stop():
+            click.echo(f"{target.rows} rows are kept in {target.partial}; --resume goes on with them", err=True)
+        raise
+    click.echo(f"wrote {output}: ({target.rows}, {dim}) {dtype}", err=True)
+
+
+def write_vectors(target: Output, parts: Iterable[tuple[Sequence[str], Vectors]], precision: OutputPrecision) -> None:
+    """Convert and write window by window; the ranges of int8 and uint8 are those of the first window."""
+    ranges_path = target.path.with_name(target.path.name + ".ranges.npy")
+    with_ranges = precision in ("int8", "uint8")
+    ranges = np.load(ranges_path) if with_ranges and target.rows else None
+    for texts, vectors in parts:
+        if with_ranges and ranges is None:
+            ranges = value_ranges(vectors)
+            np.save(ranges_path, ranges)
+        target.write(texts, convert(vectors, precision, ranges))
+    target.finish()
 
 
 @cli.command()

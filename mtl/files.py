@@ -1,25 +1,16 @@
-"""Texts from files, one at a time, and vectors to files, as they come.
-
-What is read may be larger than memory, and so may what is written. An output appears under its name only
-when it is whole: it is written as NAME.partial, then renamed.
-"""
+"""Texts from files, one at a time. What is read may be larger than memory."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from mtl.errors import InputError
 
 Row = tuple[int, dict[str, Any]]  # line number, fields
-Vectors = NDArray[np.float32]
 
 INPUTS = (".txt", ".jsonl", ".csv", ".tsv")
 
@@ -109,85 +100,3 @@ def read_texts(path: Path, field: str | None = None) -> Iterator[str]:
             kind = type(fields[field]).__name__
             raise InputError(f"{path}, line {number}: field {field!r} is a {kind}; expected a string")
         yield fields[field]
-
-
-def write_npy(file: BinaryIO, parts: Iterable[tuple[Sequence[str], Vectors]], dim: int) -> int:
-    """A numpy array (texts, dim). numpy leaves room in the header for the number of rows to grow."""
-    rows = 0
-
-    def header() -> None:
-        file.seek(0)
-        fields = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
-        np.lib.format.write_array_header_1_0(file, fields)
-
-    header()
-    for _, vectors in parts:
-        file.write(vectors.astype("<f4", copy=False).tobytes())
-        rows += len(vectors)
-    header()
-    return rows
-
-
-def write_safetensors(file: BinaryIO, parts: Iterable[tuple[Sequence[str], Vectors]], dim: int) -> int:
-    """One float32 tensor ``embeddings`` (texts, dim). The format lets its JSON header end in spaces."""
-    rows, room = 0, 248
-
-    def header() -> None:
-        offsets = [0, rows * dim * 4]
-        fields = {"embeddings": {"dtype": "F32", "shape": [rows, dim], "data_offsets": offsets}}
-        file.seek(0)
-        file.write(room.to_bytes(8, "little") + json.dumps(fields).encode().ljust(room))
-
-    header()
-    for _, vectors in parts:
-        file.write(vectors.astype("<f4", copy=False).tobytes())
-        rows += len(vectors)
-    header()
-    return rows
-
-
-def write_jsonl(file: BinaryIO, parts: Iterable[tuple[Sequence[str], Vectors]], dim: int) -> int:
-    """One object a line: ``text`` and ``embedding``, whose digits give back the float32 exactly."""
-    rows = 0
-    for texts, vectors in parts:
-        for text, vector in zip(texts, vectors, strict=True):
-            digits = ", ".join(map(str, vector))
-            file.write(f'{{"text": {json.dumps(text, ensure_ascii=False)}, "embedding": [{digits}]}}\n'.encode())
-        rows += len(vectors)
-    return rows
-
-
-Writer = Callable[[BinaryIO, Iterable[tuple[Sequence[str], Vectors]], int], int]
-WRITERS: dict[str, Writer] = {".npy": write_npy, ".jsonl": write_jsonl, ".safetensors": write_safetensors}
-
-
-def write_vectors(path: Path, parts: Iterable[tuple[Sequence[str], Vectors]], dim: int) -> int:
-    """Write texts' vectors as they come, in the format of the path's ending; gives the number of rows.
-
-    Raises:
-        InputError: another ending than .npy, .jsonl and .safetensors, or the file cannot be written.
-    """
-    if path.suffix not in WRITERS:
-        raise InputError(f"{path} ends in {path.suffix!r}; expected one of {', '.join(WRITERS)}")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; expected the name of a file")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            rows = WRITERS[path.suffix](file, parts, dim)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        remove(partial)
-    return rows
-
-
-def remove(path: Path) -> None:
-    """Delete a file, if it is there and can be."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return
