@@ -24,7 +24,7 @@ from mtl.packing import PackedBatch
 
 T = TypeVar("T")
 
-ROWS = 16  # per thread; kernels were seen to change below 4 (AVX2 and MKL, see benchmarks/README.md)
+ROWS = 8  # per thread; kernels were seen to change below 4 at one thread, below 12 at two (`mtl check` looks)
 BATCH_TOKENS = 768  # on a CPU: large enough for the products, small enough for the caches
 BATCH_TOKENS_GPU = 65536
 

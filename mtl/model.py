@@ -22,6 +22,7 @@ from mtl.errors import InputError, WeightsError
 from mtl.packing import PackedBatch
 from mtl.pooling import Dense, Normalize, Pooling
 from mtl.tokenizer import Overflow, Tokenized, Tokenizer, check_texts
+from mtl.uninitialized import uninitialized
 from weights import export, load
 from weights.fetch import fetch
 
@@ -116,7 +117,7 @@ class SentenceEncoder(nn.Module):
     @classmethod
     def from_checkpoint(cls, checkpoint: load.Checkpoint) -> SentenceEncoder:
         """The model that a folder's content describes; the tensors are taken over, not copied."""
-        with torch.device("meta"):
+        with uninitialized():
             encoder = DistilBert(checkpoint.config)
         encoder.load_state_dict(checkpoint.encoder, assign=True)
         model = cls(
@@ -242,7 +243,8 @@ class SentenceEncoder(nn.Module):
         cut_texts = cut_tokens = 0
         hidden = None if progress is None else not progress  # None: a bar only on a terminal
         with tqdm(total=total, unit="text", disable=hidden, leave=False) as bar:
-            for tokenized, index in prefetch(windows):
+            single = total is not None and total <= window
+            for tokenized, index in windows if single else prefetch(windows):
                 vectors = engine.run(tokenized.rows)
                 if len(tokenized.owners) > tokenized.owners[-1] + 1:
                     vectors = self._merge(vectors, tokenized)
@@ -292,7 +294,7 @@ def warn_of_cuts(texts: int, tokens: int, limit: int) -> None:
 
 def dense(tensors: load.Dense) -> Dense:
     """The module of a Dense layer's tensors."""
-    with torch.device("meta"):
+    with uninitialized():
         out_features, in_features = tensors.weight.shape
         module = Dense(in_features, out_features, tensors.bias is not None, tensors.activation)
     state = {"weight": tensors.weight, "bias": tensors.bias}

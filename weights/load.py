@@ -22,6 +22,7 @@ from mtl.config import EncoderConfig
 from mtl.encoder import DistilBert
 from mtl.errors import ConfigError, WeightsError
 from mtl.pooling import ACTIVATIONS
+from mtl.uninitialized import uninitialized
 from weights.names import CONFIG_NAMES, DROPPED, HEAD, from_bert
 
 TASKS, BRANCHES = "tasks.json", "tasks.safetensors"
@@ -165,7 +166,7 @@ def check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Siz
 
 def encoder_shapes(config: EncoderConfig) -> dict[str, torch.Size]:
     """The name and shape of every tensor that an encoder of this config has."""
-    with torch.device("meta"):
+    with uninitialized():
         return {name: tensor.shape for name, tensor in DistilBert(config).state_dict().items()}
 
 
