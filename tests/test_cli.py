@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from mtl import SentenceEncoder
 from mtl.cli import main
+from mtl.packing import PackedBatch
 
 TEXTS = ["a b c", "d, e", "", 'f "g"']
 
@@ -216,3 +217,20 @@ def test_help_is_quick_to_import() -> None:
         "try: cli()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'weights.load' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_check(mtl: Callable[..., Done], precision: str) -> None:
+    done = mtl("check", "--precision", precision)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("same   ") >= 12
+    assert "differ" not in done.stdout
+
+
+def test_check_says_what_differs(mtl: Callable[..., Done], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose BLAS does otherwise, as this one does without the filler rows."""
+    monkeypatch.setattr("mtl.engine.pack_padded", lambda rows, least, least_texts=0: PackedBatch.pack(rows))
+    done = mtl("check")
+    assert done.returncode == 1
+    assert "differ  alone, 2 threads inside" in done.stdout
+    assert "ways to encode gave other bits" in done.stderr
