@@ -14,7 +14,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Serves the folder ``root``/org/name as the repository org/name at COMMIT (and at its branch "main")."""
+    """Serves the folder ``root``/org/name as the model and dataset org/name at COMMIT (and at its branch "main")."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -36,7 +36,7 @@ class Hub:
 
     def answer(self, request: BaseHTTPRequestHandler, with_body: bool) -> None:
         self.requests.append(f"{request.command} {request.path}")
-        parts = request.path.split("?")[0].strip("/").split("/")
+        parts = request.path.split("?")[0].strip("/").removeprefix("datasets/").split("/")
         if len(parts) < 4:  # something else than a model
             request.send_error(404)
             return

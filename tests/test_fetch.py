@@ -22,7 +22,8 @@ from mtl.errors import MtlError
 logging.basicConfig(format="log: %(message)s")
 weights.fetch.MANIFEST = pathlib.Path(sys.argv[1])
 try:
-    print(weights.fetch.fetch(sys.argv[2]))
+    fetch = weights.fetch.fetch_data if sys.argv[2].startswith("hf:") else weights.fetch.fetch
+    print(fetch(sys.argv[2]))
 except MtlError as error:
     print(f"error: {error}")
 """
@@ -119,6 +120,19 @@ def test_a_pinned_file_that_the_hub_lacks(pinned: Path, repository: Path, tmp_pa
     (repository / "modules.json").unlink()
     with serving(tmp_path / "hub") as hub:
         assert "error: me/tiny lacks a file" in run(pinned, "tiny-model", hub.url, tmp_path)
+
+
+def test_a_dataset_s_file(pinned: Path, tmp_path: Path) -> None:
+    (tmp_path / "hub" / "me" / "data" / "parts").mkdir(parents=True)
+    (tmp_path / "hub" / "me" / "data" / "parts" / "train.csv").write_text("text,label\na,b\n")
+    with serving(tmp_path / "hub") as hub:
+        printed = run(pinned, f"hf://datasets/me/data@{COMMIT}/parts/train.csv", hub.url, tmp_path)
+        absent = run(pinned, "hf://datasets/me/data@main/parts/test.csv", hub.url, tmp_path)
+    assert Path(printed.strip()).read_text() == "text,label\na,b\n"
+    assert "error: hf://datasets/me/data@main/parts/test.csv (me/data) lacks a file" in absent
+    assert "is no address of data; expected hf://datasets/owner/name@revision/path" in run(
+        pinned, "hf://me/data", "http://127.0.0.1:9", tmp_path
+    )
 
 
 @pytest.mark.parametrize("name", ["tiny-model", "me/other"])
