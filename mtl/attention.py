@@ -52,6 +52,15 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, dropout: float =
     return context
 
 
+def attend_first(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
+    """What each text's first token gets: q and the result are (texts, heads, head_dim), k and v as everywhere."""
+    out = []
+    for group, q_group in zip(batch.groups, q.split([group.texts for group in batch.groups]), strict=True):
+        k_group, v_group = (group.of(x).transpose(1, 2) for x in (k, v))  # (texts, heads, length, head_dim)
+        out.append(F.scaled_dot_product_attention(q_group.unsqueeze(2), k_group, v_group).squeeze(2))
+    return torch.cat(out) if out else torch.empty_like(q)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, dropout: float = 0.0) -> Tensor:
     """The fastest implementation for where q lives and what it is made of."""
     low_precision = q.dtype in (torch.bfloat16, torch.float16)

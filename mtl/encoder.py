@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtl.attention import attend
+from mtl.attention import attend, attend_first
 from mtl.config import EncoderConfig
 from mtl.packing import PackedBatch
 
@@ -73,6 +73,12 @@ class SelfAttention(nn.Module):
         context = attend(q, k, v, batch, self.dropout if self.training else 0.0)
         return self.out_lin(context.flatten(1))  # (tokens, dim)
 
+    def first(self, x: Tensor, batch: PackedBatch) -> Tensor:
+        """As forward, for each text's first token alone: (texts, dim)."""
+        q = self.q_lin(x[batch.firsts]).unflatten(1, (self.n_heads, -1))  # (texts, heads, head_dim)
+        k, v = (linear(x).unflatten(1, (self.n_heads, -1)) for linear in (self.k_lin, self.v_lin))
+        return self.out_lin(attend_first(q, k, v, batch).flatten(1))
+
 
 class FeedForward(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
@@ -96,6 +102,11 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
         x = self.sa_layer_norm(x + self.attention(x, batch))
+        return self.output_layer_norm(x + self.ffn(x))
+
+    def first(self, x: Tensor, batch: PackedBatch) -> Tensor:
+        """As forward, for each text's first token alone: (texts, dim)."""
+        x = self.sa_layer_norm(x[batch.firsts] + self.attention.first(x, batch))
         return self.output_layer_norm(x + self.ffn(x))
 
 
@@ -140,3 +151,9 @@ class DistilBert(nn.Module):
     def forward(self, batch: PackedBatch) -> Tensor:
         """The last hidden state of every token, (tokens, dim)."""
         return self.upper(self.lower(batch), batch)
+
+    def first(self, batch: PackedBatch) -> Tensor:
+        """The last hidden state of each text's first token, (texts, dim): most of the last block is spared."""
+        last = self.transformer.layer[-1]
+        assert isinstance(last, TransformerBlock)
+        return last.first(self.lower(batch, self.config.n_layers - 1), batch)

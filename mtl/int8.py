@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mtl.attention import attend
+from mtl.attention import attend, attend_first
 from mtl.encoder import DistilBert, SelfAttention
 from mtl.errors import InputError
 from mtl.packing import PackedBatch
@@ -77,6 +77,10 @@ class Int8SelfAttention(nn.Module):
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
         q, k, v = self.qkv_lin(x).unflatten(1, (3, self.n_heads, -1)).unbind(1)  # (tokens, heads, head_dim)
         return self.out_lin(attend(q, k, v, batch).flatten(1))
+
+    def first(self, x: Tensor, batch: PackedBatch) -> Tensor:
+        q, k, v = self.qkv_lin(x).unflatten(1, (3, self.n_heads, -1)).unbind(1)
+        return self.out_lin(attend_first(q[batch.firsts], k, v, batch).flatten(1))
 
 
 def calibration_texts() -> list[str]:

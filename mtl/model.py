@@ -163,13 +163,21 @@ class SentenceEncoder(nn.Module):
         return widths[-1] if widths else len(self.pooling.modes) * self.encoder.config.dim
 
     @property
+    def takes_first(self) -> bool:
+        """Whether the pooling reads nothing but each text's first token, so that the others can be left out."""
+        return self.pooling.modes == ("cls",)
+
+    @property
     def device(self) -> torch.device:
         return self.encoder.embeddings.word_embeddings.weight.device
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """One vector per text of the batch, (texts, dim)."""
-        x = self.encoder(batch).float()
-        vectors: Tensor = self.after(self.pooling(x, batch))
+        if self.takes_first:
+            pooled = self.encoder.first(batch).float()
+        else:
+            pooled = self.pooling(self.encoder(batch).float(), batch)
+        vectors: Tensor = self.after(pooled)
         return vectors
 
     @overload
@@ -236,7 +244,7 @@ class SentenceEncoder(nn.Module):
             limit = self.encoder.config.max_position_embeddings
             raise InputError(f"max_length is {max_length}; expected at most {limit}, the encoder's positions")
         prefix = self.default_prompt if prompt is None else prompt
-        engine = Engine(self, self.device, batch_tokens, threads, per_text=len(self.after) > 0)
+        engine = Engine(self, self.device, batch_tokens, threads, per_text=len(self.after) > 0 or self.takes_first)
         windows = (
             self._tokenize(part, start, prefix, overflow, max_length) for start, part in in_windows(texts, window)
         )

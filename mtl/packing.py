@@ -85,6 +85,11 @@ class PackedBatch:
         offsets = offsets.pin_memory() if self.ids.is_cuda else offsets
         return offsets.to(self.ids.device, non_blocking=True)
 
+    @property
+    def firsts(self) -> Tensor:
+        """Where each text's first token is: (texts,) int32, on the device of ids."""
+        return self.offsets[:-1]
+
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on a device. From pinned memory, the copy does not wait for the device."""
         ids, positions = (x.to(device, non_blocking=True) for x in (self.ids, self.positions))

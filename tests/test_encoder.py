@@ -57,6 +57,15 @@ def test_upper_goes_on_where_lower_stopped(depth: int) -> None:
         assert torch.equal(model.upper(model.lower(batch, depth), batch, depth), model(batch))
 
 
+@pytest.mark.parametrize("texts", [[[3, 4, 5], [6, 7], [8, 9], [10]], [[3]], []])
+def test_the_first_tokens_alone(texts: list[list[int]]) -> None:
+    """The shortcut of CLS pooling. Measured: at most 1e-6."""
+    model = randomized(DistilBert(CONFIG))
+    batch = PackedBatch.pack(texts)
+    with torch.no_grad():
+        torch.testing.assert_close(model.first(batch), model(batch)[batch.firsts], atol=1e-5, rtol=0)
+
+
 def test_no_texts_give_no_hidden_states() -> None:
     assert DistilBert(CONFIG)(PackedBatch.pack([])).shape == (0, 8)
 

@@ -7,6 +7,7 @@ import torch
 from mtl import SentenceEncoder
 from mtl.errors import InputError, WeightsError
 from mtl.int8 import ACTIVATION_MAX, WEIGHT_MAX, ZERO_POINT, Int8Linear
+from mtl.packing import PackedBatch
 
 TEXTS = ["Hi", "", "The ferry left without us.", "the old clock on the landing struck " * 9, "no", "Rain, again."]
 
@@ -63,6 +64,13 @@ def test_the_same_bits(quantized: SentenceEncoder) -> None:
 def test_it_is_the_same_each_time(quantized: SentenceEncoder) -> None:
     again = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2", precision="int8")
     assert np.array_equal(again.encode(TEXTS), quantized.encode(TEXTS))
+
+
+def test_the_first_tokens_alone(quantized: SentenceEncoder) -> None:
+    batch = PackedBatch.pack(quantized.tokenizer(TEXTS).rows)
+    with torch.inference_mode():
+        first, every = quantized.encoder.first(batch), quantized.encoder(batch)[batch.firsts]
+    torch.testing.assert_close(first, every, atol=1e-5, rtol=0)
 
 
 def test_it_cannot_be_saved(quantized: SentenceEncoder, tmp_path) -> None:
