@@ -25,7 +25,7 @@ TRAINED := $(if $(filter runs/demo,$(HEADS)),runs/demo/model)
 export MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME SPLIT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup embed train predict evaluate ablation bench bench-peers bench-train test test-reference lint docker clean
+.PHONY: help setup embed train predict evaluate ablation bench bench-peers bench-train test test-slow test-reference lint docker clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -70,7 +70,10 @@ bench-train: $(STAMP)-reference ## Training speed against transformers' Trainer 
 	$(BIN)/python -m benchmarks.training --data "$(DATA)"
 
 test: $(STAMP)-test ## Run the tests (no hub needed)
-	$(BIN)/python -m pytest -m "not reference"
+	$(BIN)/python -m pytest -m "not reference and not slow"
+
+test-slow: $(STAMP)-test ## Run the tests that take long, or need the hub (skipped where it cannot be reached)
+	$(BIN)/python -m pytest -m "slow and not reference"
 
 test-reference: $(STAMP)-reference ## Run the live comparisons with transformers and sentence-transformers
 	$(BIN)/python -m pytest -m "reference"
