@@ -20,7 +20,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     shutil.copy(ROOT / "README.md", tmp_path)
     monkeypatch.chdir(tmp_path)
     exec(blocks("python")[0], {})
-    assert "0.666" in capsys.readouterr().out
+    assert "0.66595" in capsys.readouterr().out
     assert (tmp_path / "my-model" / "model.safetensors").is_file()
 
 
