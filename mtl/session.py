@@ -77,7 +77,7 @@ def show_settings(run: Run, path: Path, notes: list[str]) -> None:
     recipe = run.recipe
     values = {"recipe": path, "model": recipe.model, "output": run.folder, "device": run.model.embedder.device,
               "threads": torch.get_num_threads(), **dataclasses.asdict(recipe.training)}  # fmt: skip
-    click.echo("  ".join(f"{name}={value}" for name, value in values.items()))
+    click.echo(click.wrap_text("  ".join(f"{name}={value}" for name, value in values.items()), 110))
     for note in notes:
         click.echo(f"note: {note}", err=True)
     click.echo("\n" + table(run.trainables.table(run.schedule, run.data)))
