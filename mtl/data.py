@@ -140,10 +140,7 @@ def load_data(
     """
     data: dict[str, dict[str, Examples]] = {split: {} for split in splits}
     notes = []
-    limit = recipe.training.max_length or embedder.tokenizer.max_length
-    if limit > embedder.encoder.config.max_position_embeddings:
-        most = embedder.encoder.config.max_position_embeddings
-        raise RecipeError(f"max_length is {limit}; expected at most {most}, the encoder's positions")
+    limit = embedder.length_limit(recipe.training.max_length)
     for split, task in product(splits, recipe.tasks):
         if getattr(task, split) is None:
             if split == "train":

@@ -15,7 +15,7 @@ from torch import Tensor
 from mtl.data import Data, Examples
 from mtl.engine import ROWS, pack_padded
 from mtl.errors import TrainingError
-from mtl.multitask import MultiTaskModel, frozen_prefix
+from mtl.multitask import MultiTaskModel, held_fixed
 from mtl.packing import PackedBatch
 from mtl.pooling import Pooling
 from mtl.schedule import MicroBatch, Schedule
@@ -113,31 +113,19 @@ class Forward:
         self.kept: dict[tuple[str, int], Tensor] = {}
 
     def __call__(self, micro: MicroBatch) -> Tensor:
+        encoder, branch = self.model.encoder, self.model.branch(micro.task)
+        pooling, depth = branch.pooling, self.depths[micro.task]
+        if self.common == encoder.config.n_layers and isinstance(pooling, Pooling):
+            return branch.head(self.remembered(micro, lambda x, part: list(pooling(x, part))))
         rows = [self.data[micro.task].rows[i] for i in micro.rows]
-        branch = self.model.branch(micro.task)
         batch = PackedBatch.pack(rows).to(self.model.embedder.device)
-        depth = self.depths[micro.task]
         if self.common is None or depth is None:
             return branch(self.model.hidden(batch, depth), batch)
-        pooling = branch.pooling
-        if self.common == self.model.encoder.config.n_layers and isinstance(pooling, Pooling):
-            return branch.head(self.remembered(micro, lambda x, part: list(pooling(x, part))))
-        prefix = self.remembered(micro, lambda x, part: list(x.split(part.lengths)))
-        if depth > self.common:  # this task holds more than the others do
-            with torch.no_grad():
-                prefix = self.between(prefix, batch, depth)
-        return branch(self.model.encoder.upper(prefix, batch, depth), batch)
-
-    def between(self, x: Tensor, batch: PackedBatch, depth: int) -> Tensor:
-        """Blocks ``common`` to ``depth``, held fixed."""
-        assert self.common is not None
-        encoder = self.model.encoder
-        training = encoder.training
-        encoder.eval()
-        for block in encoder.transformer.layer[self.common : depth]:
-            x = block(x, batch)
-        encoder.train(training)
-        return x
+        x = self.remembered(micro, lambda x, part: list(x.split(part.lengths)))
+        with held_fixed(encoder):  # this task may hold more than the others do
+            for block in encoder.transformer.layer[self.common : depth]:
+                x = block(x, batch)
+        return branch(encoder.upper(x, batch, depth), batch)
 
     def remembered(self, micro: MicroBatch, pieces: Callable[[Tensor, PackedBatch], list[Tensor]]) -> Tensor:
         """What ``pieces`` makes of the common prefix of each text, all in one tensor."""
@@ -148,8 +136,8 @@ class Forward:
         if missing:
             rows = [self.data[task].rows[i] for task, i in missing]
             batch = pack_padded(rows, ROWS * torch.get_num_threads()).to(self.model.embedder.device)
-            with torch.no_grad():  # the same bits whatever else is missing, so that a resumed run equals this one
-                made = pieces(frozen_prefix(self.model.encoder, batch, self.common), batch)[: len(rows)]
+            with held_fixed(self.model.encoder):  # padded: the same bits whatever else is missing, as on resuming
+                made = pieces(self.model.encoder.lower(batch, self.common), batch)[: len(rows)]
             new = dict(zip(missing, made, strict=True))
             found.update(new)
             size = sum(piece.nbytes for piece in made)

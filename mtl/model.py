@@ -162,6 +162,18 @@ class SentenceEncoder(nn.Module):
         widths = [part.linear.out_features for part in self.after if isinstance(part, Dense)]
         return widths[-1] if widths else len(self.pooling.modes) * self.encoder.config.dim
 
+    def length_limit(self, max_length: int | None) -> int:
+        """Tokens per text: max_length, or the model's own limit.
+
+        Raises:
+            InputError: the encoder has fewer positions.
+        """
+        limit = self.tokenizer.max_length if max_length is None else max_length
+        positions = self.encoder.config.max_position_embeddings
+        if limit > positions:
+            raise InputError(f"max_length is {limit}; expected at most {positions}, the encoder's positions")
+        return limit
+
     @property
     def takes_first(self) -> bool:
         """Whether the pooling reads nothing but each text's first token, so that the others can be left out."""
@@ -240,9 +252,7 @@ class SentenceEncoder(nn.Module):
         for option, value in {"batch_tokens": batch_tokens, "threads": threads, "window": window}.items():
             if value is not None and value < 1:
                 raise InputError(f"{option} is {value}; expected 1 or more")
-        if max_length is not None and max_length > self.encoder.config.max_position_embeddings:
-            limit = self.encoder.config.max_position_embeddings
-            raise InputError(f"max_length is {max_length}; expected at most {limit}, the encoder's positions")
+        limit = self.length_limit(max_length)
         prefix = self.default_prompt if prompt is None else prompt
         engine = Engine(self, self.device, batch_tokens, threads, per_text=len(self.after) > 0 or self.takes_first)
         windows = (
@@ -261,7 +271,7 @@ class SentenceEncoder(nn.Module):
                 bar.update(len(index))
                 yield F.normalize(vectors, dim=-1) if normalize else vectors
         if overflow == "warn":
-            warn_of_cuts(cut_texts, cut_tokens, max_length or self.tokenizer.max_length)
+            warn_of_cuts(cut_texts, cut_tokens, limit)
 
     def _tokenize(
         self, texts: Sequence[str], start: int, prefix: str, overflow: Overflow, max_length: int | None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +114,12 @@ class MultiTaskModel(nn.Module):
         checkpoint = dataclasses.replace(checkpoint, head=head, labels=labels, tasks=specs, branches=tensors)
         export.save(checkpoint, Path(folder))
 
-    def hidden(self, batch: PackedBatch, depth: int | None = None, prefix: Tensor | None = None) -> Tensor:
-        """The last hidden states (tokens, dim); blocks below ``depth`` are held fixed (see frozen_prefix).
-
-        ``prefix`` is what frozen_prefix gave at this depth, where it is known already.
-        """
+    def hidden(self, batch: PackedBatch, depth: int | None = None) -> Tensor:
+        """The last hidden states (tokens, dim); the embeddings and blocks below ``depth`` are held fixed."""
         if depth is None:
             return self.encoder(batch)
-        x = frozen_prefix(self.encoder, batch, depth) if prefix is None else prefix
+        with held_fixed(self.encoder):
+            x = self.encoder.lower(batch, depth)
         return self.encoder.upper(x, batch, depth)
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -158,14 +157,16 @@ class MultiTaskModel(nn.Module):
         )
 
 
-def frozen_prefix(encoder: DistilBert, batch: PackedBatch, depth: int) -> Tensor:
-    """The embeddings and the first ``depth`` blocks, held fixed: no graph, no dropout."""
+@contextmanager
+def held_fixed(encoder: DistilBert) -> Iterator[None]:
+    """Within it, what the encoder computes has no graph and no dropout."""
     training = encoder.training
     encoder.eval()
-    with torch.no_grad():
-        x = encoder.lower(batch, depth)
-    encoder.train(training)
-    return x
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        encoder.train(training)
 
 
 def new_branch(task: TaskSpec, dim: int) -> Branch:

@@ -49,9 +49,7 @@ def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel
     model = MultiTaskModel(SentenceEncoder.from_checkpoint(pretrained), recipe.tasks)
     for task in recipe.tasks:
         if pretrained.head and task.head == "distilbert" and task.labels == pretrained.labels:
-            model.branches.load_state_dict(
-                {f"{task.name}.head.{k}": x for k, x in pretrained.head.items()}, strict=False
-            )
+            model.branch(task.name).head.load_state_dict(pretrained.head)
     return model.to(device)
 
 
@@ -263,5 +261,6 @@ def best_so_far(run: Run, log: Log) -> tuple[int, float] | None:
 
 def stops_early(run: Run, log: Log) -> bool:
     """Whether ``patience`` epochs have gone by without a better one."""
-    best, training = best_so_far(run, log), run.recipe.training
-    return bool(training.patience and best and log.epochs[-1]["epoch"] - best[0] >= training.patience)
+    patience = run.recipe.training.patience
+    best = best_so_far(run, log) if patience else None
+    return best is not None and log.epochs[-1]["epoch"] - best[0] >= patience

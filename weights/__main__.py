@@ -7,7 +7,7 @@ import logging
 import click
 
 from mtl.errors import MtlError, WeightsError
-from weights.fetch import cached, check, fetch, find, installed, manifest
+from weights.fetch import cached, check, fetch, find, installed, manifest, on_this_machine
 
 
 @click.group(help="The files of pretrained models: list, fetch and verify them.")
@@ -36,14 +36,14 @@ def fetch_model(name: str) -> None:
 @click.argument("names", nargs=-1)
 def verify(names: tuple[str, ...]) -> None:
     entries = []
-    for name in names or [name for name, entry in manifest().items() if installed(entry) or cached(entry)]:
+    for name in names or [name for name, entry in manifest().items() if on_this_machine(entry)]:
         entry = find(name)
         if entry is None:
             raise WeightsError(f"no hashes are known for {name!r}; known: {', '.join(manifest())}")
         entries.append(entry)
     wrong = 0
     for entry in entries:
-        folder = installed(entry) or cached(entry)
+        folder = on_this_machine(entry)
         if folder is None:
             raise WeightsError(f"{entry.name} is not on this machine; `python -m weights fetch {entry.name}`")
         for file, (size, sha256) in entry.files.items():

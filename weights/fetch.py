@@ -105,10 +105,15 @@ def quiet_hub() -> Any:
 
 def fetch_pinned(entry: Pinned) -> Path:
     """A manifest model's folder: the installed package if there is one, else the hub's; verified either way."""
-    folder = installed(entry) or cached(entry) or download(entry)
+    folder = on_this_machine(entry) or download(entry)
     for file, (size, sha256) in entry.files.items():
         check(folder / file, size, sha256)
     return folder
+
+
+def on_this_machine(entry: Pinned) -> Path | None:
+    """Where the model is without any network call, if it is."""
+    return installed(entry) or cached(entry)
 
 
 def installed(entry: Pinned) -> Path | None:
