@@ -21,10 +21,11 @@ import click
 import torch
 
 from benchmarks.machine import describe, write_result
-from mtl.data import load_data
-from mtl.report import Log, table
-from mtl.tasks import Recipe, TaskSpec, Training
-from mtl.train import Run, create, train
+from mtl.encode.tasks import TaskSpec
+from mtl.training.data import load_data
+from mtl.training.loop import Run, create, train
+from mtl.training.recipe import Recipe, Training
+from mtl.training.report import Log, table
 
 TREC = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 MODEL = "all-MiniLM-L6-v2"

@@ -29,12 +29,12 @@ from tqdm import tqdm
 
 from benchmarks import workloads
 from benchmarks.machine import describe, write_result
-from mtl.config import EncoderConfig
-from mtl.encoder import DistilBert
-from mtl.engine import one_thread_each
-from mtl.model import SentenceEncoder
-from mtl.report import table
-from mtl.tokenizer import Tokenizer
+from mtl.encode.engine import one_thread_each
+from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.tokenizer import Tokenizer
+from mtl.model.config import EncoderConfig
+from mtl.model.encoder import DistilBert
+from mtl.training.report import table
 from weights import export, load
 from weights.fetch import fetch
 

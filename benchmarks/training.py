@@ -18,10 +18,11 @@ import click
 import torch
 
 from benchmarks.machine import describe, write_result
-from mtl.data import load_data
-from mtl.report import Log, table
-from mtl.tasks import Freeze, Recipe, TaskSpec, Training
-from mtl.train import Run, create, train
+from mtl.encode.tasks import TaskSpec
+from mtl.training.data import load_data
+from mtl.training.loop import Run, create, train
+from mtl.training.recipe import Freeze, Recipe, Training
+from mtl.training.report import Log, table
 from weights.fetch import fetch
 
 BATCH = 32

@@ -8,8 +8,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from mtl.int8 import CALIBRATION
-from mtl.tokenizer import Tokenizer
+from mtl.encode.int8 import CALIBRATION
+from mtl.encode.tokenizer import Tokenizer
 
 FIXED = (16, 32, 64, 128, 256, 512)
 TOKENS = 16384  # about so many in each workload of fixed length

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 import numpy as np
 
+from mtl.encode.files import INPUTS, lines, read_texts
+from mtl.encode.outputs import SUFFIXES, Output, OutputPrecision, Vectors, convert, converted_shape, value_ranges
+from mtl.encode.tokenizer import Overflow, preview
 from mtl.errors import InputError, MtlError
-from mtl.files import INPUTS, lines, read_texts
-from mtl.outputs import SUFFIXES, Output, OutputPrecision, Vectors, convert, converted_shape, value_ranges
-from mtl.tokenizer import Overflow, preview
 
 if TYPE_CHECKING:
-    from mtl.model import EncodeOptions, SentenceEncoder
+    from mtl.encode.sentence_encoder import EncodeOptions, SentenceEncoder
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 SHOWN = 10  # texts up to which a table shows all cosines
@@ -140,8 +140,8 @@ def embed(
         raise InputError(f"{source} is no file")
     import torch
 
-    from mtl.engine import usable
-    from mtl.model import SentenceEncoder
+    from mtl.encode.engine import usable
+    from mtl.encode.sentence_encoder import SentenceEncoder
 
     encoder = SentenceEncoder.from_pretrained(model, None, usable(device), precision)  # type: ignore[arg-type]
     threads = threads or torch.get_num_threads()
@@ -186,8 +186,8 @@ def write_vectors(target: Output, parts: Iterable[tuple[Sequence[str], Vectors]]
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 def predict(texts: tuple[str, ...], model: str, as_json: bool, threads: int | None) -> None:
     """Every task's label, probabilities and logits of TEXTS, and their embeddings, in one forward pass."""
-    from mtl.multitask import MultiTaskModel
-    from mtl.report import table
+    from mtl.encode.multitask import MultiTaskModel
+    from mtl.training.report import table
 
     loaded = MultiTaskModel.from_pretrained(trained(model))
     found = loaded.predict([decoded(text) for text in texts], threads)
@@ -223,8 +223,8 @@ def predict(texts: tuple[str, ...], model: str, as_json: bool, threads: int | No
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too.")
 def train(recipe: str, output: Path | None, resume: bool, device: str, threads: int | None, tensorboard: bool) -> None:
     """Train the tasks of a RECIPE: a .toml file, or one that comes with the package (demo)."""
-    from mtl.session import train_recipe
-    from mtl.tasks import find_recipe
+    from mtl.training.recipe import find_recipe
+    from mtl.training.session import train_recipe
 
     train_recipe(find_recipe(recipe), output, resume, device, threads, tensorboard)
 
@@ -236,9 +236,9 @@ def train(recipe: str, output: Path | None, resume: bool, device: str, threads: 
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 def evaluate(model: str, recipe: str, split: str, threads: int | None) -> None:
     """A trained model's metrics and confusion matrices on a recipe's data."""
-    from mtl.multitask import MultiTaskModel
-    from mtl.session import evaluate_split
-    from mtl.tasks import find_recipe, read_recipe
+    from mtl.encode.multitask import MultiTaskModel
+    from mtl.training.recipe import find_recipe, read_recipe
+    from mtl.training.session import evaluate_split
 
     evaluate_split(MultiTaskModel.from_pretrained(trained(model)), read_recipe(find_recipe(recipe)), split, threads)
 
@@ -248,8 +248,8 @@ def evaluate(model: str, recipe: str, split: str, threads: int | None) -> None:
 @click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16 or int8.")
 def check(model: str, precision: str) -> None:
     """Try out whether a text gets the same bits on this machine, whatever stands beside it."""
-    from mtl.check import trials
-    from mtl.model import SentenceEncoder
+    from mtl.encode.check import trials
+    from mtl.encode.sentence_encoder import SentenceEncoder
 
     encoder = SentenceEncoder.from_pretrained(model, precision=precision)  # type: ignore[arg-type]
     wrong = 0

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mtl import SentenceEncoder
-from mtl.config import EncoderConfig
-from mtl.encoder import DistilBert
+from mtl.model.config import EncoderConfig
+from mtl.model.encoder import DistilBert
 from weights.export import save
 from weights.load import Checkpoint, wordpiece
 

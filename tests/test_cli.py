@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from mtl import SentenceEncoder
 from mtl.cli import main
-from mtl.packing import PackedBatch
+from mtl.model.packing import PackedBatch
 
 TEXTS = ["a b c", "d, e", "", 'f "g"']
 
@@ -229,7 +229,7 @@ def test_check(mtl: Callable[..., Done], precision: str) -> None:
 
 def test_check_says_what_differs(mtl: Callable[..., Done], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose BLAS does otherwise, as this one does without the filler rows."""
-    monkeypatch.setattr("mtl.engine.pack_padded", lambda rows, least, least_texts=0: PackedBatch.pack(rows))
+    monkeypatch.setattr("mtl.encode.engine.pack_padded", lambda rows, least, least_texts=0: PackedBatch.pack(rows))
     done = mtl("check")
     assert done.returncode == 1
     assert "differ  alone, 2 threads inside" in done.stdout

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mtl.tasks import read_recipe
+from mtl.training.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,13 +9,14 @@ import pytest
 import torch
 from conftest import GOLDENS
 from safetensors.torch import load_file
-from test_train import examples, go
+from training.test_loop import examples, go
 
 from mtl import MultiTaskModel, SentenceEncoder
-from mtl.encoder import DistilBert
-from mtl.packing import PackedBatch
-from mtl.tasks import Recipe, TaskSpec, Training
-from mtl.train import Run, create
+from mtl.encode.tasks import TaskSpec
+from mtl.model.encoder import DistilBert
+from mtl.model.packing import PackedBatch
+from mtl.training.loop import Run, create
+from mtl.training.recipe import Recipe, Training
 from weights.export import save
 from weights.fetch import fetch
 from weights.load import Checkpoint, Dense, Normalize, load, load_tensors

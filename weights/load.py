@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from mtl.config import EncoderConfig
-from mtl.encoder import DistilBert
 from mtl.errors import ConfigError, WeightsError
-from mtl.pooling import ACTIVATIONS
-from mtl.uninitialized import uninitialized
+from mtl.model.config import EncoderConfig
+from mtl.model.encoder import DistilBert
+from mtl.model.pooling import ACTIVATIONS
+from mtl.model.uninitialized import uninitialized
 from weights.names import CONFIG_NAMES, DROPPED, HEAD, from_bert
 
 TASKS, BRANCHES = "tasks.json", "tasks.safetensors"

@@ -1,0 +1,192 @@
+"""MultiTaskModel: one trunk, and for each task a pooling and a head of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mtl.encode.engine import Engine
+from mtl.encode.sentence_encoder import SentenceEncoder, warn_of_cuts
+from mtl.encode.tasks import TaskSpec
+from mtl.encode.tokenizer import check_texts
+from mtl.errors import ConfigError, RecipeError, WeightsError
+from mtl.model.encoder import DistilBert
+from mtl.model.heads import Branch, DistilBertHead, LinearHead, scores
+from mtl.model.packing import PackedBatch
+from mtl.model.pooling import AttentionPooling, Pooling
+from weights import export, load
+from weights.fetch import fetch
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What one forward pass says of texts: their embeddings, and per task a row for each text."""
+
+    embeddings: NDArray[np.float32]
+    logits: dict[str, NDArray[np.float32]]
+    scores: dict[str, NDArray[np.float32]]
+    labels: dict[str, list[str] | list[list[str]] | list[float]]
+
+
+class MultiTaskModel(nn.Module):
+    """One trunk, and a branch per task: a pooling and a head.
+
+    ``embedder`` is the trunk with the tokenizer and the pooling of its embeddings. A task's tensors are
+    ``branches.<task>.pooling.*`` and ``branches.<task>.head.*``.
+    """
+
+    def __init__(self, embedder: SentenceEncoder, tasks: Sequence[TaskSpec]) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.tasks = {task.name: task for task in tasks}
+        self.branches = nn.ModuleDict({task.name: new_branch(task, embedder.encoder.config.dim) for task in tasks})
+
+    @property
+    def encoder(self) -> DistilBert:
+        return self.embedder.encoder
+
+    def branch(self, task: str) -> Branch:
+        found = self.branches[task]
+        assert isinstance(found, Branch)
+        return found
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, revision: str | None = None, device: str | torch.device = "cpu"
+    ) -> MultiTaskModel:
+        """A model with its heads, in eval mode: a folder that ``save`` wrote, or a DistilBERT classifier.
+
+        Raises:
+            ConfigError, WeightsError: it cannot be found, is not what it should be, or has no heads.
+        """
+        folder = fetch(str(name), revision)
+        checkpoint = load.load(folder)
+        if not checkpoint.tasks and not checkpoint.head:
+            raise WeightsError(f"{name} has no task heads; train some with `mtl train`, or use it as an encoder")
+        return cls.from_checkpoint(checkpoint).to(device)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: load.Checkpoint) -> MultiTaskModel:
+        """The model that a folder's content describes, in eval mode.
+
+        Without tasks of ours, a DistilBERT classifier's head becomes a task called "classification".
+        """
+        try:
+            tasks = [TaskSpec(**tupled(fields)) for fields in checkpoint.tasks]
+        except (TypeError, RecipeError) as error:
+            raise ConfigError(f"tasks.json: {error}") from None
+        branches = checkpoint.branches
+        if not tasks:
+            outputs = len(checkpoint.head["classifier.weight"])
+            labels = checkpoint.labels or tuple(f"LABEL_{i}" for i in range(outputs))
+            tasks = [TaskSpec("classification", labels, pooling=("cls",), head="distilbert")]
+            branches = {f"classification.head.{name}": tensor for name, tensor in checkpoint.head.items()}
+        model = cls(SentenceEncoder.from_checkpoint(checkpoint), tasks)
+        expected = {name: tensor.shape for name, tensor in model.branches.state_dict().items()}
+        load.check_shapes(branches, expected, "the task heads")
+        model.branches.load_state_dict(branches)
+        return model.eval()
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that ``from_pretrained`` loads, and sentence-transformers for its embeddings.
+
+        A model whose one task has DistilBERT's own head over [CLS] is a classifier to transformers too.
+
+        Raises:
+            WeightsError: the folder is not empty or cannot be written.
+        """
+        checkpoint = self.embedder.to_checkpoint()
+        specs = tuple(dataclasses.asdict(task) for task in self.tasks.values())
+        tensors = {name: tensor.detach() for name, tensor in self.branches.state_dict().items()}
+        head: dict[str, Tensor] = {}
+        labels: tuple[str, ...] = ()
+        if [(t.head, t.pooling) for t in self.tasks.values()] == [("distilbert", ("cls",))]:
+            ((name, task),) = self.tasks.items()
+            head, labels = {key.removeprefix(f"{name}.head."): x for key, x in tensors.items()}, task.labels
+        checkpoint = dataclasses.replace(checkpoint, head=head, labels=labels, tasks=specs, branches=tensors)
+        export.save(checkpoint, Path(folder))
+
+    def hidden(self, batch: PackedBatch, depth: int | None = None) -> Tensor:
+        """The last hidden states (tokens, dim); the embeddings and blocks below ``depth`` are held fixed."""
+        if depth is None:
+            return self.encoder(batch)
+        with held_fixed(self.encoder):
+            x = self.encoder.lower(batch, depth)
+        return self.encoder.upper(x, batch, depth)
+
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The embeddings (texts, dim), and each task's logits (texts, outputs), from one pass of the trunk."""
+        x = self.hidden(batch)
+        embeddings = self.embedder.after(self.embedder.pooling(x, batch))
+        return embeddings, {name: branch(x, batch) for name, branch in self.branches.items()}
+
+    def predict(self, texts: str | Sequence[str], threads: int | None = None) -> Prediction:
+        """Embeddings, logits, probabilities and labels of texts. A text beyond the limit is cut, with a warning.
+
+        ``labels`` are, by the task's kind, a label per text, the labels of probability 0.5 and more, or a value.
+        """
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        tokenized = self.embedder.tokenizer([self.embedder.default_prompt + text for text in check_texts(listed)])
+        warn_of_cuts(tokenized.cut_texts, tokenized.cut_tokens, self.embedder.tokenizer.max_length)
+
+        def all_at_once(batch: PackedBatch) -> Tensor:
+            embeddings, logits = self(batch)
+            return torch.cat([embeddings, *logits.values()], dim=1)
+
+        widths = [self.embedder.dim, *(task.outputs for task in self.tasks.values())]
+        out = torch.empty(0, sum(widths))
+        if listed:
+            engine = Engine(all_at_once, self.embedder.device, threads=threads, per_text=True)
+            out = engine.run(tokenized.rows).float().cpu()
+        embeddings, *columns = out.split(widths, dim=1)
+        logits = dict(zip(self.tasks, columns, strict=True))
+        probabilities = {name: scores(self.tasks[name].kind, x) for name, x in logits.items()}
+        return Prediction(
+            embeddings.numpy(),
+            {name: x.numpy() for name, x in logits.items()},
+            {name: x.numpy() for name, x in probabilities.items()},
+            {name: read_labels(self.tasks[name], x) for name, x in probabilities.items()},
+        )
+
+
+@contextmanager
+def held_fixed(encoder: DistilBert) -> Iterator[None]:
+    """Within it, what the encoder computes has no graph and no dropout."""
+    training = encoder.training
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        encoder.train(training)
+
+
+def new_branch(task: TaskSpec, dim: int) -> Branch:
+    """A task's new pooling and head, with random weights."""
+    attention = task.pooling == ("attention",)
+    pooling = AttentionPooling(dim) if attention else Pooling(*task.pooling)
+    features = dim * len(task.pooling)
+    kind = LinearHead if task.head == "linear" else DistilBertHead
+    return Branch(pooling, kind(features, task.outputs, task.dropout))
+
+
+def read_labels(task: TaskSpec, scores: Tensor) -> list[str] | list[list[str]] | list[float]:
+    """What the scores (texts, outputs) mean in words."""
+    if task.kind == "single-label":
+        return [task.labels[i] for i in scores.argmax(dim=1).tolist()]
+    if task.kind == "multi-label":
+        return [[task.labels[i] for i, score in enumerate(row) if score >= 0.5] for row in scores.tolist()]
+    return [row[0] for row in scores.tolist()]
+
+
+def tupled(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where a TaskSpec has tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}

@@ -1,0 +1,334 @@
+"""SentenceEncoder: texts in, one vector per text out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Literal, TypedDict, Unpack, get_args, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mtl.encode import int8
+from mtl.encode.engine import Engine, prefetch
+from mtl.encode.tokenizer import Overflow, Tokenized, Tokenizer, check_texts
+from mtl.errors import InputError, WeightsError
+from mtl.model.encoder import DistilBert
+from mtl.model.packing import PackedBatch
+from mtl.model.pooling import Dense, Normalize, Pooling
+from mtl.model.uninitialized import uninitialized
+from weights import export, load
+from weights.fetch import fetch
+
+log = logging.getLogger("mtl")
+
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+WINDOW = 8192  # texts that are tokenized, sorted and held at once
+
+
+class EncodeOptions(TypedDict, total=False):
+    """What ``encode`` and ``encode_stream`` take beside the texts; each may be left out.
+
+    normalize: Scale to length 1 (after truncate_dim), whether or not the model does so itself.
+    truncate_dim: Keep only the first so many dimensions.
+    prompt: Put before every text; by default, the model's own default prompt.
+    overflow: What to do with what a text has beyond max_length: "warn" (the default) cuts and says how much,
+        "truncate" cuts, "error" refuses, "chunk" embeds the text window by window and takes the mean,
+        weighted by the windows' tokens.
+    max_length: Tokens per text, special ones included; by default, the model's own limit.
+    batch_tokens: Tokens that are computed at once. It bounds memory, and changes no bit of the result.
+    threads: CPU threads to use; by default, torch's setting.
+    progress: A bar on stderr; by default, only where stderr is a terminal.
+    """
+
+    normalize: bool
+    truncate_dim: int | None
+    prompt: str | None
+    overflow: Overflow
+    max_length: int | None
+    batch_tokens: int | None
+    threads: int | None
+    progress: bool | None
+
+
+class SentenceEncoder(nn.Module):
+    """An encoder, its tokenizer, a pooling, and the layers after it.
+
+    ``prompts`` are the prompts that the checkpoint names; ``default_prompt`` goes before every text unless
+    the caller gives another.
+    """
+
+    def __init__(
+        self,
+        encoder: DistilBert,
+        tokenizer: Tokenizer,
+        pooling: Pooling,
+        after: Sequence[nn.Module] = (),
+        prompts: Mapping[str, str] | None = None,
+        default_prompt: str = "",
+    ) -> None:
+        super().__init__()
+        if tokenizer.vocab_size > encoder.config.vocab_size:
+            raise WeightsError(
+                f"the tokenizer gives ids up to {tokenizer.vocab_size - 1}, but the encoder's vocabulary has "
+                f"{encoder.config.vocab_size} rows; expected a tokenizer and weights that belong together"
+            )
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.after = nn.Sequential(*after)
+        self.prompts = dict(prompts or {})
+        self.default_prompt = default_prompt
+        self.precision: Precision = "fp32"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+    ) -> SentenceEncoder:
+        """A pretrained model by name (see ``python -m weights list``), hub id or local folder, in eval mode.
+
+        ``precision`` is what the encoder computes in: "bf16" and "fp16" are for a GPU, "int8" for a CPU. Vectors
+        come in float32 whichever it is.
+
+        Raises:
+            ConfigError, WeightsError: it cannot be found, is not what it should be, or is no model of ours.
+            InputError: an unknown precision, or one that the device has not.
+        """
+        if precision not in get_args(Precision):
+            raise InputError(f"precision is {precision!r}; expected one of {', '.join(get_args(Precision))}")
+        model = cls.from_checkpoint(load.load(fetch(str(name), revision))).to(device)
+        if precision == "int8":
+            int8.quantize(model.encoder, model.tokenizer(int8.calibration_texts(), "truncate").rows)
+        elif precision != "fp32":
+            model.encoder.to({"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+        model.precision = precision
+        return model
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: load.Checkpoint) -> SentenceEncoder:
+        """The model that a folder's content describes; the tensors are taken over, not copied."""
+        with uninitialized():
+            encoder = DistilBert(checkpoint.config)
+        encoder.load_state_dict(checkpoint.encoder, assign=True)
+        model = cls(
+            encoder,
+            Tokenizer(checkpoint.tokenizer, checkpoint.max_length, checkpoint.lowercase),
+            Pooling(*checkpoint.pooling),
+            [dense(part) if isinstance(part, load.Dense) else Normalize() for part in checkpoint.after],
+            checkpoint.prompts,
+            checkpoint.default_prompt,
+        )
+        return model.eval()
+
+    def to_checkpoint(self) -> load.Checkpoint:
+        """All that a folder says of this model; the tensors are the model's own."""
+        return load.Checkpoint(
+            config=self.encoder.config,
+            encoder=dict(self.encoder.state_dict()),
+            head={},
+            labels=(),
+            tokenizer=self.tokenizer.backend,
+            max_length=self.tokenizer.max_length,
+            lowercase=self.tokenizer.lowercase,
+            pooling=self.pooling.modes,
+            after=tuple(dense_tensors(part) if isinstance(part, Dense) else load.Normalize() for part in self.after),
+            prompts=self.prompts,
+            default_prompt=self.default_prompt,
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that ``from_pretrained``, transformers and sentence-transformers load.
+
+        Raises:
+            WeightsError: the folder is not empty or cannot be written; or the model computes in int8.
+        """
+        if self.precision == "int8":
+            raise WeightsError("a model in int8 cannot be saved; load it with precision='fp32' and save that")
+        export.save(self.to_checkpoint(), Path(folder))
+
+    @property
+    def dim(self) -> int:
+        """The number of dimensions of a vector."""
+        widths = [part.linear.out_features for part in self.after if isinstance(part, Dense)]
+        return widths[-1] if widths else len(self.pooling.modes) * self.encoder.config.dim
+
+    def length_limit(self, max_length: int | None) -> int:
+        """Tokens per text: max_length, or the model's own limit.
+
+        Raises:
+            InputError: the encoder has fewer positions.
+        """
+        limit = self.tokenizer.max_length if max_length is None else max_length
+        positions = self.encoder.config.max_position_embeddings
+        if limit > positions:
+            raise InputError(f"max_length is {limit}; expected at most {positions}, the encoder's positions")
+        return limit
+
+    @property
+    def takes_first(self) -> bool:
+        """Whether the pooling reads nothing but each text's first token, so that the others can be left out."""
+        return self.pooling.modes == ("cls",)
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.embeddings.word_embeddings.weight.device
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """One vector per text of the batch, (texts, dim)."""
+        if self.takes_first:
+            pooled = self.encoder.first(batch).float()
+        else:
+            pooled = self.pooling(self.encoder(batch).float(), batch)
+        vectors: Tensor = self.after(pooled)
+        return vectors
+
+    @overload
+    def encode(
+        self, texts: str | Sequence[str], *, as_tensor: Literal[True], **options: Unpack[EncodeOptions]
+    ) -> Tensor: ...
+
+    @overload
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        *,
+        as_tensor: Literal[False] = False,
+        **options: Unpack[EncodeOptions],
+    ) -> NDArray[np.float32]: ...
+
+    def encode(
+        self, texts: str | Sequence[str], *, as_tensor: bool = False, **options: Unpack[EncodeOptions]
+    ) -> NDArray[np.float32] | Tensor:
+        """Vectors of texts, in their order: (texts, dim) float32, or (dim,) for a single string.
+
+        An empty list gives (0, dim); an empty string is embedded as [CLS][SEP]. ``as_tensor`` gives a tensor
+        on the model's device instead of an array. For the options, see ``EncodeOptions``.
+
+        Raises:
+            InputError: something in texts is no string, or an option makes no sense.
+        """
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        parts = list(self._stream(listed, WINDOW, len(listed), **options))
+        width = options.get("truncate_dim") or self.dim
+        vectors = torch.cat(parts) if parts else torch.empty(0, width, device=self.device)
+        vectors = vectors[0] if isinstance(texts, str) else vectors
+        return vectors if as_tensor else vectors.cpu().numpy()
+
+    def encode_stream(
+        self, texts: Iterable[str], *, window: int = WINDOW, **options: Unpack[EncodeOptions]
+    ) -> Iterator[NDArray[np.float32]]:
+        """As ``encode``, for texts that need not fit in memory: yields (window, dim) arrays, in order."""
+        for vectors in self._stream(texts, window, None, **options):
+            yield vectors.cpu().numpy()
+
+    def _stream(
+        self,
+        texts: Iterable[str],
+        window: int,
+        total: int | None,
+        *,
+        normalize: bool = False,
+        truncate_dim: int | None = None,
+        prompt: str | None = None,
+        overflow: Overflow = "warn",
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        threads: int | None = None,
+        progress: bool | None = None,
+    ) -> Iterator[Tensor]:
+        """The vectors of each window of texts, on the model's device."""
+        if truncate_dim is not None and not 1 <= truncate_dim <= self.dim:
+            raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {self.dim}, the model's dimensions")
+        for option, value in {"batch_tokens": batch_tokens, "threads": threads, "window": window}.items():
+            if value is not None and value < 1:
+                raise InputError(f"{option} is {value}; expected 1 or more")
+        limit = self.length_limit(max_length)
+        prefix = self.default_prompt if prompt is None else prompt
+        engine = Engine(self, self.device, batch_tokens, threads, per_text=len(self.after) > 0 or self.takes_first)
+        windows = (
+            self._tokenize(part, start, prefix, overflow, max_length) for start, part in in_windows(texts, window)
+        )
+        cut_texts = cut_tokens = 0
+        hidden = None if progress is None else not progress  # None: a bar only on a terminal
+        with tqdm(total=total, unit="text", disable=hidden, leave=False) as bar:
+            single = total is not None and total <= window
+            for tokenized, index in windows if single else prefetch(windows):
+                vectors = engine.run(tokenized.rows)
+                if len(tokenized.owners) > tokenized.owners[-1] + 1:
+                    vectors = self._merge(vectors, tokenized)
+                vectors = vectors[index, :truncate_dim]
+                cut_texts, cut_tokens = cut_texts + tokenized.cut_texts, cut_tokens + tokenized.cut_tokens
+                bar.update(len(index))
+                yield F.normalize(vectors, dim=-1) if normalize else vectors
+        if overflow == "warn":
+            warn_of_cuts(cut_texts, cut_tokens, limit)
+
+    def _tokenize(
+        self, texts: Sequence[str], start: int, prefix: str, overflow: Overflow, max_length: int | None
+    ) -> tuple[Tokenized, list[int]]:
+        """The distinct texts' tokens, and for each text the place of its like among them."""
+        check_texts(texts, start)
+        places: dict[str, int] = {}
+        index = [places.setdefault(text, len(places)) for text in texts]
+        tokenized = self.tokenizer([prefix + text for text in places], overflow, max_length)
+        return tokenized, index
+
+    def _merge(self, vectors: Tensor, tokenized: Tokenized) -> Tensor:
+        """One vector per text from those of its windows: their mean, weighted by tokens."""
+        owners = torch.tensor(tokenized.owners, device=vectors.device)
+        weights = torch.tensor([len(row) for row in tokenized.rows], device=vectors.device)[:, None]
+        texts = tokenized.owners[-1] + 1
+        sums = vectors.new_zeros(texts, vectors.shape[1]).index_add_(0, owners, vectors * weights)
+        totals = vectors.new_zeros(texts, 1).index_add_(0, owners, weights.to(vectors.dtype))
+        means = F.normalize(sums, dim=-1) if self.normalizes else sums / totals
+        whole = torch.bincount(owners, minlength=texts) == 1  # a text of one window keeps that one's bits
+        means[whole] = vectors[whole[owners]]
+        return means
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the model itself gives vectors of length 1."""
+        return len(self.after) > 0 and isinstance(self.after[-1], Normalize)
+
+
+def warn_of_cuts(texts: int, tokens: int, limit: int) -> None:
+    """One line in the log, if anything was cut."""
+    if texts:
+        log.warning(
+            "%d texts were longer than %d tokens and lost %d tokens; overflow='chunk' embeds them whole",
+            texts, limit, tokens,
+        )  # fmt: skip
+
+
+def dense(tensors: load.Dense) -> Dense:
+    """The module of a Dense layer's tensors."""
+    with uninitialized():
+        out_features, in_features = tensors.weight.shape
+        module = Dense(in_features, out_features, tensors.bias is not None, tensors.activation)
+    state = {"weight": tensors.weight, "bias": tensors.bias}
+    module.linear.load_state_dict({k: v for k, v in state.items() if v is not None}, assign=True)
+    return module
+
+
+def dense_tensors(module: Dense) -> load.Dense:
+    """The inverse of ``dense``."""
+    bias = None if module.linear.bias is None else module.linear.bias.detach()
+    return load.Dense(type(module.activation).__name__, module.linear.weight.detach(), bias)
+
+
+def in_windows(texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
+    """Consecutive lists of at most ``size`` texts, each with the index of its first."""
+    iterator, start = iter(texts), 0
+    while window := list(islice(iterator, size)):
+        yield start, window
+        start += len(window)

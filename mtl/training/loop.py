@@ -1,0 +1,266 @@
+"""The training loop: one window of micro-batches of several tasks after another.
+
+    window -> counts -> backward, micro-batch by micro-batch -> clip -> step
+
+A window is one step of the optimiser. Each task's loss is its mean over all labels that the window has of it:
+every micro-batch adds its summed loss divided by that count, so that the gradient equals that of one large
+batch, whatever the sizes of the pieces; only one micro-batch's graph is alive at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mtl.encode.multitask import MultiTaskModel
+from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.errors import CheckpointError, TrainingError
+from mtl.model.heads import loss_sum
+from mtl.training import checkpoint
+from mtl.training.data import Data, fingerprints
+from mtl.training.evaluate import check_metric, chosen_metric, evaluate
+from mtl.training.freezing import Forward, Trainables
+from mtl.training.optim import LossWeights, optimiser, rate_factor
+from mtl.training.recipe import Recipe
+from mtl.training.report import Log
+from mtl.training.schedule import MicroBatch, Schedule
+from weights import load
+from weights.fetch import fetch
+
+
+def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel:
+    """The recipe's pretrained trunk with new heads; what is random follows from the recipe's seed.
+
+    A task that has DistilBERT's own head and the checkpoint's labels starts from the checkpoint's head.
+    """
+    torch.manual_seed(recipe.training.seed)
+    source = Path(recipe.model)
+    beside = recipe.folder / source
+    pretrained = load.load(fetch(str(beside if beside.is_dir() and not source.is_dir() else recipe.model)))
+    model = MultiTaskModel(SentenceEncoder.from_checkpoint(pretrained), recipe.tasks)
+    for task in recipe.tasks:
+        if pretrained.head and task.head == "distilbert" and task.labels == pretrained.labels:
+            model.branch(task.name).head.load_state_dict(pretrained.head)
+    return model.to(device)
+
+
+def backward(
+    model: MultiTaskModel,
+    window: Sequence[MicroBatch],
+    targets: Sequence[Tensor],
+    forward: Callable[[MicroBatch], Tensor],
+    weights: LossWeights,
+) -> dict[str, float]:
+    """Add a window's gradients to the parameters, and give each task's mean loss over it."""
+    counts: Counter[str] = Counter()
+    for micro, target in zip(window, targets, strict=True):
+        counts[micro.task] += target.numel()
+    sums: dict[str, Tensor] = {}
+    for micro, target in zip(window, targets, strict=True):
+        logits = forward(micro).float()
+        loss, count = loss_sum(model.tasks[micro.task].kind, logits, target.to(logits.device))
+        weights(micro.task, loss / counts[micro.task], count / counts[micro.task]).backward()
+        sums[micro.task] = sums.get(micro.task, 0) + loss.detach()
+    return {task: float(total) / counts[task] for task, total in sums.items()}
+
+
+@contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C, so that the step under way is finished; the second one interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(*_: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Run:
+    """A training run in a folder: the recipe, the model and its data, and all that a checkpoint holds."""
+
+    def __init__(self, recipe: Recipe, model: MultiTaskModel, data: Data, folder: Path) -> None:
+        training = recipe.training
+        self.recipe, self.model, self.data, self.folder = recipe, model, data, folder
+        self.identity = json.loads(json.dumps({**recipe.as_dict(), "data": fingerprints(data)}))
+        check_metric(training.best, {task: model.tasks[task] for task in data["dev"]})
+        self.trainables = Trainables(model, training)
+        self.weights = LossWeights(recipe.tasks, training.loss_weights == "uncertainty").to(model.embedder.device)
+        names = self.trainables.ever()
+        self.optimiser = optimiser(model, self.weights, names, training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in names)
+        sizes = {task: len(examples) for task, examples in data["train"].items()}
+        self.schedule = Schedule(
+            sizes, training.batch_size, training.accumulate, training.sampling, training.temperature, training.seed
+        )
+        self.total = training.epochs * self.schedule.steps_per_epoch
+        self.checkpoints = folder / "checkpoints"
+        self.step = self.metrics_bytes = 0
+        self.forward: Forward | None = None
+
+    def parameters(self) -> list[tuple[str, Tensor]]:
+        """The optimiser's parameters with their names."""
+        groups = self.optimiser.param_groups
+        return [pair for group in groups for pair in zip(group["names"], group["params"], strict=True)]
+
+    def save(self, metrics_bytes: int) -> None:
+        moments = {}
+        for name, parameter in self.parameters():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                moments[f"{name}.{key}"] = value
+        rng = {"cpu": torch.get_rng_state()}
+        if self.model.embedder.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.model.embedder.device)
+        tensors = {"model": self.tensors(), "optimizer": moments, "rng": rng}
+        checkpoint.save(self.checkpoints, checkpoint.State(self.step, metrics_bytes, self.identity, tensors))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights, those of the losses included."""
+        return {**self.model.state_dict(), **self.weights.state_dict(prefix="weights.")}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        weights = {key.removeprefix("weights."): x for key, x in tensors.items() if key.startswith("weights.")}
+        self.model.load_state_dict({key: x for key, x in tensors.items() if not key.startswith("weights.")})
+        self.weights.load_state_dict(weights)
+
+    def restore(self) -> list[str]:
+        """Go back to the newest whole checkpoint; gives a line for each that was not whole.
+
+        Raises:
+            CheckpointError: there is none, or it is of another run; it says what differs.
+        """
+        state, notes = checkpoint.latest(self.checkpoints)
+        differing = checkpoint.differences(state.run, self.identity)
+        if differing:
+            raise CheckpointError(f"{self.folder} is another run: {'; '.join(differing)}; start one in another folder")
+        self.load_tensors(state.tensors["model"])
+        moments = state.tensors["optimizer"]
+        for name, parameter in self.parameters():
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments]
+            if keys:
+                self.optimiser.state[parameter] = {
+                    key: moments[f"{name}.{key}"].clone().to(parameter.device) for key in keys
+                }
+        torch.set_rng_state(state.tensors["rng"]["cpu"])
+        if "cuda" in state.tensors["rng"]:
+            torch.cuda.set_rng_state(state.tensors["rng"]["cuda"], self.model.embedder.device)
+        self.step, self.metrics_bytes = state.step, state.metrics_bytes
+        return notes
+
+    def forward_of(self, epoch: int) -> Forward:
+        """The forward pass of an epoch; what earlier epochs remembered stays, where it is still right."""
+        depths = {task: self.trainables.depth(task, epoch) for task in self.model.tasks}
+        common = self.trainables.common_depth(epoch)
+        forward = Forward(self.model, self.data["train"], depths, common, self.recipe.training.cache_mb * 2**20)
+        if self.forward is not None and self.forward.common == common:
+            forward.kept, forward.room = self.forward.kept, self.forward.room
+        self.forward = forward
+        return forward
+
+    def train_mode(self) -> None:
+        """Dropout on, but for heads that are frozen."""
+        self.model.train()
+        for name, task in self.model.tasks.items():
+            self.model.branch(name).train(not task.freeze_head)
+
+    @property
+    def best_path(self) -> Path:
+        return self.checkpoints / "best.safetensors"
+
+
+def train(run: Run, log: Log, threads: int | None = None, until: int | None = None) -> bool:
+    """Train until the recipe's end, an early stop, or step ``until``.
+
+    False if Ctrl-C stopped it: a checkpoint is saved then. ``threads`` are those that evaluate.
+
+    Raises:
+        TrainingError: a loss or a gradient is not finite; the last checkpoint is from before.
+        CheckpointError: a checkpoint or the metrics cannot be written.
+    """
+    training, schedule = run.recipe.training, run.schedule
+    device = run.model.embedder.device
+    run.train_mode()
+    with stop_signal() as stopped:
+        while run.step < (until or run.total) and not stops_early(run, log):
+            epoch = run.step // schedule.steps_per_epoch + 1
+            starts_epoch = run.step % schedule.steps_per_epoch == 0
+            forward = run.forward_of(epoch) if starts_epoch or run.forward is None else run.forward
+            factor = rate_factor(run.step, run.total, training)
+            for group in run.optimiser.param_groups:
+                group["lr"] = group["full_rate"] * factor
+
+            window = schedule.window(run.step)
+            targets = [run.data["train"][micro.task].targets[list(micro.rows)] for micro in window]
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                losses = backward(run.model, window, targets, forward, run.weights)
+            norm = float(nn.utils.clip_grad_norm_([p for _, p in run.parameters()], training.clip or math.inf))
+            check_finite(losses, norm, run.step + 1)
+            run.optimiser.step()
+            run.optimiser.zero_grad(set_to_none=True)
+            run.step += 1
+
+            texts = sum(len(micro.rows) for micro in window)
+            log.step(run.step, epoch, losses, norm, training.learning_rate * factor, texts)
+            ends_epoch = run.step % schedule.steps_per_epoch == 0
+            if ends_epoch:
+                finish_epoch(run, log, epoch, threads)
+            if ends_epoch or stopped.is_set() or (training.save_steps and run.step % training.save_steps == 0):
+                run.save(log.bytes)
+            if stopped.is_set():
+                return False
+    return True
+
+
+def check_finite(losses: Mapping[str, float], norm: float, step: int) -> None:
+    for task, loss in losses.items():
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss of task {task!r} is {loss} at step {step}; the last checkpoint is kept. "
+                                "Try a lower learning_rate, or look at that task's data")  # fmt: skip
+    if not math.isfinite(norm):
+        tasks = ", ".join(losses)
+        raise TrainingError(
+            f"the gradient's norm is {norm} at step {step} (tasks: {tasks}); the last checkpoint is kept"
+        )
+
+
+def finish_epoch(run: Run, log: Log, epoch: int, threads: int | None) -> None:
+    """Measure on the dev data, and keep the weights if they are the best so far."""
+    before = best_so_far(run, log)
+    metrics, _ = evaluate(run.model, run.data["dev"], threads)
+    run.train_mode()
+    log.epoch(run.step, epoch, metrics)
+    now = best_so_far(run, log)
+    if not metrics or now != before:
+        checkpoint.save_tensors(run.best_path, run.tensors())
+
+
+def best_so_far(run: Run, log: Log) -> tuple[int, float] | None:
+    """The best epoch on the dev data and its metric, the earliest of equals."""
+    best, tasks = run.recipe.training.best, run.model.tasks
+    found = [(r["epoch"], chosen_metric(best, tasks, r["dev"])) for r in log.epochs if r["dev"]]
+    return max(found, key=lambda pair: (pair[1], -pair[0])) if found else None
+
+
+def stops_early(run: Run, log: Log) -> bool:
+    """Whether ``patience`` epochs have gone by without a better one."""
+    patience = run.recipe.training.patience
+    best = best_so_far(run, log) if patience else None
+    return best is not None and log.epochs[-1]["epoch"] - best[0] >= patience

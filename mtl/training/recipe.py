@@ -1,0 +1,185 @@
+"""Tasks, and the recipes that name them: what to train on which data, as one TOML file.
+
+Everything is checked when it is read. An error is one line that names the file, the line in it, what stands
+there and what was expected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from mtl.encode.tasks import TaskSpec
+from mtl.errors import RecipeError
+
+T = TypeVar("T")
+
+PLAIN = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+BUNDLED = Path(__file__).parents[1] / "recipes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How to train. Rates are AdamW's; ``warmup`` is a share of all steps.
+
+    A step is a window of ``accumulate`` micro-batches of ``batch_size`` texts of one task each.
+    layer_decay: Each block's rate is the one above it times this (Howard and Ruder 2018, arXiv 1801.06146).
+    sampling: How often tasks are drawn: "proportional" to their rows (each row once per epoch), "uniform", or
+        "temperature": rows ** (1 / temperature).
+    loss_weights: "fixed", as the tasks say, or "uncertainty", learned (Kendall et al. 2018, arXiv 1705.07115).
+    best: The dev metric by which the best epoch is kept: "task.metric", or "mean" over the tasks' main ones.
+    patience: Stop after so many epochs without a better one; 0 never stops early.
+    cache_mb: Memory for the hidden states of blocks that no task trains.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    accumulate: int = 1
+    learning_rate: float = 5e-5
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    layer_decay: float = 1.0
+    clip: float = 1.0
+    sampling: Literal["proportional", "uniform", "temperature"] = "proportional"
+    temperature: float = 2.0
+    loss_weights: Literal["fixed", "uncertainty"] = "fixed"
+    best: str = "mean"
+    patience: int = 0
+    max_length: int | None = None
+    cache_mb: int = 1024
+    save_steps: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ranges: dict[str, tuple[float, float]] = {
+            "epochs": (1, 1e6), "batch_size": (1, 1e6), "accumulate": (1, 1e6), "learning_rate": (0, 1),
+            "head_learning_rate": (0, 1), "weight_decay": (0, 10), "warmup": (0, 1), "layer_decay": (0, 1),
+            "clip": (0, 1e9), "temperature": (1, 1e6), "patience": (0, 1e6), "cache_mb": (0, 1e9),
+            "save_steps": (0, 1e9), "seed": (0, 2**62),
+        }  # fmt: skip
+        for name, (least, most) in ranges.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise RecipeError(f"{name} is {value}; expected {least:g} to {most:g}")
+        for name in ("schedule", "sampling", "loss_weights"):
+            choices = get_args(get_type_hints(type(self))[name])
+            if getattr(self, name) not in choices:
+                raise RecipeError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A model to start from, its tasks, and how to train them. ``folder`` is where relative paths start."""
+
+    model: str
+    tasks: tuple[TaskSpec, ...]
+    training: Training
+    folder: Path = Path()
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that decides the outcome, in plain values; two runs with equal ones are the same run."""
+        tasks = {task.name: dataclasses.asdict(task) for task in self.tasks}
+        return {"model": self.model, "training": dataclasses.asdict(self.training), "task": tasks}
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's file: a path, or the name of one that comes with the package.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    bundled = BUNDLED / f"{name}.toml"
+    if bundled.is_file():
+        return bundled
+    if Path(name).is_file():
+        return Path(name)
+    names = ", ".join(sorted(path.stem for path in BUNDLED.glob("*.toml")))
+    raise RecipeError(f"{name} is no recipe; expected a .toml file, or one of {names}")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        RecipeError: it cannot be read, or says something that makes no sense; it names file and line.
+    """
+    try:
+        source = path.read_text(encoding="utf-8")
+        content = tomllib.loads(source)
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # TOML's own message names the line
+        raise RecipeError(f"{path}: not TOML ({error})") from None
+    unknown = [key for key in content if key not in ("model", "training", "task")]
+    if unknown:
+        raise RecipeError(f"{path}{line_of(source, unknown[0])}: {unknown[0]!r} is unknown; "
+                          "expected model, [training] and [[task]]")  # fmt: skip
+    entries = content.get("task", [])
+    if not isinstance(content.get("model"), str) or not isinstance(entries, list) or not entries:
+        raise RecipeError(f'{path}: expected model = "name" and at least one [[task]]')
+    training = build(Training, content.get("training", {}), path, source, "[training]", 0)
+    tasks = tuple(build(TaskSpec, entry, path, source, "[[task]]", i) for i, entry in enumerate(entries))
+    for i, task in enumerate(tasks):
+        if task.name in [other.name for other in tasks[:i]]:
+            line = line_of(source, "name", "[[task]]", i)
+            raise RecipeError(f"{path}{line}: two tasks are called {task.name!r}; expected different names")
+    return Recipe(content["model"], tasks, training, path.parent)
+
+
+def line_of(source: str, key: str, header: str = "", nth: int = 0) -> str:
+    """``, line N`` of a key below the nth header, as an error says it; nothing where it cannot be told."""
+    below = -1 if header else nth
+    for number, line in enumerate(source.splitlines(), 1):
+        stripped = line.strip()
+        below += bool(header) and stripped == header
+        if below == nth and re.match(rf"(\[\[?)?[\"']?{re.escape(key)}[\"']?\s*(=|\.|\])", stripped):
+            return f", line {number}"
+    return ""
+
+
+def build(cls: type[T], fields: Any, path: Path, source: str, header: str, nth: int) -> T:
+    """A dataclass from one table of a recipe; lists become tuples, and a single name a list of one."""
+    hints = get_type_hints(cls)
+    where = f"{path}, {header}"
+    if not isinstance(fields, dict):
+        raise RecipeError(f"{where}: expected a table")
+    values: dict[str, Any] = {}
+    for key, value in fields.items():
+        here = f"{path}{line_of(source, key, header, nth)}"
+        if key not in hints:
+            raise RecipeError(f"{here}: {key!r} is unknown; expected one of {', '.join(hints)}")
+        values[key] = convert(value, hints[key], f"{here}: {key}")
+    try:
+        return cls(**values)
+    except RecipeError as error:
+        key = str(error).split()[0]
+        raise RecipeError(f"{path}{line_of(source, key, header, nth)}: {error}") from None
+    except TypeError:
+        raise RecipeError(f"{where}: a name is missing") from None
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """A TOML value as a field's type.
+
+    Raises:
+        RecipeError: it is of another type.
+    """
+    if hint == tuple[str, ...]:
+        value = [value] if isinstance(value, str) else value
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise RecipeError(f"{where} is {value!r}; expected a list of strings")
+    parts = (hint, *get_args(hint))
+    if any(get_origin(part) in (dict, Literal) for part in parts):
+        return value  # the class checks it itself
+    kinds = [kind for kind in parts if kind in PLAIN]
+    if float in kinds and type(value) is int:
+        return float(value)
+    if type(value) not in kinds:
+        raise RecipeError(f"{where} is {value!r}; expected {PLAIN[kinds[0]]}")
+    return value

@@ -1,0 +1,122 @@
+"""MultiTaskModel: one pass for everything, saved and loaded whole."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import randomized
+from safetensors.torch import load_file, save_file
+
+from mtl import MultiTaskModel, SentenceEncoder
+from mtl.encode.tasks import TaskSpec
+from mtl.errors import ConfigError, InputError, WeightsError
+from weights.export import save
+from weights.load import Checkpoint
+
+TASKS = (
+    TaskSpec("topic", ("x", "y", "z"), pooling=("max", "cls")),
+    TaskSpec("tags", ("p", "q"), kind="multi-label", pooling=("attention",), head="distilbert"),
+    TaskSpec("score", kind="regression", freeze={"1": "encoder", "2": "none"}),
+)
+TEXTS = ["a b c", "d", "", "e f g h i j"]
+
+
+@pytest.fixture
+def model(checkpoint: Checkpoint) -> MultiTaskModel:
+    return randomized(MultiTaskModel(SentenceEncoder.from_checkpoint(checkpoint), TASKS))
+
+
+def test_save_and_load_give_equal_logits(model: MultiTaskModel, tmp_path: Path) -> None:
+    model.save(tmp_path / "model")
+    again = MultiTaskModel.from_pretrained(tmp_path / "model")
+    assert again.tasks == model.tasks
+    assert not again.training
+    for name, x in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], x), name
+    before, after = model.predict(TEXTS), again.predict(TEXTS)
+    for name in model.tasks:
+        assert np.array_equal(before.logits[name], after.logits[name])
+    assert np.array_equal(before.embeddings, after.embeddings)
+
+
+def test_the_saved_folder_is_a_sentence_encoder_too(model: MultiTaskModel, tmp_path: Path) -> None:
+    model.save(tmp_path / "model")
+    vectors = SentenceEncoder.from_pretrained(tmp_path / "model").encode(TEXTS)
+    assert np.array_equal(vectors, model.predict(TEXTS).embeddings)
+
+
+def test_predictions(model: MultiTaskModel) -> None:
+    found = model.predict(TEXTS)
+    assert found.embeddings.shape == (4, 12)
+    assert found.logits["topic"].shape == (4, 3)
+    np.testing.assert_allclose(found.scores["topic"].sum(axis=1), 1, atol=1e-6)
+    assert found.labels["topic"] == ["xyz"[i] for i in found.logits["topic"].argmax(axis=1)]
+    for row, labels in zip(found.logits["tags"], found.labels["tags"], strict=True):
+        assert labels == [label for label, logit in zip("pq", row, strict=True) if logit >= 0]
+    np.testing.assert_allclose(found.labels["score"], found.logits["score"][:, 0])
+    assert model.predict([]).logits["topic"].shape == (0, 3)
+    assert model.predict("a b c").labels["topic"] == found.labels["topic"][:1]
+    with pytest.raises(InputError, match=r"texts\[1\] is int"):
+        model.predict(["a", 3])
+
+
+def test_one_pass_of_the_trunk(model: MultiTaskModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    lower = model.encoder.lower
+    monkeypatch.setattr(model.encoder, "lower", lambda batch, depth=0: calls.append(1) or lower(batch, depth))
+    model.predict("a b c")
+    assert len(calls) == 1
+
+
+def classifier(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """A folder as transformers' DistilBertForSequenceClassification saves one."""
+    dim = checkpoint.config.dim
+    shapes = {"pre_classifier": (dim, dim), "classifier": (2, dim)}
+    head = {f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
+    head |= {f"{name}.bias": torch.randn(shape[0]) for name, shape in shapes.items()}
+    with_head = dataclasses.replace(checkpoint, head=head, labels=("NEGATIVE", "POSITIVE"))
+    save(with_head, folder)
+    return with_head
+
+
+def test_a_published_classifier(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """As the SST-2 checkpoint: its head becomes a task, and is written back under the same names."""
+    original = classifier(checkpoint, tmp_path / "theirs")
+    model = MultiTaskModel.from_pretrained(tmp_path / "theirs")
+    (task,) = model.tasks.values()
+    assert (task.name, task.labels, task.pooling) == ("classification", ("NEGATIVE", "POSITIVE"), ("cls",))
+    hidden = model.embedder.encoder
+    assert set(model.predict(TEXTS).labels["classification"]) <= {"NEGATIVE", "POSITIVE"}
+    model.save(tmp_path / "ours")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(original.head[n], after[n]) for n in original.head)
+    assert hidden is model.encoder
+
+
+def test_no_heads(folder: Path) -> None:
+    with pytest.raises(WeightsError, match=r"has no task heads; train some with `mtl train`"):
+        MultiTaskModel.from_pretrained(folder)
+
+
+def test_damaged_heads(model: MultiTaskModel, tmp_path: Path) -> None:
+    model.save(tmp_path / "model")
+    path = tmp_path / "model" / "tasks.safetensors"
+    tensors = load_file(path)
+    tensors.pop("topic.head.classifier.bias")
+    save_file(tensors, path)
+    with pytest.raises(
+        WeightsError, match="the task heads does not fit its config: missing topic.head.classifier.bias"
+    ):
+        MultiTaskModel.from_pretrained(tmp_path / "model")
+    fields = json.loads((tmp_path / "model" / "tasks.json").read_text())
+    (tmp_path / "model" / "tasks.json").write_text(json.dumps([fields[0] | {"colour": "red"}]))
+    with pytest.raises(ConfigError, match=r"tasks.json: .*colour"):
+        MultiTaskModel.from_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "tasks.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"tasks.json: expected a list of objects, one per task"):
+        MultiTaskModel.from_pretrained(tmp_path / "model")

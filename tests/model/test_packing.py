@@ -1,0 +1,46 @@
+"""Packing, worked by hand."""
+
+import pytest
+import torch
+
+from mtl.encode.batching import by_token_budget
+from mtl.model.packing import Group, PackedBatch
+
+
+def test_pack() -> None:
+    batch = PackedBatch.pack([[7, 8, 9], [5], [6]])
+    assert batch.ids.tolist() == [7, 8, 9, 5, 6]
+    assert batch.positions.tolist() == [0, 1, 2, 0, 0]
+    assert batch.lengths == (3, 1, 1)
+    assert batch.groups == (Group(0, 1, 3), Group(3, 2, 1))
+    assert batch.offsets.tolist() == [0, 3, 4, 5]
+    assert batch.offsets.dtype == torch.int32
+
+
+def test_a_group_is_a_view_of_its_texts() -> None:
+    batch = PackedBatch.pack([[7, 8], [5, 6], [4]])
+    x = torch.arange(10).view(5, 2)
+    view = batch.groups[0].of(x)
+    assert view.tolist() == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
+    assert view.data_ptr() == x.data_ptr()
+
+
+def test_from_padded_keeps_positions() -> None:
+    batch = PackedBatch.from_padded(
+        torch.tensor([[9, 1, 2, 9], [3, 9, 4, 5]]), torch.tensor([[0, 1, 1, 0], [1, 0, 1, 1]])
+    )
+    assert batch.ids.tolist() == [1, 2, 3, 4, 5]
+    assert batch.positions.tolist() == [1, 2, 0, 2, 3]
+    assert batch.lengths == (2, 3)
+
+
+@pytest.mark.parametrize("lengths", [(2, 2), (3, 0), (4, -1)])
+def test_lengths_that_do_not_fit(lengths: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected their sum, \d, and no empty text"):
+        PackedBatch(torch.zeros(3), torch.zeros(3), lengths)
+
+
+def test_batches_by_token_budget() -> None:
+    assert by_token_budget([3, 9, 5, 2, 4], 9) == [[1], [2, 4], [0, 3]]
+    assert by_token_budget([20, 1], 9) == [[0], [1]]
+    assert by_token_budget([], 9) == []

@@ -1,0 +1,438 @@
+"""The training loop: exact accumulation, freezing to the bit, caching, resuming, and honest failures."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtl import MultiTaskModel, SentenceEncoder
+from mtl.encode.tasks import TaskSpec
+from mtl.errors import CheckpointError, TrainingError
+from mtl.model.heads import loss_sum
+from mtl.model.packing import PackedBatch
+from mtl.training import checkpoint as checkpoints
+from mtl.training.data import Examples
+from mtl.training.loop import LossWeights, Run, backward, train
+from mtl.training.recipe import Recipe, Training
+from mtl.training.report import Log
+from mtl.training.schedule import MicroBatch
+from weights.load import Checkpoint
+
+A = TaskSpec("topic", ("x", "y", "z"), dropout=0.0, train="-")
+B = TaskSpec("mood", ("good", "bad"), dropout=0.0, train="-", pooling=("max", "cls"))
+SETS = TaskSpec("tags", ("p", "q"), kind="multi-label", dropout=0.0, train="-", pooling=("attention",))
+VALUE = TaskSpec("score", kind="regression", dropout=0.0, train="-", head="distilbert", pooling=("cls",))
+TASKS = (A, B, SETS, VALUE)
+
+
+def build(checkpoint: Checkpoint, tasks: tuple[TaskSpec, ...], dropout: float = 0.0) -> MultiTaskModel:
+    """A new tiny model; each has tensors of its own."""
+    config = dataclasses.replace(checkpoint.config, dropout=dropout, attention_dropout=dropout)
+    tensors = {name: x.clone() for name, x in checkpoint.encoder.items()}
+    torch.manual_seed(3)
+    embedder = SentenceEncoder.from_checkpoint(dataclasses.replace(checkpoint, config=config, encoder=tensors))
+    return MultiTaskModel(embedder, tasks)
+
+
+def examples(task: TaskSpec, size: int, seed: int) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 12, (size,), generator=generator).tolist()
+    rows = [[2, *torch.randint(5, 38, (n,), generator=generator).tolist(), 3] for n in lengths]
+    if task.kind == "single-label":
+        targets = torch.tensor([sum(row) % task.outputs for row in rows])
+    else:
+        targets = torch.tensor([[float(sum(row) % (k + 2) == 0) for k in range(task.outputs)] for row in rows])
+    return Examples(rows, targets)
+
+
+def dataset(tasks: tuple[TaskSpec, ...], size: int = 13) -> dict:
+    return {
+        "train": {task.name: examples(task, size + 4 * i, i) for i, task in enumerate(tasks)},
+        "dev": {task.name: examples(task, 9, 50 + i) for i, task in enumerate(tasks)},
+        "test": {},
+    }
+
+
+SETTINGS = Training(epochs=2, batch_size=4, accumulate=2, learning_rate=1e-2, head_learning_rate=1e-2, seed=5)
+
+
+@pytest.fixture
+def start(checkpoint: Checkpoint, tmp_path: Path) -> Callable[..., Run]:
+    def start(
+        tasks: tuple[TaskSpec, ...] = (A, B), folder: str = "run", dropout: float = 0.0, data=None, **changes: object
+    ) -> Run:
+        training = dataclasses.replace(SETTINGS, **changes)
+        model = build(checkpoint, tasks, dropout)
+        return Run(Recipe("tiny", tasks, training), model, data or dataset(tasks), tmp_path / folder)
+
+    return start
+
+
+def go(run: Run, steps: int | None = None, keep: int | None = None) -> list[dict]:
+    """Train to the end, or for some steps and no further; gives the records of all steps so far."""
+    path = run.folder / "metrics.jsonl"
+    log = Log(run.folder, (path.stat().st_size if path.exists() else 0) if keep is None else keep)
+    try:
+        assert train(run, log, until=run.step + steps if steps else None)
+    finally:
+        log.close()
+    return log.steps
+
+
+def gradients(model: MultiTaskModel, window: list[MicroBatch], data: dict, weights: LossWeights) -> dict[str, Tensor]:
+    run_forward = Run_forward(model, data)
+    model.train()
+    model.zero_grad(set_to_none=True)
+    weights.zero_grad(set_to_none=True)
+    targets = [data["train"][micro.task].targets[list(micro.rows)].to(run_forward.dtype(micro)) for micro in window]
+    backward(model, window, targets, run_forward, weights)
+    named = [*model.named_parameters(), *weights.named_parameters()]
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+class Run_forward:
+    """The plain forward pass, without freezing, in the model's precision."""
+
+    def __init__(self, model: MultiTaskModel, data: dict) -> None:
+        self.model, self.data = model, data
+
+    def dtype(self, micro: MicroBatch) -> torch.dtype:
+        single = self.model.tasks[micro.task].kind == "single-label"
+        return torch.int64 if single else next(self.model.parameters()).dtype
+
+    def __call__(self, micro: MicroBatch) -> Tensor:
+        batch = PackedBatch.pack([self.data["train"][micro.task].rows[i] for i in micro.rows])
+        logits = self.model.branch(micro.task)(self.model.hidden(batch), batch)
+        return DoublePrecise(logits) if logits.dtype == torch.float64 else logits
+
+
+class DoublePrecise:
+    """Stays float64 through the loop's ``float()``, which is there for autocast."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    def float(self) -> Tensor:
+        return self.logits
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("learned", [False, True])
+def test_accumulating_equals_one_large_batch(
+    checkpoint: Checkpoint, dtype: torch.dtype, tolerance: float, learned: bool
+) -> None:
+    """Ragged pieces of several tasks in one window, against one micro-batch per task."""
+    model = build(checkpoint, TASKS).to(dtype)
+    data = dataset(TASKS)
+    weights = LossWeights([dataclasses.replace(t, weight=0.5 + i) for i, t in enumerate(TASKS)], learned).to(dtype)
+    pieces = [MicroBatch("topic", (0, 1, 2)), MicroBatch("mood", (4,)), MicroBatch("topic", (3, 4, 5)),
+              MicroBatch("tags", (0, 1)), MicroBatch("topic", (6,)), MicroBatch("score", (2, 3)),
+              MicroBatch("mood", (1, 2, 3, 0, 7)), MicroBatch("tags", (5,)), MicroBatch("score", (9,))]  # fmt: skip
+    rows = {task: tuple(i for piece in pieces if piece.task == task for i in piece.rows) for task in model.tasks}
+    whole = [MicroBatch(task, indices) for task, indices in rows.items()]
+    once = gradients(model, whole, data, weights)
+    accumulated = gradients(model, pieces, data, weights)
+    assert once.keys() == accumulated.keys()
+    assert len(once) == len([*model.parameters()]) + (4 if learned else 0)
+    largest = max(gradient.abs().max() for gradient in once.values())
+    for name in once:
+        assert (once[name] - accumulated[name]).abs().max() <= tolerance * largest, name
+
+
+def test_a_shared_parameter_s_gradient_is_the_sum_of_the_tasks(checkpoint: Checkpoint) -> None:
+    model, data, weights = build(checkpoint, (A, B)), dataset((A, B)), LossWeights((A, B))
+    one, other = MicroBatch("topic", (0, 1)), MicroBatch("mood", (2, 3, 4))
+    both, first, second = (gradients(model, w, data, weights) for w in ([one, other], [one], [other]))
+    for name in first.keys() & second.keys():
+        torch.testing.assert_close(both[name], first[name] + second[name], atol=1e-6, rtol=1e-5)
+
+
+def state(model: MultiTaskModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("freeze", [0, 1, 2, "encoder"])
+def test_what_a_task_freezes_keeps_its_bits(start, freeze: int | str) -> None:
+    """With weight decay and dropout on; the rest moves."""
+    run = start((dataclasses.replace(A, freeze=freeze, dropout=0.2),), dropout=0.2, weight_decay=0.5)
+    before = state(run.model)
+    go(run)
+    depth = run.trainables.depth("topic", 1)
+    for name, parameter in run.model.named_parameters():
+        in_prefix = name.startswith("embedder.encoder.embeddings") or any(
+            name.startswith(f"embedder.encoder.transformer.layer.{i}.") for i in range(depth)
+        )
+        assert torch.equal(parameter, before[name]) == in_prefix, name
+
+
+def test_a_mixed_window_gives_the_other_task_s_gradient_alone(start) -> None:
+    frozen, free = dataclasses.replace(A, freeze="encoder"), B
+    run = start((frozen, free))
+    forward = run.forward_of(1)
+    run.train_mode()
+
+    def shared(window: list[MicroBatch]) -> dict[str, Tensor]:
+        run.model.zero_grad(set_to_none=True)
+        targets = [run.data["train"][m.task].targets[list(m.rows)] for m in window]
+        backward(run.model, window, targets, forward, run.weights)
+        return {n: p.grad.clone() for n, p in run.model.encoder.named_parameters() if p.grad is not None}
+
+    one, other = MicroBatch("topic", (0, 1, 2)), MicroBatch("mood", (3, 4))
+    assert shared([one]) == {}  # None, not zeros
+    both, alone = shared([one, other]), shared([other])
+    assert both.keys() == alone.keys() == {name for name, _ in run.model.encoder.named_parameters()}
+    assert all(torch.equal(both[name], alone[name]) for name in both)
+
+
+def test_steps_of_the_other_task_may_move_what_one_freezes(start) -> None:
+    run = start((dataclasses.replace(A, freeze="encoder"), B))
+    before = state(run.model)
+    go(run)
+    assert not torch.equal(state(run.model)["embedder.encoder.embeddings.word_embeddings.weight"],
+                           before["embedder.encoder.embeddings.word_embeddings.weight"])  # fmt: skip
+
+
+def test_freeze_head_holds_pooling_and_head(start) -> None:
+    run = start((dataclasses.replace(SETS, freeze_head=True, dropout=0.5),), weight_decay=0.5)
+    before = state(run.model)
+    run.train_mode()
+    assert not run.model.branch("tags").training
+    go(run)
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith("branches."), name
+
+
+def test_gradual_unfreezing(start) -> None:
+    spec = dataclasses.replace(A, freeze={"1": "encoder", "2": 1, "3": "none"})
+    run = start((spec,), epochs=3, save_steps=0)
+    per_epoch = run.schedule.steps_per_epoch
+    moved = []
+    for _ in range(3):
+        before = state(run.model)
+        go(run, per_epoch)
+        after = state(run.model)
+        moved.append({name for name in before if not torch.equal(before[name], after[name])})
+    layers = [{name.split(".")[4] for name in m if ".layer." in name} for m in moved]
+    assert layers == [set(), {"1"}, {"0", "1"}]
+    assert [any("embeddings" in name for name in m) for m in moved] == [False, False, True]
+    assert all(any(name.startswith("branches.topic.head") for name in m) for m in moved)
+
+
+@pytest.mark.parametrize(
+    "freezes", [("encoder", "encoder", "encoder", "encoder"), (1, 2, "encoder", 1), (0, 0, 0, 0), (2, 1, 0, 2)]
+)
+@pytest.mark.parametrize("room", [0, 1024])
+def test_a_cached_run_s_losses_equal_the_uncached_run_s(start, monkeypatch, freezes: tuple, room: int) -> None:
+    tasks = tuple(dataclasses.replace(task, freeze=freeze) for task, freeze in zip(TASKS, freezes, strict=True))
+    cached = start(tasks, "cached", cache_mb=room)
+    losses = [record["loss"] for record in go(cached)]
+    uncached = start(tasks, "uncached")
+    monkeypatch.setattr(uncached.trainables, "common_depth", lambda epoch: None)
+    expected = [record["loss"] for record in go(uncached)]
+    assert len(losses) == len(expected) > 10
+    for ours, theirs in zip(losses, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(abs(ours[task] - theirs[task]) <= 1e-6 for task in ours)
+
+
+def test_the_prefix_is_computed_once_per_text(start, monkeypatch) -> None:
+    run = start((dataclasses.replace(A, freeze=1),), epochs=3)
+    seen = []
+    lower = run.model.encoder.lower
+    monkeypatch.setattr(
+        run.model.encoder, "lower", lambda b, depth=0: seen.append((depth, len(b.lengths))) or lower(b, depth)
+    )
+    go(run)
+    prefixes = [depth for depth, _ in seen if depth == 1]
+    assert len(prefixes) == run.schedule.passes()["topic"]  # one pass of three
+
+
+def test_resume_to_the_bit(start, tmp_path: Path) -> None:
+    """2N steps equal N, stop, resume, N: weights, metrics and moments; dropout on, prefix cached, mid-epoch."""
+    tasks = (dataclasses.replace(A, freeze=1, dropout=0.3), dataclasses.replace(B, freeze=1, dropout=0.3))
+    options = {"dropout": 0.2, "epochs": 3, "save_steps": 3, "loss_weights": "uncertainty"}
+    whole = start(tasks, "whole", **options)
+    go(whole)
+    first = start(tasks, "parts", **options)
+    go(first, 7)  # the checkpoint is from step 6
+    torch.manual_seed(99)
+    second = start(tasks, "parts", **options)
+    assert second.restore() == []
+    assert second.step == 6
+    go(second, keep=second.metrics_bytes)
+    for name, x in whole.tensors().items():
+        assert torch.equal(x, second.tensors()[name]), name
+    metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "parts")]
+    assert metrics[0] == metrics[1]
+    for name in ("model", "optimizer", "rng"):
+        paths = [
+            sorted((tmp_path / run / "checkpoints").glob("step-*"))[-1] / f"{name}.safetensors"
+            for run in ("whole", "parts")
+        ]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_resume_of_another_recipe_says_what_differs(start) -> None:
+    run = start()
+    run.save(0)
+    other = start(learning_rate=2e-2, data=dataset((A, B), 14))
+    with pytest.raises(CheckpointError, match=r"training.learning_rate was 0.01, is 0.02; data.train.topic was '") as e:
+        other.restore()
+    assert "\n" not in str(e.value)
+
+
+def test_a_damaged_checkpoint_falls_back(start, tmp_path: Path) -> None:
+    run = start(save_steps=2)
+    go(run)
+    newest, before = checkpoints.saved(run.checkpoints)
+    path = newest / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-3] + b"xyz")
+    again = start(save_steps=2)
+    (note,) = again.restore()
+    assert "optimizer.safetensors is not what was written; it is set aside as damaged-step" in note
+    assert again.step == int(before.name[5:])
+    for damaged in checkpoints.saved(run.checkpoints):
+        (damaged / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="holds no whole checkpoint; start again without --resume"):
+        start(save_steps=2).restore()
+
+
+def test_the_last_two_checkpoints_and_the_best_are_kept(start) -> None:
+    run = start(save_steps=1)
+    go(run)
+    names = sorted(path.name for path in run.checkpoints.iterdir())
+    assert names == ["best.safetensors", f"step-{run.total - 1:08d}", f"step-{run.total:08d}"]
+
+
+def test_no_room_on_the_disk(start, monkeypatch) -> None:
+    run = start(save_steps=2)
+    run.save(0)
+
+    def full(*args: object, **kwargs: object) -> None:
+        Path(args[1]).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("weights.export.save_file", full)
+    with pytest.raises(CheckpointError, match="step-00000002 cannot be written: No space left on device; the checkp"):
+        go(run)
+    monkeypatch.undo()
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000000"]
+    assert start(save_steps=2).restore() == []
+
+
+def test_nan_stops_and_names_task_and_step(start, monkeypatch) -> None:
+    run = start(save_steps=1)
+    go(run, 3)
+    real = loss_sum
+    two_classes = lambda logits: logits.shape[1] == 2  # noqa: E731
+    monkeypatch.setattr(
+        "mtl.training.loop.loss_sum", lambda k, x, y: (x.sum() * math.nan, len(y)) if two_classes(x) else real(k, x, y)
+    )
+    with pytest.raises(TrainingError, match=r"the loss of task 'mood' is nan at step \d+; the last checkpoint is kept"):
+        go(run)
+    kept = start(save_steps=1)
+    kept.restore()
+    assert all(torch.isfinite(x).all() for x in kept.model.state_dict().values())
+    assert kept.step >= 3
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ((dataclasses.replace(A, freeze=3),), "task 'topic': freeze is 3; the encoder has 2 blocks"),
+        (
+            (A, dataclasses.replace(B, freeze="encoder", freeze_head=True)),
+            "task 'mood' freezes the encoder and its head in epoch 1: nothing is left to train",
+        ),
+        (
+            (dataclasses.replace(A, freeze={"1": "none", "2": 2}, freeze_head=True),),
+            "task 'topic' freezes the encoder and its head in epoch 2",
+        ),
+    ],
+)
+def test_nothing_to_train(start, tasks: tuple, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        start(tasks)
+
+
+def test_unknown_metric(start) -> None:
+    with pytest.raises(TrainingError, match=r"best is 'topic.f1'; expected mean, topic.accuracy, topic.macro_f1"):
+        start(best="topic.f1")
+
+
+def test_early_stopping_and_the_best_epoch(start, monkeypatch) -> None:
+    run = start(epochs=9, patience=2, best="topic.accuracy")
+    accuracies = iter([0.1, 0.5, 0.5, 0.2, 0.9])
+
+    def pretend(model, data, threads=None):
+        value = next(accuracies)
+        return {"topic": {"accuracy": value, "macro_f1": 0.0}, "mood": {"accuracy": 0.0, "macro_f1": 0.0}}, {}
+
+    monkeypatch.setattr("mtl.training.loop.evaluate", pretend)
+    records = go(run)
+    assert records[-1]["epoch"] == 4
+    best = checkpoints.read_tensors(run.best_path)
+    second = [record["step"] for record in records if record["epoch"] == 2][-1]
+    again = start(folder="again", epochs=9, patience=2, best="topic.accuracy")
+    accuracies = iter([0.1, 0.5, 0.5, 0.2, 0.9])
+    go(again, second)
+    assert all(torch.equal(best[name], x) for name, x in again.tensors().items())
+
+
+def test_every_trainable_parameter_is_in_the_optimiser_and_moves(start) -> None:
+    run = start(TASKS, loss_weights="uncertainty")
+    names = {name for name, _ in run.parameters()}
+    assert names == {name for name, _ in run.model.named_parameters()} | {
+        f"weights.log_variance.{task.name}" for task in TASKS
+    }
+    before = {name: x.clone() for name, x in run.tensors().items()}
+    go(run)
+    same = [name for name, x in run.tensors().items() if torch.equal(x, before[name])]
+    assert same == []
+
+
+def test_decay_and_rates_by_group(start) -> None:
+    run = start((A,), learning_rate=1e-3, head_learning_rate=1e-2, layer_decay=0.5, weight_decay=0.1)
+    rates = {}
+    for group in run.optimiser.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            assert group["weight_decay"] == (0.1 if parameter.ndim == 2 else 0.0), name
+            rates[name] = group["full_rate"]
+    assert rates["branches.topic.head.classifier.weight"] == 1e-2
+    assert rates["embedder.encoder.transformer.layer.1.ffn.lin1.weight"] == 1e-3
+    assert rates["embedder.encoder.transformer.layer.0.ffn.lin1.weight"] == 5e-4
+    assert rates["embedder.encoder.embeddings.word_embeddings.weight"] == 2.5e-4
+
+
+def test_uncertainty_is_kendall_s(start) -> None:
+    weights = LossWeights((A, VALUE), learned=True)
+    with torch.no_grad():
+        weights.log_variance["topic"].fill_(0.7)
+        weights.log_variance["score"].fill_(-0.2)
+    loss = torch.tensor(2.0)
+    torch.testing.assert_close(weights("topic", loss, 1.0), torch.tensor(2 * math.exp(-0.7) + 0.35))
+    torch.testing.assert_close(weights("score", loss, 0.5), torch.tensor(math.exp(0.2) - 0.05))
+
+
+def test_the_metrics_file(start) -> None:
+    run = start()
+    go(run)
+    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    assert [record["step"] for record in steps] == list(range(1, run.total + 1))
+    dev = [record for record in records if "dev" in record]
+    assert [record["epoch"] for record in dev] == [1, 2]
+    assert dev[0]["dev"].keys() == {"topic", "mood"}
+
+
+def test_no_dev_data(start) -> None:
+    data = dataset((A, B)) | {"dev": {}}
+    run = start(data=data)
+    go(run)
+    best = checkpoints.read_tensors(run.best_path)
+    assert all(torch.equal(best[name], x) for name, x in run.tensors().items())

@@ -1,0 +1,210 @@
+"""Recipes and labelled data: what is right is read, and what is wrong is named with file and line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtl import SentenceEncoder
+from mtl.encode.tasks import TaskSpec
+from mtl.errors import InputError, MtlError, RecipeError
+from mtl.training.data import class_index, load_data, read_split
+from mtl.training.recipe import BUNDLED, find_recipe, read_recipe
+
+RECIPE = """
+model = "tiny"
+
+[training]
+epochs = 2
+
+[[task]]
+name = "topic"
+labels = ["x", "y"]
+train = "train.jsonl"
+
+[[task]]
+name = "mood"
+labels = ["good", "bad"]
+train = "train.jsonl"
+freeze = { 1 = "encoder", 2 = 1, 3 = "none" }
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_recipe(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path, RECIPE))
+    assert recipe.model == "tiny"
+    assert recipe.training.epochs == 2
+    topic, mood = recipe.tasks
+    assert topic.labels == ("x", "y")
+    assert [topic.frozen_depth(epoch, 6) for epoch in (1, 2, 3)] == [None] * 3
+    assert [mood.frozen_depth(epoch, 6) for epoch in (1, 2, 3, 9)] == [6, 1, None, None]
+    assert json.loads(json.dumps(recipe.as_dict()))["task"]["mood"]["freeze"]["1"] == "encoder"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("epochs = 2", "epoch = 2", "recipe.toml, line 5: 'epoch' is unknown; expected one of epochs, batch_size"),
+        ("epochs = 2", "epochs = 0", "recipe.toml, line 5: epochs is 0; expected 1 to"),
+        ("epochs = 2", "epochs = 2.5", "recipe.toml, line 5: epochs is 2.5; expected a whole number"),
+        ("epochs = 2", "epochs = true", "recipe.toml, line 5: epochs is True; expected a whole number"),
+        ("epochs = 2", 'schedule = "steps"', "line 5: schedule is 'steps'; expected one of linear, cosine, constant"),
+        ("epochs = 2", 'sampling = "all"', "line 5: sampling is 'all'; expected one of proportional"),
+        ("epochs = 2", "epochs = ", "recipe.toml: not TOML"),
+        ('model = "tiny"', "", 'recipe.toml: expected model = "name" and at least one'),
+        ('model = "tiny"', 'model = "tiny"\nmodle = 1', "recipe.toml, line 3: 'modle' is unknown"),
+        ('name = "mood"', 'name = "topic"', "recipe.toml, line 13: two tasks are called 'topic'"),
+        ('name = "mood"', 'name = "a.b"', "line 13: name is 'a.b'; expected letters"),
+        ('name = "mood"', 'name = "type"', "line 13: name is 'type'; expected letters, digits, - and _, and no word"),
+        ('name = "mood"', "", r"\[\[task\]\]: a name is missing"),
+        ('["good", "bad"]', '["good"]', r"line 14: labels are \['good'\]; expected at least 2"),
+        ('["good", "bad"]', '["good", "good"]', "line 14: labels are .*; expected each of them once"),
+        ('["good", "bad"]', "[1, 2]", r"line 14: labels is \[1, 2\]; expected a list of strings"),
+        ('{ 1 = "encoder"', '{ 4 = "encoder"', "expected epochs, counted from 1, to start with 1"),
+        ('2 = 1, 3 = "none"', '2 = "half"', "freeze is 'half'; expected a number of blocks"),
+        ('{ 1 = "encoder", 2 = 1, 3 = "none" }', "-1", "line 16: freeze is -1; expected a number of blocks"),
+        ('labels = ["good", "bad"]', 'kind = "ranking"', "line 14: kind is 'ranking'; expected one of single-label"),
+        ('labels = ["x", "y"]', 'labels = ["x", "y"]\npooling = "median"', r"pooling is \['median'\]; expected one or"),
+        ('labels = ["x", "y"]', 'labels = ["x", "y"]\nhead = "mlp"', "line 10: head is 'mlp'; expected linear or"),
+        ('labels = ["x", "y"]', 'labels = ["x", "y"]\nweight = 0', "line 10: weight is 0.0; expected more than 0"),
+        ('labels = ["x", "y"]', 'labels = ["x", "y"]\nkind = "regression"', "expected no labels for a regression task"),
+    ],
+)
+def test_mistakes_in_a_recipe(tmp_path: Path, before: str, after: str, message: str) -> None:
+    assert before in RECIPE
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(write(tmp_path, RECIPE.replace(before, after)))
+
+
+def test_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"nothing.toml is no recipe; expected a .toml file, or one of demo"):
+        find_recipe("nothing.toml")
+    with pytest.raises(RecipeError, match="cannot be read: No such file"):
+        read_recipe(tmp_path / "nothing.toml")
+
+
+def rows(path: Path, *fields: dict) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in fields))
+
+
+TOPIC = TaskSpec("topic", ("x", "y"), train="train.jsonl")
+MANY = TaskSpec("tags", ("x", "y", "z"), kind="multi-label", train="train.jsonl")
+SCORE = TaskSpec("score", kind="regression", train="train.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "targets"),
+    [
+        (TOPIC, ["y", "x", 1, "0"], [1, 0, 1, 0]),
+        (MANY, [["x", "z"], [], "y|z", ""], [[1, 0, 1], [0, 0, 0], [0, 1, 1], [0, 0, 0]]),
+        (SCORE, [1, "2.5", -3.0], [[1.0], [2.5], [-3.0]]),
+    ],
+)
+def test_targets(tmp_path: Path, task: TaskSpec, labels: list, targets: list) -> None:
+    rows(tmp_path / "train.jsonl", *({"text": "a", "label": label} for label in labels))
+    texts, found = read_split(task, "train", tmp_path)
+    assert texts == ["a"] * len(labels)
+    assert found.tolist() == targets
+    assert found.dtype == (torch.int64 if task is TOPIC else torch.float32)
+
+
+def test_numbers_as_labels_are_names_where_names_are_numbers() -> None:
+    assert class_index(1, ["1", "2"]) == 0
+    assert class_index(0, ["1", "2"]) is None
+    assert class_index(0, ["one", "two"]) == 0
+    assert class_index(True, ["one", "two"]) is None
+    assert class_index(2, ["one", "two"]) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "message"),
+    [
+        (TOPIC, {"text": "a", "label": "q"}, r"train.jsonl, line 2: label 'q' is not declared; expected one of x, y"),
+        (TOPIC, {"text": "a", "label": None}, "line 2: label None is not declared"),
+        (MANY, {"text": "a", "label": ["x", "q"]}, "line 2: label 'q' is not declared; expected one of x, y, z"),
+        (SCORE, {"text": "a", "label": "high"}, "line 2: label is 'high'; expected a finite number"),
+        (SCORE, {"text": "a", "label": "nan"}, "line 2: label is 'nan'; expected a finite number"),
+        (TOPIC, {"body": "a", "label": "x"}, "line 2: no field 'text'; it has body, label"),
+        (TOPIC, {"text": 5, "label": "x"}, "line 2: field 'text' is a int; expected a string"),
+    ],
+)
+def test_mistakes_in_data(tmp_path: Path, task: TaskSpec, row: dict, message: str) -> None:
+    good = {"text": "a", "label": 1.0 if task is SCORE else "x"}
+    rows(tmp_path / "train.jsonl", good, row)
+    with pytest.raises(MtlError, match=message):
+        read_split(task, "train", tmp_path)
+
+
+def test_missing_and_empty_files(tmp_path: Path, tiny: SentenceEncoder) -> None:
+    with pytest.raises(InputError, match=r"train.jsonl cannot be read: No such file"):
+        read_split(TOPIC, "train", tmp_path)
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(RecipeError, match=r"task 'topic': .*train.jsonl has no rows; expected at least one for train"):
+        read_split(TOPIC, "train", tmp_path)
+    path = write(tmp_path, 'model = "tiny"\n[[task]]\nname = "topic"\nlabels = ["x", "y"]\n')
+    with pytest.raises(RecipeError, match="task 'topic' has no training data"):
+        load_data(read_recipe(path), tiny)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_format(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"train{suffix}"
+    if suffix == ".jsonl":
+        rows(path, {"text": "a, b", "label": "x"}, {"text": "c", "label": "y"})
+    elif suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"text": ["a, b", "c"], "label": [0, 1]}), path)
+    else:
+        path.write_text('text,label\n"a, b",x\nc,y\n' if suffix == ".csv" else "text\tlabel\na, b\tx\nc\ty\n")
+    texts, targets = read_split(TaskSpec("t", ("x", "y"), train=path.name), "train", tmp_path)
+    assert texts == ["a, b", "c"]
+    assert targets.tolist() == [0, 1]
+
+
+def test_damaged_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "train.parquet").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"train.parquet cannot be read as parquet"):
+        read_split(TaskSpec("t", ("x", "y"), train="train.parquet"), "train", tmp_path)
+
+
+def test_what_is_cut_is_noted(tmp_path: Path, tiny: SentenceEncoder) -> None:
+    rows(tmp_path / "train.jsonl", {"text": "a b c d e f", "label": "x"}, {"text": "a", "label": "y"})
+    task = '[[task]]\nname = "topic"\nlabels = ["x", "y"]\ntrain = "train.jsonl"\n'
+    text = f'model = "t"\n[training]\nmax_length = 5\n{task}'
+    data, notes = load_data(read_recipe(write(tmp_path, text)), tiny)
+    assert [len(row) for row in data["train"]["topic"].rows] == [5, 3]
+    assert notes == ["topic train: 1 texts were longer than 5 tokens and lost 3"]
+
+
+@pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.toml")), ids=lambda path: path.stem)
+def test_bundled_recipes_are_whole(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert all(task.train for task in recipe.tasks)
+
+
+def test_the_demo_s_sentences_are_distinct() -> None:
+    """No sentence, and nothing near to one, is in two splits."""
+
+    def words(text: str) -> frozenset[str]:
+        return frozenset("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+    recipe = read_recipe(BUNDLED / "demo.toml")
+    for task in recipe.tasks:
+        splits = {split: read_split(task, split, BUNDLED) for split in ("train", "dev", "test")}
+        texts = [text for found, _ in splits.values() for text in found]
+        assert len(set(texts)) == len(texts)
+        bags = [words(text) for text in texts]
+        for i, a in enumerate(bags):
+            for b in bags[:i]:
+                assert len(a & b) / len(a | b) < 0.6, (a, b)
+        for _, targets in splits.values():
+            assert set(targets.tolist()) == set(range(len(task.labels)))

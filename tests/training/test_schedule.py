@@ -1,0 +1,73 @@
+"""The schedule is a pure function, and sees every row as often as it says."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtl.training.schedule import Schedule, shares
+
+SIZES = {"a": 10, "b": 3}
+
+
+@given(
+    sizes=st.dictionaries(st.sampled_from("abcd"), st.integers(1, 40), min_size=1),
+    batch_size=st.integers(1, 9),
+    accumulate=st.integers(1, 5),
+    seed=st.integers(0, 2**40),
+)
+def test_proportional_sees_each_row_once_an_epoch(sizes, batch_size, accumulate, seed) -> None:
+    schedule = Schedule(sizes, batch_size, accumulate, seed=seed)
+    steps = schedule.steps_per_epoch
+    for epoch in range(2):
+        micros = [m for step in range(epoch * steps, (epoch + 1) * steps) for m in schedule.window(step)]
+        for task, size in sizes.items():
+            assert sorted(i for m in micros if m.task == task for i in m.rows) == list(range(size))
+    windows = [len(schedule.window(step)) for step in range(steps)]
+    assert all(length == accumulate for length in windows[:-1])
+    assert 1 <= windows[-1] <= accumulate
+
+
+@given(seed=st.integers(0, 1000), step=st.integers(0, 50))
+def test_a_window_depends_on_seed_and_step_alone(seed: int, step: int) -> None:
+    other = Schedule(SIZES, 2, 3, seed=seed)
+    for earlier in range(step):
+        other.window(earlier)
+    assert other.window(step) == Schedule(SIZES, 2, 3, seed=seed).window(step)
+
+
+def test_epochs_and_seeds_differ() -> None:
+    one, two = (Schedule({"a": 50}, 50, seed=seed) for seed in (0, 1))
+    assert len({one.window(0)[0].rows, one.window(1)[0].rows, two.window(0)[0].rows}) == 3
+
+
+def test_ragged_micro_batch_and_short_window() -> None:
+    schedule = Schedule({"a": 10, "b": 3}, batch_size=4, accumulate=3)
+    micros = [m for step in range(2) for m in schedule.window(step)]
+    assert schedule.steps_per_epoch == 2
+    assert Counter((m.task, len(m.rows)) for m in micros) == {("a", 4): 2, ("a", 2): 1, ("b", 3): 1}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "temperature", "expected"),
+    [
+        ("proportional", 1.0, {"a": 90, "b": 10}),
+        ("uniform", 1.0, {"a": 50, "b": 50}),
+        ("temperature", 2.0, {"a": 75, "b": 25}),
+        ("temperature", 1.0, {"a": 90, "b": 10}),
+    ],
+)
+def test_shares(sampling: str, temperature: float, expected: dict[str, int]) -> None:
+    assert shares({"a": 90, "b": 10}, sampling, temperature) == expected
+
+
+def test_a_tiny_task_is_always_seen() -> None:
+    assert shares({"a": 100000, "b": 1}, "temperature", 1.0)["b"] == 1
+
+
+def test_uniform_goes_through_small_tasks_several_times() -> None:
+    schedule = Schedule({"a": 90, "b": 10}, 1, sampling="uniform")
+    assert schedule.effective_epochs(2) == {"a": 2 * 50 / 90, "b": 10.0}
+    rows = Counter(m.rows[0] for step in range(100) for m in schedule.window(step) if m.task == "b")
+    assert rows == dict.fromkeys(range(10), 5)
