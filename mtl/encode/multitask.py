@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mtl.encode.engine import Engine
+from mtl.encode.kinds import KINDS
 from mtl.encode.sentence_encoder import SentenceEncoder, warn_of_cuts
 from mtl.encode.tasks import TaskSpec
 from mtl.encode.tokenizer import check_texts
 from mtl.errors import ConfigError, RecipeError, WeightsError
 from mtl.model.encoder import DistilBert
-from mtl.model.heads import Branch, DistilBertHead, LinearHead, scores
+from mtl.model.heads import Branch, DistilBertHead, LinearHead
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import AttentionPooling, Pooling
 from weights import export, load
@@ -33,7 +34,7 @@ class Prediction:
     embeddings: NDArray[np.float32]
     logits: dict[str, NDArray[np.float32]]
     scores: dict[str, NDArray[np.float32]]
-    labels: dict[str, list[str] | list[list[str]] | list[float]]
+    labels: dict[str, list[Any]]  # a label, a list of labels, or a number for each text
 
 
 class MultiTaskModel(nn.Module):
@@ -80,7 +81,7 @@ class MultiTaskModel(nn.Module):
         Without tasks of ours, a DistilBERT classifier's head becomes a task called "classification".
         """
         try:
-            tasks = [TaskSpec(**tupled(fields)) for fields in checkpoint.tasks]
+            tasks = [TaskSpec(**fields) for fields in checkpoint.tasks]
         except (TypeError, RecipeError) as error:
             raise ConfigError(f"tasks.json: {error}") from None
         branches = checkpoint.branches
@@ -148,12 +149,13 @@ class MultiTaskModel(nn.Module):
             out = engine.run(tokenized.rows).float().cpu()
         embeddings, *columns = out.split(widths, dim=1)
         logits = dict(zip(self.tasks, columns, strict=True))
-        probabilities = {name: scores(self.tasks[name].kind, x) for name, x in logits.items()}
+        kinds = {name: KINDS[task.kind] for name, task in self.tasks.items()}
+        scores = {name: kinds[name].scores(x) for name, x in logits.items()}
         return Prediction(
             embeddings.numpy(),
             {name: x.numpy() for name, x in logits.items()},
-            {name: x.numpy() for name, x in probabilities.items()},
-            {name: read_labels(self.tasks[name], x) for name, x in probabilities.items()},
+            {name: x.numpy() for name, x in scores.items()},
+            {name: kinds[name].words(x, self.tasks[name].labels) for name, x in scores.items()},
         )
 
 
@@ -176,17 +178,3 @@ def new_branch(task: TaskSpec, dim: int) -> Branch:
     features = dim * len(task.pooling)
     kind = LinearHead if task.head == "linear" else DistilBertHead
     return Branch(pooling, kind(features, task.outputs, task.dropout))
-
-
-def read_labels(task: TaskSpec, scores: Tensor) -> list[str] | list[list[str]] | list[float]:
-    """What the scores (texts, outputs) mean in words."""
-    if task.kind == "single-label":
-        return [task.labels[i] for i in scores.argmax(dim=1).tolist()]
-    if task.kind == "multi-label":
-        return [[task.labels[i] for i, score in enumerate(row) if score >= 0.5] for row in scores.tolist()]
-    return [row[0] for row in scores.tolist()]
-
-
-def tupled(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has lists where a TaskSpec has tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import nn
 
+from mtl.encode.kinds import KINDS
 from mtl.errors import RecipeError
-from mtl.model.heads import Kind
 from mtl.model.pooling import MODES
 
 Freeze = int | Literal["none", "encoder"]
@@ -20,8 +20,10 @@ class TaskSpec:
     """One task, as data.
 
     labels: The classes' names in the order of the logits; none for a regression.
+    kind: Which of ``KINDS`` it is: "single-label", "multi-label" or "regression".
     train, dev, test: A .jsonl, .csv, .tsv or .parquet file, beside the recipe, or
         ``hf://datasets/owner/name@revision/path``.
+    text_field, label_field: The names of a row's fields; as many for its texts as the kind takes.
     pooling: Names of pooling modes side by side, or "attention" for a learned one.
     weight: The loss is multiplied by it.
     freeze: Blocks held fixed, counted from the embeddings, which are held with the first: a number, "encoder" for
@@ -31,11 +33,11 @@ class TaskSpec:
 
     name: str
     labels: tuple[str, ...] = ()
-    kind: Kind = "single-label"
+    kind: str = "single-label"
     train: str | None = None
     dev: str | None = None
     test: str | None = None
-    text_field: str = "text"
+    text_field: tuple[str, ...] = ("text",)
     label_field: str = "label"
     pooling: tuple[str, ...] = ("mean",)
     head: Literal["linear", "distilbert"] = "linear"
@@ -45,15 +47,21 @@ class TaskSpec:
     freeze_head: bool = False
 
     def __post_init__(self) -> None:
+        for field in ("labels", "text_field", "pooling"):  # JSON and people have lists, or a single name
+            value = getattr(self, field)
+            object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
         taken = hasattr(nn.ModuleDict, self.name)  # a submodule cannot be called as one of its methods
         if not re.fullmatch(r"[A-Za-z][\w-]*", self.name) or taken or self.name == "mean":
             raise RecipeError(f"name is {self.name!r}; expected letters, digits, - and _, and no word of PyTorch's own")
-        if self.kind not in get_args(Kind):
-            raise RecipeError(f"kind is {self.kind!r}; expected one of {', '.join(get_args(Kind))}")
-        least = {"single-label": 2, "multi-label": 1, "regression": 0}[self.kind]
-        if len(self.labels) < least or (self.labels and self.kind == "regression"):
-            expected = "no labels" if self.kind == "regression" else f"at least {least}"
+        if self.kind not in KINDS:
+            raise RecipeError(f"kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
+        kind = KINDS[self.kind]
+        if len(self.labels) < (kind.least_labels or 0) or (self.labels and kind.least_labels is None):
+            expected = "no labels" if kind.least_labels is None else f"at least {kind.least_labels}"
             raise RecipeError(f"labels are {list(self.labels)}; expected {expected} for a {self.kind} task")
+        if len(self.text_field) != kind.texts:
+            fields = "1 field" if kind.texts == 1 else f"{kind.texts} fields"
+            raise RecipeError(f"text_field is {list(self.text_field)}; expected {fields} for a {self.kind} task")
         if len(set(self.labels)) < len(self.labels):
             raise RecipeError(f"labels are {list(self.labels)}; expected each of them once")
         if self.pooling != ("attention",) and not (self.pooling and set(self.pooling) <= set(MODES)):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtl.encode.files import Row, read_rows
+from mtl.encode.kinds import KINDS, Target
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import InputError, RecipeError
@@ -25,7 +24,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Texts as token ids, special tokens included, and their targets (see heads.loss_sum for the shapes)."""
+    """Texts as token ids, special tokens included, and their targets (see mtl/model/losses.py for the shapes)."""
 
     rows: list[list[int]]
     targets: Tensor
@@ -65,62 +64,30 @@ def resolve(source: str, folder: Path) -> Path:
     return fetch_data(source) if source.startswith("hf://") else folder / Path(source).expanduser()
 
 
-def class_index(value: Any, labels: Sequence[str]) -> int | None:
-    """The index of a label by its name, or by its number where no label is itself a number."""
-    if str(value) in labels:
-        return labels.index(str(value))
-    numbered = not any(label.lstrip("-").isdigit() for label in labels) and not isinstance(value, bool)
-    if numbered and str(value).isdecimal() and int(value) < len(labels):
-        return int(value)
-    return None
-
-
-def target_of(task: TaskSpec, value: Any, where: str) -> int | list[float]:
-    """A label as it stands in the data, as what the loss takes.
-
-    Raises:
-        RecipeError: the label is not declared, or is no finite number where one is expected.
-    """
-    if task.kind == "regression":
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise RecipeError(f"{where}: {task.label_field} is {value!r}; expected a finite number")
-        return [number]
-    values = [value]
-    if task.kind == "multi-label":
-        values = value if isinstance(value, list) else [part for part in str(value or "").split("|") if part]
-    indices = [class_index(item, task.labels) for item in values]
-    for item, index in zip(values, indices, strict=True):
-        if index is None:
-            raise RecipeError(f"{where}: label {item!r} is not declared; expected one of {', '.join(task.labels)}")
-    if task.kind == "multi-label":
-        return [float(i in indices) for i in range(len(task.labels))]
-    assert indices[0] is not None
-    return indices[0]
-
-
 def read_split(task: TaskSpec, split: str, folder: Path) -> tuple[list[str], Tensor]:
-    """The texts and targets of one split of a task.
+    """The texts of one split of a task, row by row, and the targets.
 
     Raises:
         InputError, RecipeError: the file cannot be read, has no rows, or a row is wrong; it names the line.
     """
     source = getattr(task, split)
     path = resolve(source, folder)
-    texts, targets = [], []
+    texts: list[str] = []
+    targets: list[Target] = []
     for number, fields in parquet_rows(path) if path.suffix == ".parquet" else read_rows(path):
         where = f"{path}, line {number}"
-        for field in (task.text_field, task.label_field):
+        for field in (*task.text_field, task.label_field):
             if field not in fields:
                 raise RecipeError(f"{where}: no field {field!r}; it has {', '.join(fields)}")
-        if not isinstance(fields[task.text_field], str):
-            kind = type(fields[task.text_field]).__name__
-            raise RecipeError(f"{where}: field {task.text_field!r} is a {kind}; expected a string")
-        texts.append(fields[task.text_field])
-        targets.append(target_of(task, fields[task.label_field], where))
+        for field in task.text_field:
+            if not isinstance(fields[field], str):
+                kind = type(fields[field]).__name__
+                raise RecipeError(f"{where}: field {field!r} is a {kind}; expected a string")
+            texts.append(fields[field])
+        try:
+            targets.append(KINDS[task.kind].target(fields[task.label_field], task.labels))
+        except ValueError as error:
+            raise RecipeError(f"{where}: {task.label_field} {error}") from None
     if not texts:
         raise RecipeError(f"task {task.name!r}: {path} has no rows; expected at least one for {split}")
     return texts, torch.tensor(targets)

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mtl.encode.kinds import KINDS
 from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import CheckpointError, TrainingError
-from mtl.model.heads import loss_sum
 from mtl.training import checkpoint
 from mtl.training.data import Data, fingerprints
 from mtl.training.evaluate import check_metric, chosen_metric, evaluate
@@ -67,7 +67,7 @@ def backward(
     sums: dict[str, Tensor] = {}
     for micro, target in zip(window, targets, strict=True):
         logits = forward(micro).float()
-        loss, count = loss_sum(model.tasks[micro.task].kind, logits, target.to(logits.device))
+        loss, count = KINDS[model.tasks[micro.task].kind].loss(logits, target.to(logits.device))
         weights(micro.task, loss / counts[micro.task], count / counts[micro.task]).backward()
         sums[micro.task] = sums.get(micro.task, 0) + loss.detach()
     return {task: float(total) / counts[task] for task, total in sums.items()}

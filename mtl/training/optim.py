@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtl.encode.kinds import KINDS
 from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.tasks import TaskSpec
 from mtl.training.freezing import layer_of
@@ -25,7 +26,7 @@ class LossWeights(nn.Module):
     def __init__(self, tasks: Sequence[TaskSpec], learned: bool = False) -> None:
         super().__init__()
         self.weights = {task.name: task.weight for task in tasks}
-        self.factors = {task.name: 0.5 if task.kind == "regression" else 1.0 for task in tasks}
+        self.factors = {task.name: KINDS[task.kind].uncertainty for task in tasks}
         names = list(self.weights) if learned else []
         self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
 

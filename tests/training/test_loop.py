@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mtl import MultiTaskModel, SentenceEncoder
+from mtl.encode.kinds import KINDS
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import CheckpointError, TrainingError
-from mtl.model.heads import loss_sum
 from mtl.model.packing import PackedBatch
 from mtl.training import checkpoint as checkpoints
 from mtl.training.data import Examples
@@ -328,11 +328,12 @@ def test_no_room_on_the_disk(start, monkeypatch) -> None:
 def test_nan_stops_and_names_task_and_step(start, monkeypatch) -> None:
     run = start(save_steps=1)
     go(run, 3)
-    real = loss_sum
-    two_classes = lambda logits: logits.shape[1] == 2  # noqa: E731
-    monkeypatch.setattr(
-        "mtl.training.loop.loss_sum", lambda k, x, y: (x.sum() * math.nan, len(y)) if two_classes(x) else real(k, x, y)
-    )
+    real = KINDS["single-label"]
+
+    def loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:  # "mood" has two classes, "topic" three
+        return real.loss(logits, targets) if logits.shape[1] == 3 else (logits.sum() * math.nan, len(targets))
+
+    monkeypatch.setitem(KINDS, "single-label", dataclasses.replace(real, loss=loss))
     with pytest.raises(TrainingError, match=r"the loss of task 'mood' is nan at step \d+; the last checkpoint is kept"):
         go(run)
     kept = start(save_steps=1)

@@ -9,7 +9,7 @@ import torch
 from mtl import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import InputError, MtlError, RecipeError
-from mtl.training.data import class_index, load_data, read_split
+from mtl.training.data import load_data, read_split
 from mtl.training.recipe import BUNDLED, find_recipe, read_recipe
 
 RECIPE = """
@@ -74,6 +74,11 @@ def test_a_recipe(tmp_path: Path) -> None:
         ('labels = ["x", "y"]', 'labels = ["x", "y"]\npooling = "median"', r"pooling is \['median'\]; expected one or"),
         ('labels = ["x", "y"]', 'labels = ["x", "y"]\nhead = "mlp"', "line 10: head is 'mlp'; expected linear or"),
         ('labels = ["x", "y"]', 'labels = ["x", "y"]\nweight = 0', "line 10: weight is 0.0; expected more than 0"),
+        (
+            'labels = ["x", "y"]',
+            'labels = ["x", "y"]\ntext_field = ["a", "b"]',
+            r"line 10: text_field is \['a', 'b'\]; expected 1 field for a single-label task",
+        ),
         ('labels = ["x", "y"]', 'labels = ["x", "y"]\nkind = "regression"', "expected no labels for a regression task"),
     ],
 )
@@ -113,14 +118,6 @@ def test_targets(tmp_path: Path, task: TaskSpec, labels: list, targets: list) ->
     assert texts == ["a"] * len(labels)
     assert found.tolist() == targets
     assert found.dtype == (torch.int64 if task is TOPIC else torch.float32)
-
-
-def test_numbers_as_labels_are_names_where_names_are_numbers() -> None:
-    assert class_index(1, ["1", "2"]) == 0
-    assert class_index(0, ["1", "2"]) is None
-    assert class_index(0, ["one", "two"]) == 0
-    assert class_index(True, ["one", "two"]) is None
-    assert class_index(2, ["one", "two"]) is None
 
 
 @pytest.mark.parametrize(
