@@ -1,0 +1,117 @@
+"""Files and folders that appear whole or not at all, and locks on what one process at a time may write."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from mtl.errors import MtlError
+
+PARTIAL = ".partial"  # how the names of unfinished files and folders end
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in the system's words: "No space left on device"."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    inner = re.search(r"([^:]+) \(os error \d+\)", str(error))  # as safetensors passes it on
+    return inner[1].strip() if inner else " ".join(str(error).split())
+
+
+def sync(path: Path) -> None:
+    """Have the content of a file or folder on the disk before anything that follows."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there. It never raises, so that it may stand in a clean-up."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: Path, error: type[MtlError], folder: bool = False) -> Iterator[Path]:
+    """A new empty file (or folder) beside ``path`` to write to, which takes its name when the block ends.
+
+    Until then, and if the block fails, what was under that name before is untouched. A folder only takes the
+    name of an empty one. The mode is what the umask gives, whoever wrote the content; content is on the disk
+    before the name is. A process that is killed leaves ``.NAME.xxxxxxxx.partial`` behind.
+
+    Raises:
+        error: it cannot be written, or something in the block could not be, with the system's reason.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir() if folder else temporary.touch()
+        mode = temporary.stat().st_mode & 0o777
+        yield temporary
+        temporary.chmod(mode)
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    except (OSError, SafetensorError) as problem:
+        raise error(f"{path} cannot be written: {reason(problem)}") from None
+    finally:
+        remove(temporary)
+
+
+def lock_path(path: Path) -> Path:
+    """Where the lock of a folder, or of a file, is."""
+    return path / ".lock" if path.is_dir() else path.with_name(path.name + ".lock")
+
+
+@contextmanager
+def lock(path: Path, error: type[MtlError]) -> Iterator[None]:
+    """Keep other processes, and other threads, from locking the same file or folder.
+
+    The lock is the kernel's, on a file that holds our process id. It ends with the process however that ends,
+    so a lock file that was left behind is stale, and taken over.
+
+    Raises:
+        error: another process holds it; or the lock file cannot be written.
+    """
+    target = lock_path(path)
+    try:
+        file = open_locked(target)
+    except BlockingIOError:
+        holder = target.read_text().strip() or "unknown"
+        raise error(f"{path} is being written by process {holder}; wait until it ends, or choose another") from None
+    except OSError as problem:
+        raise error(f"{path} cannot be written: {reason(problem)}") from None
+    try:
+        yield
+    finally:
+        remove(target)  # while it is still locked
+        os.close(file)
+
+
+def open_locked(path: Path) -> int:
+    """A descriptor of the lock file, locked; once more, where its last holder removed it in between."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+                os.ftruncate(file, 0)
+                os.write(file, f"{os.getpid()}\n".encode())
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)

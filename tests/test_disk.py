@@ -1,0 +1,84 @@
+"""Whole or not at all; one writer at a time."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from mtl.disk import atomic_write, lock, lock_path
+from mtl.errors import CheckpointError, InputError
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    with atomic_write(path, InputError) as temporary:
+        temporary.write_text("one")
+        assert not path.exists()
+    assert path.read_text() == "one"
+    with pytest.raises(TypeError, match="data must be str"), atomic_write(path, InputError) as temporary:
+        temporary.write_text(None)
+    assert path.read_text() == "one"
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "run", CheckpointError, folder=True) as temporary:
+        (temporary / "a").write_text("one")
+    assert (tmp_path / "run" / "a").read_text() == "one"
+    message = "run cannot be written: Directory not empty"
+    with pytest.raises(CheckpointError, match=message), atomic_write(tmp_path / "run", CheckpointError, folder=True):
+        pass
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_the_umask_decides_the_mode(tmp_path: Path) -> None:
+    """Whatever the writer makes of it: safetensors gives a file to its owner alone."""
+    before = os.umask(0o027)
+    try:
+        with atomic_write(tmp_path / "a.safetensors", InputError) as temporary:
+            save_file({"x": torch.zeros(2)}, temporary)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a.txt cannot be written: No space left on device$"):  # noqa: SIM117
+        with atomic_write(tmp_path / "a.txt", InputError):
+            Path("/dev/full").write_text("x")
+    with pytest.raises(InputError, match=r"a.txt cannot be written: No space left on device$"):  # noqa: SIM117
+        with atomic_write(tmp_path / "a.txt", InputError):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert os.listdir(tmp_path) == []
+
+
+HOLD = """
+import sys, pathlib, mtl.disk, mtl.errors
+with mtl.disk.lock(pathlib.Path(sys.argv[1]), mtl.errors.InputError):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("name", ["out.npy", "."])
+def test_one_writer_at_a_time(tmp_path: Path, name: str) -> None:
+    """A second is told who writes; after kill -9 the lock that is left is taken over."""
+    path = tmp_path / name
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    message = f"is being written by process {holder.pid}; wait until it ends"
+    with pytest.raises(InputError, match=message), lock(path, InputError):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert lock_path(path).exists()
+    with lock(path, InputError), pytest.raises(InputError, match=f"by process {os.getpid()}"), lock(path, InputError):
+        pass
+    assert os.listdir(tmp_path) == []
