@@ -95,14 +95,14 @@ def measure(tasks: tuple[TaskSpec, ...], training: Training, model_name: str) ->
     with tempfile.TemporaryDirectory() as name:
         run = Run(recipe, model, load_data(recipe, model.embedder)[0], Path(name))
         log = Log(Path(name))
-        run.save = lambda metrics_bytes: None  # type: ignore[method-assign]
+        run.save = lambda: None  # type: ignore[method-assign]
         seconds = []
         for epoch in range(1, training.epochs + 1):
             started = time.perf_counter()
             train(run, log, until=epoch * run.schedule.steps_per_epoch)
             seconds.append(time.perf_counter() - started)
         log.close()
-        trained = set().union(*(run.trainables.names(task.name, training.epochs) for task in tasks))
+        trained = set().union(*run.phases[-1].trained.values())
         sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
         return {
             "dev": [record["dev"] for record in log.epochs],

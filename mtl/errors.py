@@ -18,7 +18,14 @@ class InputError(MtlError):
 
 
 class RecipeError(MtlError):
-    """A recipe, or the labelled data that it names, is wrong; the text names file and line."""
+    """A recipe, or the labelled data that it names, is wrong; the text names file and line.
+
+    ``field`` is the setting that is wrong, where it is one.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class TrainingError(MtlError):

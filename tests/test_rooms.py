@@ -6,7 +6,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ORDER = ("mtl.errors", "mtl.disk", "mtl.model", "weights", "mtl.encode", "mtl.training", "mtl.cli")
 FRAMEWORKS = {"torch"}  # all that the mathematics needs from outside
-STANDARD = {"__future__", "collections", "contextlib", "dataclasses", "functools", "itertools", "math", "typing"}
+STANDARD = {
+    "__future__",
+    "collections",
+    "contextlib",
+    "dataclasses",
+    "functools",
+    "itertools",
+    "math",
+    "threading",
+    "typing",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -21,6 +21,7 @@ from mtl.encode.tokenizer import check_texts
 from mtl.errors import ConfigError, RecipeError, WeightsError
 from mtl.model.encoder import DistilBert
 from mtl.model.heads import Branch, DistilBertHead, LinearHead
+from mtl.model.modes import inference
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import AttentionPooling, Pooling
 from weights import export, load
@@ -162,13 +163,8 @@ class MultiTaskModel(nn.Module):
 @contextmanager
 def held_fixed(encoder: DistilBert) -> Iterator[None]:
     """Within it, what the encoder computes has no graph and no dropout."""
-    training = encoder.training
-    encoder.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        encoder.train(training)
+    with inference(encoder), torch.no_grad():
+        yield
 
 
 def new_branch(task: TaskSpec, dim: int) -> Branch:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
-from mtl.encode.kinds import KINDS
+from mtl.encode.fields import one_of, settle
+from mtl.encode.kinds import KINDS, Kind
 from mtl.errors import RecipeError
 from mtl.model.pooling import MODES
 
@@ -43,54 +45,63 @@ class TaskSpec:
     head: Literal["linear", "distilbert"] = "linear"
     dropout: float = 0.1
     weight: float = 1.0
-    freeze: Freeze | dict[str, Freeze] = "none"
+    freeze: Freeze | dict[str, Freeze] | dict[int, Freeze] = "none"
     freeze_head: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("labels", "text_field", "pooling"):  # JSON and people have lists, or a single name
-            value = getattr(self, field)
-            object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
+        settle(self)
+        if isinstance(self.freeze, dict):  # TOML's keys are strings, Python's may be numbers
+            object.__setattr__(self, "freeze", {str(first): value for first, value in self.freeze.items()})
         taken = hasattr(nn.ModuleDict, self.name)  # a submodule cannot be called as one of its methods
         if not re.fullmatch(r"[A-Za-z][\w-]*", self.name) or taken or self.name == "mean":
-            raise RecipeError(f"name is {self.name!r}; expected letters, digits, - and _, and no word of PyTorch's own")
-        if self.kind not in KINDS:
-            raise RecipeError(f"kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
-        kind = KINDS[self.kind]
-        if len(self.labels) < (kind.least_labels or 0) or (self.labels and kind.least_labels is None):
-            expected = "no labels" if kind.least_labels is None else f"at least {kind.least_labels}"
-            raise RecipeError(f"labels are {list(self.labels)}; expected {expected} for a {self.kind} task")
-        if len(self.text_field) != kind.texts:
-            fields = "1 field" if kind.texts == 1 else f"{kind.texts} fields"
-            raise RecipeError(f"text_field is {list(self.text_field)}; expected {fields} for a {self.kind} task")
-        if len(set(self.labels)) < len(self.labels):
-            raise RecipeError(f"labels are {list(self.labels)}; expected each of them once")
+            expected = "letters, digits, - and _, and no word of PyTorch's own"
+            raise RecipeError(f"name is {self.name!r}; expected {expected}", "name")
+        one_of("kind", self.kind, KINDS)
+        one_of("head", self.head, ("linear", "distilbert"))
+        self._check_labels(KINDS[self.kind])
         if self.pooling != ("attention",) and not (self.pooling and set(self.pooling) <= set(MODES)):
-            known = ", ".join(MODES)
-            raise RecipeError(f"pooling is {list(self.pooling)}; expected one or more of {known}, or attention")
+            expected = f"one or more of {', '.join(MODES)}, or attention"
+            raise RecipeError(f"pooling is {list(self.pooling)}; expected {expected}", "pooling")
         if not 0 <= self.dropout < 1:
-            raise RecipeError(f"dropout is {self.dropout}; expected a number from 0 up to, not including, 1")
-        if not self.weight > 0:
-            raise RecipeError(f"weight is {self.weight}; expected more than 0")
-        if self.head not in ("linear", "distilbert"):
-            raise RecipeError(f"head is {self.head!r}; expected linear or distilbert")
+            raise RecipeError(f"dropout is {self.dropout}; expected a number from 0 up to, not including, 1", "dropout")
+        if not 0 < self.weight < math.inf:
+            raise RecipeError(f"weight is {self.weight}; expected more than 0", "weight")
         self._check_freeze()
 
+    def _check_labels(self, kind: Kind) -> None:
+        if len(self.labels) < (kind.least_labels or 0) or (self.labels and kind.least_labels is None):
+            expected = "no labels" if kind.least_labels is None else f"at least {kind.least_labels}"
+            raise RecipeError(f"labels are {list(self.labels)}; expected {expected} for a {self.kind} task", "labels")
+        if len(set(self.labels)) < len(self.labels):
+            raise RecipeError(f"labels are {list(self.labels)}; expected each of them once", "labels")
+        if len(self.text_field) != kind.texts:
+            expected = "1 field" if kind.texts == 1 else f"{kind.texts} fields"
+            given = f"text_field is {list(self.text_field)}"
+            raise RecipeError(f"{given}; expected {expected} for a {self.kind} task", "text_field")
+
     def _check_freeze(self) -> None:
-        by_epoch = self.freeze if isinstance(self.freeze, dict) else {"1": self.freeze}
-        for epoch, value in by_epoch.items():
-            if not (re.fullmatch(r"[1-9]\d*", epoch) and "1" in by_epoch):
-                raise RecipeError(f"freeze is {self.freeze}; expected epochs, counted from 1, to start with 1")
+        by_epoch: dict[Any, Freeze] = self.freeze if isinstance(self.freeze, dict) else {"1": self.freeze}
+        if "1" not in by_epoch or not all(re.fullmatch(r"[1-9]\d*", epoch) for epoch in by_epoch):
+            expected = "epochs, counted from 1, to start with 1"
+            raise RecipeError(f"freeze is {self.freeze}; expected {expected}", "freeze")
+        for value in by_epoch.values():
             number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
             if not number and value not in ("none", "encoder"):
-                raise RecipeError(f"freeze is {value!r}; expected a number of blocks, 'encoder' or 'none'")
+                expected = "a number of blocks, 'encoder' or 'none'"
+                raise RecipeError(f"freeze is {value!r}; expected {expected}", "freeze")
 
     @property
     def outputs(self) -> int:
         """The number of logits."""
         return len(self.labels) or 1
 
+    @property
+    def freezing(self) -> dict[int, Freeze]:
+        """The epochs, counted from 1, from which on something else is held fixed, with what it is."""
+        by_epoch: dict[Any, Freeze] = self.freeze if isinstance(self.freeze, dict) else {"1": self.freeze}
+        return {int(first): by_epoch[first] for first in sorted(by_epoch, key=int)}
+
     def frozen_depth(self, epoch: int, n_layers: int) -> int | None:
         """How many blocks this task holds in an epoch (the first is 1), or None where it holds nothing at all."""
-        by_epoch = self.freeze if isinstance(self.freeze, dict) else {"1": self.freeze}
-        value = by_epoch[str(max(int(first) for first in by_epoch if int(first) <= epoch))]
+        value = [value for first, value in self.freezing.items() if first <= epoch][-1]
         return None if value == "none" else n_layers if value == "encoder" else int(value)

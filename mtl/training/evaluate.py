@@ -11,44 +11,52 @@ from mtl.encode.kinds import KINDS
 from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import TrainingError
+from mtl.model.modes import inference
 from mtl.model.packing import PackedBatch
 from mtl.training.data import Examples
 
 
 def task_logits(model: MultiTaskModel, task: str, rows: list[list[int]], threads: int | None = None) -> Tensor:
     """A task's logits (texts, outputs), on the CPU. The model is in eval mode meanwhile."""
-    training = model.training
-    model.eval()
 
     def forward(batch: PackedBatch) -> Tensor:
         return model.branch(task)(model.encoder(batch), batch)
 
-    try:
+    with inference(model):
         return Engine(forward, model.embedder.device, threads=threads, per_text=True).run(rows).float().cpu()
-    finally:
-        model.train(training)
 
 
-def evaluate(
-    model: MultiTaskModel, data: Mapping[str, Examples], threads: int | None = None
-) -> tuple[dict[str, dict[str, float]], dict[str, list[list[int]]]]:
-    """Every task's metrics on its examples, and the confusion matrices of those kinds that have one.
+def all_logits(model: MultiTaskModel, data: Mapping[str, Examples], threads: int | None = None) -> dict[str, Tensor]:
+    """Each task's logits on its examples."""
+    return {name: task_logits(model, name, examples.rows, threads) for name, examples in data.items()}
+
+
+def measure(
+    tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]
+) -> dict[str, dict[str, float]]:
+    """Each task's metrics.
 
     Raises:
         TrainingError: scikit-learn is not installed.
     """
-    metrics, matrices = {}, {}
-    for name, examples in data.items():
-        task = model.tasks[name]
-        kind = KINDS[task.kind]
-        logits = task_logits(model, name, examples.rows, threads)
-        try:
-            metrics[name] = kind.measure(logits, examples.targets, len(task.labels))
-            if kind.confusion:
-                matrices[name] = kind.confusion(logits, examples.targets, len(task.labels))
-        except ImportError:
-            raise TrainingError("metrics need scikit-learn; pip install 'mtl[train]'") from None
-    return metrics, matrices
+    try:
+        return {
+            name: KINDS[tasks[name].kind].measure(x, data[name].targets, len(tasks[name].labels))
+            for name, x in logits.items()
+        }
+    except ImportError:
+        raise TrainingError("metrics need scikit-learn; pip install 'mtl[train]'") from None
+
+
+def confusions(
+    tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]
+) -> dict[str, list[list[int]]]:
+    """The confusion matrices of the tasks whose kind has one."""
+    return {
+        name: confusion(x, data[name].targets, len(tasks[name].labels))
+        for name, x in logits.items()
+        if (confusion := KINDS[tasks[name].kind].confusion)
+    }
 
 
 def check_metric(best: str, tasks: Mapping[str, TaskSpec]) -> None:

@@ -3,11 +3,14 @@
 A task that holds k blocks runs the embeddings and those blocks without a graph and without dropout, so it
 neither pays for them nor touches them, while another task may still train them. Where all tasks hold at least
 k, what those blocks give never changes, and is computed once per text.
+
+All of it follows from one plain value, the ``Phase`` that an epoch is in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,77 +20,63 @@ from mtl.encode.multitask import MultiTaskModel, held_fixed
 from mtl.errors import TrainingError
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Pooling
-from mtl.training.data import Data, Examples
-from mtl.training.recipe import Training
-from mtl.training.schedule import MicroBatch, Schedule
+from mtl.training.data import Examples
+from mtl.training.schedule import MicroBatch
 
 
-class Trainables:
-    """Which parameters each task trains in each epoch.
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """What stands still from one epoch on, until the next phase.
+
+    first: The epoch it begins with; the first of all is 1.
+    trained: The names of the parameters that each task trains.
+    depths: How many blocks each task holds; None where it trains the embeddings.
+    common: How many blocks all tasks hold; None where one trains the embeddings.
+    """
+
+    first: int
+    trained: Mapping[str, frozenset[str]]
+    depths: Mapping[str, int | None]
+    common: int | None
+
+
+def phases(model: MultiTaskModel, epochs: int) -> list[Phase]:
+    """The phases of so many epochs, in order.
 
     Raises:
         TrainingError: a task holds more blocks than there are, or trains nothing in some epoch.
     """
+    starts = {first for task in model.tasks.values() for first in task.freezing if first <= epochs}
+    found = [phase_from(model, first) for first in sorted(starts)]
+    n_layers = model.encoder.config.n_layers
+    for phase in found:
+        for task, depth in phase.depths.items():
+            if depth is not None and depth > n_layers:
+                raise TrainingError(f"task {task!r}: freeze is {depth}; the encoder has {n_layers} blocks")
+            if not phase.trained[task]:
+                raise TrainingError(
+                    f"task {task!r} freezes the encoder and its head in epoch {phase.first}: nothing is left to train"
+                )
+    return found
 
-    def __init__(self, model: MultiTaskModel, training: Training) -> None:
-        self.model = model
-        self.n_layers = model.encoder.config.n_layers
-        self.epochs = range(1, training.epochs + 1)
-        for name, task in model.tasks.items():
-            for epoch in self.epochs:
-                depth = task.frozen_depth(epoch, self.n_layers) or 0
-                if depth > self.n_layers:
-                    raise TrainingError(f"task {name!r}: freeze is {depth}; the encoder has {self.n_layers} blocks")
-                if not self.names(name, epoch):
-                    raise TrainingError(
-                        f"task {name!r} freezes the encoder and its head in epoch {epoch}: nothing is left to train"
-                    )
 
-    def names(self, task: str, epoch: int) -> set[str]:
-        """The parameters' names in the model."""
-        spec = self.model.tasks[task]
-        depth = spec.frozen_depth(epoch, self.n_layers)
-        names = {name for name, _ in self.model.branch(task).named_parameters(f"branches.{task}")}
-        names = set() if spec.freeze_head else names
-        for name, parameter in self.model.encoder.named_parameters():
-            fixed_table = name == "embeddings.position_embeddings.weight" and not parameter.requires_grad
-            if layer_of(name) > (-1 if depth is None else depth) and not fixed_table:
-                names.add(f"embedder.encoder.{name}")
-        return names
+def phase_from(model: MultiTaskModel, first: int) -> Phase:
+    """The phase that begins with an epoch."""
+    depths = {name: task.frozen_depth(first, model.encoder.config.n_layers) for name, task in model.tasks.items()}
+    trained = {name: frozenset(trained_names(model, name, depth)) for name, depth in depths.items()}
+    held = [depth for depth in depths.values() if depth is not None]
+    return Phase(first, trained, depths, min(held) if len(held) == len(depths) else None)
 
-    def depth(self, task: str, epoch: int) -> int | None:
-        return self.model.tasks[task].frozen_depth(epoch, self.n_layers)
 
-    def common_depth(self, epoch: int) -> int | None:
-        """How many blocks all tasks hold, or None where one trains the embeddings."""
-        depths = [self.depth(task, epoch) for task in self.model.tasks]
-        return None if None in depths else min(depth for depth in depths if depth is not None)
-
-    def ever(self) -> set[str]:
-        """Whatever some task trains in some epoch."""
-        return set().union(*(self.names(task, epoch) for task in self.model.tasks for epoch in self.epochs))
-
-    def table(self, schedule: Schedule, data: Data) -> list[list[object]]:
-        """What each task trains: a row per task and change of freezing."""
-        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
-        effective = schedule.effective_epochs(len(self.epochs))
-        rows: list[list[object]] = [
-            ["task", "kind", "outputs", "from epoch", "frozen", "head", "trained", "train", "dev", "epochs"]
-        ]
-        for name, task in self.model.tasks.items():
-            before: object = ""
-            for epoch in self.epochs:
-                depth = self.depth(name, epoch)
-                if depth == before:
-                    continue
-                before = depth
-                frozen = "nothing" if depth is None else f"embeddings + {depth} of {self.n_layers} blocks"
-                count = f"{sum(sizes[parameter] for parameter in self.names(name, epoch)):,}"
-                dev = len(data["dev"][name]) if name in data["dev"] else 0
-                head = "frozen" if task.freeze_head else "trained"
-                rows.append([name, task.kind, task.outputs, epoch, frozen, head, count,
-                             schedule.sizes[name], dev, f"{effective[name]:.2f}"])  # fmt: skip
-        return rows
+def trained_names(model: MultiTaskModel, task: str, depth: int | None) -> list[str]:
+    """The parameters that a task trains which holds so many blocks, by their names in the model."""
+    branch = model.branch(task).named_parameters(f"branches.{task}")
+    names = [] if model.tasks[task].freeze_head else [name for name, _ in branch]
+    for name, parameter in model.encoder.named_parameters():
+        fixed_table = name == "embeddings.position_embeddings.weight" and not parameter.requires_grad
+        if layer_of(name) > (-1 if depth is None else depth) and not fixed_table:
+            names.append(f"embedder.encoder.{name}")
+    return names
 
 
 def layer_of(name: str) -> int:
@@ -96,53 +85,72 @@ def layer_of(name: str) -> int:
     return int(parts[2]) + 1 if parts[0] == "transformer" else 0
 
 
-class Forward:
-    """A micro-batch's logits. What no task trains in this epoch is computed once per text, and remembered.
+def phase_of(found: Sequence[Phase], epoch: int) -> Phase:
+    """The phase that an epoch is in."""
+    return [phase for phase in found if phase.first <= epoch][-1]
 
-    ``common`` is the number of blocks that all tasks hold. Their output is kept for each text, as long as there
-    is room; where they are the whole trunk and a task's pooling has nothing to learn, the pooled vector is.
+
+def ever_trained(found: Sequence[Phase]) -> set[str]:
+    """Whatever some task trains in some phase."""
+    return {name for phase in found for names in phase.trained.values() for name in names}
+
+
+class Cache:
+    """What was computed for a text of a task, remembered as long as there is room."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room  # bytes
+        self.kept: dict[tuple[str, int], Tensor] = {}
+
+    def get(self, micro: MicroBatch, make: Callable[[Sequence[int]], list[Tensor]]) -> list[Tensor]:
+        """A tensor per row of a micro-batch; ``make`` gives those of the rows that are not remembered."""
+        missing = [row for row in micro.rows if (micro.task, row) not in self.kept]
+        made = dict(zip(missing, make(missing), strict=True)) if missing else {}
+        found = [made[row] if row in made else self.kept[micro.task, row] for row in micro.rows]
+        size = sum(tensor.nbytes for tensor in made.values())
+        if size <= self.room:
+            self.room -= size
+            self.kept.update({(micro.task, row): tensor for row, tensor in made.items()})
+        return found
+
+
+class Forward:
+    """A micro-batch's logits in one phase. What no task trains is computed once per text, and remembered.
+
+    That is the output of the blocks that all tasks hold; where they are the whole trunk and a task's pooling
+    has nothing to learn, it is the pooled vector.
     """
 
-    def __init__(self, model: MultiTaskModel, data: Mapping[str, Examples], depths: Mapping[str, int | None],
-                 common: int | None, room: int) -> None:  # fmt: skip
+    def __init__(self, model: MultiTaskModel, data: Mapping[str, Examples], phase: Phase, cache: Cache) -> None:
         self.model = model
         self.data = data
-        self.depths = depths
-        self.common = common
-        self.room = room
-        self.kept: dict[tuple[str, int], Tensor] = {}
+        self.phase = phase
+        self.cache = cache
 
     def __call__(self, micro: MicroBatch) -> Tensor:
         encoder, branch = self.model.encoder, self.model.branch(micro.task)
-        pooling, depth = branch.pooling, self.depths[micro.task]
-        if self.common == encoder.config.n_layers and isinstance(pooling, Pooling):
-            return branch.head(self.remembered(micro, lambda x, part: list(pooling(x, part))))
+        pooling, depth, common = branch.pooling, self.phase.depths[micro.task], self.phase.common
+        if common == encoder.config.n_layers and isinstance(pooling, Pooling):
+            return branch.head(torch.stack(self.prefix(micro, common, lambda x, batch: list(pooling(x, batch)))))
         rows = [self.data[micro.task].rows[i] for i in micro.rows]
         batch = PackedBatch.pack(rows).to(self.model.embedder.device)
-        if self.common is None or depth is None:
+        if common is None or depth is None:
             return branch(self.model.hidden(batch, depth), batch)
-        x = self.remembered(micro, lambda x, part: list(x.split(part.lengths)))
+        x = torch.cat(self.prefix(micro, common, lambda x, batch: list(x.split(batch.lengths))))
         with held_fixed(encoder):  # this task may hold more than the others do
-            for block in encoder.transformer.layer[self.common : depth]:
+            for block in encoder.transformer.layer[common:depth]:
                 x = block(x, batch)
         return branch(encoder.upper(x, batch, depth), batch)
 
-    def remembered(self, micro: MicroBatch, pieces: Callable[[Tensor, PackedBatch], list[Tensor]]) -> Tensor:
-        """What ``pieces`` makes of the common prefix of each text, all in one tensor."""
-        assert self.common is not None
-        keys = [(micro.task, i) for i in micro.rows]
-        missing = [key for key in keys if key not in self.kept]
-        found = {key: self.kept[key] for key in keys if key in self.kept}
-        if missing:
-            rows = [self.data[task].rows[i] for task, i in missing]
+    def prefix(
+        self, micro: MicroBatch, depth: int, pieces: Callable[[Tensor, PackedBatch], list[Tensor]]
+    ) -> list[Tensor]:
+        """For each text, what ``pieces`` makes of the output of the embeddings and ``depth`` blocks."""
+
+        def make(missing: Sequence[int]) -> list[Tensor]:
+            rows = [self.data[micro.task].rows[i] for i in missing]
             batch = pack_padded(rows, ROWS * torch.get_num_threads()).to(self.model.embedder.device)
             with held_fixed(self.model.encoder):  # padded: the same bits whatever else is missing, as on resuming
-                made = pieces(self.model.encoder.lower(batch, self.common), batch)[: len(rows)]
-            new = dict(zip(missing, made, strict=True))
-            found.update(new)
-            size = sum(piece.nbytes for piece in made)
-            if size <= self.room:
-                self.room -= size
-                self.kept.update(new)
-        together = [found[key] for key in keys]
-        return torch.stack(together) if together[0].ndim == 1 else torch.cat(together)
+                return pieces(self.model.encoder.lower(batch, depth), batch)[: len(rows)]
+
+        return self.cache.get(micro, make)

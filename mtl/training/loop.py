@@ -27,8 +27,8 @@ from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import CheckpointError, TrainingError
 from mtl.training import checkpoint
 from mtl.training.data import Data, fingerprints
-from mtl.training.evaluate import check_metric, chosen_metric, evaluate
-from mtl.training.freezing import Forward, Trainables
+from mtl.training.evaluate import all_logits, check_metric, chosen_metric, measure
+from mtl.training.freezing import Cache, Forward, ever_trained, phase_of, phases
 from mtl.training.optim import LossWeights, optimiser, rate_factor
 from mtl.training.recipe import Recipe
 from mtl.training.report import Log
@@ -99,11 +99,12 @@ class Run:
     def __init__(self, recipe: Recipe, model: MultiTaskModel, data: Data, folder: Path) -> None:
         training = recipe.training
         self.recipe, self.model, self.data, self.folder = recipe, model, data, folder
+        # through JSON, so that it equals what a checkpoint gives back: lists, not tuples
         self.identity = json.loads(json.dumps({**recipe.as_dict(), "data": fingerprints(data)}))
         check_metric(training.best, {task: model.tasks[task] for task in data["dev"]})
-        self.trainables = Trainables(model, training)
+        self.phases = phases(model, training.epochs)
         self.weights = LossWeights(recipe.tasks, training.loss_weights == "uncertainty").to(model.embedder.device)
-        names = self.trainables.ever()
+        names = ever_trained(self.phases)
         self.optimiser = optimiser(model, self.weights, names, training)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in names)
@@ -113,7 +114,8 @@ class Run:
         )
         self.total = training.epochs * self.schedule.steps_per_epoch
         self.checkpoints = folder / "checkpoints"
-        self.step = self.metrics_bytes = 0
+        self.step = 0
+        self.best: tuple[int, float] | None = None  # the best epoch on the dev data and its metric
         self.forward: Forward | None = None
 
     def parameters(self) -> list[tuple[str, Tensor]]:
@@ -121,7 +123,7 @@ class Run:
         groups = self.optimiser.param_groups
         return [pair for group in groups for pair in zip(group["names"], group["params"], strict=True)]
 
-    def save(self, metrics_bytes: int) -> None:
+    def save(self) -> None:
         moments = {}
         for name, parameter in self.parameters():
             for key, value in self.optimiser.state.get(parameter, {}).items():
@@ -130,7 +132,7 @@ class Run:
         if self.model.embedder.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.model.embedder.device)
         tensors = {"model": self.tensors(), "optimizer": moments, "rng": rng}
-        checkpoint.save(self.checkpoints, checkpoint.State(self.step, metrics_bytes, self.identity, tensors))
+        checkpoint.save(self.checkpoints, checkpoint.State(self.step, self.best, self.identity, tensors))
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights, those of the losses included."""
@@ -162,18 +164,17 @@ class Run:
         torch.set_rng_state(state.tensors["rng"]["cpu"])
         if "cuda" in state.tensors["rng"]:
             torch.cuda.set_rng_state(state.tensors["rng"]["cuda"], self.model.embedder.device)
-        self.step, self.metrics_bytes = state.step, state.metrics_bytes
+        self.step, self.best = state.step, state.best
         return notes
 
     def forward_of(self, epoch: int) -> Forward:
-        """The forward pass of an epoch; what earlier epochs remembered stays, where it is still right."""
-        depths = {task: self.trainables.depth(task, epoch) for task in self.model.tasks}
-        common = self.trainables.common_depth(epoch)
-        forward = Forward(self.model, self.data["train"], depths, common, self.recipe.training.cache_mb * 2**20)
-        if self.forward is not None and self.forward.common == common:
-            forward.kept, forward.room = self.forward.kept, self.forward.room
-        self.forward = forward
-        return forward
+        """The forward pass of an epoch; what earlier phases remembered stays, where it is still right."""
+        phase, before = phase_of(self.phases, epoch), self.forward
+        if before is None or before.phase is not phase:
+            same = before is not None and before.phase.common == phase.common
+            cache = before.cache if before and same else Cache(self.recipe.training.cache_mb * 2**20)
+            self.forward = before = Forward(self.model, self.data["train"], phase, cache)
+        return before
 
     def train_mode(self) -> None:
         """Dropout on, but for heads that are frozen."""
@@ -199,10 +200,8 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
     device = run.model.embedder.device
     run.train_mode()
     with stop_signal() as stopped:
-        while run.step < (until or run.total) and not stops_early(run, log):
+        while run.step < (until or run.total) and not stops_early(run):
             epoch = run.step // schedule.steps_per_epoch + 1
-            starts_epoch = run.step % schedule.steps_per_epoch == 0
-            forward = run.forward_of(epoch) if starts_epoch or run.forward is None else run.forward
             factor = rate_factor(run.step, run.total, training)
             for group in run.optimiser.param_groups:
                 group["lr"] = group["full_rate"] * factor
@@ -210,7 +209,7 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
             window = schedule.window(run.step)
             targets = [run.data["train"][micro.task].targets[list(micro.rows)] for micro in window]
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                losses = backward(run.model, window, targets, forward, run.weights)
+                losses = backward(run.model, window, targets, run.forward_of(epoch), run.weights)
             norm = float(nn.utils.clip_grad_norm_([p for _, p in run.parameters()], training.clip or math.inf))
             check_finite(losses, norm, run.step + 1)
             run.optimiser.step()
@@ -223,7 +222,7 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
             if ends_epoch:
                 finish_epoch(run, log, epoch, threads)
             if ends_epoch or stopped.is_set() or (training.save_steps and run.step % training.save_steps == 0):
-                run.save(log.bytes)
+                run.save()
             if stopped.is_set():
                 return False
     return True
@@ -242,25 +241,19 @@ def check_finite(losses: Mapping[str, float], norm: float, step: int) -> None:
 
 
 def finish_epoch(run: Run, log: Log, epoch: int, threads: int | None) -> None:
-    """Measure on the dev data, and keep the weights if they are the best so far."""
-    before = best_so_far(run, log)
-    metrics, _ = evaluate(run.model, run.data["dev"], threads)
-    run.train_mode()
+    """Measure on the dev data, and keep the weights if they are the best so far, or if nothing says otherwise."""
+    tasks, dev = run.model.tasks, run.data["dev"]
+    metrics = measure(tasks, all_logits(run.model, dev, threads), dev)
     log.epoch(run.step, epoch, metrics)
-    now = best_so_far(run, log)
-    if not metrics or now != before:
+    value = chosen_metric(run.recipe.training.best, tasks, metrics) if metrics else None
+    if value is not None and (run.best is None or value > run.best[1]):
+        run.best = epoch, value
+    if run.best is None or run.best[0] == epoch:
         checkpoint.save_tensors(run.best_path, run.tensors())
 
 
-def best_so_far(run: Run, log: Log) -> tuple[int, float] | None:
-    """The best epoch on the dev data and its metric, the earliest of equals."""
-    best, tasks = run.recipe.training.best, run.model.tasks
-    found = [(r["epoch"], chosen_metric(best, tasks, r["dev"])) for r in log.epochs if r["dev"]]
-    return max(found, key=lambda pair: (pair[1], -pair[0])) if found else None
-
-
-def stops_early(run: Run, log: Log) -> bool:
-    """Whether ``patience`` epochs have gone by without a better one."""
+def stops_early(run: Run) -> bool:
+    """Whether ``patience`` whole epochs have gone by without a better one."""
     patience = run.recipe.training.patience
-    best = best_so_far(run, log) if patience else None
-    return best is not None and log.epochs[-1]["epoch"] - best[0] >= patience
+    whole = run.step // run.schedule.steps_per_epoch
+    return patience > 0 and run.best is not None and whole - run.best[0] >= patience

@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
+from mtl.encode.fields import one_of, settle
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import RecipeError
 
 T = TypeVar("T")
 
-PLAIN = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 BUNDLED = Path(__file__).parents[1] / "recipes"
 
 
@@ -56,6 +57,7 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        settle(self)
         ranges: dict[str, tuple[float, float]] = {
             "epochs": (1, 1e6), "batch_size": (1, 1e6), "accumulate": (1, 1e6), "learning_rate": (0, 1),
             "head_learning_rate": (0, 1), "weight_decay": (0, 10), "warmup": (0, 1), "layer_decay": (0, 1),
@@ -65,11 +67,9 @@ class Training:
         for name, (least, most) in ranges.items():
             value = getattr(self, name)
             if not least <= value <= most:
-                raise RecipeError(f"{name} is {value}; expected {least:g} to {most:g}")
+                raise RecipeError(f"{name} is {value}; expected {least:g} to {most:g}", name)
         for name in ("schedule", "sampling", "loss_weights"):
-            choices = get_args(get_type_hints(type(self))[name])
-            if getattr(self, name) not in choices:
-                raise RecipeError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
+            one_of(name, getattr(self, name), get_args(get_type_hints(type(self))[name]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +77,19 @@ class Recipe:
     """A model to start from, its tasks, and how to train them. ``folder`` is where relative paths start."""
 
     model: str
-    tasks: tuple[TaskSpec, ...]
-    training: Training
+    tasks: Sequence[TaskSpec]
+    training: Training = Training()
     folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        settle(self)
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        names = [task.name for task in self.tasks]
+        if not names:
+            raise RecipeError("tasks are none; expected at least one TaskSpec", "tasks")
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise RecipeError(f"two tasks are called {name!r}; expected different names", "tasks")
 
     def as_dict(self) -> dict[str, Any]:
         """All that decides the outcome, in plain values; two runs with equal ones are the same run."""
@@ -123,12 +133,13 @@ def read_recipe(path: Path) -> Recipe:
     if not isinstance(content.get("model"), str) or not isinstance(entries, list) or not entries:
         raise RecipeError(f'{path}: expected model = "name" and at least one [[task]]')
     training = build(Training, content.get("training", {}), path, source, "[training]", 0)
-    tasks = tuple(build(TaskSpec, entry, path, source, "[[task]]", i) for i, entry in enumerate(entries))
-    for i, task in enumerate(tasks):
-        if task.name in [other.name for other in tasks[:i]]:
-            line = line_of(source, "name", "[[task]]", i)
-            raise RecipeError(f"{path}{line}: two tasks are called {task.name!r}; expected different names")
-    return Recipe(content["model"], tasks, training, path.parent)
+    tasks = [build(TaskSpec, entry, path, source, "[[task]]", i) for i, entry in enumerate(entries)]
+    names = [task.name for task in tasks]
+    repeated = [line_of(source, "name", "[[task]]", i) for i, name in enumerate(names) if name in names[:i]]
+    try:
+        return Recipe(content["model"], tasks, training, path.parent)
+    except RecipeError as error:
+        raise RecipeError(f"{path}{''.join(repeated[:1])}: {error}", error.field) from None
 
 
 def line_of(source: str, key: str, header: str = "", nth: int = 0) -> str:
@@ -143,43 +154,18 @@ def line_of(source: str, key: str, header: str = "", nth: int = 0) -> str:
 
 
 def build(cls: type[T], fields: Any, path: Path, source: str, header: str, nth: int) -> T:
-    """A dataclass from one table of a recipe; lists become tuples, and a single name a list of one."""
-    hints = get_type_hints(cls)
-    where = f"{path}, {header}"
+    """A data class from one table of a recipe."""
     if not isinstance(fields, dict):
-        raise RecipeError(f"{where}: expected a table")
-    values: dict[str, Any] = {}
-    for key, value in fields.items():
-        here = f"{path}{line_of(source, key, header, nth)}"
-        if key not in hints:
-            raise RecipeError(f"{here}: {key!r} is unknown; expected one of {', '.join(hints)}")
-        values[key] = convert(value, hints[key], f"{here}: {key}")
+        raise RecipeError(f"{path}, {header}: expected a table")
+    known = get_type_hints(cls)
+    for key in fields:
+        if key not in known:
+            where = f"{path}{line_of(source, key, header, nth)}"
+            raise RecipeError(f"{where}: {key!r} is unknown; expected one of {', '.join(known)}", key)
+    if cls is TaskSpec and "name" not in fields:
+        raise RecipeError(f"{path}, {header}: a name is missing", "name")
     try:
-        return cls(**values)
+        return cls(**fields)
     except RecipeError as error:
-        key = str(error).split()[0]
-        raise RecipeError(f"{path}{line_of(source, key, header, nth)}: {error}") from None
-    except TypeError:
-        raise RecipeError(f"{where}: a name is missing") from None
-
-
-def convert(value: Any, hint: Any, where: str) -> Any:
-    """A TOML value as a field's type.
-
-    Raises:
-        RecipeError: it is of another type.
-    """
-    if hint == tuple[str, ...]:
-        value = [value] if isinstance(value, str) else value
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        raise RecipeError(f"{where} is {value!r}; expected a list of strings")
-    parts = (hint, *get_args(hint))
-    if any(get_origin(part) in (dict, Literal) for part in parts):
-        return value  # the class checks it itself
-    kinds = [kind for kind in parts if kind in PLAIN]
-    if float in kinds and type(value) is int:
-        return float(value)
-    if type(value) not in kinds:
-        raise RecipeError(f"{where} is {value!r}; expected {PLAIN[kinds[0]]}")
-    return value
+        where = f"{path}{line_of(source, error.field or '', header, nth)}"
+        raise RecipeError(f"{where}: {error}", error.field) from None

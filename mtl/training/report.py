@@ -14,7 +14,11 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from mtl.encode.multitask import MultiTaskModel
 from mtl.errors import CheckpointError, TrainingError
+from mtl.training.data import Data
+from mtl.training.freezing import Phase
+from mtl.training.schedule import Schedule
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:
@@ -40,32 +44,70 @@ def confusion_table(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> s
     return table([["true \\ predicted", *labels], *([label, *row] for label, row in zip(labels, counts, strict=True))])
 
 
+def tasks_table(model: MultiTaskModel, found: Sequence[Phase], schedule: Schedule, data: Data, epochs: int) -> str:
+    """What each task trains: a row per task and change of freezing."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    n_layers, effective = model.encoder.config.n_layers, schedule.effective_epochs(epochs)
+    rows: list[list[object]] = [
+        ["task", "kind", "outputs", "from epoch", "frozen", "head", "trained", "train", "dev", "epochs"]
+    ]
+    for name, task in model.tasks.items():
+        before: object = ""
+        for phase in found:
+            depth = phase.depths[name]
+            if depth == before:
+                continue
+            before = depth
+            frozen = "nothing" if depth is None else f"embeddings + {depth} of {n_layers} blocks"
+            trained = f"{sum(sizes[parameter] for parameter in phase.trained[name]):,}"
+            dev = len(data["dev"][name]) if name in data["dev"] else 0
+            head = "frozen" if task.freeze_head else "trained"
+            rows.append([name, task.kind, task.outputs, phase.first, frozen, head, trained,
+                         schedule.sizes[name], dev, f"{effective[name]:.2f}"])  # fmt: skip
+    return table(rows)
+
+
 class Log:
     """Every step and every epoch of a run, in ``metrics.jsonl``, as a JSON object a line.
 
     What depends on the clock is shown and not written, so that equal runs write equal files. A run that goes
-    on cuts the file back to where its checkpoint stood.
+    on after ``step`` steps cuts the file back to these.
     """
 
-    def __init__(self, folder: Path, keep_bytes: int = 0, total: int = 0, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, step: int = 0, total: int = 0, tensorboard: bool = False) -> None:
         self.path = folder / "metrics.jsonl"
+        self.steps: list[dict[str, Any]] = []
+        self.epochs: list[dict[str, Any]] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("ab")
-            self.file.truncate(keep_bytes)
+            self.file.truncate(self.read(step))
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from None
-        records = [json.loads(line) for line in self.path.read_bytes().splitlines()]
-        self.steps: list[dict[str, Any]] = [record for record in records if "loss" in record]
-        self.epochs: list[dict[str, Any]] = [record for record in records if "dev" in record]
-        self.bar = tqdm(total=total, initial=len(self.steps), unit="step", disable=None, leave=False)
+        if len(self.steps) < step:
+            known = f"{len(self.steps)} of {step} steps"
+            click.echo(f"note: {self.path} was deleted or damaged: it knows {known}; the rest is not shown", err=True)
+        self.bar = tqdm(total=total, initial=step, unit="step", disable=None, leave=False)
         self.writer = summary_writer(folder) if tensorboard else None
         self.texts = 0
         self.started = time.perf_counter()
 
-    @property
-    def bytes(self) -> int:
-        return self.file.tell()
+    def read(self, step: int) -> int:
+        """Take over the records of the first steps, as far as the file is whole; gives their size in bytes."""
+        size = 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+                if record["step"] > step or not line.endswith(b"\n"):
+                    break
+                self.remember(record)
+            except (ValueError, KeyError, TypeError):
+                break
+            size += len(line)
+        return size
+
+    def remember(self, record: dict[str, Any]) -> None:
+        (self.steps if "loss" in record else self.epochs).append(record)
 
     def write(self, record: dict[str, Any]) -> None:
         try:
@@ -73,7 +115,7 @@ class Log:
             self.file.flush()
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from None
-        (self.steps if "loss" in record else self.epochs).append(record)
+        self.remember(record)
 
     def step(self, step: int, epoch: int, losses: dict[str, float], norm: float, rate: float, texts: int) -> None:
         """After a step: each task's mean loss, the gradient's norm before clipping, and the trunk's rate."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -53,6 +54,18 @@ def shares(sizes: Mapping[str, int], sampling: str, temperature: float) -> dict[
     return counts
 
 
+@lru_cache(maxsize=2)
+def mix(counts: tuple[tuple[str, int], ...], seed: int, epoch: int) -> tuple[tuple[str, int], ...]:
+    """An epoch's micro-batches, mixed: each one's task, and which of that task's in the epoch it is."""
+    names = [task for task, count in counts for _ in range(count)]
+    seen: Counter[str] = Counter()
+    mixed = []
+    for i in permutation(len(names), seed, 0, epoch):
+        mixed.append((names[i], seen[names[i]]))
+        seen[names[i]] += 1
+    return tuple(mixed)
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """``sizes`` are the tasks' numbers of rows; ``batch_size`` rows make a micro-batch."""
@@ -64,39 +77,37 @@ class Schedule:
     temperature: float = 2.0
     seed: int = 0
 
+    @cached_property
     def passes(self) -> dict[str, int]:
         """Micro-batches in one pass through each task's rows."""
         return {task: math.ceil(size / self.batch_size) for task, size in self.sizes.items()}
 
+    @cached_property
     def counts(self) -> dict[str, int]:
         """Micro-batches of each task in one epoch."""
-        return shares(self.passes(), self.sampling, self.temperature)
+        return shares(self.passes, self.sampling, self.temperature)
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(sum(self.counts().values()) / self.accumulate)
+        return math.ceil(sum(self.counts.values()) / self.accumulate)
 
     def effective_epochs(self, epochs: int) -> dict[str, float]:
         """How often each task's rows are seen in so many epochs."""
-        passes = self.passes()
-        return {task: epochs * count / passes[task] for task, count in self.counts().items()}
+        return {task: epochs * count / self.passes[task] for task, count in self.counts.items()}
 
     def window(self, step: int) -> list[MicroBatch]:
         """The micro-batches of a step, counted from 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        counts = self.counts()
-        names = [task for task, count in counts.items() for _ in range(count)]
-        mixed = [names[i] for i in permutation(len(names), self.seed, 0, epoch)]
+        mixed = mix(tuple(self.counts.items()), self.seed, epoch)
         start = place * self.accumulate
-        window = []
-        for i, task in enumerate(mixed[start : start + self.accumulate], start):
-            nth = epoch * counts[task] + mixed[:i].count(task)  # of all its micro-batches, ever
-            window.append(self.micro_batch(task, nth))
-        return window
+        return [
+            self.micro_batch(task, epoch * self.counts[task] + nth)
+            for task, nth in mixed[start : start + self.accumulate]
+        ]
 
     def micro_batch(self, task: str, nth: int) -> MicroBatch:
         """The nth micro-batch of a task, counted over all its passes."""
         number = list(self.sizes).index(task) + 1
-        pass_, place = divmod(nth, self.passes()[task])
+        pass_, place = divmod(nth, self.passes[task])
         order = permutation(self.sizes[task], self.seed, number, pass_)
         return MicroBatch(task, order[place * self.batch_size : (place + 1) * self.batch_size])

@@ -14,10 +14,10 @@ from mtl.encode.engine import usable
 from mtl.encode.multitask import MultiTaskModel
 from mtl.errors import CheckpointError, RecipeError
 from mtl.training.data import Examples, load_data
-from mtl.training.evaluate import evaluate
-from mtl.training.loop import Run, best_so_far, create, train
+from mtl.training.evaluate import all_logits, confusions, measure
+from mtl.training.loop import Run, create, train
 from mtl.training.recipe import Recipe, read_recipe
-from mtl.training.report import Log, confusion_table, metrics_table, plot, table
+from mtl.training.report import Log, confusion_table, metrics_table, plot, tasks_table
 from weights.load import read_tensors
 
 
@@ -58,11 +58,11 @@ def train_recipe(
     resume = resume and run.checkpoints.is_dir()  # it is not, where a run was stopped before its first step
     notes += run.restore() if resume else []
     show_settings(run, path, notes)
-    log = Log(folder, run.metrics_bytes, run.total, tensorboard)
+    log = Log(folder, run.step, run.total, tensorboard)
     command = f"mtl train {path} --output {folder} --resume"
     try:
         if run.step == 0 and not resume:
-            run.save(log.bytes)  # from here on there is always something to go on from
+            run.save()  # from here on there is always something to go on from
         if not train(run, log, threads):
             click.echo(f"stopped after step {run.step} of {run.total}; go on with: {command}", err=True)
             raise KeyboardInterrupt
@@ -80,10 +80,13 @@ def show_settings(run: Run, path: Path, notes: list[str]) -> None:
     click.echo(click.wrap_text("  ".join(f"{name}={value}" for name, value in values.items()), 110))
     for note in notes:
         click.echo(f"note: {note}", err=True)
-    click.echo("\n" + table(run.trainables.table(run.schedule, run.data)))
-    common = run.trainables.common_depth(1)
+    epochs = recipe.training.epochs
+    click.echo("\n" + tasks_table(run.model, run.phases, run.schedule, run.data, epochs))
+    common = run.phases[0].common
     if common is not None:
-        click.echo(f"no task trains the embeddings and the first {common} blocks: computed once per text")
+        click.echo(
+            f"no task trains the embeddings and the first {common} blocks: they are computed only once for each text"
+        )
     at = f", going on after step {run.step}" if run.step else ""
     click.echo(f"\n{run.schedule.steps_per_epoch} steps an epoch, {run.total} in all{at}")
 
@@ -91,10 +94,10 @@ def show_settings(run: Run, path: Path, notes: list[str]) -> None:
 def finish(run: Run, log: Log, threads: int | None) -> None:
     """Take the best weights, measure them, and write the model and the picture."""
     model_folder = run.folder / "model"
-    best = best_so_far(run, log)
     run.load_tensors(read_tensors(run.best_path))
     run.model.eval()
-    click.echo(f"\nbest epoch: {best[0]} ({run.recipe.training.best} {best[1]:.4f})" if best else "\nno dev data")
+    best = f"best epoch: {run.best[0]} ({run.recipe.training.best} {run.best[1]:.4f})" if run.best else "no dev data"
+    click.echo(f"\n{best}")
     for split in ("dev", "test"):
         show_metrics(run.model, run.data[split], split, threads)
     if not (model_folder / "config.json").exists():
@@ -106,9 +109,9 @@ def finish(run: Run, log: Log, threads: int | None) -> None:
 def show_metrics(model: MultiTaskModel, data: Mapping[str, Examples], split: str, threads: int | None) -> None:
     if not data:
         return
-    metrics, matrices = evaluate(model, data, threads)
-    click.echo(f"\n{split}\n{metrics_table(metrics)}")
-    for name, counts in matrices.items():
+    logits = all_logits(model, data, threads)
+    click.echo(f"\n{split}\n{metrics_table(measure(model.tasks, logits, data))}")
+    for name, counts in confusions(model.tasks, logits, data).items():
         click.echo(f"\n{split} {name}\n{confusion_table(model.tasks[name].labels, counts)}")
 
 

@@ -73,10 +73,9 @@ def start(checkpoint: Checkpoint, tmp_path: Path) -> Callable[..., Run]:
     return start
 
 
-def go(run: Run, steps: int | None = None, keep: int | None = None) -> list[dict]:
+def go(run: Run, steps: int | None = None) -> list[dict]:
     """Train to the end, or for some steps and no further; gives the records of all steps so far."""
-    path = run.folder / "metrics.jsonl"
-    log = Log(run.folder, (path.stat().st_size if path.exists() else 0) if keep is None else keep)
+    log = Log(run.folder, run.step)
     try:
         assert train(run, log, until=run.step + steps if steps else None)
     finally:
@@ -162,7 +161,7 @@ def test_what_a_task_freezes_keeps_its_bits(start, freeze: int | str) -> None:
     run = start((dataclasses.replace(A, freeze=freeze, dropout=0.2),), dropout=0.2, weight_decay=0.5)
     before = state(run.model)
     go(run)
-    depth = run.trainables.depth("topic", 1)
+    depth = run.phases[0].depths["topic"]
     for name, parameter in run.model.named_parameters():
         in_prefix = name.startswith("embedder.encoder.embeddings") or any(
             name.startswith(f"embedder.encoder.transformer.layer.{i}.") for i in range(depth)
@@ -232,7 +231,7 @@ def test_a_cached_run_s_losses_equal_the_uncached_run_s(start, monkeypatch, free
     cached = start(tasks, "cached", cache_mb=room)
     losses = [record["loss"] for record in go(cached)]
     uncached = start(tasks, "uncached")
-    monkeypatch.setattr(uncached.trainables, "common_depth", lambda epoch: None)
+    uncached.phases = [dataclasses.replace(phase, common=None) for phase in uncached.phases]
     expected = [record["loss"] for record in go(uncached)]
     assert len(losses) == len(expected) > 10
     for ours, theirs in zip(losses, expected, strict=True):
@@ -249,7 +248,7 @@ def test_the_prefix_is_computed_once_per_text(start, monkeypatch) -> None:
     )
     go(run)
     prefixes = [depth for depth, _ in seen if depth == 1]
-    assert len(prefixes) == run.schedule.passes()["topic"]  # one pass of three
+    assert len(prefixes) == run.schedule.passes["topic"]  # one pass of three
 
 
 def test_resume_to_the_bit(start, tmp_path: Path) -> None:
@@ -264,7 +263,7 @@ def test_resume_to_the_bit(start, tmp_path: Path) -> None:
     second = start(tasks, "parts", **options)
     assert second.restore() == []
     assert second.step == 6
-    go(second, keep=second.metrics_bytes)
+    go(second)
     for name, x in whole.tensors().items():
         assert torch.equal(x, second.tensors()[name]), name
     metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "parts")]
@@ -279,7 +278,7 @@ def test_resume_to_the_bit(start, tmp_path: Path) -> None:
 
 def test_resume_of_another_recipe_says_what_differs(start) -> None:
     run = start()
-    run.save(0)
+    run.save()
     other = start(learning_rate=2e-2, data=dataset((A, B), 14))
     with pytest.raises(CheckpointError, match=r"training.learning_rate was 0.01, is 0.02; data.train.topic was '") as e:
         other.restore()
@@ -298,7 +297,7 @@ def test_a_damaged_checkpoint_falls_back(start, tmp_path: Path) -> None:
     assert again.step == int(before.name[5:])
     for damaged in checkpoints.saved(run.checkpoints):
         (damaged / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match="holds no whole checkpoint; start again without --resume"):
+    with pytest.raises(CheckpointError, match="holds no whole checkpoint; start again in another folder"):
         start(save_steps=2).restore()
 
 
@@ -311,14 +310,14 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(start) -> None:
 
 def test_no_room_on_the_disk(start, monkeypatch) -> None:
     run = start(save_steps=2)
-    run.save(0)
+    run.save()
 
     def full(*args: object, **kwargs: object) -> None:
         Path(args[1]).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("weights.export.save_file", full)
-    with pytest.raises(CheckpointError, match="step-00000002 cannot be written: No space left on device; the checkp"):
+    with pytest.raises(CheckpointError, match="step-00000002 cannot be written: No space left on device"):
         go(run)
     monkeypatch.undo()
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000000"]
@@ -370,11 +369,11 @@ def test_early_stopping_and_the_best_epoch(start, monkeypatch) -> None:
     run = start(epochs=9, patience=2, best="topic.accuracy")
     accuracies = iter([0.1, 0.5, 0.5, 0.2, 0.9])
 
-    def pretend(model, data, threads=None):
+    def pretend(tasks, logits, data):
         value = next(accuracies)
-        return {"topic": {"accuracy": value, "macro_f1": 0.0}, "mood": {"accuracy": 0.0, "macro_f1": 0.0}}, {}
+        return {"topic": {"accuracy": value, "macro_f1": 0.0}, "mood": {"accuracy": 0.0, "macro_f1": 0.0}}
 
-    monkeypatch.setattr("mtl.training.loop.evaluate", pretend)
+    monkeypatch.setattr("mtl.training.loop.measure", pretend)
     records = go(run)
     assert records[-1]["epoch"] == 4
     best = checkpoints.read_tensors(run.best_path)

@@ -72,7 +72,7 @@ def test_a_recipe(tmp_path: Path) -> None:
         ('{ 1 = "encoder", 2 = 1, 3 = "none" }', "-1", "line 16: freeze is -1; expected a number of blocks"),
         ('labels = ["good", "bad"]', 'kind = "ranking"', "line 14: kind is 'ranking'; expected one of single-label"),
         ('labels = ["x", "y"]', 'labels = ["x", "y"]\npooling = "median"', r"pooling is \['median'\]; expected one or"),
-        ('labels = ["x", "y"]', 'labels = ["x", "y"]\nhead = "mlp"', "line 10: head is 'mlp'; expected linear or"),
+        ('labels = ["x", "y"]', 'labels = ["x", "y"]\nhead = "mlp"', "line 10: head is 'mlp'; expected one of linear"),
         ('labels = ["x", "y"]', 'labels = ["x", "y"]\nweight = 0', "line 10: weight is 0.0; expected more than 0"),
         (
             'labels = ["x", "y"]',

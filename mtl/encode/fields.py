@@ -1,0 +1,52 @@
+"""Settings as data classes: each field is brought to its declared type, whether it comes from a file or from Python."""
+
+from __future__ import annotations
+
+import os
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from mtl.errors import RecipeError
+
+PLAIN = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+
+
+def settle(settings: Any) -> None:
+    """Give each field of a frozen data class the type that it declares: a list becomes a tuple, a path a string.
+
+    Raises:
+        RecipeError: a field is of another type.
+    """
+    for name, hint in get_type_hints(type(settings)).items():
+        object.__setattr__(settings, name, settled(name, getattr(settings, name), hint))
+
+
+def settled(name: str, value: Any, hint: Any) -> Any:
+    """One field's value as the type that it is declared as."""
+    if hint == tuple[str, ...]:
+        items = (value,) if isinstance(value, str) else value
+        if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
+            return tuple(items)
+        raise RecipeError(f"{name} is {value!r}; expected a list of strings", name)
+    allowed = [part for part in (hint, *get_args(hint)) if part in PLAIN]
+    if not allowed or any(get_origin(part) in (dict, Literal) for part in (hint, *get_args(hint))):
+        return value  # the class looks at these itself
+    if value is None and NoneType in get_args(hint):
+        return None
+    if float in allowed and type(value) is int:
+        return float(value)
+    if str in allowed and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value) not in allowed:
+        raise RecipeError(f"{name} is {value!r}; expected {PLAIN[allowed[0]]}", name)
+    return value
+
+
+def one_of(name: str, value: Any, choices: Any) -> None:
+    """That a value is among the choices.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    if value not in tuple(choices):
+        raise RecipeError(f"{name} is {value!r}; expected one of {', '.join(choices)}", name)
