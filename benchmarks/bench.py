@@ -34,9 +34,12 @@ from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tokenizer import Tokenizer
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
+from mtl.model.pooling import Normalize
 from mtl.training.report import table
-from weights import export, load
+from weights import export
 from weights.fetch import fetch
+from weights.load import Checkpoint
+from weights.tokenizer import load_tokenizer
 
 OURS = ("mtl", "mtl int8")
 PEERS = ("sentence-transformers", "onnxruntime", "openvino", "ctranslate2", "onnxruntime int8", "ctranslate2 int8")
@@ -112,10 +115,8 @@ def flops(lengths: list[int], config: EncoderConfig) -> float:
 def distilbert_shape(folder: Path) -> str:
     """A DistilBERT of the published size with random weights and all-MiniLM-L6-v2's tokenizer, as a folder."""
     torch.manual_seed(0)
-    config = EncoderConfig()
-    tensors = dict(DistilBert(config).state_dict())
-    tokenizer = load.load_tokenizer(fetch("all-MiniLM-L6-v2"))
-    checkpoint = load.Checkpoint(config, tensors, {}, (), tokenizer, 512, False, ("mean",), (load.Normalize(),), {}, "")
+    tokenizer = load_tokenizer(fetch("all-MiniLM-L6-v2"))
+    checkpoint = Checkpoint(DistilBert(EncoderConfig()), tokenizer, 512, after=(Normalize(),))
     export.save(checkpoint, folder / "distilbert-shape")
     return str(folder / "distilbert-shape")
 

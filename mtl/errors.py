@@ -1,5 +1,23 @@
 """What can go wrong, as one line each: what was given, what was expected, what to do."""
 
+from __future__ import annotations
+
+import reprlib
+
+BRIEF = reprlib.Repr()
+BRIEF.maxstring = BRIEF.maxother = BRIEF.maxlong = 60
+
+
+def shown(value: object) -> str:
+    """A value's repr for a message of one line, cut where it is long or deep."""
+    return BRIEF.repr(value)
+
+
+def one_line(error: Exception, most: int = 200) -> str:
+    """What another library's error says, without line ends, and cut where it is long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= most else text[: most - 3] + "..."
+
 
 class MtlError(Exception):
     """Base of every error that this project raises on purpose; its text is one clear line."""

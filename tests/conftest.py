@@ -15,7 +15,8 @@ from mtl import SentenceEncoder
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
 from weights.export import save
-from weights.load import Checkpoint, wordpiece
+from weights.load import Checkpoint
+from weights.tokenizer import wordpiece
 
 GOLDENS = Path(__file__).parent / "goldens"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefg")]
@@ -49,8 +50,7 @@ def checkpoint(tokenizer: Tokenizer) -> Checkpoint:
     config = EncoderConfig(
         vocab_size=len(WORDS), max_position_embeddings=16, n_layers=2, n_heads=3, dim=12, hidden_dim=20
     )
-    encoder = dict(randomized(DistilBert(config)).state_dict())
-    return Checkpoint(config, encoder, {}, (), tokenizer, 16, False, ("mean",), (), {}, "")
+    return Checkpoint(randomized(DistilBert(config)), tokenizer, 16)
 
 
 @pytest.fixture

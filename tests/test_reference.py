@@ -13,13 +13,13 @@ from training.test_loop import examples, go
 
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.encode.tasks import TaskSpec
-from mtl.model.encoder import DistilBert
 from mtl.model.packing import PackedBatch
+from mtl.model.pooling import Dense, Normalize
 from mtl.training.loop import Run, create
 from mtl.training.recipe import Recipe, Training
 from weights.export import save
 from weights.fetch import fetch
-from weights.load import Checkpoint, Dense, Normalize, load, load_tensors
+from weights.load import Checkpoint, load, load_encoder
 
 transformers = pytest.importorskip("transformers", reason="needs the reference extra")
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="needs the reference extra")
@@ -44,14 +44,12 @@ def test_distilbert_every_kept_token(tmp_path: Path, heads: int, layers: int, si
     )  # fmt: skip
     theirs = transformers.DistilBertModel(config).eval()
     theirs.save_pretrained(tmp_path)
-    shape, tensors, _ = load_tensors(tmp_path)
-    ours = DistilBert(shape)
-    ours.load_state_dict(tensors)
+    ours = load_encoder(tmp_path)[0]
     ids = torch.randint(0, 50, (4, 15))
     mask = (torch.arange(15) < torch.tensor([15, 9, 2, 1])[:, None]).long()
     with torch.no_grad():
         expected = theirs(ids, attention_mask=mask).last_hidden_state[mask.bool()]
-        hidden = ours.eval()(PackedBatch.from_padded(ids, mask))
+        hidden = ours(PackedBatch.from_padded(ids, mask))
     torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=0)
 
 
@@ -119,7 +117,7 @@ def test_transformers_loads_what_we_save(checkpoint: Checkpoint, tmp_path: Path,
 def test_sentence_transformers_loads_what_we_save(
     checkpoint: Checkpoint, tmp_path: Path, pooling: tuple[str, ...]
 ) -> None:
-    after = (Dense("Tanh", torch.randn(5, 12 * len(pooling)), torch.randn(5)), Normalize())
+    after = (Dense(12 * len(pooling), 5), Normalize())
     rich = dataclasses.replace(checkpoint, pooling=pooling, after=after, max_length=9)
     save(rich, tmp_path / "model")
     texts = ["a b c", "d", "", "a b c d e f g h i j k l"]

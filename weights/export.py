@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mtl.errors import WeightsError
-from weights.load import BRANCHES, POOLING_SWITCHES, TASKS, Checkpoint, Dense
+from mtl.model.config import LAYER_NORM_EPS
+from mtl.model.pooling import Dense
+from weights.load import BRANCHES, POOLING_SWITCHES, TASKS, Checkpoint
 from weights.names import CONFIG_NAMES, to_bert
 
 Architecture = Literal["distilbert", "bert"]
@@ -43,7 +45,7 @@ def config_fields(checkpoint: Checkpoint, architecture: Architecture) -> dict[st
     name = "DistilBertForSequenceClassification" if checkpoint.head else "DistilBertModel"
     if architecture == "bert":
         fields = {berts: fields[ours] for berts, ours in CONFIG_NAMES.items()}
-        fields |= {"type_vocab_size": 2, "layer_norm_eps": 1e-12}
+        fields |= {"type_vocab_size": 2, "layer_norm_eps": LAYER_NORM_EPS}
         name = "BertModel"
     if checkpoint.labels:
         fields["id2label"] = {str(i): label for i, label in enumerate(checkpoint.labels)}
@@ -57,7 +59,7 @@ def write_transformer(checkpoint: Checkpoint, folder: Path, architecture: Archit
     A DistilBERT with a head gets the prefix that its class expects. As "bert" the names are BERT's, without
     the pooler, which we never load, and the token type stays folded into the positions (see ``to_bert``).
     """
-    tensors = dict(checkpoint.encoder)
+    tensors = dict(checkpoint.encoder.state_dict())
     if architecture == "bert":
         tensors = to_bert(tensors, checkpoint.config.n_layers)
     elif checkpoint.head:
@@ -105,17 +107,16 @@ def write_modules(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def write_dense(part: Dense, folder: Path) -> None:
-    out_features, in_features = part.weight.shape
-    package = "linear" if part.activation == "Identity" else "activation"
+    activation = type(part.activation).__name__
+    package = "linear" if activation == "Identity" else "activation"
     fields = {
-        "in_features": in_features,
-        "out_features": out_features,
-        "bias": part.bias is not None,
-        "activation_function": f"torch.nn.modules.{package}.{part.activation}",
+        "in_features": part.linear.in_features,
+        "out_features": part.linear.out_features,
+        "bias": part.linear.bias is not None,
+        "activation_function": f"torch.nn.modules.{package}.{activation}",
     }
     write_json(folder / "config.json", fields)
-    tensors = {"linear.weight": part.weight} | ({} if part.bias is None else {"linear.bias": part.bias})
-    write_tensors(folder / "model.safetensors", tensors)
+    write_tensors(folder / "model.safetensors", part.state_dict())
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:

@@ -70,11 +70,9 @@ def bert_names(n_layers: int) -> dict[str, str]:
 
 
 def from_bert(tensors: Mapping[str, Tensor], n_layers: int) -> dict[str, Tensor]:
-    """BERT's tensors under DistilBERT's names, the token type folded in; unknown names stay as they are."""
-    ours = {berts: name for name, berts in bert_names(n_layers).items()}
-    renamed = {ours.get(name, name): tensor for name, tensor in tensors.items()}
-    if POSITIONS in renamed and TOKEN_TYPES in renamed:
-        renamed[POSITIONS] = renamed[POSITIONS] + renamed.pop(TOKEN_TYPES)[0]
+    """BERT's tensors under DistilBERT's names, the token type folded in."""
+    renamed = {ours: tensors[berts] for ours, berts in bert_names(n_layers).items()}
+    renamed[POSITIONS] = renamed[POSITIONS] + tensors[TOKEN_TYPES][0]
     return renamed
 
 

@@ -26,6 +26,7 @@ from mtl.model.packing import PackedBatch
 from mtl.model.pooling import AttentionPooling, Pooling
 from weights import export, load
 from weights.fetch import fetch
+from weights.files import check_tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +94,7 @@ class MultiTaskModel(nn.Module):
             branches = {f"classification.head.{name}": tensor for name, tensor in checkpoint.head.items()}
         model = cls(SentenceEncoder.from_checkpoint(checkpoint), tasks)
         expected = {name: tensor.shape for name, tensor in model.branches.state_dict().items()}
-        load.check_shapes(branches, expected, "the task heads")
-        model.branches.load_state_dict(branches)
+        model.branches.load_state_dict(check_tensors(branches, expected, load.BRANCHES))
         return model.eval()
 
     def save(self, folder: str | Path) -> None:

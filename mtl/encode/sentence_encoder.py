@@ -22,7 +22,6 @@ from mtl.errors import InputError, WeightsError
 from mtl.model.encoder import DistilBert
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Dense, Normalize, Pooling
-from mtl.model.uninitialized import uninitialized
 from weights import export, load
 from weights.fetch import fetch
 
@@ -116,32 +115,26 @@ class SentenceEncoder(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: load.Checkpoint) -> SentenceEncoder:
-        """The model that a folder's content describes; the tensors are taken over, not copied."""
-        with uninitialized():
-            encoder = DistilBert(checkpoint.config)
-        encoder.load_state_dict(checkpoint.encoder, assign=True)
+        """The model that a folder's content describes, of the very modules that it holds, in eval mode."""
         model = cls(
-            encoder,
+            checkpoint.encoder,
             Tokenizer(checkpoint.tokenizer, checkpoint.max_length, checkpoint.lowercase),
             Pooling(*checkpoint.pooling),
-            [dense(part) if isinstance(part, load.Dense) else Normalize() for part in checkpoint.after],
+            checkpoint.after,
             checkpoint.prompts,
             checkpoint.default_prompt,
         )
         return model.eval()
 
     def to_checkpoint(self) -> load.Checkpoint:
-        """All that a folder says of this model; the tensors are the model's own."""
+        """All that a folder says of this model; the modules are the model's own."""
         return load.Checkpoint(
-            config=self.encoder.config,
-            encoder=dict(self.encoder.state_dict()),
-            head={},
-            labels=(),
+            encoder=self.encoder,
             tokenizer=self.tokenizer.backend,
             max_length=self.tokenizer.max_length,
             lowercase=self.tokenizer.lowercase,
             pooling=self.pooling.modes,
-            after=tuple(dense_tensors(part) if isinstance(part, Dense) else load.Normalize() for part in self.after),
+            after=tuple(map(saveable, self.after)),
             prompts=self.prompts,
             default_prompt=self.default_prompt,
         )
@@ -310,20 +303,15 @@ def warn_of_cuts(texts: int, tokens: int, limit: int) -> None:
         )  # fmt: skip
 
 
-def dense(tensors: load.Dense) -> Dense:
-    """The module of a Dense layer's tensors."""
-    with uninitialized():
-        out_features, in_features = tensors.weight.shape
-        module = Dense(in_features, out_features, tensors.bias is not None, tensors.activation)
-    state = {"weight": tensors.weight, "bias": tensors.bias}
-    module.linear.load_state_dict({k: v for k, v in state.items() if v is not None}, assign=True)
-    return module
+def saveable(part: nn.Module) -> Dense | Normalize:
+    """A layer after the pooling, if a folder can describe it.
 
-
-def dense_tensors(module: Dense) -> load.Dense:
-    """The inverse of ``dense``."""
-    bias = None if module.linear.bias is None else module.linear.bias.detach()
-    return load.Dense(type(module.activation).__name__, module.linear.weight.detach(), bias)
+    Raises:
+        WeightsError: it cannot.
+    """
+    if not isinstance(part, (Dense, Normalize)):
+        raise WeightsError(f"a {type(part).__name__} after the pooling cannot be saved; expected Dense or Normalize")
+    return part
 
 
 def in_windows(texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mtl.errors import ConfigError
+from mtl.errors import ConfigError, shown
 
 ACTIVATIONS = ("gelu", "relu")
+LAYER_NORM_EPS = 1e-12  # stands in no DistilBERT config.json; BERT's value
+LARGEST = 10**9  # of a size; the product of two still fits what torch counts in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +19,7 @@ class EncoderConfig:
 
     Raises:
         ConfigError: a size that is no positive integer, a dropout outside [0, 1), heads that do not
-            divide ``dim``, or an activation other than gelu and relu.
+            divide ``dim``, an activation other than gelu and relu, or a field of another type.
     """
 
     vocab_size: int = 30522
@@ -33,19 +35,20 @@ class EncoderConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim")
-        for name in sizes:
+        for name in ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; expected a positive integer")
-        for name in ("dropout", "attention_dropout"):
+            if type(value) is not int or not 1 <= value <= LARGEST:
+                raise ConfigError(f"{name} is {shown(value)}; expected a positive integer up to {LARGEST}")
+        for name, most in {"dropout": 1, "attention_dropout": 1, "initializer_range": LARGEST}.items():
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
-                raise ConfigError(f"{name} is {value!r}; expected a number from 0 up to, not including, 1")
+            if type(value) not in (int, float) or not 0 <= value < most:
+                raise ConfigError(f"{name} is {shown(value)}; expected a number from 0 up to, not including, {most}")
+        if type(self.sinusoidal_pos_embds) is not bool:
+            raise ConfigError(f"sinusoidal_pos_embds is {shown(self.sinusoidal_pos_embds)}; expected true or false")
         if self.dim % self.n_heads:
             raise ConfigError(f"n_heads {self.n_heads} does not divide dim {self.dim}; expected equal heads")
         if self.activation not in ACTIVATIONS:
-            raise ConfigError(f"activation is {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+            raise ConfigError(f"activation is {shown(self.activation)}; expected one of {', '.join(ACTIVATIONS)}")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> EncoderConfig:

@@ -11,17 +11,13 @@ Shapes: ``tokens`` counts all tokens of a packed batch, text after text with no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl.model.attention import attend, attend_first
-from mtl.model.config import EncoderConfig
+from mtl.model.config import LAYER_NORM_EPS, EncoderConfig
 from mtl.model.packing import PackedBatch
-
-LAYER_NORM_EPS = 1e-12  # stands in no DistilBERT config.json; BERT's value
 
 
 def sinusoids(positions: int, dim: int) -> Tensor:
@@ -37,9 +33,6 @@ def gelu(x: Tensor) -> Tensor:
     Where no gradient is wanted it overwrites x, the widest tensor of all, and saves writing another.
     """
     return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": F.relu}
 
 
 class Embeddings(nn.Module):
@@ -83,7 +76,7 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = gelu if config.activation == "gelu" else F.relu
         self.lin1 = nn.Linear(config.dim, config.hidden_dim)
         self.lin2 = nn.Linear(config.hidden_dim, config.dim)
         self.dropout = nn.Dropout(config.dropout)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtl.errors import ConfigError
+from mtl.errors import ConfigError, shown
 from mtl.model.packing import PackedBatch
 
 
@@ -57,7 +57,7 @@ MODES: dict[str, Callable[[Tensor], Tensor]] = {
     "weightedmean": weightedmean,
 }
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+DENSE_ACTIVATIONS: dict[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.Sigmoid)
 }
 
@@ -66,14 +66,13 @@ class Pooling(nn.Module):
     """One vector per text: the named modes, side by side. (tokens, dim) -> (texts, modes * dim).
 
     Raises:
-        ConfigError: no mode, or an unknown one.
+        ConfigError: no mode, an unknown one, or one twice.
     """
 
     def __init__(self, *modes: str) -> None:
         super().__init__()
-        unknown = [mode for mode in modes if mode not in MODES]
-        if unknown or not modes:
-            raise ConfigError(f"pooling is {list(modes)}; expected one or more of {', '.join(MODES)}")
+        if not modes or not set(modes) <= set(MODES) or len(set(modes)) < len(modes):
+            raise ConfigError(f"pooling is {shown(list(modes))}; expected one or more of {', '.join(MODES)}, each once")
         self.modes = modes
 
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
@@ -95,12 +94,19 @@ class AttentionPooling(nn.Module):
 
 
 class Dense(nn.Module):
-    """A layer on pooled vectors, as sentence-transformers' Dense: activation(linear(x))."""
+    """A layer on pooled vectors, as sentence-transformers' Dense: activation(linear(x)).
+
+    Raises:
+        ConfigError: an activation that none of DENSE_ACTIVATIONS is called.
+    """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str = "Tanh") -> None:
         super().__init__()
+        if activation not in DENSE_ACTIVATIONS:
+            known = ", ".join(DENSE_ACTIVATIONS)
+            raise ConfigError(f"Dense activation {shown(activation)} is unknown; expected one of {known}")
         self.linear = nn.Linear(in_features, out_features, bias=bias)
-        self.activation = ACTIVATIONS[activation]()
+        self.activation = DENSE_ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         activated: Tensor = self.activation(self.linear(x))

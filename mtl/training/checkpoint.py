@@ -23,7 +23,7 @@ from mtl.disk import PARTIAL, atomic_write, reason, remove, sync
 from mtl.errors import CheckpointError, WeightsError
 from weights.export import write_json, write_tensors
 from weights.fetch import sha256_of
-from weights.load import read_tensors
+from weights.files import read_tensors
 
 KEPT = 2
 

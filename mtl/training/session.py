@@ -18,7 +18,7 @@ from mtl.training.evaluate import all_logits, confusions, measure
 from mtl.training.loop import Run, create, train
 from mtl.training.recipe import Recipe, read_recipe
 from mtl.training.report import Log, confusion_table, metrics_table, plot, tasks_table
-from weights.load import read_tensors
+from weights.files import read_tensors
 
 
 def free_folder(name: str) -> Path:

@@ -110,7 +110,7 @@ def test_damaged_heads(model: MultiTaskModel, tmp_path: Path) -> None:
     tensors.pop("topic.head.classifier.bias")
     save_file(tensors, path)
     with pytest.raises(
-        WeightsError, match="the task heads does not fit its config: missing topic.head.classifier.bias"
+        WeightsError, match="tasks.safetensors: tensors do not fit the config: missing topic.head.classifier.bias"
     ):
         MultiTaskModel.from_pretrained(tmp_path / "model")
     fields = json.loads((tmp_path / "model" / "tasks.json").read_text())

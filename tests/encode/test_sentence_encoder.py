@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mtl import SentenceEncoder
 from mtl.errors import InputError
-from weights.load import Checkpoint, Dense, Normalize
+from mtl.model.pooling import Dense, Normalize
+from weights.load import Checkpoint
 
 # Lengths on both sides of every threshold: a few tokens, a batch, more than the model's limit
 CORPUS = [
@@ -64,7 +65,7 @@ def test_the_same_bits_on_the_callers_threads(minilm: SentenceEncoder, alone: np
 @pytest.mark.parametrize("pooling", [("cls",), ("mean", "max"), ("weightedmean",), ("lasttoken", "mean_sqrt_len")])
 def test_the_same_bits_through_every_part(checkpoint: Checkpoint, pooling: tuple[str, ...]) -> None:
     """Every pooling, a Dense layer, chunks and streams."""
-    layer = Dense("Tanh", torch.randn(5, 12 * len(pooling)), torch.randn(5))
+    layer = Dense(12 * len(pooling), 5)
     model = SentenceEncoder.from_checkpoint(
         dataclasses.replace(checkpoint, pooling=pooling, after=(layer, Normalize()))
     )

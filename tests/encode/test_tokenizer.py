@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mtl import SentenceEncoder
 from mtl.encode.tokenizer import Tokenizer
 from mtl.errors import InputError, WeightsError
-from weights.load import wordpiece
+from weights.tokenizer import wordpiece
 
 CLS, SEP = 2, 3
 

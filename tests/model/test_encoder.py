@@ -13,7 +13,7 @@ from mtl.model import attention
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert, gelu, sinusoids
 from mtl.model.packing import PackedBatch
-from weights.load import load_tensors
+from weights.load import load_encoder
 
 CONFIG = EncoderConfig(vocab_size=30, max_position_embeddings=16, n_layers=3, n_heads=2, dim=8, hidden_dim=12)
 
@@ -22,10 +22,7 @@ def load_golden(name: str, folder: Path, prefix: str = "") -> DistilBert:
     case = golden(name)
     save_file({prefix + key: tensor for key, tensor in case.weights.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(case.config))
-    config, tensors, _ = load_tensors(folder)
-    model = DistilBert(config)
-    model.load_state_dict(tensors)
-    return model.eval()
+    return load_encoder(folder)[0]
 
 
 @pytest.mark.parametrize("name", ["learned-gelu", "sinusoidal-gelu", "learned-relu", "bert"])

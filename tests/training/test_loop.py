@@ -14,6 +14,7 @@ from mtl import MultiTaskModel, SentenceEncoder
 from mtl.encode.kinds import KINDS
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import CheckpointError, TrainingError
+from mtl.model.encoder import DistilBert
 from mtl.model.packing import PackedBatch
 from mtl.training import checkpoint as checkpoints
 from mtl.training.data import Examples
@@ -33,9 +34,10 @@ TASKS = (A, B, SETS, VALUE)
 def build(checkpoint: Checkpoint, tasks: tuple[TaskSpec, ...], dropout: float = 0.0) -> MultiTaskModel:
     """A new tiny model; each has tensors of its own."""
     config = dataclasses.replace(checkpoint.config, dropout=dropout, attention_dropout=dropout)
-    tensors = {name: x.clone() for name, x in checkpoint.encoder.items()}
+    encoder = DistilBert(config)
+    encoder.load_state_dict(checkpoint.encoder.state_dict())
     torch.manual_seed(3)
-    embedder = SentenceEncoder.from_checkpoint(dataclasses.replace(checkpoint, config=config, encoder=tensors))
+    embedder = SentenceEncoder.from_checkpoint(dataclasses.replace(checkpoint, encoder=encoder))
     return MultiTaskModel(embedder, tasks)
 
 

@@ -11,7 +11,7 @@ from mtl.errors import WeightsError
 from mtl.model.encoder import DistilBert
 from mtl.model.packing import PackedBatch
 from weights.fetch import fetch
-from weights.load import load_tensors
+from weights.load import load_encoder
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow]
 
@@ -35,10 +35,7 @@ def pretrained():
 
 @pytest.fixture(scope="session")
 def distilbert(pretrained) -> DistilBert:
-    config, tensors, _ = load_tensors(pretrained("distilbert-base-uncased"))
-    model = DistilBert(config)
-    model.load_state_dict(tensors)
-    return model.eval()
+    return load_encoder(pretrained("distilbert-base-uncased"))[0]
 
 
 def test_output_a(distilbert: DistilBert) -> None:

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from mtl import SentenceEncoder
 from mtl.errors import ConfigError, WeightsError
+from mtl.model.pooling import Dense, Normalize
 from weights.export import save
-from weights.load import Checkpoint, Dense, Normalize, load, load_tensors
+from weights.load import Checkpoint, load, load_encoder
 from weights.names import bert_names
 
 TEXTS = ["a b c", "d", "e f g h i"]
@@ -33,7 +34,7 @@ def edit_tensors(folder: Path, **changes: torch.Tensor | None) -> None:
 
 def test_save_and_load_give_the_same_bits(checkpoint: Checkpoint, folder: Path) -> None:
     again = load(folder)
-    assert same_bytes(again.encoder, checkpoint.encoder)
+    assert same_bytes(again.encoder.state_dict(), checkpoint.encoder.state_dict())
     assert again.config == checkpoint.config
     assert (again.max_length, again.pooling, again.after) == (16, ("mean",), ())
     ours = SentenceEncoder.from_checkpoint(checkpoint).encode(TEXTS)
@@ -54,7 +55,7 @@ def test_hf_to_ours_to_hf_with_a_head(checkpoint: Checkpoint, folder: Path, tmp_
     dim = checkpoint.config.dim
     head = {"pre_classifier.weight": torch.randn(dim, dim), "pre_classifier.bias": torch.randn(dim)}
     head |= {"classifier.weight": torch.randn(2, dim), "classifier.bias": torch.randn(2)}
-    original = {f"distilbert.{k}": v for k, v in checkpoint.encoder.items()} | head
+    original = {f"distilbert.{k}": v for k, v in checkpoint.encoder.state_dict().items()} | head
     hf_checkpoint(original, tmp_path / "hf", folder, id2label={"0": "NEGATIVE", "1": "POSITIVE"})
     loaded = load(tmp_path / "hf")
     assert loaded.labels == ("NEGATIVE", "POSITIVE")
@@ -66,17 +67,17 @@ def test_hf_to_ours_to_hf_with_a_head(checkpoint: Checkpoint, folder: Path, tmp_
 
 
 def test_hf_to_ours_to_hf_without_a_head(checkpoint: Checkpoint, folder: Path, tmp_path: Path) -> None:
-    hf_checkpoint(checkpoint.encoder, tmp_path / "hf", folder)
+    hf_checkpoint(checkpoint.encoder.state_dict(), tmp_path / "hf", folder)
     save(load(tmp_path / "hf"), tmp_path / "again")
-    assert same_bytes(load_file(tmp_path / "again" / "model.safetensors"), checkpoint.encoder)
+    assert same_bytes(load_file(tmp_path / "again" / "model.safetensors"), checkpoint.encoder.state_dict())
 
 
 def test_masked_lm_tensors_are_dropped(checkpoint: Checkpoint, folder: Path, tmp_path: Path) -> None:
     """As distilbert-base-uncased has them, the tied projector present or not."""
     extra = {f"vocab_{kind}": torch.zeros(3) for kind in ("transform.weight", "layer_norm.bias", "projector.weight")}
-    prefixed = {f"distilbert.{k}": v for k, v in checkpoint.encoder.items()}
+    prefixed = {f"distilbert.{k}": v for k, v in checkpoint.encoder.state_dict().items()}
     hf_checkpoint(prefixed | extra, tmp_path / "hf", folder)
-    assert same_bytes(load(tmp_path / "hf").encoder, checkpoint.encoder)
+    assert same_bytes(load(tmp_path / "hf").encoder.state_dict(), checkpoint.encoder.state_dict())
 
 
 def test_bert_there_and_back(tmp_path: Path) -> None:
@@ -85,8 +86,9 @@ def test_bert_there_and_back(tmp_path: Path) -> None:
     original = {k: v for k, v in case.weights.items() if not k.startswith(("pooler.", "embeddings.position_ids"))}
     (tmp_path / "config.json").write_text(json.dumps(case.config))
     save_file(case.weights, tmp_path / "model.safetensors")
-    config, tensors, _ = load_tensors(tmp_path)
-    names = bert_names(config.n_layers)
+    encoder = load_encoder(tmp_path)[0]
+    tensors = encoder.state_dict()
+    names = bert_names(encoder.config.n_layers)
     assert len(set(names.values())) == len(names) == len(tensors)
     position, kind = "embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight"
     again = {names[k]: v for k, v in tensors.items()}
@@ -98,7 +100,7 @@ def test_bert_there_and_back(tmp_path: Path) -> None:
 def test_export_as_bert(checkpoint: Checkpoint, tmp_path: Path) -> None:
     save(checkpoint, tmp_path / "bert", "bert")
     again = load(tmp_path / "bert")
-    assert same_bytes(again.encoder, checkpoint.encoder)
+    assert same_bytes(again.encoder.state_dict(), checkpoint.encoder.state_dict())
     assert again.config == checkpoint.config
 
 
@@ -106,7 +108,7 @@ def test_all_that_sentence_transformers_keeps(checkpoint: Checkpoint, tmp_path: 
     rich = dataclasses.replace(
         checkpoint,
         pooling=("max", "cls", "mean"),
-        after=(Dense("Tanh", torch.randn(5, 36), torch.randn(5)), Dense("Identity", torch.randn(4, 5), None)),
+        after=(Dense(36, 5), Dense(5, 4, bias=False, activation="Identity")),
         max_length=9,
         lowercase=True,
         prompts={"query": "q: ", "passage": "p: "},
@@ -142,8 +144,8 @@ def test_pooling_config_old_and_new(folder: Path, fields: dict, modes: tuple) ->
 
 
 def test_half_precision_weights_are_widened(checkpoint: Checkpoint, folder: Path) -> None:
-    edit_tensors(folder, **{k: v.half() for k, v in checkpoint.encoder.items()})
-    assert {x.dtype for x in load(folder).encoder.values()} == {torch.float32}
+    edit_tensors(folder, **{k: v.half() for k, v in checkpoint.encoder.state_dict().items()})
+    assert {x.dtype for x in load(folder).encoder.state_dict().values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
