@@ -22,8 +22,8 @@ RUN /opt/venv/bin/pip install --no-cache-dir -c constraints.txt ".[train,parquet
 
 FROM python:3.11-slim
 COPY --from=build /opt/venv /opt/venv
-# Both folders are anybody's, so that --user works
-RUN useradd --create-home mtl && chmod 1777 /home/mtl && install -d -m 1777 /data
+# These folders are anybody's, so that --user works
+RUN useradd --create-home mtl && install -d -m 1777 /data /home/mtl /home/mtl/.cache
 ENV PATH=/opt/venv/bin:$PATH HOME=/home/mtl
 USER mtl
 WORKDIR /data
