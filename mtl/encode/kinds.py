@@ -53,24 +53,29 @@ class Kind:
         return next(iter(self.metrics))
 
 
-# Labels by name
+# One label of several
 
 
 def class_index(value: Any, labels: Sequence[str]) -> int:
-    """The index of a label by its name, or by its number where no label is itself a number.
+    """The index of a label by its name, or by its place (0, 1, ...) where no label is itself a number.
 
     Raises:
-        ValueError: it is not among the labels.
+        ValueError: it is not among the labels; or it is a number that would be one label by its name and
+            another by its place.
     """
-    if str(value) in labels:
-        return labels.index(str(value))
-    numbered = not any(label.lstrip("-").isdigit() for label in labels) and not isinstance(value, bool)
-    if numbered and str(value).isdecimal() and int(value) < len(labels):
-        return int(value)
+    numbered = any(label.lstrip("-").isdecimal() for label in labels)
+    number = isinstance(value, int) and not isinstance(value, bool)
+    digits = number or (isinstance(value, str) and value.isdecimal())
+    place = int(value) if digits and 0 <= int(value) < len(labels) else None
+    name = labels.index(str(value)) if str(value) in labels else None
+    if name is not None and place is not None and number and place != name:
+        by_name, by_place = f"the label named {labels[name]!r}", f"the one at place {place} from 0, {labels[place]!r}"
+        raise ValueError(f'is {value}, which could be {by_name} or {by_place}; expected its name, "{value}" in quotes')
+    if name is not None:
+        return name
+    if place is not None and not numbered:
+        return place
     raise ValueError(f"{value!r} is not declared; expected one of {', '.join(labels)}")
-
-
-# One label of several
 
 
 def best_label(scores: Tensor, labels: Sequence[str]) -> list[str]:
@@ -111,11 +116,39 @@ SINGLE_LABEL = Kind(
 # Any number of labels
 
 
+def named_set(names: Sequence[Any], labels: Sequence[str]) -> list[float] | None:
+    """The labels of these names; None where one of them is not declared."""
+    given = {str(name) for name in names}
+    return [float(label in given) for label in labels] if given <= set(labels) else None
+
+
+def multi_hot(values: Sequence[Any], labels: Sequence[str]) -> list[float] | None:
+    """A 0 or 1 for each label, as it stands; None where it is something else."""
+    flags = all(isinstance(value, (int, float)) and value in (0, 1) for value in values)
+    return [float(value) for value in values] if flags and len(values) == len(labels) else None
+
+
 def label_set(value: Any, labels: Sequence[str]) -> list[float]:
-    """1 for each label that a row has, 0 for the others."""
-    named = value if isinstance(value, list) else [part for part in str(value or "").split("|") if part]
-    indices = [class_index(item, labels) for item in named]
-    return [float(i in indices) for i in range(len(labels))]
+    """1 for each label that a row has, 0 for the others, from a list of names, "a|b", or a 0 or 1 for each label.
+
+    Raises:
+        ValueError: it is none of these, or two of them with different outcomes.
+    """
+    if isinstance(value, list):
+        names = value
+        found = {"by name": named_set(names, labels), "as a 0 or 1 for each label": multi_hot(value, labels)}
+    else:
+        names = [part for part in value.split("|") if part] if isinstance(value, str) else [value]
+        found = {"as one name": named_set([value], labels), "as names between |": named_set(names, labels)}
+    readings = {how: reading for how, reading in found.items() if reading is not None}
+    if not readings:
+        undeclared = next(name for name in names if str(name) not in labels)
+        forms = 'names in a list or as "a|b", or a list with a 0 or 1 for each'
+        raise ValueError(f"{undeclared!r} is not declared; expected {forms} of {', '.join(labels)}")
+    if len({tuple(reading) for reading in readings.values()}) > 1:
+        said = [f"{likely_labels(Tensor([reading]), labels)[0]} {how}" for how, reading in readings.items()]
+        raise ValueError(f"is {value!r}, which could be {' or '.join(said)}; rename the labels, or write names alone")
+    return next(iter(readings.values()))
 
 
 def likely_labels(scores: Tensor, labels: Sequence[str]) -> list[list[str]]:

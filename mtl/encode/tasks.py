@@ -25,6 +25,9 @@ class TaskSpec:
     kind: Which of ``KINDS`` it is: "single-label", "multi-label" or "regression".
     train, dev, test: A .jsonl, .csv, .tsv or .parquet file, beside the recipe, or
         ``hf://datasets/owner/name@revision/path``.
+        A row's label is for "single-label" a label's name, or its place as a number (0, 1, ...) where no label
+        is itself a number; for "multi-label" a list of names, names as "a|b", or a list with a 0 or 1 for each
+        declared label; for "regression" a number. What could be read in two ways is refused.
     text_field, label_field: The names of a row's fields; as many for its texts as the kind takes.
     pooling: Names of pooling modes side by side, or "attention" for a learned one.
     weight: The loss is multiplied by it.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mtl.encode.kinds import KINDS, class_index
+from mtl.encode.kinds import KINDS, class_index, label_set
 
 
 @pytest.mark.parametrize(
@@ -20,12 +20,65 @@ def test_scores_and_words(kind: str, expected: list[float], words: list) -> None
     assert KINDS[kind].words(scores, "ab") == words
 
 
-def test_numbers_as_labels_are_names_where_names_are_numbers() -> None:
-    assert class_index(1, ["1", "2"]) == 0
+def test_numbers_as_labels() -> None:
+    assert class_index(1, ["0", "1"]) == 1  # by name as by place
+    assert class_index("1", ["1", "2"]) == 0
+    assert class_index(5, ["4", "5"]) == 1
     assert class_index(0, ["one", "two"]) == 0
-    for value, labels in [(0, ["1", "2"]), (True, ["one", "two"]), (2, ["one", "two"])]:
+    assert class_index("1", ["one", "two"]) == 1
+    for value, labels in [(0, ["1", "2"]), (True, ["one", "two"]), (2, ["one", "two"]), (-1, ["one", "two"])]:
         with pytest.raises(ValueError, match=f"{value} is not declared; expected one of {', '.join(labels)}"):
             class_index(value, labels)
+
+
+def test_a_number_that_could_be_two_labels() -> None:
+    message = "is 1, which could be the label named '1' or the one at place 1 from 0, '2'; expected its name, \"1\""
+    with pytest.raises(ValueError, match=message):
+        class_index(1, ["1", "2"])
+
+
+@pytest.mark.parametrize(
+    ("value", "labels", "expected"),
+    [
+        ([1, 0], "xy", [1.0, 0.0]),
+        ([0, 1], "xy", [0.0, 1.0]),
+        ([0, 0], "xy", [0.0, 0.0]),
+        ([True, 0.0, 1], "xyz", [1.0, 0.0, 1.0]),
+        (["y", "x"], "xyz", [1.0, 1.0, 0.0]),
+        ([], "xy", [0.0, 0.0]),
+        ("y|x", "xyz", [1.0, 1.0, 0.0]),
+        ("", "xy", [0.0, 0.0]),
+        (7, "67", [0.0, 1.0]),
+        ([6], "67", [1.0, 0.0]),
+        ([0, 0], ["0"], [1.0]),
+        ("a|b", ["a|b", "c"], [1.0, 0.0]),
+    ],
+)
+def test_sets_of_labels(value: object, labels: list[str], expected: list[float]) -> None:
+    assert label_set(value, labels) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "labels", "message"),
+    [
+        (
+            [0, 2],
+            "xyz",
+            r"0 is not declared; expected names in a list or as \"a|b\", or a list with a 0 or 1 for each of x",
+        ),
+        ([1, 0, 0], "xy", "1 is not declared"),
+        ([1, 0.5], "xy", "1 is not declared"),
+        (0, "xy", "0 is not declared"),
+        (None, "xy", "None is not declared"),
+        ("x|q", "xy", "'q' is not declared"),
+        ("1|0", "xy", "'1' is not declared"),
+        ([0, 1], "01", r"is \[0, 1\], which could be \['0', '1'\] by name or \['1'\] as a 0 or 1 for each label"),
+        ("a|b", ["a", "b", "a|b"], r"could be \['a|b'\] as one name or \['a', 'b'\] as names between |"),
+    ],
+)
+def test_sets_that_are_refused(value: object, labels: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        label_set(value, labels)
 
 
 @pytest.mark.parametrize(

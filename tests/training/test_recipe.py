@@ -108,7 +108,7 @@ SCORE = TaskSpec("score", kind="regression", train="train.jsonl")
     ("task", "labels", "targets"),
     [
         (TOPIC, ["y", "x", 1, "0"], [1, 0, 1, 0]),
-        (MANY, [["x", "z"], [], "y|z", ""], [[1, 0, 1], [0, 0, 0], [0, 1, 1], [0, 0, 0]]),
+        (MANY, [["x", "z"], [], "y|z", "", [0, 0, 1]], [[1, 0, 1], [0, 0, 0], [0, 1, 1], [0, 0, 0], [0, 0, 1]]),
         (SCORE, [1, "2.5", -3.0], [[1.0], [2.5], [-3.0]]),
     ],
 )
@@ -125,7 +125,8 @@ def test_targets(tmp_path: Path, task: TaskSpec, labels: list, targets: list) ->
     [
         (TOPIC, {"text": "a", "label": "q"}, r"train.jsonl, line 2: label 'q' is not declared; expected one of x, y"),
         (TOPIC, {"text": "a", "label": None}, "line 2: label None is not declared"),
-        (MANY, {"text": "a", "label": ["x", "q"]}, "line 2: label 'q' is not declared; expected one of x, y, z"),
+        (MANY, {"text": "a", "label": ["x", "q"]}, "line 2: label 'q' is not declared; expected names in a list"),
+        (MANY, {"text": "a", "label": [1, 0]}, "line 2: label 1 is not declared; expected names in a list"),
         (SCORE, {"text": "a", "label": "high"}, "line 2: label is 'high'; expected a finite number"),
         (SCORE, {"text": "a", "label": "nan"}, "line 2: label is 'nan'; expected a finite number"),
         (TOPIC, {"body": "a", "label": "x"}, "line 2: no field 'text'; it has body, label"),
