@@ -6,15 +6,58 @@ The names are looked up on first use, so that ``import mtl`` alone, and with it 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from mtl.encode.multitask import MultiTaskModel as MultiTaskModel
-    from mtl.encode.sentence_encoder import SentenceEncoder as SentenceEncoder
+from mtl.errors import (
+    CheckpointError,
+    ConfigError,
+    InputError,
+    MtlError,
+    RecipeError,
+    TrainingError,
+    WeightsError,
+)
 
-PLACES = {"MultiTaskModel": "mtl.encode.multitask", "SentenceEncoder": "mtl.encode.sentence_encoder"}
-__all__ = ["MultiTaskModel", "SentenceEncoder"]
+if TYPE_CHECKING:
+    __version__: str
+    from mtl.encode.multitask import MultiTaskModel
+    from mtl.encode.sentence_encoder import SentenceEncoder
+    from mtl.encode.tasks import TaskSpec
+    from mtl.training.recipe import Recipe, Training
+    from mtl.training.session import evaluate, train
+
+PLACES = {
+    "MultiTaskModel": "mtl.encode.multitask",
+    "SentenceEncoder": "mtl.encode.sentence_encoder",
+    "TaskSpec": "mtl.encode.tasks",
+    "Recipe": "mtl.training.recipe",
+    "Training": "mtl.training.recipe",
+    "train": "mtl.training.session",
+    "evaluate": "mtl.training.session",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "InputError",
+    "MtlError",
+    "MultiTaskModel",
+    "Recipe",
+    "RecipeError",
+    "SentenceEncoder",
+    "TaskSpec",
+    "Training",
+    "TrainingError",
+    "WeightsError",
+    "__version__",
+    "evaluate",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mtl")
     if name not in PLACES:
         raise AttributeError(f"module 'mtl' has no attribute {name!r}")
     return getattr(import_module(PLACES[name]), name)

@@ -189,7 +189,7 @@ def predict(texts: tuple[str, ...], model: str, as_json: bool, threads: int | No
     from mtl.encode.multitask import MultiTaskModel
     from mtl.training.report import table
 
-    loaded = MultiTaskModel.from_pretrained(trained(model))
+    loaded = MultiTaskModel.from_pretrained(model)
     found = loaded.predict([decoded(text) for text in texts], threads)
     for i, text in enumerate(texts):
         tasks = {
@@ -223,10 +223,9 @@ def predict(texts: tuple[str, ...], model: str, as_json: bool, threads: int | No
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too.")
 def train(recipe: str, output: Path | None, resume: bool, device: str, threads: int | None, tensorboard: bool) -> None:
     """Train the tasks of a RECIPE: a .toml file, or one that comes with the package (demo)."""
-    from mtl.training.recipe import find_recipe
-    from mtl.training.session import train_recipe
+    from mtl.training.session import train as train_in_folder
 
-    train_recipe(find_recipe(recipe), output, resume, device, threads, tensorboard)
+    train_in_folder(recipe, output, resume=resume, device=device, threads=threads, tensorboard=tensorboard)
 
 
 @cli.command()
@@ -236,11 +235,9 @@ def train(recipe: str, output: Path | None, resume: bool, device: str, threads: 
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 def evaluate(model: str, recipe: str, split: str, threads: int | None) -> None:
     """A trained model's metrics and confusion matrices on a recipe's data."""
-    from mtl.encode.multitask import MultiTaskModel
-    from mtl.training.recipe import find_recipe, read_recipe
-    from mtl.training.session import evaluate_split
+    from mtl.training.session import show_evaluation
 
-    evaluate_split(MultiTaskModel.from_pretrained(trained(model)), read_recipe(find_recipe(recipe)), split, threads)
+    show_evaluation(model, recipe, split, threads)
 
 
 @cli.command()
@@ -259,11 +256,6 @@ def check(model: str, precision: str) -> None:
     if wrong:
         raise InputError(f"{wrong} ways to encode gave other bits; please report them with this machine's processor")
     click.echo("the same text, the same bits")
-
-
-def trained(model: str) -> str:
-    """A run's model, where the name is a run's folder."""
-    return str(Path(model) / "model") if (Path(model) / "model" / "config.json").is_file() else model
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -69,7 +69,8 @@ def fetch(name: str, revision: str | None = None) -> Path:
     """The local folder of a model, downloaded if need be, verified if its hashes are known.
 
     Args:
-        name: A folder, a name that ``python -m weights list`` shows, or a hub id ``org/name[@revision]``.
+        name: The folder of a model, or of a run that trained one; a name that ``python -m weights list`` shows;
+            or a hub id ``org/name[@revision]``.
         revision: A commit, branch or tag of a hub id; another than the pinned one is not verified.
 
     Raises:
@@ -78,7 +79,8 @@ def fetch(name: str, revision: str | None = None) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         log.warning("%s: a local folder, for which no hash is known", name)
-        return folder
+        trained = folder / "model"  # where a run keeps its model
+        return trained if (trained / "config.json").is_file() and not (folder / "config.json").exists() else folder
     if name.startswith((".", "/", "~")):
         raise WeightsError(f"{name} is no folder; expected a model's folder or name")
     name, _, tag = name.partition("@")

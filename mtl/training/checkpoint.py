@@ -47,6 +47,11 @@ def saved(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
+def begun(folder: Path) -> bool:
+    """Whether there ever was a checkpoint, even one that is damaged now."""
+    return any(folder.glob("step-*")) or any(folder.glob("damaged-*"))
+
+
 def save(folder: Path, state: State) -> Path:
     """Write a checkpoint, then delete all but the last ones, and what a process that was killed left behind.
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mtl.encode.kinds import KINDS
 from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.tasks import TaskSpec
 from mtl.errors import CheckpointError, TrainingError
 from mtl.training import checkpoint
 from mtl.training.data import Data, fingerprints
@@ -40,7 +41,8 @@ from weights.fetch import fetch
 def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel:
     """The recipe's pretrained trunk with new heads; what is random follows from the recipe's seed.
 
-    A task that has DistilBERT's own head and the checkpoint's labels starts from the checkpoint's head.
+    A task that has DistilBERT's own head and the checkpoint's labels starts from the checkpoint's head, and one
+    that the checkpoint has too, with the same labels, pooling and form of head, from that one's.
     """
     torch.manual_seed(recipe.training.seed)
     source = Path(recipe.model)
@@ -50,7 +52,17 @@ def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel
     for task in recipe.tasks:
         if pretrained.head and task.head == "distilbert" and task.labels == pretrained.labels:
             model.branch(task.name).head.load_state_dict(pretrained.head)
+    if pretrained.tasks:
+        before = MultiTaskModel.from_checkpoint(pretrained)
+        for name, task in before.tasks.items():
+            if name in model.tasks and alike(task, model.tasks[name]):
+                model.branch(name).load_state_dict(before.branch(name).state_dict())
     return model.to(device)
+
+
+def alike(one: TaskSpec, other: TaskSpec) -> bool:
+    """Whether a head that was trained for one task is right for another."""
+    return all(getattr(one, field) == getattr(other, field) for field in ("labels", "kind", "pooling", "head"))
 
 
 def backward(
@@ -152,7 +164,10 @@ class Run:
         state, notes = checkpoint.latest(self.checkpoints)
         differing = checkpoint.differences(state.run, self.identity)
         if differing:
-            raise CheckpointError(f"{self.folder} is another run: {'; '.join(differing)}; start one in another folder")
+            advice = "start one in another folder"
+            if [line.split()[0] for line in differing] == ["training.epochs"]:  # the rates follow from the epochs
+                advice += f', with model = "{self.folder}" to start from its weights'
+            raise CheckpointError(f"{self.folder} is another run: {'; '.join(differing)}; {advice}")
         self.load_tensors(state.tensors["model"])
         moments = state.tensors["optimizer"]
         for name, parameter in self.parameters():

@@ -112,6 +112,14 @@ def find_recipe(name: str) -> Path:
     raise RecipeError(f"{name} is no recipe; expected a .toml file, or one of {names}")
 
 
+def as_recipe(recipe: Recipe | str | Path) -> tuple[Recipe, str]:
+    """A recipe: as it is, from its file, or by the name of one that comes with the package; and what to call it."""
+    if isinstance(recipe, Recipe):
+        return recipe, "recipe"
+    path = find_recipe(str(recipe))
+    return read_recipe(path), path.stem
+
+
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe.
 

@@ -14,8 +14,9 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from mtl.disk import atomic_write
 from mtl.encode.multitask import MultiTaskModel
-from mtl.errors import CheckpointError, TrainingError
+from mtl.errors import CheckpointError
 from mtl.training.data import Data
 from mtl.training.freezing import Phase
 from mtl.training.schedule import Schedule
@@ -88,7 +89,11 @@ class Log:
             known = f"{len(self.steps)} of {step} steps"
             click.echo(f"note: {self.path} was deleted or damaged: it knows {known}; the rest is not shown", err=True)
         self.bar = tqdm(total=total, initial=step, unit="step", disable=None, leave=False)
-        self.writer = summary_writer(folder) if tensorboard else None
+        self.writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(folder / "tensorboard")
         self.texts = 0
         self.started = time.perf_counter()
 
@@ -167,19 +172,6 @@ class Log:
             self.writer.close()
 
 
-def summary_writer(folder: Path) -> Any:
-    """TensorBoard's writer.
-
-    Raises:
-        TrainingError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise TrainingError("--tensorboard needs TensorBoard; pip install 'mtl[tensorboard]'") from None
-    return SummaryWriter(folder / "tensorboard")
-
-
 def plot(log: Log, path: Path) -> None:
     """A picture of the losses, step by step and as means over epochs, and of the dev metrics."""
     import matplotlib
@@ -205,7 +197,6 @@ def plot(log: Log, path: Path) -> None:
     for axes in (left, right):
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(path)
+    with atomic_write(path, CheckpointError) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     pyplot.close(figure)

@@ -4,21 +4,95 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 import torch
 
+from mtl.disk import lock, reason
 from mtl.encode.engine import usable
+from mtl.encode.fields import one_of
 from mtl.encode.multitask import MultiTaskModel
-from mtl.errors import CheckpointError, RecipeError
-from mtl.training.data import Examples, load_data
+from mtl.errors import CheckpointError, RecipeError, TrainingError
+from mtl.training import checkpoint, loop
+from mtl.training.data import SPLITS, Examples, load_data
 from mtl.training.evaluate import all_logits, confusions, measure
-from mtl.training.loop import Run, create, train
-from mtl.training.recipe import Recipe, read_recipe
+from mtl.training.recipe import Recipe, as_recipe
 from mtl.training.report import Log, confusion_table, metrics_table, plot, tasks_table
 from weights.files import read_tensors
+
+
+def train(
+    recipe: Recipe | str | Path,
+    folder: str | Path | None = None,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+    tensorboard: bool = False,
+) -> MultiTaskModel:
+    """Train the tasks of a recipe in a folder, or go on there; gives the model of the best epoch, in eval mode.
+
+    The folder ends up with that model, a picture of the losses, and metrics.jsonl.
+
+    Args:
+        recipe: A ``Recipe``, a .toml file, or the name of a recipe that comes with the package.
+        folder: By default a new one, ``runs/<recipe>``.
+        resume: Go on with the run in the folder; the outcome is that of a run that was never stopped.
+        device: "cpu", "cuda", "cuda:1", ...
+        threads: CPU threads; by default, torch's setting.
+        tensorboard: Write TensorBoard's files too.
+
+    Raises:
+        MtlError: see mtl.errors.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
+    """
+    read, name = as_recipe(recipe)
+    notes = missing_extras(read, tensorboard)
+    folder = Path(folder) if folder else Path("runs") / name if resume else free_folder(name)
+    check_folder(folder, resume)
+    if threads:
+        torch.set_num_threads(threads)
+    model = loop.create(read, usable(device))
+    data, cuts = load_data(read, model.embedder)
+    run = loop.Run(read, model, data, folder)
+    with claimed(folder):
+        check_folder(folder, resume)  # another process may have been quicker
+        resume = resume and checkpoint.begun(run.checkpoints)  # it may have been stopped before its first step
+        notes += cuts + (run.restore() if resume else [])
+        show_settings(run, name if isinstance(recipe, Recipe) else str(recipe), notes)
+        log = Log(folder, run.step, run.total, tensorboard)
+        try:
+            if not resume:
+                run.save()  # from here on there is always something to go on from
+            if not loop.train(run, log, threads):
+                command = f"mtl train {recipe} --output {folder} --resume"
+                if isinstance(recipe, Recipe):
+                    command = f"train(recipe, {str(folder)!r}, resume=True)"
+                click.echo(f"stopped after step {run.step} of {run.total}; go on with: {command}", err=True)
+                raise KeyboardInterrupt
+            finish(run, log, threads)
+        finally:
+            log.close()
+    return model
+
+
+def missing_extras(recipe: Recipe, tensorboard: bool) -> list[str]:
+    """A line for what will be left out because a package is not installed.
+
+    Raises:
+        TrainingError: something that was asked for cannot be done without it.
+    """
+    measured = any(task.dev or task.test for task in recipe.tasks)
+    if measured and not find_spec("sklearn"):
+        raise TrainingError("metrics of dev and test data need scikit-learn; pip install 'mtl[train]'")
+    if tensorboard and not find_spec("tensorboard"):
+        raise TrainingError("--tensorboard needs TensorBoard; pip install 'mtl[tensorboard]'")
+    drawn = find_spec("matplotlib")
+    return [] if drawn else ["no picture of the losses: it needs matplotlib; pip install 'mtl[train]'"]
 
 
 def free_folder(name: str) -> Path:
@@ -29,110 +103,123 @@ def free_folder(name: str) -> Path:
     return folder
 
 
-def train_recipe(
-    path: Path,
-    output: Path | None = None,
-    resume: bool = False,
-    device: str = "cpu",
-    threads: int | None = None,
-    tensorboard: bool = False,
-) -> Path:
-    """Train a recipe in a folder, or go on there; the run's folder ends up with a model, a picture and metrics.
+def check_folder(folder: Path, resume: bool) -> None:
+    """That there is a run to go on with, or that there is none.
 
     Raises:
-        MtlError: see mtl.errors.
-        KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
+        CheckpointError: it is the other way round.
     """
-    recipe = read_recipe(path)
-    folder = output or (Path("runs") / path.stem if resume else free_folder(path.stem))
     if resume and not folder.is_dir():
         raise CheckpointError(f"{folder} holds no run to go on with; train without --resume, or say --output")
-    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not empty; --resume goes on there, or choose another --output")
-    if threads:
-        torch.set_num_threads(threads)
-    place = usable(device)
-    model = create(recipe, place)
-    data, notes = load_data(recipe, model.embedder)
-    run = Run(recipe, model, data, folder)
-    resume = resume and run.checkpoints.is_dir()  # it is not, where a run was stopped before its first step
-    notes += run.restore() if resume else []
-    show_settings(run, path, notes)
-    log = Log(folder, run.step, run.total, tensorboard)
-    command = f"mtl train {path} --output {folder} --resume"
+    if not resume and folder.exists():
+        taken = not folder.is_dir() or any(path.name != ".lock" for path in folder.iterdir())
+        if taken:
+            raise CheckpointError(
+                f"{folder} exists and is not empty; --resume goes on there, or choose another --output"
+            )
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """The folder is there, and ours alone.
+
+    Raises:
+        CheckpointError: it cannot be made, or another process trains in it.
+    """
     try:
-        if run.step == 0 and not resume:
-            run.save()  # from here on there is always something to go on from
-        if not train(run, log, threads):
-            click.echo(f"stopped after step {run.step} of {run.total}; go on with: {command}", err=True)
-            raise KeyboardInterrupt
-        finish(run, log, threads)
-    finally:
-        log.close()
-    return folder
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {reason(error)}") from None
+    with lock(folder, CheckpointError):
+        yield
 
 
-def show_settings(run: Run, path: Path, notes: list[str]) -> None:
+def show_settings(run: loop.Run, name: str, notes: list[str]) -> None:
     """The effective settings, before anything long begins."""
-    recipe = run.recipe
-    values = {"recipe": path, "model": recipe.model, "output": run.folder, "device": run.model.embedder.device,
-              "threads": torch.get_num_threads(), **dataclasses.asdict(recipe.training)}  # fmt: skip
+    training = run.recipe.training
+    values = {"recipe": name, "model": run.recipe.model, "output": run.folder, "device": run.model.embedder.device,
+              "threads": torch.get_num_threads(), **dataclasses.asdict(training)}  # fmt: skip
     click.echo(click.wrap_text("  ".join(f"{name}={value}" for name, value in values.items()), 110))
     for note in notes:
         click.echo(f"note: {note}", err=True)
-    epochs = recipe.training.epochs
-    click.echo("\n" + tasks_table(run.model, run.phases, run.schedule, run.data, epochs))
+    click.echo("\n" + tasks_table(run.model, run.phases, run.schedule, run.data, training.epochs))
     common = run.phases[0].common
     if common is not None:
-        click.echo(
-            f"no task trains the embeddings and the first {common} blocks: they are computed only once for each text"
-        )
+        click.echo(f"no task trains the embeddings and the first {common} blocks: "
+                   "they are computed only once for each text")  # fmt: skip
     at = f", going on after step {run.step}" if run.step else ""
     click.echo(f"\n{run.schedule.steps_per_epoch} steps an epoch, {run.total} in all{at}")
 
 
-def finish(run: Run, log: Log, threads: int | None) -> None:
+def finish(run: loop.Run, log: Log, threads: int | None) -> None:
     """Take the best weights, measure them, and write the model and the picture."""
-    model_folder = run.folder / "model"
+    model_folder, picture = run.folder / "model", run.folder / "loss.png"
     run.load_tensors(read_tensors(run.best_path))
     run.model.eval()
     best = f"best epoch: {run.best[0]} ({run.recipe.training.best} {run.best[1]:.4f})" if run.best else "no dev data"
     click.echo(f"\n{best}")
     for split in ("dev", "test"):
-        show_metrics(run.model, run.data[split], split, threads)
+        if run.data[split]:
+            show_metrics(run.model, run.data[split], split, threads)
     if not (model_folder / "config.json").exists():
         run.model.save(model_folder)
-    plot(log, run.folder / "loss.png")
-    click.echo(f"\nmodel    {model_folder}\npicture  {run.folder / 'loss.png'}\nmetrics  {log.path}")
+    click.echo(f"\nmodel    {model_folder}")
+    if find_spec("matplotlib"):
+        plot(log, picture)
+        click.echo(f"picture  {picture}")
+    click.echo(f"metrics  {log.path}")
 
 
 def show_metrics(model: MultiTaskModel, data: Mapping[str, Examples], split: str, threads: int | None) -> None:
-    if not data:
-        return
+    """Print tables of each task's metrics and confusion matrix."""
     logits = all_logits(model, data, threads)
     click.echo(f"\n{split}\n{metrics_table(measure(model.tasks, logits, data))}")
     for name, counts in confusions(model.tasks, logits, data).items():
         click.echo(f"\n{split} {name}\n{confusion_table(model.tasks[name].labels, counts)}")
 
 
-def evaluate_split(model: MultiTaskModel, recipe: Recipe, split: str, threads: int | None = None) -> None:
-    """Print a model's metrics on one split of a recipe's tasks.
+def evaluate(
+    model: MultiTaskModel | str | Path, recipe: Recipe | str | Path, split: str = "test", threads: int | None = None
+) -> dict[str, dict[str, float]]:
+    """A model's metrics on one split of a recipe's data, by task.
+
+    Args:
+        model: A model, or the folder of one or of a run.
+        recipe: A ``Recipe``, a .toml file, or the name of a recipe that comes with the package.
+        split: "train", "dev" or "test". A task that names no such data is left out, with a note on stderr.
+        threads: CPU threads; by default, torch's setting.
 
     Raises:
-        RecipeError: the model has no such task, or other labels for it; no task has this split.
+        RecipeError: the model lacks a task, or has other labels for it; no task names data of this split.
+        MtlError: see mtl.errors.
     """
+    loaded = model if isinstance(model, MultiTaskModel) else MultiTaskModel.from_pretrained(model)
+    data = split_of(loaded, as_recipe(recipe)[0], split)
+    return measure(loaded.tasks, all_logits(loaded, data, threads), data)
+
+
+def show_evaluation(model: str, recipe: str, split: str, threads: int | None = None) -> None:
+    """Print a model's metrics and confusion matrices on one split of a recipe's data; see ``evaluate``."""
+    loaded = MultiTaskModel.from_pretrained(model)
+    data = split_of(loaded, as_recipe(recipe)[0], split)
+    started = time.perf_counter()
+    show_metrics(loaded, data, split, threads)
+    texts, seconds = sum(map(len, data.values())), time.perf_counter() - started
+    click.echo(f"\n{texts} texts in {seconds:.1f} s", err=True)
+
+
+def split_of(model: MultiTaskModel, recipe: Recipe, split: str) -> dict[str, Examples]:
+    """One split of a recipe's tasks, which must be the model's too; what is left out is said on stderr."""
+    one_of("split", split, SPLITS)
     for task in recipe.tasks:
         ours = model.tasks.get(task.name)
         if ours is None or ours.labels != task.labels or ours.kind != task.kind:
             has = ", ".join(f"{name} ({', '.join(t.labels) or t.kind})" for name, t in model.tasks.items())
             raise RecipeError(f"the model has no task {task.name!r} with labels {list(task.labels)}; it has {has}")
-    data, notes = load_data(recipe, model.embedder, [split])
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
-    if not data[split]:
+    without = [task.name for task in recipe.tasks if getattr(task, split) is None]
+    if len(without) == len(recipe.tasks):
         raise RecipeError(f"no task of the recipe names {split} data")
-    started = time.perf_counter()
-    show_metrics(model, data[split], split, threads)
-    seconds = time.perf_counter() - started
-    texts = sum(map(len, data[split].values()))
-    click.echo(f"\n{texts} texts in {seconds:.1f} s", err=True)
+    data, notes = load_data(recipe, model.embedder, [split])
+    for note in [*notes, *(f"task {name!r} names no {split} data; it is left out" for name in without)]:
+        click.echo(f"note: {note}", err=True)
+    return data[split]

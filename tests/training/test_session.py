@@ -177,7 +177,7 @@ def test_resume_with_another_recipe(mtl: Callable[..., Done], recipe: Path, tmp_
     recipe.write_text(RECIPE.replace("learning_rate = 1e-3", "learning_rate = 2e-3"))
     done = mtl("train", recipe, "--output", tmp_path / "run", "--resume")
     assert done.returncode == 1
-    assert "is another run: training.learning_rate was 0.001, is 0.002" in done.stderr
+    assert "is another run: training.learning_rate was 0.001, is 0.002; start one in another folder\n" in done.stderr
 
 
 def test_training_leaves_the_pretrained_file_alone(mtl: Callable[..., Done], recipe: Path, tmp_path: Path) -> None:

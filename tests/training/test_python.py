@@ -1,0 +1,155 @@
+"""Training and evaluating from Python, and a run's folder in the states that people find it in."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import mtl
+from mtl import MultiTaskModel, Recipe, TaskSpec, Training
+from mtl.disk import lock
+from mtl.errors import CheckpointError, RecipeError, TrainingError
+from mtl.training import session
+
+TEXTS = ["a b", "c d e", "f", "a g h", "i", "e j"]
+
+
+@pytest.fixture
+def recipe(folder: Path, tmp_path: Path) -> Recipe:
+    """A recipe built in Python: lists and paths as they come, and a task without test data."""
+    rows = [{"text": text, "label": "yes" if set(text) & set("ae") else "no", "size": len(text)} for text in TEXTS]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = [
+        TaskSpec("vowel", ["yes", "no"], train=path, dev=path, test=path, freeze={1: 1}),
+        TaskSpec("size", kind="regression", train=path, dev=path, label_field="size"),
+    ]
+    return Recipe(folder, tasks, Training(epochs=1, batch_size=2, learning_rate=1e-3))
+
+
+def test_train_and_evaluate_from_python(recipe: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = mtl.train(recipe, tmp_path / "run")
+    assert not any(part.training for part in model.modules())
+    saved = MultiTaskModel.from_pretrained(tmp_path / "run")
+    for name, x in model.state_dict().items():
+        assert torch.equal(saved.state_dict()[name], x), name
+    assert saved.tasks == model.tasks
+    capfd.readouterr()
+    metrics = mtl.evaluate(model, recipe, "dev")
+    assert metrics.keys() == {"vowel", "size"}
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert metrics == last["dev"]
+    assert capfd.readouterr() == ("", "")
+    assert mtl.evaluate(tmp_path / "run", recipe).keys() == {"vowel"}
+    assert "note: task 'size' names no test data; it is left out" in capfd.readouterr().err
+    with pytest.raises(RecipeError, match="split is 'valid'; expected one of train, dev, test"):
+        mtl.evaluate(model, recipe, "valid")
+
+
+@pytest.mark.parametrize(
+    ("make", "message", "field"),
+    [
+        (lambda: TaskSpec("a", ["x", 3]), r"labels is \['x', 3\]; expected a list of strings", "labels"),
+        (lambda: TaskSpec("a", ["x", "y"], weight="2"), "weight is '2'; expected a number", "weight"),
+        (lambda: TaskSpec("a", ["x", "y"], pooling="median"), r"pooling is \['median'\]; expected one or", "pooling"),
+        (lambda: Training(epochs="3"), "epochs is '3'; expected a whole number", "epochs"),
+        (lambda: Training(max_length=1.5), "max_length is 1.5; expected a whole number", "max_length"),
+        (lambda: Recipe("tiny", []), "tasks are none; expected at least one TaskSpec", "tasks"),
+        (lambda: Recipe("tiny", [TaskSpec("a", ["", "y"])] * 2), "two tasks are called 'a'", "tasks"),
+    ],
+)
+def test_mistakes_in_python(make: Callable[[], object], message: str, field: str) -> None:
+    with pytest.raises(RecipeError, match=message) as error:
+        make()
+    assert error.value.field == field
+
+
+def test_nothing_of_torch_is_imported_by_the_face() -> None:
+    code = "import sys, mtl; assert 'torch' not in sys.modules; mtl.RecipeError; print(mtl.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.count(".") == 2
+    assert all(hasattr(mtl, name) for name in mtl.__all__)
+
+
+def test_killed_while_the_first_checkpoint_is_written(recipe: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints" / ".step-00000000.0a1b2c3d.partial").mkdir(parents=True)
+    (run / "metrics.jsonl").touch()
+    with pytest.raises(CheckpointError, match="is not empty; --resume goes on there"):
+        mtl.train(recipe, run)
+    mtl.train(recipe, run, resume=True)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "best.safetensors", "step-00000000", "step-00000006",
+    ]  # fmt: skip
+
+
+def test_two_runs_in_one_folder(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with (
+        lock(tmp_path / "run", CheckpointError),
+        pytest.raises(CheckpointError, match=r"run is being written by process \d+"),
+    ):
+        mtl.train(recipe, tmp_path / "run")
+    mtl.train(recipe, tmp_path / "run")
+
+
+def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(session, "find_spec", lambda name: None if name == package else find(name))
+    monkeypatch.setitem(sys.modules, package, None)
+
+
+def test_missing_extras(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Metrics are refused before any work; a picture is left out with a line."""
+    with monkeypatch.context() as patch:
+        without(patch, "sklearn")
+        patch.setattr("mtl.training.loop.create", lambda *_: pytest.fail("work began"))
+        with pytest.raises(
+            TrainingError, match=r"metrics of dev and test data need scikit-learn; pip install 'mtl\[tr"
+        ):
+            mtl.train(recipe, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    without(monkeypatch, "matplotlib")
+    mtl.train(recipe, tmp_path / "run")
+    assert "note: no picture of the losses: it needs matplotlib" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "loss.png").exists()
+
+
+def test_a_deleted_metrics_file(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mtl.train(recipe, tmp_path / "run")
+    weights = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    for content in (None, "".join(lines[:2]) + lines[2][:9]):
+        path.unlink()
+        if content:
+            path.write_text(content)
+        mtl.train(recipe, tmp_path / "run", resume=True)
+        known = 2 if content else 0
+        assert f"metrics.jsonl was deleted or damaged: it knows {known} of 6 steps" in capsys.readouterr().err
+        assert path.read_text().splitlines(keepends=True) == lines[:known]
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_more_epochs_start_from_the_run_s_weights(recipe: Recipe, tmp_path: Path) -> None:
+    first = mtl.train(recipe, tmp_path / "run")
+    longer = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, epochs=2))
+    with pytest.raises(
+        CheckpointError, match=r"training.epochs was 1, is 2; start one in another folder, with model = "
+    ):
+        mtl.train(longer, tmp_path / "run", resume=True)
+    onward = dataclasses.replace(longer, model=str(tmp_path / "run"))
+    model = session.loop.create(onward)
+    for name, x in first.state_dict().items():
+        assert torch.equal(model.state_dict()[name], x), name
+    tasks = [dataclasses.replace(recipe.tasks[0], labels=("no", "yes")), recipe.tasks[1]]
+    other = session.loop.create(dataclasses.replace(onward, tasks=tasks))
+    same = {name for name, x in first.state_dict().items() if torch.equal(other.state_dict()[name], x)}
+    new = {f"branches.vowel.head.classifier.{name}" for name in ("weight", "bias")}
+    assert first.state_dict().keys() - same == new
