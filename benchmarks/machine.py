@@ -1,46 +1,101 @@
-"""What a benchmark ran on, as part of its result."""
+"""What a benchmark ran on, as part of its result, and where that result belongs."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
+import re
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mtl.disk import atomic_write
+from mtl.errors import MtlError
 
-def cpu_model() -> str:
-    """The processor's name, as Linux tells it."""
+RESULTS = Path(__file__).parent / "results"
+VENDORS = {"AuthenticAMD": "amd", "GenuineIntel": "intel", "0x41": "arm"}
+LEVELS = (("amx_tile", "amx"), ("avx512f", "avx512"), ("avx2", "avx2"), ("asimd", "neon"))
+
+
+def cpu_fields() -> dict[str, str]:
+    """The first processor's entry in /proc/cpuinfo; empty where there is none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        entry = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+        return {}
+    pairs = (line.partition(":") for line in entry.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def flags(fields: dict[str, str]) -> frozenset[str]:
+    """The instruction sets, by Linux's names."""
+    return frozenset((fields.get("flags") or fields.get("Features", "")).split())
+
+
+def slug(fields: dict[str, str]) -> str:
+    """A processor's maker, family and widest instructions, such as amd-epyc-avx2: the folder of its results."""
+    vendor = fields.get("vendor_id") or fields.get("CPU implementer", "")
+    name = fields.get("model name", "").lower()
+    family = next((word for word in ("epyc", "ryzen", "xeon", "core") if word in name), "")
+    found = flags(fields)
+    level = next((level for flag, level in LEVELS if flag in found), platform.machine().lower())
+    parts = (VENDORS.get(vendor, re.sub(r"\W+", "", vendor.lower()) or "cpu"), family, level)
+    return "-".join(part for part in parts if part)
+
+
+def native_bf16(found: frozenset[str]) -> bool:
+    """Whether the processor multiplies in bf16 itself."""
+    return bool(found & {"amx_bf16", "avx512_bf16", "bf16"})
+
+
+def native_int8(found: frozenset[str]) -> bool:
+    """Whether it adds products of 8-bit integers in 32 bits; otherwise weights of 8 bits can overflow."""
+    return bool(found & {"amx_int8", "avx512_vnni", "avx_vnni", "asimddp"})
+
+
+def commit() -> str:
+    """The commit that is measured, with a plus sign where files differ from it; empty outside a repository."""
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        found = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return found.stdout.strip()
 
 
 def describe(*packages: str) -> dict[str, Any]:
-    """Processor, threads, system and versions."""
+    """Processor, threads, system, versions, date and commit."""
+    fields = cpu_fields()
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
-        "cpu": cpu_model(),
+        "processor": slug(fields),
+        "cpu": fields.get("model name") or platform.processor(),
+        "family": [fields[key] for key in ("cpu family", "model", "stepping") if key in fields],
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         **gpu,
         "system": platform.platform(terse=True),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in ("torch", *packages)},
     }
 
 
+def result_path(folder: Path, model: str) -> Path:
+    """Where this processor's result for a model belongs."""
+    return folder / slug(cpu_fields()) / f"{model.rstrip('/').rsplit('/', 1)[-1]}.json"
+
+
 def write_result(path: Path | None, result: dict[str, Any]) -> None:
     """The result as JSON: to a file if one is named, and as one line on standard output, the last."""
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(path)
+        with atomic_write(path, MtlError) as file:
+            file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))

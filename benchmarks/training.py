@@ -1,9 +1,10 @@
-"""Training speed on SST-2 against transformers' Trainer: the same trunk, data, batch size and number of steps.
+"""Training speed on SST-2 against transformers' Trainer: the same trunk, rows, batch size and learning rate.
 
-    python -m benchmarks.training --data FOLDER     (FOLDER/sst2/train.jsonl: {"text", "label"})
+    python -m benchmarks.training --data FOLDER     (FOLDER/sst2/{train,dev}.jsonl: {"text", "label"})
 
-Rounds are interleaved, and each figure is the median of its rounds. Three comparisons: all weights trained; the
-trunk frozen; and the trunk frozen from the second epoch on, when what it gives is remembered.
+Rounds are interleaved, and each figure is the median of its rounds. All weights are trained, in fp32 and, where the
+processor multiplies in it, in bf16 (autocast on both sides); then the trunk is frozen; then it stays frozen from the
+second epoch on, when what it gives is remembered. --accuracy trains on so many rows and measures on the dev set.
 """
 
 from __future__ import annotations
@@ -11,58 +12,69 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import click
 import torch
 
-from benchmarks.machine import describe, write_result
-from mtl.encode.tasks import TaskSpec
+from benchmarks.machine import cpu_fields, describe, flags, native_bf16, result_path, write_result
+from mtl.encode.tasks import Freeze, TaskSpec
 from mtl.training.data import load_data
 from mtl.training.loop import Run, create, train
-from mtl.training.recipe import Freeze, Recipe, Training
+from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log, table
 from weights.fetch import fetch
 
 BATCH = 32
+RATE = 5e-5
+WARMUP = 0.1
 MODEL = "all-MiniLM-L6-v2"
+PACKAGES = ("transformers", "accelerate")
 
 
-def ours(data: Path, steps: int, freeze: Freeze, folder: Path) -> float:
-    """Texts per second of our loop."""
-    task = TaskSpec("sst2", ("negative", "positive"), train=str(data), freeze=freeze)
-    recipe = Recipe(MODEL, (task,), Training(epochs=1, batch_size=BATCH))
+def ours(folder: Path, precision: str, freeze: Freeze = "none", epochs: int = 1, dev: Path | None = None) -> Run:
+    """A run of our loop over folder/rows.jsonl that keeps no checkpoints."""
+    labels = ("negative", "positive")
+    task = TaskSpec("sst2", labels, train=str(folder / "rows.jsonl"), dev=str(dev) if dev else None, freeze=freeze)
+    changed: dict[str, Any] = {} if precision == "fp32" else {"precision": precision}
+    training = Training(epochs=epochs, batch_size=BATCH, learning_rate=RATE, head_learning_rate=RATE, **changed)
+    recipe = Recipe(MODEL, (task,), training)
     model = create(recipe)
-    run = Run(recipe, model, load_data(recipe, model.embedder)[0], folder)
-    log = Log(folder)
-    started = time.perf_counter()
-    train(run, log, until=steps)
-    seconds = time.perf_counter() - started
+    run = Run(recipe, model, load_data(recipe, model.embedder)[0], folder / "run")
+    run.save = lambda: None  # type: ignore[method-assign]
+    return run
+
+
+def rates(run: Run, *epochs: int) -> Iterator[float]:
+    """Texts per second of so many epochs, one figure for each of these numbers."""
+    log = Log(run.folder)
+    for number in epochs:
+        steps = number * run.schedule.steps_per_epoch
+        started = perf_counter()
+        train(run, log, until=run.step + steps)
+        yield steps * BATCH / (perf_counter() - started)
     log.close()
-    return steps * BATCH / seconds
 
 
-def cached(data: Path, folder: Path) -> tuple[float, float]:
-    """Texts per second of the first epoch of a frozen trunk, and of those after it."""
-    task = TaskSpec("sst2", ("negative", "positive"), train=str(data), freeze="encoder")
-    recipe = Recipe(MODEL, (task,), Training(epochs=4, batch_size=BATCH))
-    model = create(recipe)
-    run = Run(recipe, model, load_data(recipe, model.embedder)[0], folder)
-    log = Log(folder)
-    rates = []
-    epoch = run.schedule.steps_per_epoch
-    for epochs in (1, 3):  # checkpoints are written at the end of an epoch: leave them out
-        run.save = lambda: None  # type: ignore[method-assign]
-        started = time.perf_counter()
-        train(run, log, until=run.step + epochs * epoch)
-        rates.append(epochs * run.schedule.sizes["sst2"] / (time.perf_counter() - started))
+def our_accuracy(folder: Path, precision: str, dev: Path) -> float:
+    """On the dev set, after one epoch."""
+    run = ours(folder, precision, dev=dev)
+    log = Log(run.folder)
+    train(run, log)
     log.close()
-    return rates[0], rates[1]
+    return float(log.epochs[-1]["dev"]["sst2"]["accuracy"])
 
 
-def theirs(data: Path, steps: int, frozen: bool, folder: Path) -> float:
-    """Texts per second of transformers' Trainer, by its own count; padded to the longest of each batch."""
+def features(path: Path, tokenizer: Any) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{**tokenizer(row["text"], truncation=True, max_length=256), "label": int(row["label"])} for row in rows]
+
+
+def trainer(folder: Path, precision: str, freeze: Freeze = "none") -> tuple[Any, Any]:
+    """transformers' Trainer over folder/rows.jsonl, padding to the longest of each batch; and its tokenizer."""
     from transformers import (
         AutoModelForSequenceClassification,
         AutoTokenizer,
@@ -73,70 +85,90 @@ def theirs(data: Path, steps: int, frozen: bool, folder: Path) -> float:
 
     source = str(fetch(MODEL))
     tokenizer = AutoTokenizer.from_pretrained(source)
-    rows = [json.loads(line) for line in data.read_text().splitlines()]
-    features = [{**tokenizer(r["text"], truncation=True, max_length=256), "label": int(r["label"])} for r in rows]
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=2)
-    if frozen:
-        model.base_model.requires_grad_(False)
+    model.base_model.requires_grad_(freeze == "none")
     arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=BATCH,
-        max_steps=steps,
-        learning_rate=5e-5,
-        warmup_steps=0.1,
-        remove_unused_columns=False,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-    )
-    trainer = Trainer(model, arguments, train_dataset=features,
-                      data_collator=DataCollatorWithPadding(tokenizer))  # fmt: skip
-    return float(trainer.train().metrics["train_samples_per_second"])
+        output_dir=str(folder / "trainer"), per_device_train_batch_size=BATCH, num_train_epochs=1, learning_rate=RATE,
+        warmup_steps=WARMUP, bf16=precision == "bf16", remove_unused_columns=False, report_to=[], save_strategy="no",
+        logging_strategy="no", disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
+    rows = features(folder / "rows.jsonl", tokenizer)
+    return Trainer(model, arguments, train_dataset=rows, data_collator=DataCollatorWithPadding(tokenizer)), tokenizer
+
+
+def their_rate(folder: Path, precision: str, freeze: Freeze = "none") -> float:
+    """Texts per second, by its own count."""
+    return float(trainer(folder, precision, freeze)[0].train().metrics["train_samples_per_second"])
+
+
+def their_accuracy(folder: Path, precision: str, dev: Path) -> float:
+    """On the dev set, after one epoch."""
+    made, tokenizer = trainer(folder, precision)
+    made.train()
+    found = made.predict(features(dev, tokenizer))
+    return float((found.predictions.argmax(axis=1) == found.label_ids).mean())
+
+
+def one_round(folder: Path, precisions: list[str]) -> dict[str, float]:
+    """Texts per second by side and what is trained."""
+    figures = {}
+    for precision in precisions:
+        figures[f"mtl {precision}"] = next(rates(ours(folder, precision), 1))
+        figures[f"Trainer {precision}"] = their_rate(folder, precision)
+    frozen = ours(folder, "fp32", "encoder", epochs=4)
+    figures["mtl, frozen trunk"], figures["mtl, frozen trunk, later epochs"] = rates(frozen, 1, 3)
+    figures["Trainer, frozen trunk"] = their_rate(folder, "fp32", "encoder")
+    return figures
+
+
+def accuracies(folder: Path, precisions: list[str], dev: Path) -> dict[str, float]:
+    """Dev accuracy by side and number format."""
+    found = {}
+    for precision in precisions:
+        found[f"mtl {precision}"] = our_accuracy(folder, precision, dev)
+        found[f"Trainer {precision}"] = their_accuracy(folder, precision, dev)
+    return found
+
+
+def first_rows(source: Path, folder: Path, number: int) -> None:
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "rows.jsonl").write_text("".join(lines[:number]), encoding="utf-8")
 
 
 @click.command(help=__doc__)
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder with sst2/train.jsonl.")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder with sst2/{train,dev}.jsonl.")
 @click.option("--steps", default=30, show_default=True, help="Steps a round.")
 @click.option("--rounds", default=3, show_default=True, help="Interleaved rounds.")
-@click.option("--output", type=click.Path(path_type=Path), help="Where to write the JSON too.")
-def main(data: Path, steps: int, rounds: int, output: Path | None) -> None:
+@click.option("--accuracy", default=2000, show_default=True, help="Rows to train on for the accuracy; 0 leaves it out.")
+@click.option("--save", type=click.Path(path_type=Path), help="Results folder to keep the result in.")
+def main(data: Path, steps: int, rounds: int, accuracy: int, save: Path | None) -> None:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    source = data / "sst2" / "train.jsonl"
-    if not source.is_file():
-        raise click.ClickException(f"{source} is no file; expected rows of text and label (0, 1)")
+    source, dev = data / "sst2" / "train.jsonl", data / "sst2" / "dev.jsonl"
+    for path in (source, dev):
+        if not path.is_file():
+            raise click.ClickException(f"{path} is no file; expected rows of text and label (0, 1)")
+    precisions = ["fp32", *(["bf16"] if native_bf16(flags(cpu_fields())) else [])]
     measured: dict[str, list[float]] = {}
     for number in range(1, rounds + 1):
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            figures = {
-                "ours": ours(source, steps, "none", folder / "a"),
-                "Trainer": theirs(source, steps, False, folder / "b"),
-                "ours, frozen trunk": ours(source, steps, "encoder", folder / "c"),
-                "Trainer, frozen trunk": theirs(source, steps, True, folder / "d"),
-            }
-            first, later = cached(source, folder / "e")
-            figures |= {"ours, frozen, epoch 1": first, "ours, frozen, later epochs": later}
+            first_rows(source, Path(name), steps * BATCH)
+            figures = one_round(Path(name), precisions)
         print(f"round {number}: " + "  ".join(f"{key} {value:.1f}" for key, value in figures.items()), flush=True)
         for key, value in figures.items():
             measured.setdefault(key, []).append(value)
-    medians = {key: statistics.median(values) for key, values in measured.items()}
-    ratios = {
-        "ours / Trainer": medians["ours"] / medians["Trainer"],
-        "ours / Trainer, frozen trunk": medians["ours, frozen trunk"] / medians["Trainer, frozen trunk"],
-        "frozen and remembered / Trainer": medians["ours, frozen, later epochs"] / medians["Trainer"],
-        "frozen and remembered / Trainer, frozen trunk": medians["ours, frozen, later epochs"]
-        / medians["Trainer, frozen trunk"],
-    }
-    print(table([["texts per second", "median"], *([key, value] for key, value in medians.items())]))
-    print(table([["ratio", "times"], *([key, value] for key, value in ratios.items())]))
-    machine = describe("transformers", "accelerate")
-    settings = {"model": MODEL, "batch": BATCH, "steps": steps, "rounds": rounds, "threads": torch.get_num_threads()}
-    write_result(output, {"machine": machine, "settings": settings, "measured": measured, "ratios": ratios})
+    found = {}
+    if accuracy:
+        with tempfile.TemporaryDirectory() as name:
+            first_rows(source, Path(name), accuracy)
+            found = accuracies(Path(name), precisions, dev)
+    rows = [[key, statistics.median(values), found.get(key, "")] for key, values in measured.items()]
+    print(table([["", "texts per second, median", "dev accuracy"], *rows]))
+    settings = {"model": MODEL, "batch": BATCH, "steps": steps, "threads": torch.get_num_threads(), "rows": accuracy}
+    result = {"machine": describe(*PACKAGES), "settings": settings, "texts_per_second": measured, "accuracy": found}
+    write_result(result_path(save, "training") if save else None, result)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,15 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.search import FULL_BATCHES
 from mtl.encode.int8 import CALIBRATION
 from mtl.encode.tokenizer import Tokenizer
 
 FIXED = (16, 32, 64, 128, 256, 512)
-TOKENS = 16384  # about so many in each workload of fixed length
+ONE_TEXT = "one-text"
+# The largest batch worth trying; there are 16 full ones for each thread (see search.py)
+LARGEST_BATCH = {"mixed-short": 16, "mixed-long": 4} | {f"fixed-{n}": max(4, 512 // n) for n in FIXED}
+NAMES = (*LARGEST_BATCH, ONE_TEXT)
 
 
 def single_token_words(tokenizer: Tokenizer) -> Iterator[str]:
@@ -28,28 +32,32 @@ def single_token_words(tokenizer: Tokenizer) -> Iterator[str]:
             yield from (word for word in sentence.split() if len(ids.get(word, ())) == 1)
 
 
-def lengths(name: str, scale: float = 1.0) -> list[int]:
-    """The workload's text lengths in tokens, special tokens included."""
+def count(name: str, threads: int, scale: float = 1.0) -> int:
+    """How many texts a workload has."""
+    return max(4, round((100 if name == ONE_TEXT else FULL_BATCHES * threads * LARGEST_BATCH[name]) * scale))
+
+
+def lengths(name: str, texts: int) -> list[int]:
+    """The text lengths of a workload in tokens, special tokens included.
+
+    Raises:
+        ValueError: there is no workload of that name.
+    """
     generator = random.Random(name)
     if name.startswith("fixed-"):
-        length = int(name.removeprefix("fixed-"))
-        return [length] * max(2, round(TOKENS * scale / length))
+        return [int(name.removeprefix("fixed-"))] * texts
     if name == "mixed-short":  # median 22, a long tail
-        drawn = (round(math.exp(generator.gauss(math.log(22), 0.6))) for _ in range(round(1000 * scale)))
+        drawn = (round(math.exp(generator.gauss(math.log(22), 0.6))) for _ in range(texts))
         return [min(256, max(4, length)) for length in drawn]
     if name == "mixed-long":
-        return [generator.randint(40, 500) for _ in range(max(8, round(80 * scale)))]
-    raise ValueError(f"workload is {name!r}; expected fixed-N, mixed-short or mixed-long")
+        return [generator.randint(40, 500) for _ in range(texts)]
+    if name == ONE_TEXT:  # questions
+        return [generator.randint(6, 16) for _ in range(texts)]
+    raise ValueError(f"workload is {name!r}; expected one of {', '.join(NAMES)}")
 
 
-def texts(name: str, tokenizer: Tokenizer, scale: float = 1.0) -> list[str]:
-    """The workload's texts."""
+def texts(name: str, tokenizer: Tokenizer, number: int) -> list[str]:
+    """The first so many texts of a workload."""
     words = single_token_words(tokenizer)
     special = len(tokenizer.prefix) + len(tokenizer.suffix)
-    return [" ".join(next(words) for _ in range(length - special)) for length in lengths(name, scale)]
-
-
-def padded_tokens(lengths: list[int], batch: int = 32, in_order: bool = False) -> int:
-    """How many tokens batches padded to their longest compute; longest first, or as they come."""
-    ordered = lengths if in_order else sorted(lengths, reverse=True)
-    return sum(max(part) * len(part) for part in (ordered[i : i + batch] for i in range(0, len(ordered), batch)))
+    return [" ".join(next(words) for _ in range(length - special)) for length in lengths(name, number)]

@@ -1,4 +1,4 @@
-"""The README is true: its Python runs, and its tree names what is there."""
+"""The README is true: its Python runs, its figures are measured, and its tree names what is there."""
 
 import re
 import shutil
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.readme import render
 from mtl.training.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -43,3 +44,10 @@ def test_every_make_target_is_there() -> None:
     for target in set(re.findall(r"`make ([a-z-]+)`|^    make ([a-z-]+)", README, re.MULTILINE)):
         name = target[0] or target[1]
         assert re.search(rf"^{name}:", makefile, re.MULTILINE), name
+
+
+def test_the_figures_are_those_of_the_results() -> None:
+    """`python -m benchmarks.readme` writes them."""
+    found = re.search(r"<!-- speed:begin -->\n(.*)<!-- speed:end -->", README, re.DOTALL)
+    assert found
+    assert found[1] == render()

@@ -1,0 +1,186 @@
+"""Writes the README's tables, and its sentences with numbers, from the result files.
+
+    python -m benchmarks.readme
+
+What stands between the lines <!-- speed:begin --> and <!-- speed:end --> in README.md is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import RESULTS
+from benchmarks.show import PRECISIONS, of_precision, ours, rate
+
+README = Path(__file__).parents[1] / "README.md"
+MARKED = re.compile(r"(?<=<!-- speed:begin -->\n).*(?=<!-- speed:end -->)", re.DOTALL)
+MODELS = {"all-MiniLM-L6-v2": "MiniLM", "distilbert-shape": "DistilBERT shape"}
+SPEEDS = {"mixed-short": "short", "mixed-long": "long"}
+ONE_TEXT = "one-text"
+Result = dict[str, Any]
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table; the first row is the header."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def spoken(items: list[str]) -> str:
+    """a; a and b; a, b and c."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def figure(value: float) -> str:
+    """Two digits, or all before the point."""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
+def order(results: list[Result]) -> list[str]:
+    """All engines, by number format, ours first, then by speed in the first result."""
+    parts = [part for result in results for w, part in result["parts"].items() if w in SPEEDS]
+    names = [name for precision in PRECISIONS for part in parts for name in of_precision(part, precision)]
+    return sorted(dict.fromkeys(names), key=lambda name: PRECISIONS.index(precision_of(parts, name)))
+
+
+def precision_of(parts: list[Result], name: str) -> str:
+    return next(part["engines"][name]["precision"] for part in parts if name in part["engines"])
+
+
+def speed_table(results: list[Result]) -> str:
+    """Texts per second of every engine, model and workload."""
+    header, columns = [], []
+    for result in results:
+        for workload, label in SPEEDS.items():
+            if workload in result["parts"]:
+                header.append(f"{MODELS.get(result['model'], result['model'])}, {label}")
+                columns.append(result["parts"][workload])
+    rows = [["texts per second", *header]]
+    for name in order(results):
+        cells = [figure(rate(part, name)) if name in part["engines"] else "" for part in columns]
+        rows.append([bold(name), *cells])
+    return markdown(rows)
+
+
+def bold(name: str) -> str:
+    return f"**{name}**" if name.startswith("mtl") else name
+
+
+def beside_table(result: Result) -> str:
+    """What else there is to an engine, of one model: agreement with fp32, one text, cold start, memory."""
+    parts = [part for w, part in result["parts"].items() if w in SPEEDS]
+    alone = result["parts"].get(ONE_TEXT, {"engines": {}})["engines"]
+    label = MODELS.get(result["model"], result["model"])
+    rows = [[label, "smallest cosine to fp32", "mean cosine", "one text, ms: p50", "p99", "cold start, s", "peak MiB"]]
+    for name in order([result]):
+        found = [part["engines"][name] for part in parts if name in part["engines"]]
+        latency = alone[name]["latency_ms"] if name in alone else None
+        rows.append([
+            bold(name), f"{min(f['smallest_cosine'] for f in found):.4f}", mean_cosine(found),
+            figure(latency["p50"]) if latency else "", figure(latency["p99"]) if latency else "",
+            f"{statistics.median(alone[name]['cold_start']):.2f}" if latency else "",
+            f"{max(f['peak_mib'] for f in found):.0f}",
+        ])  # fmt: skip
+    return markdown(rows)
+
+
+def mean_cosine(found: list[Result]) -> str:
+    known = [engine["mean_cosine"] for engine in found if engine["mean_cosine"] is not None]
+    return f"{min(known):.4f}" if known else ""
+
+
+def compared(part: Result, precision: str) -> str:
+    """How our speed compares with the fastest peer's, and with sentence-transformers'."""
+    own = ours(precision)
+    peers = [name for name in of_precision(part, precision) if not name.startswith("mtl")]
+    if own not in part["engines"] or not peers:
+        return ""
+    named = [peers[0], *(name for name in peers[1:] if name.startswith("sentence-transformers"))]
+    return spoken([f"{rate(part, own) / rate(part, name):.2f} times {name}" for name in named])
+
+
+def sentences(result: Result) -> list[str]:
+    """A line per number format, and one for a single text."""
+    lines = []
+    for precision in PRECISIONS:
+        found = {label: compared(result["parts"][w], precision) for w, label in SPEEDS.items() if w in result["parts"]}
+        told = [f"{ratios} on {label} texts" for label, ratios in found.items() if ratios]
+        if told:
+            lines.append(f"- {MODELS.get(result['model'], result['model'])}, {precision}: {'; '.join(told)}.")
+    if ONE_TEXT in result["parts"]:
+        lines.append(one_text_sentence(result))
+    return lines
+
+
+def one_text_sentence(result: Result) -> str:
+    """How long one text takes, beside the fastest peer and sentence-transformers, in fp32."""
+    engines = result["parts"][ONE_TEXT]["engines"]
+    times = {name: engine["latency_ms"]["p50"] for name, engine in engines.items() if engine["precision"] == "fp32"}
+    own = times.pop("mtl")
+    named = sorted(times, key=times.__getitem__)[:1]
+    named += [name for name in times if name == "sentence-transformers" and name not in named]
+    told = f"; {spoken([f'{own / times[name]:.2f} times the time of {name}' for name in named])}" if named else ""
+    return f"- {MODELS.get(result['model'], result['model'])}, one text alone: {figure(own)} ms{told}."
+
+
+def training_sentence(result: Result) -> str:
+    """Training beside Trainer."""
+    rates = {key: statistics.median(values) for key, values in result["texts_per_second"].items()}
+    accuracy = result["accuracy"]
+    told = []
+    for precision in PRECISIONS:
+        mtl, trainer = f"mtl {precision}", f"Trainer {precision}"
+        if mtl in rates:
+            scores = f" (dev accuracy {accuracy[mtl]:.3f} and {accuracy[trainer]:.3f})" if mtl in accuracy else ""
+            told.append(f"{rates[mtl] / rates[trainer]:.2f} times transformers' Trainer in {precision}{scores}")
+    if "mtl bf16" in rates:
+        told.append(f"in bf16 {rates['mtl bf16'] / rates['Trainer fp32']:.2f} times the Trainer in fp32")
+    frozen, later = rates["mtl, frozen trunk"], rates["mtl, frozen trunk, later epochs"]
+    theirs = rates["Trainer, frozen trunk"]
+    told.append(f"with a frozen trunk {frozen / theirs:.2f} times, from the second epoch on {later / theirs:.0f} times")
+    return f"- Training: {'; '.join(told)}."
+
+
+def heading(results: list[Result]) -> str:
+    """What it ran on, when, and what is to be known about it."""
+    parts = [part for result in results for part in result["parts"].values()]
+    machine = parts[0]["machine"]
+    limits = [limit for part in parts for limit in part.get("gflops_limit", [])]
+    rounds, limit = parts[0]["rounds"], statistics.median(limits)
+    taken = spoken(sorted({f"{part['machine']['date']} at {part['machine']['commit']}" for part in parts}))
+    notes = "".join(f"\n\nNote: {note}." for note in sorted({part["note"] for part in parts if "note" in part}))
+    return (
+        f"**{machine['processor']}**: {machine['cpu']}, {parts[0]['threads']} threads, {machine['instructions']}, "
+        f"{limit:.0f} GFLOP/s in fp32; medians of {rounds} rounds; taken {taken}.{notes}"
+    )
+
+
+def section(folder: Path) -> str:
+    """All that is said of one processor."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    models = sorted(set(found) - {"training"}, key=lambda model: (model not in MODELS, model))
+    results = [found[model] for model in models]
+    blocks = [heading(results), speed_table(results), *map(beside_table, results)]
+    lines = [line for result in results for line in sentences(result)]
+    if "training" in found:
+        lines.append(training_sentence(found["training"]))
+    pictures = [f"![texts per second](benchmarks/results/{folder.name}/{r['model']}.png)" for r in results[:1]]
+    return "\n\n".join([*blocks, "\n".join(lines), *pictures])
+
+
+def render(folder: Path = RESULTS) -> str:
+    """The README's part, a section per processor that there are results of."""
+    processors = sorted({path.parent for path in folder.glob("*/*.json")})
+    return "\n\n".join(section(processor) for processor in processors) + "\n"
+
+
+def main() -> None:
+    text = README.read_text(encoding="utf-8")
+    README.write_text(MARKED.sub(lambda _: render(), text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
