@@ -42,7 +42,7 @@ class Worker:
         limits = {key: str(place.threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         quiet = {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         arguments = [name, place.folder, str(place.threads), str(setting.streams), place.device]
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
         started = time.perf_counter()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import randomized
 
 from benchmarks import bench, machine, measure, readme, search, workloads
 from benchmarks.processes import Place, Setting, Worker
-from conftest import randomized
 from mtl.model.encoder import DistilBert
 from weights.export import save
 from weights.load import Checkpoint
@@ -115,7 +115,8 @@ def test_an_engine_that_stops_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_keeps_what_it_does_not_measure(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Our own engine alone, on a tiny model, part by part."""
     monkeypatch.setattr(machine, "cpu_fields", lambda: EPYC)
     texts = tmp_path / "texts.txt"
