@@ -18,6 +18,7 @@ from mtl.model.encoder import DistilBert
 from mtl.model.packing import PackedBatch
 from mtl.training import checkpoint as checkpoints
 from mtl.training.data import Examples
+from mtl.training.evaluate import all_logits
 from mtl.training.loop import LossWeights, Run, backward, train
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
@@ -206,6 +207,17 @@ def test_freeze_head_holds_pooling_and_head(start) -> None:
     go(run)
     for name, parameter in run.model.named_parameters():
         assert torch.equal(parameter, before[name]) == name.startswith("branches."), name
+
+
+def test_evaluating_leaves_frozen_heads_as_they_are(start) -> None:
+    """Between the epochs of a run, its held head stays without dropout, and all else goes on with it."""
+    run = start((A, dataclasses.replace(SETS, freeze_head=True)), dropout=0.2)
+    run.train_mode()
+    before = [part.training for part in run.model.modules()]
+    assert True in before
+    assert False in before
+    all_logits(run.model, run.data["dev"])
+    assert [part.training for part in run.model.modules()] == before
 
 
 def test_gradual_unfreezing(start) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl.training.schedule import Schedule, shares
+from mtl.training.schedule import Schedule, mix, shares
 
 SIZES = {"a": 10, "b": 3}
 
@@ -35,6 +35,14 @@ def test_a_window_depends_on_seed_and_step_alone(seed: int, step: int) -> None:
     for earlier in range(step):
         other.window(earlier)
     assert other.window(step) == Schedule(SIZES, 2, 3, seed=seed).window(step)
+
+
+def test_an_epoch_is_mixed_once() -> None:
+    schedule = Schedule({"a": 1000, "b": 31}, 4, 2, seed=77)
+    mix.cache_clear()
+    for step in range(2 * schedule.steps_per_epoch):
+        schedule.window(step)
+    assert mix.cache_info().misses == 2
 
 
 def test_epochs_and_seeds_differ() -> None:
