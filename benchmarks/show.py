@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from mtl.training.report import table
+from mtl.display import table
 
 PRECISIONS = ("fp32", "bf16", "int8")
 COLORS = {"fp32": "C0", "bf16": "C2", "int8": "C1"}

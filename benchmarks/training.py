@@ -25,7 +25,8 @@ from mtl.encode.tasks import Freeze, TaskSpec
 from mtl.training.data import load_data
 from mtl.training.loop import Run, create, train
 from mtl.training.recipe import Recipe, Training
-from mtl.training.report import Log, table
+from mtl.display import table
+from mtl.training.report import Log
 from weights.fetch import fetch
 
 BATCH = 32

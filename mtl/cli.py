@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
-import numpy as np
 
-from mtl.encode.files import INPUTS, lines, read_texts
-from mtl.encode.outputs import SUFFIXES, Output, OutputPrecision, Vectors, convert, converted_shape, value_ranges
-from mtl.encode.tokenizer import Overflow, preview
+from mtl.display import preview, table
+from mtl.encode.files import INPUTS, TextRow, import_pyarrow, kind_of, read_rows, text_rows, texts_of
+from mtl.encode.formats import WRITERS, OutputPrecision, Vectors
+from mtl.encode.outputs import open_output, refuse_input_as_output
+from mtl.encode.tokenizer import Overflow
 from mtl.errors import InputError, MtlError
 
 if TYPE_CHECKING:
     from mtl.encode.sentence_encoder import EncodeOptions, SentenceEncoder
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
+INPUT_HELP = f"A file of texts: {', '.join(INPUTS)}, or these with .gz behind; - is standard input."
 SHOWN = 10  # texts up to which a table shows all cosines
 
 
@@ -43,39 +45,75 @@ def decoded(argument: str) -> str:
     return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def choose_texts(texts: tuple[str, ...], source: Path | None, field: str | None) -> Iterable[str]:
-    """From the arguments, a file, or standard input: exactly one of them."""
+def choose_rows(texts: tuple[str, ...], source: Path | None, field: str | None) -> Iterator[TextRow]:
+    """From the arguments, a file, or standard input, which is also called "-": exactly one of them."""
     if texts and source:
         raise click.UsageError("texts and --input are given; expected one of the two")
-    if field and not source:
-        raise click.UsageError("--field goes with --input")
+    from_file = source is not None and str(source) != "-"
+    if field and not from_file:
+        raise click.UsageError("--field goes with --input FILE")
     if texts:
-        return [decoded(text) for text in texts]
-    if source is None and sys.stdin.isatty():
+        return ((text, {"text": text}) for text in map(decoded, texts))
+    if source is not None and from_file:
+        if kind_of(source) not in INPUTS:
+            expected = f"expected one of {', '.join(INPUTS)}, or .gz behind it"
+            raise click.UsageError(f"{source} ends in {source.suffix!r}; {expected}")
+        if not source.is_file():
+            raise InputError(f"{source} is no file")
+        return texts_of(read_rows(source), str(source), field or "text")
+    if sys.stdin is None or (source is None and sys.stdin.isatty()):
         raise click.UsageError('no texts; expected arguments ("..."), --input FILE, or lines on standard input')
-    if source is None:
-        return lines(sys.stdin.buffer, "standard input")
-    if source.suffix not in INPUTS:
-        raise click.UsageError(f"{source} ends in {source.suffix!r}; expected one of {', '.join(INPUTS)}")
-    return read_texts(source, field)
+    return texts_of(text_rows(sys.stdin.buffer, "standard input"), "standard input")
+
+
+def check_output(output: Path, source: Path | None, suffixes: Sequence[str]) -> None:
+    """Whether a file may be written there, before anything long begins.
+
+    Raises:
+        UsageError: another ending than the formats that there are.
+        InputError: it cannot be written there, or is the input itself.
+    """
+    if output.suffix not in suffixes:
+        raise click.UsageError(f"{output} ends in {output.suffix!r}; expected one of {', '.join(suffixes)}")
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; expected the name of a file")
+    if not os.access(output.parent, os.W_OK):
+        raise InputError(f"{output} cannot be written: {output.parent} is no folder that we may write to")
+    if output.suffix == ".parquet":
+        import_pyarrow(output)
+    refuse_input_as_output(None if str(source) == "-" else source, output)
+
+
+def load_encoder(model: str, device: str, precision: str, options: dict[str, Any]) -> SentenceEncoder:
+    """The model, once all settings that are in effect were shown."""
+    import torch
+
+    from mtl.encode.engine import usable
+    from mtl.encode.sentence_encoder import SentenceEncoder
+
+    encoder = SentenceEncoder.from_pretrained(model, None, usable(device), precision)  # type: ignore[arg-type]
+    settings(model=model, dim=encoder.dim, max_length=options["max_length"] or encoder.tokenizer.max_length,
+             overflow=options["overflow"], device=device, precision=precision,
+             threads=options["threads"] or torch.get_num_threads())  # fmt: skip
+    return encoder
 
 
 def with_vectors(
-    model: SentenceEncoder, texts: Iterable[str], options: EncodeOptions
-) -> Iterator[tuple[list[str], Vectors]]:
+    model: SentenceEncoder, rows: Iterable[TextRow], options: EncodeOptions
+) -> Iterator[tuple[list[TextRow], Vectors]]:
     """Texts beside their vectors, a window at a time."""
-    to_encode, to_pair = tee(texts)  # holds no more than the windows that are under way
-    for vectors in model.encode_stream(to_encode, **options):
+    to_encode, to_pair = tee(rows)  # holds no more than the windows that are under way
+    for vectors in model.encode_stream((text for text, _ in to_encode), **options):
         yield [next(to_pair) for _ in range(len(vectors))], vectors
 
 
-def print_table(parts: Iterable[tuple[Sequence[str], Vectors]]) -> None:
+def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
     """Each text with its vector's first values; for a few texts, all their cosines too."""
     rows, first = 0, None
     for texts, vectors in parts:
         if not rows:
             click.echo(f"{'text':<48} first of {vectors.shape[1]} values")
-        for text, vector in zip(texts, vectors, strict=True):
+        for (text, _), vector in zip(texts, vectors, strict=True):
             click.echo(f"{preview(text, 46):<48} {' '.join(f'{value:8.4f}' for value in vector[:5])} ...")
         first = vectors if first is None else first
         rows += len(vectors)
@@ -90,9 +128,15 @@ def print_table(parts: Iterable[tuple[Sequence[str], Vectors]]) -> None:
 @cli.command()
 @click.argument("texts", nargs=-1)
 @click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision].")
-@click.option("-i", "--input", "source", type=click.Path(path_type=Path), help=f"A file of texts: {', '.join(INPUTS)}.")
-@click.option("--field", help="Which field of a .jsonl, .csv or .tsv file holds the text.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(SUFFIXES)}.")
+@click.option(
+    "-i",
+    "--input",
+    "source",
+    type=click.Path(path_type=Path),
+    help=f"A file of texts: {', '.join(INPUTS)}, or .gz of these; - for lines on standard input.",
+)
+@click.option("--field", help="Which field of a row holds the text.  [default: text]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(WRITERS)}.")
 @click.option("--normalize", is_flag=True, help="Scale vectors to length 1.")
 @click.option("--truncate-dim", type=click.IntRange(1), help="Keep only the first dimensions.")
 @click.option("--prompt", help="Put before every text.  [default: the model's own]")
@@ -104,9 +148,11 @@ def print_table(parts: Iterable[tuple[Sequence[str], Vectors]]) -> None:
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 @click.option(
     "--output-precision", type=click.Choice(get_args(OutputPrecision)), default="float32", show_default=True,
-    help="Number format of the output; int8 and uint8 write their ranges as OUTPUT.ranges.npy.",
+    help="Number format of the output; int8 and uint8 have 256 steps over the range of all vectors in each dimension, "
+    "and write these ranges as OUTPUT.ranges.npy.",
 )  # fmt: skip
-@click.option("--resume", is_flag=True, help="Go on with an output that was interrupted.")
+@click.option("--resume", is_flag=True, help="Go on with what there is of the output: nothing, a part, or all of it.")
+@click.option("--overwrite", is_flag=True, help="Replace an output, or a part of one, that is there already.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option(
     "--precision", default="fp32", show_default=True, help="What to compute in: fp32, bf16 or fp16 (GPU), int8 (CPU)."
@@ -117,66 +163,38 @@ def embed(
     source: Path | None,
     field: str | None,
     output: Path | None,
-    threads: int | None,
-    device: str,
-    precision: str,
     output_precision: OutputPrecision,
     resume: bool,
+    overwrite: bool,
+    device: str,
+    precision: str,
     **options: Any,
 ) -> None:
     """Vectors of TEXTS, of a file's texts, or of the lines on standard input.
 
     Without --output, a table. An output appears under its name only when it is whole; one that was interrupted
-    is kept as OUTPUT.partial, and --resume goes on with it.
+    is kept as OUTPUT.partial, and --resume goes on with it. Of a row, .jsonl, .csv and .parquet keep all fields.
     """
-    if output is None and (resume or output_precision != "float32"):
-        raise click.UsageError("--resume and --output-precision go with --output")
-    chosen = choose_texts(texts, source, field)
-    if output and output.suffix not in SUFFIXES:
-        raise click.UsageError(f"{output} ends in {output.suffix!r}; expected one of {', '.join(SUFFIXES)}")
-    if output and not os.access(output.parent, os.W_OK):
-        raise InputError(f"{output} cannot be written: {output.parent} is no folder that we may write to")
-    if source and not source.is_file():
-        raise InputError(f"{source} is no file")
-    import torch
-
-    from mtl.encode.engine import usable
-    from mtl.encode.sentence_encoder import SentenceEncoder
-
-    encoder = SentenceEncoder.from_pretrained(model, None, usable(device), precision)  # type: ignore[arg-type]
-    threads = threads or torch.get_num_threads()
-    settings(model=model, dim=encoder.dim, max_length=options["max_length"] or encoder.tokenizer.max_length,
-             overflow=options["overflow"], device=device, precision=precision, threads=threads)  # fmt: skip
-    options["threads"] = threads
+    if output is None and (resume or overwrite or output_precision != "float32"):
+        raise click.UsageError("--resume, --overwrite and --output-precision go with --output")
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite are given; expected one of the two")
+    rows = choose_rows(texts, source, field)
+    if output:
+        check_output(output, source, tuple(WRITERS))
+    encoder = load_encoder(model, device, precision, options)
     if output is None:
-        print_table(with_vectors(encoder, chosen, options))  # type: ignore[arg-type]
+        print_table(with_vectors(encoder, rows, options))  # type: ignore[arg-type]
         return
-    about = {key: value for key, value in options.items() if key not in ("threads", "batch_tokens")}
-    about |= {"model": model, "precision": precision, "output_precision": output_precision}
-    dim, dtype = converted_shape(options["truncate_dim"] or encoder.dim, output_precision)
-    target = Output(output, dim, dtype, about, resume)
-    try:
-        remaining = iter(chosen)
-        target.skip(remaining)
-        write_vectors(target, with_vectors(encoder, remaining, options), output_precision)  # type: ignore[arg-type]
-    except BaseException:
-        if target.stop():
-            click.echo(f"{target.rows} rows are kept in {target.partial}; --resume goes on with them", err=True)
-        raise
-    click.echo(f"wrote {output}: ({target.rows}, {dim}) {dtype}", err=True)
-
-
-def write_vectors(target: Output, parts: Iterable[tuple[Sequence[str], Vectors]], precision: OutputPrecision) -> None:
-    """Convert and write window by window; the ranges of int8 and uint8 are those of the first window."""
-    ranges_path = target.path.with_name(target.path.name + ".ranges.npy")
-    with_ranges = precision in ("int8", "uint8")
-    ranges = np.load(ranges_path) if with_ranges and target.rows else None
-    for texts, vectors in parts:
-        if with_ranges and ranges is None:
-            ranges = value_ranges(vectors)
-            np.save(ranges_path, ranges)
-        target.write(texts, convert(vectors, precision, ranges))
-    target.finish()
+    made_with = {key: value for key, value in options.items() if key not in ("threads", "batch_tokens")}
+    made_with |= {"model": model, "precision": precision, **encoder.fingerprint}
+    dim = options["truncate_dim"] or encoder.dim
+    with open_output(output, dim, output_precision, made_with, resume, overwrite) as target:
+        for part in with_vectors(encoder, target.remaining(rows), options):  # type: ignore[arg-type]
+            target.write(*part)
+        target.finish()
+        said = f"nothing is left to do for {output}" if target.complete else f"wrote {output}"
+        click.echo(f"{said}: {target.shape} {target.dtype}", err=True)
 
 
 @cli.command()
@@ -187,7 +205,6 @@ def write_vectors(target: Output, parts: Iterable[tuple[Sequence[str], Vectors]]
 def predict(texts: tuple[str, ...], model: str, as_json: bool, threads: int | None) -> None:
     """Every task's label, probabilities and logits of TEXTS, and their embeddings, in one forward pass."""
     from mtl.encode.multitask import MultiTaskModel
-    from mtl.training.report import table
 
     loaded = MultiTaskModel.from_pretrained(model)
     found = loaded.predict([decoded(text) for text in texts], threads)

@@ -45,6 +45,15 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
+def writing(path: Path, error: type[MtlError]) -> Iterator[None]:
+    """Turn what goes wrong with files in the block into one line of the caller's type of error."""
+    try:
+        yield
+    except (OSError, SafetensorError) as problem:
+        raise error(f"{path} cannot be written: {reason(problem)}") from None
+
+
+@contextmanager
 def atomic_write(path: Path, error: type[MtlError], folder: bool = False) -> Iterator[Path]:
     """A new empty file (or folder) beside ``path`` to write to, which takes its name when the block ends.
 
@@ -57,16 +66,15 @@ def atomic_write(path: Path, error: type[MtlError], folder: bool = False) -> Ite
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir() if folder else temporary.touch()
-        mode = temporary.stat().st_mode & 0o777
-        yield temporary
-        temporary.chmod(mode)
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    except (OSError, SafetensorError) as problem:
-        raise error(f"{path} cannot be written: {reason(problem)}") from None
+        with writing(path, error):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir() if folder else temporary.touch()
+            mode = temporary.stat().st_mode & 0o777
+            yield temporary
+            temporary.chmod(mode)
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
     finally:
         remove(temporary)
 
@@ -87,22 +95,20 @@ def lock(path: Path, error: type[MtlError]) -> Iterator[None]:
         error: another process holds it; or the lock file cannot be written.
     """
     target = lock_path(path)
-    try:
+    with writing(path, error):
         file = open_locked(target)
-    except BlockingIOError:
+    if file is None:
         holder = target.read_text().strip() or "unknown"
-        raise error(f"{path} is being written by process {holder}; wait until it ends, or choose another") from None
-    except OSError as problem:
-        raise error(f"{path} cannot be written: {reason(problem)}") from None
+        raise error(f"{path} is being written by process {holder}; wait until it ends, or choose another name")
     try:
         yield
     finally:
-        remove(target)  # while it is still locked
+        remove(target)  # while it is still ours
         os.close(file)
 
 
-def open_locked(path: Path) -> int:
-    """A descriptor of the lock file, locked; once more, where its last holder removed it in between."""
+def open_locked(path: Path) -> int | None:
+    """A descriptor of the lock file, locked, or None where another has it."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -111,7 +117,7 @@ def open_locked(path: Path) -> int:
                 os.ftruncate(file, 0)
                 os.write(file, f"{os.getpid()}\n".encode())
                 return file
-        except BaseException:
+        except BlockingIOError:
             os.close(file)
-            raise
-        os.close(file)
+            return None
+        os.close(file)  # its last holder removed it in between: once more

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import gzip
 import io
 import json
 import os
@@ -13,11 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 from safetensors.numpy import load_file
 
 from mtl import SentenceEncoder
 from mtl.cli import main
+from mtl.encode.files import read_rows
 from mtl.model.packing import PackedBatch
 
 TEXTS = ["a b c", "d, e", "", 'f "g"']
@@ -51,37 +55,41 @@ def vectors(folder: Path) -> np.ndarray:
     return SentenceEncoder.from_pretrained(folder).encode(TEXTS)
 
 
-def write_inputs(folder: Path) -> dict[str, list[object]]:
-    """The same texts in every format, and the arguments that read them."""
+def write_inputs(folder: Path) -> list[str]:
+    """The same texts in every format, beside an id; TSV knows no quotes, and a text of a line has no fields."""
+    rows = [{"id": i, "text": text} for i, text in enumerate(TEXTS)]
     (folder / "in.txt").write_text("\n".join(TEXTS) + "\n")
-    (folder / "in.jsonl").write_text("".join(json.dumps({"id": 1, "text": text}) + "\n" for text in TEXTS))
-    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
-        with (folder / f"in{suffix}").open("w", newline="") as file:
-            csv.writer(file, delimiter=delimiter).writerows([("id", "text"), *((1, text) for text in TEXTS)])
-    return {
-        name: ["--input", folder / name, *(["--field", "text"] if name != "in.txt" else [])]
-        for name in ("in.txt", "in.jsonl", "in.csv", "in.tsv")
-    }
+    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "in.tsv").write_text("id\ttext\n" + "".join(f"{row['id']}\t{row['text']}\n" for row in rows))
+    with (folder / "in.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("id", "text"), *(row.values() for row in rows)])
+    (folder / "in.jsonl.gz").write_bytes(gzip.compress((folder / "in.jsonl").read_bytes()))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "in.parquet")
+    return ["in.txt", "in.jsonl", "in.csv", "in.tsv", "in.jsonl.gz", "in.parquet"]
 
 
 def test_every_input_and_output(mtl: Callable[..., Done], folder: Path, tmp_path: Path, vectors: np.ndarray) -> None:
-    inputs = write_inputs(tmp_path)
-    for (name, arguments), suffix in zip(inputs.items(), (".npy", ".safetensors", ".jsonl", ".npy"), strict=True):
+    names = write_inputs(tmp_path)
+    suffixes = (".npy", ".safetensors", ".jsonl", ".csv", ".parquet", ".jsonl")
+    for name, suffix in zip(names, suffixes, strict=True):
         output = tmp_path / f"out-{name}{suffix}"
-        done = mtl("embed", "--model", folder, *arguments, "--output", output)
+        done = mtl("embed", "--model", folder, "--input", tmp_path / name, "--output", output)
         assert done.returncode == 0, done.stderr
+        rows = None
         if suffix == ".npy":
             found = np.load(output)
         elif suffix == ".safetensors":
             found = load_file(output)["embeddings"]
         else:
-            rows = [json.loads(line) for line in output.read_text().splitlines()]
-            assert [row["text"] for row in rows] == TEXTS
-            found = np.array([row["embedding"] for row in rows], dtype=np.float32)
+            rows = [fields for _, fields in read_rows(output)]
+            assert [(str(row["id"]), row["text"]) for row in rows] == [(str(i), text) for i, text in enumerate(TEXTS)]
+            numbers = [json.loads(x) if isinstance(x := row["embedding"], str) else x for row in rows]
+            found = np.array(numbers, dtype=np.float32)
         assert found.dtype == np.float32
         assert np.array_equal(found, vectors), name
         assert f"wrote {output}: (4, 12) float32" in done.stderr
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.partial*"))
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_table(mtl: Callable[..., Done], folder: Path) -> None:
@@ -96,16 +104,20 @@ def test_table(mtl: Callable[..., Done], folder: Path) -> None:
 def test_standard_input(mtl: Callable[..., Done], folder: Path, tmp_path: Path, vectors: np.ndarray) -> None:
     """A byte order mark and Windows line ends are not part of a text."""
     stdin = b"\xef\xbb\xbf" + "\r\n".join(TEXTS).encode() + b"\r\n"
-    assert mtl("embed", "--model", folder, "--output", tmp_path / "o.npy", stdin=stdin).returncode == 0
-    assert np.array_equal(np.load(tmp_path / "o.npy"), vectors)
+    for arguments in ([], ["--input", "-"]):
+        output = tmp_path / f"o{len(arguments)}.npy"
+        assert mtl("embed", "--model", folder, "--output", output, *arguments, stdin=stdin).returncode == 0
+        assert np.array_equal(np.load(output), vectors)
 
 
 def test_no_texts_at_all(mtl: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
-    for suffix in (".npy", ".safetensors", ".jsonl"):
+    for suffix in (".npy", ".safetensors", ".jsonl", ".csv", ".parquet"):
         assert mtl("embed", "--model", folder, "--output", tmp_path / f"o{suffix}").returncode == 0
     assert np.load(tmp_path / "o.npy").shape == (0, 12)
     assert load_file(tmp_path / "o.safetensors")["embeddings"].shape == (0, 12)
     assert (tmp_path / "o.jsonl").read_text() == ""
+    assert (tmp_path / "o.csv").read_text() == "embedding\n"
+    assert parquet.read_table(tmp_path / "o.parquet").num_rows == 0
 
 
 def test_options_reach_the_model(mtl: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
@@ -125,6 +137,14 @@ def test_failures_are_one_line_and_write_nothing(mtl: Callable[..., Done], folde
         "number.jsonl": b'{"text": 7}\n',
         "short.csv": b"id,text\n1,a\n2\n",
         "empty.csv": b"",
+        "open.csv": b'id,text\n1,a\n2,"b\n3,c\n',
+        "stray.csv": b'label,text\nyes,"Great soup\nno,b\nyes,"c\nno,last\n',
+        "twice.tsv": b"text\tid\ttext\na\t1\tb\n",
+        "nan.jsonl": b'{"text": "a", "score": NaN}\n',
+        "deep.jsonl": b"[" * 100_000 + b"\n",
+        "cut.txt.gz": gzip.compress(b"some text\n" * 99)[:30],
+        "plain.txt.gz": b"not compressed",
+        "no.parquet": b"not parquet",
     }
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
@@ -132,15 +152,23 @@ def test_failures_are_one_line_and_write_nothing(mtl: Callable[..., Done], folde
         (["--input", "latin.txt"], 1, "latin.txt, line 2: not UTF-8"),
         (["--input", "bad.jsonl", "--field", "text"], 1, "bad.jsonl, line 2: not JSON"),
         (["--input", "array.jsonl", "--field", "text"], 1, "array.jsonl, line 1: a list; expected an object"),
-        (["--input", "nofield.jsonl", "--field", "text"], 1, "line 2: no field 'text'; it has body"),
-        (["--input", "nofield.jsonl"], 1, "has the fields text; say with --field which holds the text"),
-        (["--input", "number.jsonl", "--field", "text"], 1, "line 1: field 'text' is a int; expected a string"),
-        (["--input", "short.csv", "--field", "text"], 1, "short.csv, line 3: 1 fields, expected 2 (id, text)"),
+        (["--input", "nofield.jsonl"], 1, "2: no field 'text'; it has body; say with --field which holds the text"),
+        (["--input", "number.jsonl", "--field", "text"], 1, "line 1: field 'text' is of type int; expected a string"),
+        (["--input", "short.csv", "--field", "text"], 1, "short.csv, line 3: 1 field, expected 2 (id, text)"),
+        (["--input", "open.csv"], 1, "open.csv, line 3: unexpected end of data (noticed in line 4); a field that"),
+        (["--input", "stray.csv"], 1, "stray.csv, line 2: ',' expected after '\"' (noticed in line 4); a field that"),
+        (["--input", "twice.tsv"], 1, "twice.tsv: the field 'text' is there 2 times; expected each name once"),
+        (["--input", "nan.jsonl"], 1, "nan.jsonl, line 1: not JSON (NaN is no number of JSON)"),
+        (["--input", "deep.jsonl"], 1, "deep.jsonl, line 1: not JSON"),
+        (["--input", "cut.txt.gz"], 1, "cut.txt.gz is no whole gzip file"),
+        (["--input", "plain.txt.gz"], 1, "plain.txt.gz cannot be read: Not a gzipped file"),
+        (["--input", "no.parquet"], 1, "no.parquet cannot be read as Parquet"),
         (["--input", "empty.csv", "--field", "text"], 1, "empty.csv is empty"),
         (["--input", "absent.txt"], 1, "absent.txt is no file"),
-        (["--input", "photo.png"], 2, "expected one of .txt, .jsonl, .csv, .tsv"),
+        (["--input", "photo.png"], 2, "expected one of .txt, .jsonl, .csv, .tsv, .parquet, or .gz"),
         (["a", "--input", "latin.txt"], 2, "expected one of the two"),
-        (["a", "--field", "text"], 2, "--field goes with --input"),
+        (["a", "--field", "text"], 2, "--field goes with --input FILE"),
+        (["a", "--resume", "--overwrite"], 2, "--resume and --overwrite are given; expected one of the two"),
         (["a", "--overflow", "wrap"], 2, "'wrap' is not one of"),
         (["a", "--truncate-dim", 99], 1, "truncate_dim is 99; expected 1 to 12"),
         (["a b c d", "--overflow", "error", "--max-length", 4], 1, "text 0 has 6 tokens; the limit is 4"),
@@ -148,7 +176,10 @@ def test_failures_are_one_line_and_write_nothing(mtl: Callable[..., Done], folde
         (["a", "--device", "toaster"], 1, "device 'toaster' cannot be used"),
     ]
     for arguments, code, message in cases:
-        arguments = [tmp_path / a if str(a).endswith((".txt", ".jsonl", ".csv", ".png")) else a for a in arguments]
+        arguments = [
+            tmp_path / a if str(a).endswith((".txt", ".jsonl", ".csv", ".tsv", ".gz", ".parquet", ".png")) else a
+            for a in arguments
+        ]
         done = mtl("embed", "--model", folder, "--output", tmp_path / "out.npy", *arguments)
         assert done.returncode == code, (arguments, done.stderr)
         assert message in done.stderr, (arguments, done.stderr)
@@ -158,7 +189,7 @@ def test_failures_are_one_line_and_write_nothing(mtl: Callable[..., Done], folde
 @pytest.mark.parametrize(
     ("output", "code", "message"),
     [
-        ("out.pkl", 2, "expected one of .npy, .jsonl, .safetensors"),
+        ("out.pkl", 2, "expected one of .npy, .safetensors, .jsonl, .csv, .parquet"),
         ("nowhere/out.npy", 1, "is no folder that we may write to"),
         ("tiny/../here.npy", 1, "here.npy is a folder; expected the name of a file"),
     ],
@@ -181,8 +212,11 @@ def test_unknown_model(mtl: Callable[..., Done]) -> None:
 def test_an_earlier_output_survives_a_failure(mtl: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out.npy").write_bytes(b"earlier")
     (tmp_path / "latin.txt").write_bytes(b"a\n\xe9\n")
-    done = mtl("embed", "--model", folder, "--input", tmp_path / "latin.txt", "--output", tmp_path / "out.npy")
+    arguments = ["embed", "--model", folder, "--input", tmp_path / "latin.txt", "--output", tmp_path / "out.npy"]
+    done = mtl(*arguments)
     assert done.returncode == 1
+    assert "out.npy exists; --overwrite replaces it, or choose another name" in done.stderr
+    assert mtl(*arguments, "--overwrite").returncode == 1
     assert (tmp_path / "out.npy").read_bytes() == b"earlier"
 
 

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ORDER = ("mtl.errors", "mtl.disk", "mtl.model", "weights", "mtl.encode", "mtl.training", "mtl.cli")
+ORDER = ("mtl.errors", "mtl.disk", "mtl.display", "mtl.model", "weights", "mtl.encode", "mtl.training", "mtl.cli")
 FRAMEWORKS = {"torch"}  # all that the mathematics needs from outside
 STANDARD = {
     "__future__",

@@ -1,18 +1,32 @@
-"""Texts from files, one at a time. What is read may be larger than memory."""
+"""Texts and labelled rows from files, one at a time. What is read may be larger than memory.
+
+Every reader gives rows: the fields of one line by name, beside the line's number. A plain line of text is the
+row ``{"text": line}``. Embedding, predicting and training all read through ``read_rows``.
+"""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NoReturn, cast
 
+from mtl.display import counted
 from mtl.errors import InputError
 
 Row = tuple[int, dict[str, Any]]  # line number, fields
+TextRow = tuple[str, dict[str, Any]]  # the text, and all fields of its row
 
-INPUTS = (".txt", ".jsonl", ".csv", ".tsv")
+INPUTS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+BATCH_ROWS = 8192  # of a .parquet file, held at once
+
+
+def kind_of(path: Path) -> str:
+    """A file's ending, without .gz: "texts.jsonl.gz" is a .jsonl file."""
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
 def lines(file: Iterable[bytes], name: str) -> Iterator[str]:
@@ -29,74 +43,135 @@ def lines(file: Iterable[bytes], name: str) -> Iterator[str]:
         yield text.removesuffix("\n").removesuffix("\r")
 
 
+def text_rows(file: Iterable[bytes], name: str) -> Iterator[Row]:
+    """A row for each line, empty ones included."""
+    return ((number, {"text": line}) for number, line in enumerate(lines(file, name), 1))
+
+
+def no_number(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
 def jsonl_rows(file: Iterable[bytes], name: str) -> Iterator[Row]:
     """The objects of a JSON Lines file; empty lines are passed over."""
     for number, line in enumerate(lines(file, name), 1):
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
-        except ValueError as error:
+            fields = json.loads(line, parse_constant=no_number)
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{name}, line {number}: not JSON ({error})") from None
         if not isinstance(fields, dict):
             raise InputError(f"{name}, line {number}: a {type(fields).__name__}; expected an object")
         yield number, fields
 
 
-def delimited_rows(file: Iterable[bytes], name: str, delimiter: str) -> Iterator[Row]:
-    """The rows of a .csv or .tsv file, whose first line names the fields."""
-    reader = csv.reader((f"{line}\n" for line in lines(file, name)), delimiter=delimiter)
+def csv_records(file: Iterable[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
+    """The records of a .csv file, each with the line where it begins; a field in quotes may span lines."""
+    reader = csv.reader((f"{line}\n" for line in lines(file, name)), strict=True)
+    start = 1
     try:
-        header = next(reader, None)
-        if header is None:
-            raise InputError(f"{name} is empty; expected a first line that names the fields")
         for values in reader:
-            if values and len(values) != len(header):
-                found = f"{len(values)} fields, expected {len(header)}"
-                raise InputError(f"{name}, line {reader.line_num}: {found} ({', '.join(header)})")
-            if values:
-                yield reader.line_num, dict(zip(header, values, strict=True))
+            yield start, values
+            start = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{name}, line {reader.line_num}: {error}") from None
+        raise InputError(
+            f"{name}, line {start}: {error} (noticed in line {reader.line_num}); a field that begins with a quote "
+            "ends with one, and a quote inside it is written twice"
+        ) from None
+
+
+def tsv_records(file: Iterable[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
+    """The records of a .tsv file: one a line, in which a quote is a character like any other."""
+    return ((number, line.split("\t") if line else []) for number, line in enumerate(lines(file, name), 1))
+
+
+def named_rows(records: Iterator[tuple[int, list[str]]], name: str) -> Iterator[Row]:
+    """The records of a table as rows; the first names the fields, and empty lines are passed over."""
+    _, header = next(records, (0, []))
+    if not header:
+        raise InputError(f"{name} is empty; expected a first line that names the fields")
+    twice = next((field for field in header if header.count(field) > 1), None)
+    if twice is not None:
+        raise InputError(f"{name}: the field {twice!r} is there {header.count(twice)} times; expected each name once")
+    for number, values in records:
+        if values and len(values) != len(header):
+            found = f"{counted(len(values), 'field')}, expected {len(header)}"
+            raise InputError(f"{name}, line {number}: {found} ({', '.join(header)})")
+        if values:
+            yield number, dict(zip(header, values, strict=True))
+
+
+def import_pyarrow(path: Path) -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet, which are an extra.
+
+    Raises:
+        InputError: they are not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(f"{path} needs pyarrow; pip install 'mtl[parquet]'") from None
+    return pyarrow, pyarrow.parquet
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """The rows of a .parquet file, counted from 1. NaN, which JSON does not know, is None as a missing value is.
+
+    Raises:
+        InputError: pyarrow is not installed, or the file is not Parquet.
+    """
+    pyarrow, parquet = import_pyarrow(path)
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield number, {key: None if value != value else value for key, value in fields.items()}
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a .jsonl, .csv or .tsv file, each with its line number.
+    """The rows of a file, each with its line number; all but .parquet may be compressed, as in rows.jsonl.gz.
 
     Raises:
         InputError: the file cannot be read, has another ending, or a line is wrong; it names the line.
     """
+    name, kind = str(path), kind_of(path)
+    if kind not in INPUTS:
+        raise InputError(f"{path} ends in {path.suffix!r}; expected one of {', '.join(INPUTS)}, or .gz behind it")
     try:
-        with path.open("rb") as file:
-            if path.suffix == ".jsonl":
-                yield from jsonl_rows(file, str(path))
-            elif path.suffix in (".csv", ".tsv"):
-                yield from delimited_rows(file, str(path), "," if path.suffix == ".csv" else "\t")
+        if kind == ".parquet":
+            yield from parquet_rows(path)
+            return
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
+            file = cast(BinaryIO, opened)
+            if kind == ".txt":
+                yield from text_rows(file, name)
+            elif kind == ".jsonl":
+                yield from jsonl_rows(file, name)
             else:
-                raise InputError(f"{path} ends in {path.suffix!r}; expected .jsonl, .csv or .tsv")
+                yield from named_rows(csv_records(file, name) if kind == ".csv" else tsv_records(file, name), name)
+    except (EOFError, zlib.error) as error:
+        raise InputError(f"{path} is no whole gzip file: {error}") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def read_texts(path: Path, field: str | None = None) -> Iterator[str]:
-    """A file's texts: each line of a .txt, empty ones included, or one field of each row of the others.
+def texts_of(rows: Iterable[Row], name: str, field: str = "text") -> Iterator[TextRow]:
+    """Each row's text, which is in ``field``, beside the row.
 
     Raises:
-        InputError: as read_rows; or the field is not given, is missing in a row, or holds no string.
+        InputError: the field is missing in a row, or holds no string.
     """
-    if path.suffix == ".txt":
-        try:
-            with path.open("rb") as file:
-                yield from lines(file, str(path))
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from None
-        return
-    for number, fields in read_rows(path):
-        if field is None:
-            raise InputError(f"{path} has the fields {', '.join(fields)}; say with --field which holds the text")
+    for number, fields in rows:
         if field not in fields:
-            raise InputError(f"{path}, line {number}: no field {field!r}; it has {', '.join(fields)}")
+            has = f"it has {', '.join(fields)}; say with --field which holds the text"
+            raise InputError(f"{name}, line {number}: no field {field!r}; {has}")
         if not isinstance(fields[field], str):
             kind = type(fields[field]).__name__
-            raise InputError(f"{path}, line {number}: field {field!r} is a {kind}; expected a string")
-        yield fields[field]
+            raise InputError(f"{name}, line {number}: field {field!r} is of type {kind}; expected a string")
+        yield fields[field], fields

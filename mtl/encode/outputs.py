@@ -1,189 +1,300 @@
-"""Vectors to files as they come, in several number formats, and how a file that was interrupted goes on.
+"""A file of vectors that grows part by part, and how one that was interrupted goes on.
 
-An output appears under its name only when it is whole. Until then it is NAME.partial, with NAME.partial.json
-beside it, which says how far it got, with which settings and on which texts.
+An output appears under its name only when it is whole. Until then there are, beside it,
+
+    NAME.partial        the vectors so far, in float32: a .npy file whose header is written last
+    NAME.partial.rows   the rows' fields as JSON lines, where the format keeps them
+    NAME.partial.json   how far they got, with which settings, and on which input
+    NAME.lock           while a process writes
+
+Only the last step makes of them what was asked for: so the ranges of int8 are those of all vectors, and every
+format can go on where it was interrupted. NAME.made.json then says how the output was made.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mtl.disk import atomic_write, lock, remove, writing
+from mtl.display import counted
+from mtl.encode import formats
+from mtl.encode.files import TextRow
+from mtl.encode.formats import OutputPrecision, Part, Vectors
 from mtl.errors import InputError
 
-OutputPrecision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
-Vectors = NDArray[Any]
+log = logging.getLogger("mtl")
 
-SUFFIXES = (".npy", ".jsonl", ".safetensors")
-SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16", "int8": "I8", "uint8": "U8"}
-HEADER = 256  # bytes of a safetensors header here, with room for the numbers to grow
-
-
-def value_ranges(vectors: Vectors) -> Vectors:
-    """The least and the largest value of each dimension, (2, dim) float32."""
-    return np.stack([vectors.min(axis=0), vectors.max(axis=0)])
+PART = 8192  # rows that are converted at once
+NAME = "model"  # the one setting that may differ: with equal hashes, it is the same model under another name
+ANEW = "--overwrite starts anew"
 
 
-def convert(vectors: Vectors, precision: OutputPrecision, ranges: Vectors | None = None) -> Vectors:
-    """Float32 vectors (texts, dim) in another number format, as sentence-transformers' quantize_embeddings does.
+def refuse_input_as_output(source: Path | None, output: Path) -> None:
+    """Raise an InputError if the output is the input (standard input, if there is no path), under whatever name."""
+    with suppress(OSError):
+        given = source.stat() if source else os.fstat(0)
+        if os.path.samestat(given, output.stat()):
+            raise InputError(f"{output} is the input itself; expected another file, so that the input stays as it is")
 
-    float16; int8 and uint8: 256 steps over each dimension's range, ``ranges`` (2, dim), by default that of these
-    vectors; binary and ubinary: one bit per dimension, set where it is positive, eight to a byte (texts, dim / 8),
-    as int8 (minus 128) or uint8.
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """What a state file says, or None where there is none.
+
+    Raises:
+        InputError: it is damaged.
     """
-    if precision in ("binary", "ubinary"):
-        packed = np.packbits(vectors > 0, axis=1)
-        return packed if precision == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8)
-    if precision in ("int8", "uint8"):
-        least, largest = value_ranges(vectors) if ranges is None else ranges
-        steps = (largest - least) / 255
-        levels = np.clip(np.floor((vectors - least) / np.where(steps == 0, 1, steps)), 0, 255)
-        return levels.astype(np.uint8) if precision == "uint8" else (levels - 128).astype(np.int8)
-    return vectors.astype(precision, copy=False)
-
-
-def converted_shape(dim: int, precision: OutputPrecision) -> tuple[int, str]:
-    """How wide a converted vector is, and its numpy dtype."""
-    if precision in ("binary", "ubinary"):
-        return -(-dim // 8), "int8" if precision == "binary" else "uint8"
-    return dim, precision
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        kinds = {"settings": dict, "input": str, "rows": int, "bytes": int}
+        return {name: kind(state[name]) for name, kind in kinds.items()}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged; {ANEW}") from None
 
 
 class Output:
-    """A file of vectors that grows window by window: .npy, .safetensors (one tensor ``embeddings``) or .jsonl.
+    """An output under way, of which ``rows`` rows are done. ``open_output`` gives one."""
 
-    With ``resume``, what an interrupted run with the same settings left is gone on with; ``rows`` says how much.
+    def __init__(self, path: Path, dim: int, precision: OutputPrecision, settings: dict[str, Any]) -> None:
+        self.path, self.dim, self.precision = path, dim, precision
+        self.settings = {**settings, "output_precision": precision}
+        self.keeps_rows = path.suffix in formats.WITH_ROWS
+        self.partial, self.rows_path, self.state_path, self.made_path = (
+            path.with_name(path.name + end) for end in (".partial", ".partial.rows", ".partial.json", ".made.json")
+        )
+        self.rows, self.rows_bytes, self.digest = 0, 0, hashlib.sha256()
+        self.complete = False  # whether the output was whole before we came
+        self.expected: str | None = None  # the digest of the rows that are done
+        self.files = ExitStack()
 
-    Raises:
-        InputError: the file cannot be written, there is nothing to go on with, or it has other settings.
-    """
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many vectors there are so far, and how wide they will be in the output."""
+        return self.rows, formats.converted_shape(self.dim, self.precision)[0]
 
-    def __init__(self, path: Path, dim: int, dtype: str, settings: dict[str, Any], resume: bool = False) -> None:
-        if path.suffix not in SUFFIXES:
-            raise InputError(f"{path} ends in {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; expected the name of a file")
-        self.path, self.dim, self.dtype, self.settings = path, dim, dtype, settings
-        self.partial = path.with_name(path.name + ".partial")
-        self.state = path.with_name(path.name + ".partial.json")
-        self.rows, self.digest = 0, hashlib.sha256()
-        state = self.read_state() if resume else None
-        try:
-            self.file = self.partial.open("r+b" if state else "w+b")
-            if state:
-                self.rows = state["rows"]
-                self.file.truncate(state["bytes"])
-                self.file.seek(0, 2)
-            else:
-                self.state.unlink(missing_ok=True)
-                self.write_header()
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from None
-        self.expected = state["texts"] if state else None
+    @property
+    def dtype(self) -> str:
+        return formats.converted_shape(self.dim, self.precision)[1]
 
-    def read_state(self) -> dict[str, Any]:
-        try:
-            state = json.loads(self.state.read_text())
-            size = self.partial.stat().st_size
-            before, rows, end = state["settings"], int(state["rows"]), int(state["bytes"])
-            str(state["texts"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(f"{self.partial} holds nothing to go on with; start again without --resume") from None
-        if before != self.settings:
-            keys = [key for key in self.settings if before.get(key) != self.settings[key]]
-            was = ", ".join(f"{key} was {before.get(key)!r}, is {self.settings[key]!r}" for key in keys)
-            raise InputError(f"{self.partial} was made otherwise: {was}; use those settings, or start without --resume")
-        if size < end or rows < 1:
-            raise InputError(f"{self.partial} is shorter than it was; start again without --resume")
-        return dict(state)
-
-    def skip(self, texts: Iterator[str]) -> None:
-        """Pass over the texts that are done.
+    def find(self, resume: bool, overwrite: bool) -> None:
+        """See what is there already.
 
         Raises:
-            InputError: they are not the texts that were done.
+            InputError: something that may be neither thrown away nor gone on with.
         """
-        found = 0
-        for text in islice(texts, self.rows):
-            self.note(text)
-            found += 1
-        if self.expected is not None and (found < self.rows or self.digest.hexdigest() != self.expected):
-            raise InputError(f"the first {self.rows} texts are not those in {self.partial}; start without --resume")
+        if overwrite:
+            self.discard()
+        state = read_state(self.state_path)
+        if state and not resume:
+            kept = f"{self.partial} holds {counted(state['rows'], 'row')} of a run that was interrupted"
+            raise InputError(f"{kept}; --resume goes on with them, {ANEW}")
+        if not state and self.path.exists() and not overwrite:
+            state, self.complete = read_state(self.made_path) if resume else None, True
+            if not state:
+                why = f", and {self.made_path}, which would say how it was made, does not" if resume else ""
+                raise InputError(f"{self.path} exists{why}; --overwrite replaces it, or choose another name")
+        if state:
+            self.check_settings(state["settings"])
+            self.rows, self.rows_bytes, self.expected = state["rows"], state["bytes"], state["input"]
 
-    def note(self, text: str) -> None:
-        data = text.encode()
-        self.digest.update(len(data).to_bytes(8, "little") + data)
+    def check_settings(self, before: dict[str, Any]) -> None:
+        """Raise an InputError that says what differs, if vectors made with these settings would not be the same."""
+        different = [
+            f"{key} was {before.get(key)!r}, is {value!r}"
+            for key, value in self.settings.items()
+            if key != NAME and before.get(key) != value
+        ]
+        if different:
+            path = self.path if self.complete else self.partial
+            raise InputError(f"{path} was made otherwise: {'; '.join(different)}; {ANEW}")
+
+    def remaining(self, rows: Iterator[TextRow]) -> Iterator[TextRow]:
+        """The rows that are still to do, once those that are done were passed over.
+
+        Raises:
+            InputError: those that are done come from another input; or the files cannot be written.
+        """
+        for row in islice(rows, self.rows):
+            self.note(row)
+        if self.expected is not None and self.digest.hexdigest() != self.expected:
+            where = self.path if self.complete else self.partial
+            raise InputError(
+                f"the input differs in its first {counted(self.rows, 'row')} from what is in {where}; {ANEW}"
+            )
+        if not self.complete:
+            self.open()
+            return rows
+        if next(rows, None) is not None:
+            raise InputError(f"{self.path} is whole with {counted(self.rows, 'row')}, but the input has more of them; "
+                             f"{ANEW}")  # fmt: skip
+        return iter(())
+
+    def open(self) -> None:
+        """Open the files where they were left, or anew; what they hold beyond that is cut off."""
+        with writing(self.path, InputError):
+            self.partial.touch()
+            self.rows_path.touch()
+            self.file = self.files.enter_context(self.partial.open("r+b"))
+            self.rows_file = self.files.enter_context(self.rows_path.open("r+b"))
+            sizes = self.file.seek(0, 2), self.rows_file.seek(0, 2)
+            self.write_header()
+            ends = self.file.tell() + self.rows * self.dim * 4, self.rows_bytes
+            if self.rows and (sizes[0] < ends[0] or sizes[1] < ends[1]):
+                raise InputError(f"{self.partial} is shorter than it was; {ANEW}")
+            for file, end in zip((self.file, self.rows_file), ends, strict=True):
+                file.truncate(end)
+                file.seek(end)
 
     def write_header(self) -> None:
-        """What comes before the rows, for as many as there are; its length stays the same."""
         self.file.seek(0)
-        if self.path.suffix == ".npy":  # numpy leaves room for the number of rows to grow
-            fields = {"descr": np.dtype(self.dtype).newbyteorder("<").str, "fortran_order": False,
-                      "shape": (self.rows, self.dim)}  # fmt: skip
-            np.lib.format.write_array_header_1_0(self.file, fields)
-        if self.path.suffix == ".safetensors":  # the format lets its JSON end in spaces
-            offsets = [0, self.rows * self.dim * np.dtype(self.dtype).itemsize]
-            tensor = {"dtype": SAFETENSORS_TYPES[self.dtype], "shape": [self.rows, self.dim], "data_offsets": offsets}
-            header = json.dumps({"embeddings": tensor}).encode().ljust(HEADER - 8)
-            self.file.write(len(header).to_bytes(8, "little") + header)
+        formats.npy_header(self.file, (self.rows, self.dim), "float32")
 
-    def write(self, texts: Sequence[str], vectors: Vectors) -> None:
-        """Add a window of rows.
+    def note(self, row: TextRow) -> bytes:
+        """Add a row to the input's digest; gives the line that is kept of it."""
+        text, fields = row
+        line = (formats.json_line(fields) + "\n").encode(errors="backslashreplace") if self.keeps_rows else b""
+        data = line or text.encode()
+        self.digest.update(len(data).to_bytes(8, "little") + data)
+        return line
+
+    def write(self, rows: Sequence[TextRow], vectors: Vectors) -> None:
+        """Add rows and their float32 vectors (rows, dim).
 
         Raises:
             InputError: the disk is full, or the like; what was there before can be gone on with.
         """
-        try:
-            if self.path.suffix == ".jsonl":
-                for text, vector in zip(texts, vectors, strict=True):
-                    digits = ", ".join(map(str, vector))  # the digits give back the number exactly
-                    line = f'{{"text": {json.dumps(text, ensure_ascii=False)}, "embedding": [{digits}]}}\n'
-                    self.file.write(line.encode())
-            else:
-                little = vectors.astype(vectors.dtype.newbyteorder("<"), copy=False)
-                self.file.write(np.ascontiguousarray(little).data)
-            self.file.flush()
-            self.rows += len(vectors)
-            for text in texts:
-                self.note(text)
-            content = {"settings": self.settings, "rows": self.rows, "bytes": self.file.tell(),
-                       "texts": self.digest.hexdigest()}  # fmt: skip
-            temporary = self.state.with_name(self.state.name + ".new")
-            temporary.write_text(json.dumps(content))
-            temporary.replace(self.state)
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}") from None
+        for number, (_, fields) in enumerate(rows, self.rows + 1):
+            if self.keeps_rows and formats.COLUMN in fields:
+                raise InputError(f"row {number} has a field {formats.COLUMN!r} already; rename it, or write .npy")
+        with writing(self.path, InputError):
+            self.file.write(formats.raw(vectors))
+            self.rows_file.writelines(self.note(row) for row in rows)
+            for file in (self.file, self.rows_file):
+                file.flush()
+                os.fsync(file.fileno())
+        self.rows, self.rows_bytes = self.rows + len(rows), self.rows_file.tell()
+        self.save_state(self.state_path)
+
+    def save_state(self, path: Path) -> None:
+        state = {"settings": self.settings, "rows": self.rows, "bytes": self.rows_bytes,
+                 "input": self.digest.hexdigest()}  # fmt: skip
+        with atomic_write(path, InputError) as temporary:
+            temporary.write_text(json.dumps(state, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
     def finish(self) -> None:
-        """Give the file its name.
+        """Make the file that was asked for, and remove the others.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: it cannot be written; what is done is kept.
         """
-        try:
-            if self.path.suffix != ".jsonl":
-                self.write_header()
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.file.close()
-            self.partial.replace(self.path)
-            self.state.unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}") from None
+        if self.complete:
+            return
+        with writing(self.path, InputError):
+            self.write_header()
+            self.files.close()
+        with atomic_write(self.path, InputError) as temporary:
+            if self.path.suffix == ".npy" and self.precision == "float32":
+                self.hand_over(temporary)
+            else:
+                ranges = self.save_ranges() if self.precision in ("int8", "uint8") and self.rows else None
+                write = formats.WRITERS[self.path.suffix]
+                write(temporary, self.parts(self.precision, ranges), self.shape, self.dtype)
+        self.save_state(self.made_path)
+        self.discard()
 
-    def stop(self) -> bool:
-        """After a failure: keep what can be gone on with, remove what cannot. Whether something is kept."""
-        self.file.close()
-        if self.rows and self.state.exists():
-            return True
-        self.partial.unlink(missing_ok=True)
-        self.state.unlink(missing_ok=True)
-        return False
+    def hand_over(self, temporary: Path) -> None:
+        """The partial file is what was asked for; a second name for it will do, where the file system has that."""
+        temporary.unlink()
+        try:
+            os.link(self.partial, temporary)
+        except OSError:
+            shutil.copyfile(self.partial, temporary)
+
+    def save_ranges(self) -> Vectors:
+        """The ranges of all vectors (2, dim), without which int8 and uint8 cannot be read back."""
+        ends = [formats.value_ranges(vectors) for _, vectors in self.parts("float32")]
+        ranges = formats.value_ranges(np.concatenate(ends))
+        with atomic_write(self.path.with_name(self.path.name + ".ranges.npy"), InputError) as temporary:
+            formats.write_npy(temporary, [((), ranges)], (2, self.dim), "float32")
+        return ranges
+
+    def parts(self, precision: OutputPrecision, ranges: Vectors | None = None) -> Parts:
+        return Parts(self.partial, self.rows_path if self.keeps_rows else None, self.rows, self.dim, precision, ranges)
+
+    def close(self) -> None:
+        """After a failure: keep what can be gone on with, remove what cannot. It never raises."""
+        with suppress(OSError):
+            self.files.close()
+        if self.rows and not self.complete:
+            log.warning("%s kept in %s; --resume goes on", counted(self.rows, "row"), self.partial)
+        elif not self.complete:
+            self.discard()
+
+    def discard(self) -> None:
+        for path in (self.state_path, self.partial, self.rows_path):  # without the first, the others are nothing
+            remove(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What is in a partial output, some rows at a time and as often as it is asked for: fields and vectors."""
+
+    partial: Path
+    rows_path: Path | None
+    rows: int
+    dim: int
+    precision: OutputPrecision
+    ranges: Vectors | None
+
+    def __iter__(self) -> Iterator[Part]:
+        with ExitStack() as files:
+            vectors_file = files.enter_context(self.partial.open("rb"))
+            np.lib.format.read_magic(vectors_file)
+            np.lib.format.read_array_header_1_0(vectors_file)
+            rows_file = files.enter_context(self.rows_path.open("rb")) if self.rows_path else None
+            for start in range(0, self.rows, PART):
+                size = min(PART, self.rows - start)
+                vectors = np.frombuffer(vectors_file.read(size * self.dim * 4), "<f4").reshape(size, self.dim)
+                rows = [json.loads(line) for line in islice(rows_file, size)] if rows_file else []
+                yield rows, formats.convert(vectors, self.precision, self.ranges)
+
+
+@contextmanager
+def open_output(
+    path: Path,
+    dim: int,
+    precision: OutputPrecision,
+    settings: dict[str, Any],
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Iterator[Output]:
+    """An output to add rows to, locked: a new one, or with ``resume`` what is there of it already.
+
+    ``settings`` are all that a vector depends on, as JSON. With ``resume``, a partial output goes on, one that is
+    whole has nothing left to do, and where nothing is, it begins. Nothing is thrown away but with ``overwrite``.
+
+    Raises:
+        InputError: the file cannot be written, is another process's, or is there already; it was made from
+            another input or with other settings, in which case the line says which.
+    """
+    with lock(path, InputError):
+        output = Output(path, dim, precision, settings)
+        output.find(resume, overwrite)
+        try:
+            yield output
+        except BaseException:
+            output.close()
+            raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -154,6 +155,24 @@ class SentenceEncoder(nn.Module):
         """The number of dimensions of a vector."""
         widths = [part.linear.out_features for part in self.after if isinstance(part, Dense)]
         return widths[-1] if widths else len(self.pooling.modes) * self.encoder.config.dim
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Short hashes of what makes a vector of a text: where they are equal, the same texts give equal vectors.
+
+        ``encoder`` is the encoder's config and all weights, ``tokenizer`` the tokenizer, ``pooling`` what follows.
+        """
+        weights = hashlib.sha256(repr(self.encoder.config).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            weights.update(f"{name} {tuple(tensor.shape)}".encode())
+            weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        words = f"{self.tokenizer.lowercase} {self.tokenizer.backend.to_str()}"
+        after = f"{self.pooling.modes} {self.after}"
+        texts = {"tokenizer": words, "pooling": after}
+        return {
+            "encoder": weights.hexdigest()[:16],
+            **{name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()},
+        }
 
     def length_limit(self, max_length: int | None) -> int:
         """Tokens per text: max_length, or the model's own limit.

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import tokenizers
 
+from mtl.display import preview
 from mtl.errors import InputError
 
 Overflow = Literal["warn", "truncate", "error", "chunk"]
@@ -110,9 +111,3 @@ def check_texts(texts: Sequence[str], start: int = 0) -> Sequence[str]:
         except UnicodeEncodeError:
             raise InputError(f"texts[{i}] holds half of a surrogate pair: {preview(text)}; expected Unicode") from None
     return texts
-
-
-def preview(value: object, width: int = 60) -> str:
-    """The beginning of a value's repr, for a message of one line."""
-    shown = ascii(value)
-    return shown if len(shown) <= width else shown[: width - 3] + "..."

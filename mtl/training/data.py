@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mtl.encode.files import Row, read_rows
+from mtl.encode.files import read_rows
 from mtl.encode.kinds import KINDS, Target
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
-from mtl.errors import InputError, RecipeError
+from mtl.errors import RecipeError
 from mtl.training.recipe import Recipe
 from weights.fetch import fetch_data
 
@@ -43,22 +43,6 @@ class Examples:
 Data = Mapping[str, Mapping[str, Examples]]  # split -> task -> examples
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
-    """The rows of a .parquet file, counted from 1.
-
-    Raises:
-        RecipeError: pyarrow is not installed.
-    """
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise RecipeError(f"{path} needs pyarrow; pip install 'mtl[parquet]'") from None
-    try:
-        yield from enumerate(parquet.read_table(path).to_pylist(), 1)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as parquet: {' '.join(str(error).split())[:100]}") from None
-
-
 def resolve(source: str, folder: Path) -> Path:
     """A local file for a recipe's source, fetched from the hub if it is there."""
     return fetch_data(source) if source.startswith("hf://") else folder / Path(source).expanduser()
@@ -74,7 +58,7 @@ def read_split(task: TaskSpec, split: str, folder: Path) -> tuple[list[str], Ten
     path = resolve(source, folder)
     texts: list[str] = []
     targets: list[Target] = []
-    for number, fields in parquet_rows(path) if path.suffix == ".parquet" else read_rows(path):
+    for number, fields in read_rows(path):
         where = f"{path}, line {number}"
         for field in (*task.text_field, task.label_field):
             if field not in fields:

@@ -15,23 +15,12 @@ import click
 from tqdm import tqdm
 
 from mtl.disk import atomic_write
+from mtl.display import table
 from mtl.encode.multitask import MultiTaskModel
 from mtl.errors import CheckpointError
 from mtl.training.data import Data
 from mtl.training.freezing import Phase
 from mtl.training.schedule import Schedule
-
-
-def table(rows: Sequence[Sequence[object]]) -> str:
-    """Rows of cells in columns that line up; the first row is the header."""
-    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numeric = [all(isinstance(row[i], (int, float)) for row in rows[1:]) for i in range(len(widths))]
-    lines = [
-        "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric, strict=True))
-        for row in cells
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:

@@ -1,6 +1,11 @@
 """Number formats of vectors, and outputs that were interrupted."""
 
+import csv
+import dataclasses
 import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,12 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 from safetensors.numpy import load_file
 from test_cli import Done, mtl
 
-from mtl.encode.outputs import Output, convert, value_ranges
+from mtl.encode.formats import convert, value_ranges
+from mtl.encode.outputs import Output, open_output
 from mtl.errors import InputError
+from weights.export import save
+from weights.load import Checkpoint
 
 __all__ = ["mtl"]  # the fixture
 
@@ -55,15 +65,61 @@ def test_as_sentence_transformers(precision: str) -> None:
 )
 def test_embed_in_every_format(mtl: Callable[..., Done], folder: Path, tmp_path: Path, precision, width, dtype) -> None:
     options = ["--model", folder, "--output-precision", precision, "a b", "c", "d e f"]
-    for suffix in (".npy", ".safetensors", ".jsonl"):
+    for suffix in (".npy", ".safetensors", ".jsonl", ".csv", ".parquet"):
         done = mtl("embed", *options, "--output", tmp_path / f"o{suffix}")
         assert done.returncode == 0, done.stderr
+        assert f"wrote {tmp_path / 'o'}{suffix}: (3, {width}) {dtype}" in done.stderr
     array = np.load(tmp_path / "o.npy")
     assert (array.shape, array.dtype) == ((3, width), dtype)
     assert np.array_equal(load_file(tmp_path / "o.safetensors")["embeddings"], array)
     rows = [json.loads(line)["embedding"] for line in (tmp_path / "o.jsonl").read_text().splitlines()]
-    assert np.array_equal(np.array(rows, dtype=dtype), array)
+    table = [json.loads(row["embedding"]) for row in csv.DictReader((tmp_path / "o.csv").open())]
+    column = parquet.read_table(tmp_path / "o.parquet")["embedding"]
+    assert column.type == pyarrow.list_(pyarrow.from_numpy_dtype(np.dtype(dtype)), width)
+    for found in (rows, table, column.to_pylist()):
+        assert np.array_equal(np.array(found, dtype=dtype), array)
     assert (tmp_path / "o.npy.ranges.npy").exists() == (precision == "int8")
+
+
+def write_vectors(path: Path, vectors: np.ndarray, precision: str = "float32", rows: list | None = None) -> None:
+    rows = rows or [(str(i), {"text": str(i)}) for i in range(len(vectors))]
+    with open_output(path, vectors.shape[1], precision, SETTINGS) as output:
+        output.remaining(iter(()))
+        for start in range(0, len(vectors), 2):
+            output.write(rows[start : start + 2], vectors[start : start + 2])
+        output.finish()
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+def test_the_ranges_are_those_of_all_vectors(tmp_path: Path, precision: str) -> None:
+    """After a first window of equal texts, too: every value can be read back to within a step."""
+    vectors = np.concatenate([np.ones((4, 3), dtype=np.float32), VECTORS])
+    write_vectors(tmp_path / "o.npy", vectors, precision)
+    found, ranges = np.load(tmp_path / "o.npy"), np.load(tmp_path / "o.npy.ranges.npy")
+    assert ranges.tolist() == [[-1, 0, -2], [1, 1, 2]]
+    assert np.array_equal(found, convert(vectors, precision, ranges))
+    steps = (ranges[1] - ranges[0]) / 255
+    back = ranges[0] + (found.astype(np.float32) + (128 if precision == "int8" else 0)) * steps
+    assert np.abs(back - vectors).max() <= steps.max()
+
+
+def test_rows_keep_their_fields(tmp_path: Path) -> None:
+    """In every format that has room for them; what only some rows have, in those that can say so."""
+    rows = [{"id": 7, "body": "x"}, {"id": 8, "body": '日本語, \n"q"'}, {"id": 9, "body": "z", "tags": ["a"]}]
+    pairs = [(row["body"], row) for row in rows]
+    write_vectors(tmp_path / "o.jsonl", VECTORS, rows=pairs)
+    found = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert found == [{**row, "embedding": x.tolist()} for row, x in zip(rows, VECTORS, strict=True)]
+    assert "日本語" in (tmp_path / "o.jsonl").read_text(encoding="utf-8")
+    write_vectors(tmp_path / "o.parquet", VECTORS, rows=pairs)
+    table = parquet.read_table(tmp_path / "o.parquet").to_pylist()
+    assert table == [{"tags": None, **row, "embedding": x.tolist()} for row, x in zip(rows, VECTORS, strict=True)]
+    write_vectors(tmp_path / "o.csv", VECTORS, rows=pairs)
+    with (tmp_path / "o.csv").open(encoding="utf-8", newline="") as file:
+        table = [list(row.values())[:3] for row in csv.DictReader(file)]
+    assert table == [["7", "x", ""], ["8", rows[1]["body"], ""], ["9", "z", '["a"]']]
+    with pytest.raises(InputError, match="row 1 has a field 'embedding' already; rename it, or write .npy"):
+        write_vectors(tmp_path / "q.jsonl", VECTORS[:1], rows=[("x", {"embedding": [], "text": "x"})])
 
 
 def lines(path: Path, size: int) -> list[str]:
@@ -109,8 +165,8 @@ def test_an_interrupt_keeps_what_is_done(folder: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "rows are kept in" in err
-    assert "--resume goes on with them" in err
+    assert "rows kept in" in err
+    assert "; --resume goes on\n" in err
     assert "Traceback" not in err
 
 
@@ -128,39 +184,161 @@ def test_a_mistake_far_into_the_input_loses_nothing(mtl: Callable[..., Done], fo
     assert len(np.load(tmp_path / "out.npy")) == len(texts)
 
 
-def partial(path: Path, rows: int = 2) -> None:
-    output = Output(path, 3, "float32", SETTINGS)
-    output.write(["a", "b"][:rows], VECTORS[:rows])
-    output.file.close()
+TEXTS = [(text, {"text": text}) for text in "abc"]
+
+
+def interrupted(path: Path, settings: dict = SETTINGS) -> None:
+    """Two rows of three, and then something happens."""
+    with pytest.raises(KeyboardInterrupt), open_output(path, 3, "float32", settings) as output:  # noqa: PT012
+        output.remaining(iter(TEXTS))
+        output.write(TEXTS[:2], VECTORS[:2])
+        raise KeyboardInterrupt
+
+
+def go_on(path: Path, rows: list = TEXTS, settings: dict = SETTINGS) -> Output:
+    with open_output(path, 3, "float32", settings, resume=True) as output:
+        left = list(output.remaining(iter(rows)))
+        if left:
+            output.write(left, VECTORS[len(rows) - len(left) : len(rows)])
+        output.finish()
+    return output
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".jsonl", ".parquet"])
+def test_resume_in_all_three_states(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / f"o{suffix}"
+    assert not go_on(path).complete  # nothing there: it begins
+    whole = path.read_bytes()
+    assert go_on(path).complete  # all done: nothing is left to do
+    assert path.read_bytes() == whole
+    path.unlink()
+    interrupted(path)
+    assert caplog.messages == [f"2 rows kept in {path}.partial; --resume goes on"]
+    assert go_on(path).shape == (3, 3)  # a part
+    assert path.read_bytes() == whole
+    assert sorted(os.listdir(tmp_path)) == [f"o{suffix}", f"o{suffix}.made.json"]
+
+
+def test_nothing_is_thrown_away_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "o.npy"
+    interrupted(path)
+    message = "holds 2 rows of a run that was interrupted; --resume goes on with them, --overwrite starts anew"
+    with pytest.raises(InputError, match=message), open_output(path, 3, "float32", SETTINGS):
+        pass
+    go_on(path)
+    with pytest.raises(InputError, match="exists; --overwrite replaces it"), open_output(path, 3, "float32", SETTINGS):
+        pass
+    with open_output(path, 3, "float32", SETTINGS, overwrite=True) as output:
+        output.remaining(iter(TEXTS))
+        output.write(TEXTS[:1], VECTORS[:1])
+        assert len(np.load(path)) == 3  # until the other is whole
+        output.finish()
+    assert np.array_equal(np.load(path), VECTORS[:1])
+    (tmp_path / "foreign.npy").write_bytes(b"")
+    with pytest.raises(InputError, match="foreign.npy exists, and .*made.json, which would say how it was made"):
+        go_on(tmp_path / "foreign.npy")
 
 
 def test_resume_refuses_what_does_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "o.npy"
-    with pytest.raises(InputError, match="holds nothing to go on with; start again without --resume"):
-        Output(path, 3, "float32", SETTINGS, resume=True)
-    partial(path)
-    with pytest.raises(InputError, match="was made otherwise: overflow was 'warn', is 'chunk'"):
-        Output(path, 3, "float32", SETTINGS | {"overflow": "chunk"}, resume=True)
-    with pytest.raises(InputError, match="the first 2 texts are not those in"):
-        Output(path, 3, "float32", SETTINGS, resume=True).skip(iter(["a", "B"]))
-    with pytest.raises(InputError, match="the first 2 texts are not those in"):
-        Output(path, 3, "float32", SETTINGS, resume=True).skip(iter(["a"]))
-    output = Output(path, 3, "float32", SETTINGS, resume=True)
-    output.skip(iter(["a", "b"]))
-    output.write(["c"], VECTORS[2:])
-    output.finish()
+    for _ in range(2):  # a part, and then all
+        interrupted(path) if not path.exists() else None
+        with pytest.raises(InputError, match=r"made otherwise: overflow was 'warn', is 'chunk'; --overwrite"):
+            go_on(path, settings=SETTINGS | {"overflow": "chunk"})
+        for other in (["a", "B", "c"], ["a"]):
+            with pytest.raises(InputError, match="the input differs in its first . rows from what is in"):
+                go_on(path, [(text, {"text": text}) for text in other])
+        go_on(path, settings=SETTINGS | {"model": "another name"})
+    with pytest.raises(InputError, match="is whole with 3 rows, but the input has more of them"):
+        go_on(path, [*TEXTS, ("d", {"text": "d"})])
     assert np.array_equal(np.load(path), VECTORS)
+
+
+def test_ids_are_input_too(tmp_path: Path) -> None:
+    """Where they are kept, another id is another input."""
+    interrupted(tmp_path / "o.jsonl")
+    with pytest.raises(InputError, match="the input differs in its first 2 rows"):
+        go_on(tmp_path / "o.jsonl", [(text, {"text": text, "id": 1}) for text, _ in TEXTS])
 
 
 def test_a_shorter_or_damaged_state(tmp_path: Path) -> None:
     path = tmp_path / "o.npy"
-    partial(path)
+    interrupted(path)
+    content = (tmp_path / "o.npy.partial").read_bytes()
     (tmp_path / "o.npy.partial").write_bytes(b"short")
-    with pytest.raises(InputError, match="is shorter than it was"):
-        Output(path, 3, "float32", SETTINGS, resume=True)
+    with pytest.raises(InputError, match="is shorter than it was; --overwrite starts anew"):
+        go_on(path)
+    (tmp_path / "o.npy.partial").write_bytes(content + b"half a row")
+    state = (tmp_path / "o.npy.partial.json").read_text()
     (tmp_path / "o.npy.partial.json").write_text("{")
-    with pytest.raises(InputError, match="holds nothing to go on with"):
-        Output(path, 3, "float32", SETTINGS, resume=True)
+    with pytest.raises(InputError, match="o.npy.partial.json is damaged; --overwrite starts anew"):
+        go_on(path)
+    (tmp_path / "o.npy.partial.json").write_text(state)
+    go_on(path)
+    assert np.array_equal(np.load(path), VECTORS)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "o.npy"
+    with open_output(path, 3, "float32", SETTINGS) as output:
+        output.remaining(iter(TEXTS))
+        with pytest.raises(InputError, match=f"o.npy is being written by process {os.getpid()}"):
+            interrupted(path)
+        output.finish()
+    assert sorted(os.listdir(tmp_path)) == ["o.npy", "o.npy.made.json"]
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (450_000, 450_000))  # the disk is full from here on
+from mtl.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_full_disk_keeps_what_is_done(mtl: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
+    texts = lines(tmp_path / "in.txt", 10000)  # 12 values of 4 bytes each: the second window does not fit
+    output = tmp_path / "out.npy"
+    arguments = ["embed", "--model", folder, "--input", tmp_path / "in.txt", "--output", output]
+    done = subprocess.run([sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if not line.startswith(("model=", str(folder)))]
+    assert errors == [
+        f"8192 rows kept in {output}.partial; --resume goes on",
+        f"error: {output} cannot be written: File too large",
+    ]
+    assert not output.exists()
+    assert mtl(*arguments, "--resume").returncode == 0
+    assert np.load(output).shape == (len(texts), 12)
+
+
+def test_another_model_under_the_same_name(
+    mtl: Callable[..., Done], checkpoint: Checkpoint, folder: Path, tmp_path: Path
+) -> None:
+    """What computes is compared, and not what it is called."""
+    arguments = ["embed", "--model", folder, "--output", tmp_path / "o.npy", "a", "b"]
+    assert mtl(*arguments).returncode == 0
+    assert mtl(*arguments, "--resume").returncode == 0
+    changed = {name: x.clone() for name, x in checkpoint.encoder.items()}
+    changed["transformer.layer.1.ffn.lin2.bias"][3] += 0.001
+    shutil.rmtree(folder)
+    save(dataclasses.replace(checkpoint, encoder=changed), folder)
+    done = mtl(*arguments, "--resume")
+    assert done.returncode == 1
+    assert re.search(r"made otherwise: encoder was '\w{16}', is '\w{16}'; --overwrite starts anew", done.stderr)
+
+
+@pytest.mark.parametrize("link", ["same", "symlink", "hardlink"])
+def test_the_input_is_not_overwritten(mtl: Callable[..., Done], folder: Path, tmp_path: Path, link: str) -> None:
+    source, output = tmp_path / "rows.jsonl", tmp_path / ("rows.jsonl" if link == "same" else "other.jsonl")
+    source.write_text('{"text": "a"}\n')
+    if link != "same":
+        (output.symlink_to if link == "symlink" else output.hardlink_to)(source)
+    done = mtl("embed", "--model", folder, "--input", source, "--output", output, "--overwrite")
+    assert done.returncode == 1
+    assert f"{output} is the input itself; expected another file" in done.stderr
+    assert source.read_text() == '{"text": "a"}\n'
 
 
 def test_resume_needs_an_output(mtl: Callable[..., Done], folder: Path) -> None:

@@ -170,7 +170,7 @@ def test_every_format(tmp_path: Path, suffix: str) -> None:
 def test_damaged_parquet(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "train.parquet").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"train.parquet cannot be read as parquet"):
+    with pytest.raises(InputError, match=r"train.parquet cannot be read as Parquet"):
         read_split(TaskSpec("t", ("x", "y"), train="train.parquet"), "train", tmp_path)
 
 
