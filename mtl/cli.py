@@ -215,7 +215,7 @@ def predict(texts: tuple[str, ...], model: str, as_json: bool, threads: int | No
                 "scores": dict(zip(task.labels or ["value"], found.scores[name][i].tolist(), strict=True)),
                 "logits": found.logits[name][i].tolist(),
             }
-            for name, task in loaded.tasks.items()
+            for name, task in ((name, loaded.tasks[name]) for name in found.logits)
         }
         if as_json:
             click.echo(json.dumps({"text": text, "embedding": found.embeddings[i].tolist(), "tasks": tasks}))

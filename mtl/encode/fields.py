@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from mtl.errors import RecipeError
 
 PLAIN = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+PLURAL = {int: "whole numbers", float: "numbers", str: "strings"}
 
 
 def settle(settings: Any) -> None:
@@ -23,11 +24,12 @@ def settle(settings: Any) -> None:
 
 def settled(name: str, value: Any, hint: Any) -> Any:
     """One field's value as the type that it is declared as."""
-    if hint == tuple[str, ...]:
-        items = (value,) if isinstance(value, str) else value
-        if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
-            return tuple(items)
-        raise RecipeError(f"{name} is {value!r}; expected a list of strings", name)
+    if get_origin(hint) is tuple:
+        kind = get_args(hint)[0]
+        try:
+            return tuple(settled(name, item, kind) for item in (value if isinstance(value, (list, tuple)) else [value]))
+        except RecipeError:
+            raise RecipeError(f"{name} is {value!r}; expected a list of {PLURAL[kind]}", name) from None
     allowed = [part for part in (hint, *get_args(hint)) if part in PLAIN]
     if not allowed or any(get_origin(part) in (dict, Literal) for part in (hint, *get_args(hint))):
         return value  # the class looks at these itself

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mtl.model import losses
+from mtl.model import losses, pair_losses
 
 Target = int | list[float]
 
@@ -24,7 +25,8 @@ class Kind:
     """What sets one kind of task apart.
 
     least_labels: How many labels a task must declare; None: it has none.
-    loss: Of logits (rows, outputs) and targets (rows, ...), the summed loss and the number of labels in it.
+    loss: Of logits (rows, outputs) and targets (rows, ...), the summed loss and the number of labels in it. A task's
+        ``options`` are passed on to it by name.
     scores: What the logits say, in numbers that people read: (rows, outputs).
     target: A label as it stands in the data, given the declared labels, as what the loss takes. A ValueError
         says what is wrong with it, as the end of a sentence that begins with the field's name.
@@ -34,19 +36,28 @@ class Kind:
     confusion: Counts by true and by predicted label, where that makes sense; it takes what ``measure`` takes.
     texts: How many texts a row has.
     uncertainty: What the loss is multiplied by under learned loss weights (see training/optim.py).
+    embeds: It trains the embeddings themselves, through the embedder's own pooling and the layers behind it, and has
+        no head. Where others have logits, it has a vector for each text: (rows, texts, dim).
+    joint: Its loss looks at all rows of a window together, and is no sum over the rows.
+    options: The settings of its loss, with their defaults.
+    reading: The settings by which its data are read.
     """
 
     name: str
     least_labels: int | None
-    loss: Callable[[Tensor, Tensor], tuple[Tensor, int]]
-    scores: Callable[[Tensor], Tensor]
+    loss: Callable[..., tuple[Tensor, int]]
     target: Callable[[Any, Sequence[str]], Target]
-    words: Callable[[Tensor, Sequence[str]], list[Any]]
     metrics: Mapping[str, int]
     measure: Callable[[Tensor, Tensor, int], dict[str, float]]
+    scores: Callable[[Tensor], Tensor] = lambda logits: logits
+    words: Callable[[Tensor, Sequence[str]], list[Any]] = lambda scores, labels: scores.tolist()
     confusion: Callable[[Tensor, Tensor, int], list[list[int]]] | None = None
     texts: int = 1
     uncertainty: float = 1.0
+    embeds: bool = False
+    joint: bool = False
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reading: tuple[str, ...] = ()
 
     @property
     def main_metric(self) -> str:
@@ -189,26 +200,26 @@ def finite_number(value: Any, labels: Sequence[str]) -> list[float]:
     return [number]
 
 
-def regression_metrics(values: Tensor, targets: Tensor, labels: int) -> dict[str, float]:
-    """The correlations of Pearson and Spearman, and the root of the mean squared error."""
+def correlations(given: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float]:
+    """Those of Pearson and Spearman; 0 where one side is constant, with which no correlation is defined."""
     from scipy.stats import pearsonr, spearmanr
 
+    if min(np.ptp(given), np.ptp(wanted)) == 0:
+        return {"pearson": 0.0, "spearman": 0.0}
+    pearson, spearman = pearsonr(given, wanted).statistic, spearmanr(given, wanted).statistic
+    return {"pearson": float(pearson), "spearman": float(spearman)}
+
+
+def regression_metrics(values: Tensor, targets: Tensor, labels: int) -> dict[str, float]:
+    """The correlations of Pearson and Spearman, and the root of the mean squared error."""
     given, wanted = values[:, 0].numpy(), targets[:, 0].numpy()
-    rmse = float(np.sqrt(np.mean((given - wanted) ** 2)))
-    if min(np.ptp(given), np.ptp(wanted)) == 0:  # no correlation is defined with a constant
-        return {"pearson": 0.0, "spearman": 0.0, "rmse": rmse}
-    return {
-        "pearson": float(pearsonr(given, wanted).statistic),
-        "spearman": float(spearmanr(given, wanted).statistic),
-        "rmse": rmse,
-    }
+    return {**correlations(given, wanted), "rmse": float(np.sqrt(np.mean((given - wanted) ** 2)))}
 
 
 REGRESSION = Kind(
     name="regression",
     least_labels=None,
     loss=losses.squared_error,
-    scores=lambda values: values,
     target=finite_number,
     words=lambda values, labels: [row[0] for row in values.tolist()],
     metrics={"spearman": 1, "pearson": 1, "rmse": -1},
@@ -216,4 +227,26 @@ REGRESSION = Kind(
     uncertainty=0.5,
 )
 
-KINDS = {kind.name: kind for kind in (SINGLE_LABEL, MULTI_LABEL, REGRESSION)}
+# How alike two texts are
+
+
+def similarity_metrics(vectors: Tensor, targets: Tensor, labels: int) -> dict[str, float]:
+    """The correlations of the cosine of each row's two vectors (rows, 2, dim) with its score."""
+    return correlations(pair_losses.cosines(vectors.double()).numpy(), targets[:, 0].double().numpy())
+
+
+SIMILARITY = Kind(
+    name="similarity",
+    least_labels=None,
+    loss=pair_losses.similarity,
+    target=finite_number,
+    metrics={"spearman": 1, "pearson": 1},
+    measure=similarity_metrics,
+    texts=2,
+    embeds=True,
+    joint=True,
+    options={"loss": "cosent", "scale": 20.0},
+    reading=("score_range",),
+)
+
+KINDS = {kind.name: kind for kind in (SINGLE_LABEL, MULTI_LABEL, REGRESSION, SIMILARITY)}

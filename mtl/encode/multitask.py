@@ -40,7 +40,7 @@ class Prediction:
 
 
 class MultiTaskModel(nn.Module):
-    """One trunk, and a branch per task: a pooling and a head.
+    """One trunk, and a branch per task: a pooling and a head, or for pairs of texts those of the embeddings.
 
     ``embedder`` is the trunk with the tokenizer and the pooling of its embeddings. A task's tensors are
     ``branches.<task>.pooling.*`` and ``branches.<task>.head.*``.
@@ -50,16 +50,24 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         self.embedder = embedder
         self.tasks = {task.name: task for task in tasks}
-        self.branches = nn.ModuleDict({task.name: new_branch(task, embedder.encoder.config.dim) for task in tasks})
+        dim, heads = embedder.encoder.config.dim, [task for task in tasks if not KINDS[task.kind].embeds]
+        self.branches = nn.ModuleDict({task.name: new_branch(task, dim) for task in heads})
 
     @property
     def encoder(self) -> DistilBert:
         return self.embedder.encoder
 
     def branch(self, task: str) -> Branch:
+        """A task's pooling and what stands behind it: its own, or the embedder's."""
+        if task not in self.branches:
+            return Branch(self.embedder.pooling, self.embedder.after)
         found = self.branches[task]
         assert isinstance(found, Branch)
         return found
+
+    def outputs(self, task: str) -> int:
+        """The width of what a branch gives: logits, or the dimensions of an embedding."""
+        return self.tasks[task].outputs if task in self.branches else self.embedder.dim
 
     @classmethod
     def from_pretrained(
@@ -143,14 +151,14 @@ class MultiTaskModel(nn.Module):
             embeddings, logits = self(batch)
             return torch.cat([embeddings, *logits.values()], dim=1)
 
-        widths = [self.embedder.dim, *(task.outputs for task in self.tasks.values())]
+        widths = [self.embedder.dim, *(self.outputs(name) for name in self.branches)]
         out = torch.empty(0, sum(widths))
         if listed:
             engine = Engine(all_at_once, self.embedder.device, threads=threads, per_text=True)
             out = engine.run(tokenized.rows).float().cpu()
         embeddings, *columns = out.split(widths, dim=1)
-        logits = dict(zip(self.tasks, columns, strict=True))
-        kinds = {name: KINDS[task.kind] for name, task in self.tasks.items()}
+        logits = dict(zip(self.branches, columns, strict=True))
+        kinds = {name: KINDS[self.tasks[name].kind] for name in logits}
         scores = {name: kinds[name].scores(x) for name, x in logits.items()}
         return Prediction(
             embeddings.numpy(),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from mtl.encode.fields import one_of, settle
 from mtl.encode.kinds import KINDS, Kind
@@ -16,13 +18,17 @@ from mtl.model.pooling import MODES
 
 Freeze = int | Literal["none", "encoder"]
 
+BRANCH = {"pooling", "head", "dropout"}  # what makes a pooling and a head of a task's own
+OWN = {*BRANCH, *(name for kind in KINDS.values() for name in (*kind.options, *kind.reading))}
+LOSSES = ("cosent", "squared")
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskSpec:
     """One task, as data.
 
     labels: The classes' names in the order of the logits; none for a regression.
-    kind: Which of ``KINDS`` it is: "single-label", "multi-label" or "regression".
+    kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression" or "similarity".
     train, dev, test: A .jsonl, .csv, .tsv or .parquet file, beside the recipe, or
         ``hf://datasets/owner/name@revision/path``.
         A row's label is for "single-label" a label's name, or its place as a number (0, 1, ...) where no label
@@ -34,6 +40,13 @@ class TaskSpec:
     freeze: Blocks held fixed, counted from the embeddings, which are held with the first: a number, "encoder" for
         all or "none"; or a table that says so from an epoch on, as {1 = "encoder", 2 = 4, 3 = "none"}.
     freeze_head: Hold the task's own pooling and head.
+
+    Tasks about several texts have no pooling and head of their own: they train the embeddings as they are, through the
+    embedder's pooling and the layers behind it, which ``freeze_head`` holds.
+
+    "similarity": Two texts and a score, of which only the order matters to the ``loss`` "cosent" (the default), while
+        "squared" brings the cosine to the score's place in ``score_range`` = [lowest, highest], which is read from
+        the data where it is not given. ``scale`` is what "cosent" multiplies cosines by (20).
     """
 
     name: str
@@ -50,6 +63,9 @@ class TaskSpec:
     weight: float = 1.0
     freeze: Freeze | dict[str, Freeze] | dict[int, Freeze] = "none"
     freeze_head: bool = False
+    loss: str | None = None
+    scale: float | None = None
+    score_range: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         settle(self)
@@ -61,6 +77,7 @@ class TaskSpec:
             raise RecipeError(f"name is {self.name!r}; expected {expected}", "name")
         one_of("kind", self.kind, KINDS)
         one_of("head", self.head, ("linear", "distilbert"))
+        self._check_settings(KINDS[self.kind])
         self._check_labels(KINDS[self.kind])
         if self.pooling != ("attention",) and not (self.pooling and set(self.pooling) <= set(MODES)):
             expected = f"one or more of {', '.join(MODES)}, or attention"
@@ -69,7 +86,25 @@ class TaskSpec:
             raise RecipeError(f"dropout is {self.dropout}; expected a number from 0 up to, not including, 1", "dropout")
         if not 0 < self.weight < math.inf:
             raise RecipeError(f"weight is {self.weight}; expected more than 0", "weight")
+        self._check_pairs()
         self._check_freeze()
+
+    def _check_settings(self, kind: Kind) -> None:
+        """That nothing is set which a task of this kind has not."""
+        known = {*kind.options, *kind.reading, *(() if kind.embeds else BRANCH)}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in OWN - known and value != field.default:
+                raise RecipeError(f"{field.name} is {value!r}; a {kind.name} task has no {field.name}", field.name)
+
+    def _check_pairs(self) -> None:
+        if self.loss is not None:
+            one_of("loss", self.loss, LOSSES)
+        if self.scale is not None and not 0 < self.scale < math.inf:
+            raise RecipeError(f"scale is {self.scale}; expected more than 0", "scale")
+        if self.score_range and (len(self.score_range) != 2 or not self.score_range[0] < self.score_range[1]):
+            expected = "the lowest and the highest score"
+            raise RecipeError(f"score_range is {list(self.score_range)}; expected {expected}", "score_range")
 
     def _check_labels(self, kind: Kind) -> None:
         if len(self.labels) < (kind.least_labels or 0) or (self.labels and kind.least_labels is None):
@@ -92,6 +127,13 @@ class TaskSpec:
             if not number and value not in ("none", "encoder"):
                 expected = "a number of blocks, 'encoder' or 'none'"
                 raise RecipeError(f"freeze is {value!r}; expected {expected}", "freeze")
+
+    @property
+    def criterion(self) -> Callable[[Tensor, Tensor], tuple[Tensor, int]]:
+        """The loss of its kind, with this task's options."""
+        given = {name: getattr(self, name) for name in KINDS[self.kind].options}
+        options = {name: KINDS[self.kind].options[name] if value is None else value for name, value in given.items()}
+        return partial(KINDS[self.kind].loss, **options)
 
     @property
     def outputs(self) -> int:

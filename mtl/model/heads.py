@@ -35,9 +35,9 @@ class DistilBertHead(nn.Module):
 
 
 class Branch(nn.Module):
-    """What is one task's own: its pooling and its head. (tokens, dim) -> logits (texts, outputs)."""
+    """A pooling and a head: (tokens, dim) -> (texts, outputs)."""
 
-    def __init__(self, pooling: Pooling | AttentionPooling, head: LinearHead | DistilBertHead) -> None:
+    def __init__(self, pooling: Pooling | AttentionPooling, head: nn.Module) -> None:
         super().__init__()
         self.pooling = pooling
         self.head = head

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +25,21 @@ SPLITS = ("train", "dev", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Texts as token ids, special tokens included, and their targets (see mtl/model/losses.py for the shapes)."""
+    """Texts as token ids, special tokens included, and their targets (see mtl/model/losses.py for the shapes).
+
+    An example has ``width`` texts, which are neighbours in ``rows``.
+    """
 
     rows: list[list[int]]
     targets: Tensor
+    width: int = 1
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) // self.width
+
+    def places(self, examples: Sequence[int]) -> list[int]:
+        """Where the texts of some examples stand in ``rows``."""
+        return [example * self.width + i for example in examples for i in range(self.width)]
 
     @property
     def fingerprint(self) -> str:
@@ -67,14 +76,49 @@ def read_split(task: TaskSpec, split: str, folder: Path) -> tuple[list[str], Ten
             if not isinstance(fields[field], str):
                 kind = type(fields[field]).__name__
                 raise RecipeError(f"{where}: field {field!r} is a {kind}; expected a string")
+            if KINDS[task.kind].texts > 1 and not fields[field].strip():
+                raise RecipeError(f"{where}: field {field!r} is empty; expected a text")
             texts.append(fields[field])
         try:
-            targets.append(KINDS[task.kind].target(fields[task.label_field], task.labels))
+            targets.append(target_of(task, fields[task.label_field]))
         except ValueError as error:
             raise RecipeError(f"{where}: {task.label_field} {error}") from None
     if not texts:
         raise RecipeError(f"task {task.name!r}: {path} has no rows; expected at least one for {split}")
-    return texts, torch.tensor(targets)
+    found = torch.tensor(targets)
+    return texts, unit_scores(task, found) if "score_range" in KINDS[task.kind].reading else found
+
+
+def target_of(task: TaskSpec, value: Any) -> Target:
+    """A label as the task's loss takes it; a ValueError says what is wrong with it."""
+    target = KINDS[task.kind].target(value, task.labels)
+    if task.score_range:
+        low, high = task.score_range
+        if isinstance(target, list) and not low <= target[0] <= high:
+            raise ValueError(f"is {value!r}; expected {low:g} to {high:g}, the task's score_range")
+    return target
+
+
+def unit_scores(task: TaskSpec, scores: Tensor) -> Tensor:
+    """Scores as shares of the task's range, or of their own where none is given.
+
+    Raises:
+        RecipeError: all scores are equal, and no range is given.
+    """
+    low, high = task.score_range or (float(scores.min()), float(scores.max()))
+    if low == high:
+        raise RecipeError(f"task {task.name!r}: all scores are {low:g}; expected different ones, or a score_range")
+    return (scores - low) / (high - low)
+
+
+def check_distinct(task: TaskSpec, rows: Sequence[Sequence[int]]) -> None:
+    """That there is something to tell apart.
+
+    Raises:
+        RecipeError: the task is about several texts, and all of them are the same.
+    """
+    if KINDS[task.kind].texts > 1 and all(row == rows[0] for row in rows):
+        raise RecipeError(f"task {task.name!r}: all texts of its training data are the same; expected different ones")
 
 
 def fingerprints(data: Data) -> dict[str, dict[str, str]]:
@@ -100,7 +144,9 @@ def load_data(
             continue
         texts, targets = read_split(task, split, recipe.folder)
         tokenized = embedder.tokenizer([embedder.default_prompt + text for text in texts], "truncate", limit)
-        data[split][task.name] = Examples(tokenized.rows, targets)
+        data[split][task.name] = Examples(tokenized.rows, targets, len(task.text_field))
+        if split == "train":
+            check_distinct(task, tokenized.rows)
         if tokenized.cut_texts:
             cut = f"{tokenized.cut_texts} texts were longer than {limit} tokens and lost {tokenized.cut_tokens}"
             notes.append(f"{task.name} {split}: {cut}")

@@ -16,19 +16,21 @@ from mtl.model.packing import PackedBatch
 from mtl.training.data import Examples
 
 
-def task_logits(model: MultiTaskModel, task: str, rows: list[list[int]], threads: int | None = None) -> Tensor:
-    """A task's logits (texts, outputs), on the CPU. The model is in eval mode meanwhile."""
+def task_logits(model: MultiTaskModel, task: str, examples: Examples, threads: int | None = None) -> Tensor:
+    """A task's logits (rows, outputs), or vectors (rows, texts, dim), on the CPU, computed in eval mode."""
 
     def forward(batch: PackedBatch) -> Tensor:
         return model.branch(task)(model.encoder(batch), batch)
 
     with inference(model):
-        return Engine(forward, model.embedder.device, threads=threads, per_text=True).run(rows).float().cpu()
+        outputs = Engine(forward, model.embedder.device, threads=threads, per_text=True).run(examples.rows)
+    outputs = outputs.float().cpu()
+    return outputs.unflatten(0, (-1, examples.width)) if examples.width > 1 else outputs
 
 
 def all_logits(model: MultiTaskModel, data: Mapping[str, Examples], threads: int | None = None) -> dict[str, Tensor]:
     """Each task's logits on its examples."""
-    return {name: task_logits(model, name, examples.rows, threads) for name, examples in data.items()}
+    return {name: task_logits(model, name, examples, threads) for name, examples in data.items()}
 
 
 def measure(

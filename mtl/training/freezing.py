@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mtl.encode.batching import longest_first
 from mtl.encode.engine import ROWS, pack_padded
 from mtl.encode.multitask import MultiTaskModel, held_fixed
 from mtl.errors import TrainingError
@@ -70,8 +71,9 @@ def phase_from(model: MultiTaskModel, first: int) -> Phase:
 
 def trained_names(model: MultiTaskModel, task: str, depth: int | None) -> list[str]:
     """The parameters that a task trains which holds so many blocks, by their names in the model."""
-    branch = model.branch(task).named_parameters(f"branches.{task}")
-    names = [] if model.tasks[task].freeze_head else [name for name, _ in branch]
+    branch = [] if model.tasks[task].freeze_head else list(model.branch(task).parameters())
+    own = {id(parameter) for parameter in branch}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in own]
     for name, parameter in model.encoder.named_parameters():
         fixed_table = name == "embeddings.position_embeddings.weight" and not parameter.requires_grad
         if layer_of(name) > (-1 if depth is None else depth) and not fixed_table:
@@ -102,20 +104,22 @@ class Cache:
         self.room = room  # bytes
         self.kept: dict[tuple[str, int], Tensor] = {}
 
-    def get(self, micro: MicroBatch, make: Callable[[Sequence[int]], list[Tensor]]) -> list[Tensor]:
-        """A tensor per row of a micro-batch; ``make`` gives those of the rows that are not remembered."""
-        missing = [row for row in micro.rows if (micro.task, row) not in self.kept]
+    def get(self, task: str, places: Sequence[int], make: Callable[[Sequence[int]], list[Tensor]]) -> list[Tensor]:
+        """A tensor per text; ``make`` gives those of the texts that are not remembered."""
+        missing = [place for place in places if (task, place) not in self.kept]
         made = dict(zip(missing, make(missing), strict=True)) if missing else {}
-        found = [made[row] if row in made else self.kept[micro.task, row] for row in micro.rows]
+        found = [made[place] if place in made else self.kept[task, place] for place in places]
         size = sum(tensor.nbytes for tensor in made.values())
         if size <= self.room:
             self.room -= size
-            self.kept.update({(micro.task, row): tensor for row, tensor in made.items()})
+            self.kept.update({(task, place): tensor for place, tensor in made.items()})
         return found
 
 
 class Forward:
-    """A micro-batch's logits in one phase. What no task trains is computed once per text, and remembered.
+    """A micro-batch's outputs in one phase: (rows, outputs), or (rows, texts, dim) where a row has several texts.
+
+    What no task trains is computed once per text, and remembered.
 
     That is the output of the blocks that all tasks hold; where they are the whole trunk and a task's pooling
     has nothing to learn, it is the pooled vector.
@@ -128,29 +132,42 @@ class Forward:
         self.cache = cache
 
     def __call__(self, micro: MicroBatch) -> Tensor:
-        encoder, branch = self.model.encoder, self.model.branch(micro.task)
-        pooling, depth, common = branch.pooling, self.phase.depths[micro.task], self.phase.common
+        examples = self.data[micro.task]
+        places = examples.places(micro.rows)
+        order = longest_first([len(examples.rows[place]) for place in places])  # equal lengths become neighbours
+        outputs = self.of_texts(micro.task, [places[i] for i in order])
+        outputs = outputs[torch.tensor(order, device=outputs.device).argsort()]
+        return outputs.unflatten(0, (-1, examples.width)) if examples.width > 1 else outputs
+
+    def of_texts(self, task: str, places: Sequence[int]) -> Tensor:
+        """What the task's branch makes of the texts at some places, (texts, outputs)."""
+        encoder, branch = self.model.encoder, self.model.branch(task)
+        pooling, depth, common = branch.pooling, self.phase.depths[task], self.phase.common
         if common == encoder.config.n_layers and isinstance(pooling, Pooling):
-            return branch.head(torch.stack(self.prefix(micro, common, lambda x, batch: list(pooling(x, batch)))))
-        rows = [self.data[micro.task].rows[i] for i in micro.rows]
-        batch = PackedBatch.pack(rows).to(self.model.embedder.device)
+            pooled = self.prefix(task, places, common, lambda x, batch: list(pooling(x, batch)))
+            return branch.head(torch.stack(pooled))
+        batch = PackedBatch.pack([self.data[task].rows[place] for place in places]).to(self.model.embedder.device)
         if common is None or depth is None:
             return branch(self.model.hidden(batch, depth), batch)
-        x = torch.cat(self.prefix(micro, common, lambda x, batch: list(x.split(batch.lengths))))
+        x = torch.cat(self.prefix(task, places, common, lambda x, batch: list(x.split(batch.lengths))))
         with held_fixed(encoder):  # this task may hold more than the others do
             for block in encoder.transformer.layer[common:depth]:
                 x = block(x, batch)
         return branch(encoder.upper(x, batch, depth), batch)
 
     def prefix(
-        self, micro: MicroBatch, depth: int, pieces: Callable[[Tensor, PackedBatch], list[Tensor]]
+        self,
+        task: str,
+        places: Sequence[int],
+        depth: int,
+        pieces: Callable[[Tensor, PackedBatch], list[Tensor]],
     ) -> list[Tensor]:
         """For each text, what ``pieces`` makes of the output of the embeddings and ``depth`` blocks."""
 
         def make(missing: Sequence[int]) -> list[Tensor]:
-            rows = [self.data[micro.task].rows[i] for i in missing]
+            rows = [self.data[task].rows[place] for place in missing]
             batch = pack_padded(rows, ROWS * torch.get_num_threads()).to(self.model.embedder.device)
             with held_fixed(self.model.encoder):  # padded: the same bits whatever else is missing, as on resuming
                 return pieces(self.model.encoder.lower(batch, depth), batch)[: len(rows)]
 
-        return self.cache.get(micro, make)
+        return self.cache.get(task, places, make)

@@ -2,9 +2,7 @@
 
     window -> counts -> backward, micro-batch by micro-batch -> clip -> step
 
-A window is one step of the optimiser. Each task's loss is its mean over all labels that the window has of it:
-every micro-batch adds its summed loss divided by that count, so that the gradient equals that of one large
-batch, whatever the sizes of the pieces; only one micro-batch's graph is alive at a time.
+A window is one step of the optimiser, and its gradient that of one large batch (see gradients.py).
 """
 
 from __future__ import annotations
@@ -13,15 +11,13 @@ import json
 import math
 import signal
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mtl.encode.kinds import KINDS
 from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
@@ -30,10 +26,11 @@ from mtl.training import checkpoint
 from mtl.training.data import Data, fingerprints
 from mtl.training.evaluate import all_logits, check_metric, chosen_metric, measure
 from mtl.training.freezing import Cache, Forward, ever_trained, phase_of, phases
+from mtl.training.gradients import backward, random_state, set_random_state
 from mtl.training.optim import LossWeights, optimiser, rate_factor
 from mtl.training.recipe import Recipe
 from mtl.training.report import Log
-from mtl.training.schedule import MicroBatch, Schedule
+from mtl.training.schedule import Schedule
 from weights import load
 from weights.fetch import fetch
 
@@ -63,26 +60,6 @@ def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel
 def alike(one: TaskSpec, other: TaskSpec) -> bool:
     """Whether a head that was trained for one task is right for another."""
     return all(getattr(one, field) == getattr(other, field) for field in ("labels", "kind", "pooling", "head"))
-
-
-def backward(
-    model: MultiTaskModel,
-    window: Sequence[MicroBatch],
-    targets: Sequence[Tensor],
-    forward: Callable[[MicroBatch], Tensor],
-    weights: LossWeights,
-) -> dict[str, float]:
-    """Add a window's gradients to the parameters, and give each task's mean loss over it."""
-    counts: Counter[str] = Counter()
-    for micro, target in zip(window, targets, strict=True):
-        counts[micro.task] += target.numel()
-    sums: dict[str, Tensor] = {}
-    for micro, target in zip(window, targets, strict=True):
-        logits = forward(micro).float()
-        loss, count = KINDS[model.tasks[micro.task].kind].loss(logits, target.to(logits.device))
-        weights(micro.task, loss / counts[micro.task], count / counts[micro.task]).backward()
-        sums[micro.task] = sums.get(micro.task, 0) + loss.detach()
-    return {task: float(total) / counts[task] for task, total in sums.items()}
 
 
 @contextmanager
@@ -140,9 +117,7 @@ class Run:
         for name, parameter in self.parameters():
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 moments[f"{name}.{key}"] = value
-        rng = {"cpu": torch.get_rng_state()}
-        if self.model.embedder.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.model.embedder.device)
+        rng = random_state(self.model.embedder.device)
         tensors = {"model": self.tensors(), "optimizer": moments, "rng": rng}
         checkpoint.save(self.checkpoints, checkpoint.State(self.step, self.best, self.identity, tensors))
 
@@ -176,9 +151,7 @@ class Run:
                 self.optimiser.state[parameter] = {
                     key: moments[f"{name}.{key}"].clone().to(parameter.device) for key in keys
                 }
-        torch.set_rng_state(state.tensors["rng"]["cpu"])
-        if "cuda" in state.tensors["rng"]:
-            torch.cuda.set_rng_state(state.tensors["rng"]["cuda"], self.model.embedder.device)
+        set_random_state(state.tensors["rng"], self.model.embedder.device)
         self.step, self.best = state.step, state.best
         return notes
 

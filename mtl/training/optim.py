@@ -49,6 +49,8 @@ def optimiser(model: MultiTaskModel, weights: LossWeights, names: set[str], trai
         if name.startswith("embedder.encoder."):
             above = n_layers - layer_of(name.removeprefix("embedder.encoder."))
             rate = training.learning_rate * training.layer_decay**above
+        elif name.startswith("embedder."):  # the layers behind the embedder's pooling
+            rate = training.learning_rate
         decay = training.weight_decay if parameter.ndim >= 2 else 0.0
         group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)

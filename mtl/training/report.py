@@ -52,7 +52,7 @@ def tasks_table(model: MultiTaskModel, found: Sequence[Phase], schedule: Schedul
             trained = f"{sum(sizes[parameter] for parameter in phase.trained[name]):,}"
             dev = len(data["dev"][name]) if name in data["dev"] else 0
             head = "frozen" if task.freeze_head else "trained"
-            rows.append([name, task.kind, task.outputs, phase.first, frozen, head, trained,
+            rows.append([name, task.kind, model.outputs(name), phase.first, frozen, head, trained,
                          schedule.sizes[name], dev, f"{effective[name]:.2f}"])  # fmt: skip
     return table(rows)
 

@@ -88,6 +88,12 @@ def test_sets_that_are_refused(value: object, labels: list[str], message: str) -
         ("multi-label", [[1, -1], [1, 1]], [[1.0, 0.0], [0.0, 1.0]], [(2 / 3 + 1) / 2, 4 / 5, 0.5]),
         ("regression", [[1.0], [2.0], [4.0]], [[1.0], [2.0], [6.0]], [1.0, 8 / (42 / 9 * 14) ** 0.5, (4 / 3) ** 0.5]),
         ("regression", [[1.0], [1.0]], [[1.0], [3.0]], [0.0, 0.0, 2**0.5]),
+        (
+            "similarity",  # cosines 0.6, 0, 1 against scores 2, 1, 3
+            [[[1, 0], [3, 4]], [[0, 2], [5, 0]], [[1, 1], [2, 2]]],
+            [[2.0], [1.0], [3.0]],
+            [1.0, 1 / (2 * (0.6**2 + 1 - 1.6**2 / 3)) ** 0.5],
+        ),
     ],
 )
 def test_metrics_by_hand(kind: str, logits: list, targets: list, expected: list[float]) -> None:

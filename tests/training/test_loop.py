@@ -19,7 +19,8 @@ from mtl.model.packing import PackedBatch
 from mtl.training import checkpoint as checkpoints
 from mtl.training.data import Examples
 from mtl.training.evaluate import all_logits
-from mtl.training.loop import LossWeights, Run, backward, train
+from mtl.training.gradients import backward
+from mtl.training.loop import LossWeights, Run, train
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
 from mtl.training.schedule import MicroBatch

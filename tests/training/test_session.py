@@ -42,6 +42,14 @@ kind = "regression"
 train = "length.csv"
 dev = "length.csv"
 freeze = 1
+
+[[task]]
+name = "alike"
+kind = "similarity"
+train = "alike.tsv"
+dev = "alike.tsv"
+text_field = ["one", "other"]
+label_field = "score"
 """
 
 
@@ -53,6 +61,9 @@ def recipe(folder: Path, tmp_path: Path) -> Path:
     rows = [{"text": text, "label": "yes" if set(text) & set("aeo") else "no"} for text in texts]
     (tmp_path / "vowel.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "length.csv").write_text("text,label\n" + "".join(f"{text},{len(text) / 10}\n" for text in texts))
+    pairs = [(one, other, len(set(one) & set(other))) for one, other in zip(texts[:13], texts[13:], strict=False)]
+    rows_of_pairs = "".join(f"{one}\t{other}\t{score}\n" for one, other, score in pairs)
+    (tmp_path / "alike.tsv").write_text("one\tother\tscore\n" + rows_of_pairs)
     path = tmp_path / "letters.toml"
     path.write_text(RECIPE)
     return path
@@ -67,7 +78,7 @@ def test_train_evaluate_predict(mtl: Callable[..., Done], recipe: Path, tmp_path
     run = tmp_path / "run"
     done = mtl("train", recipe, "--output", run)
     assert done.returncode == 0, done.stderr
-    expectations = ["learning_rate=0.001", "embeddings + 1 of 2 blocks", "epoch 3  loss length", "macro_f1"]
+    expectations = ["learning_rate=0.001", "embeddings + 1 of 2 blocks", "epoch 3  loss alike", "macro_f1"]
     for expected in [*expectations, "spearman", "true \\ predicted", "best epoch"]:
         assert expected in done.stdout, expected
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")

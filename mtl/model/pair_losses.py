@@ -1,0 +1,35 @@
+"""Losses that train the embeddings themselves: of the vectors of the texts of all rows of a batch.
+
+Each takes vectors (rows, texts, dim) of any length, and gives, as those of losses.py, its sum and the number of
+labels in it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cosines(vectors: Tensor) -> Tensor:
+    """The cosine of each row's two vectors: (rows, 2, dim) -> (rows,)."""
+    first, second = F.normalize(vectors, dim=-1).unbind(1)
+    return (first * second).sum(dim=-1)
+
+
+def cosent(cosine: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, int]:
+    """log(1 + sum of exp(scale (c_i - c_j)) over all rows i, j of which j has the higher score) (Su 2022, CoSENT).
+
+    Cosines and targets (rows,); one label for all rows together, since each is compared with every other.
+    """
+    differences = scale * (cosine[:, None] - cosine[None, :])
+    wrong_way = differences[targets[:, None] < targets[None, :]]
+    return torch.cat([wrong_way, cosine.new_zeros(1)]).logsumexp(dim=0), 1
+
+
+def similarity(vectors: Tensor, targets: Tensor, loss: str, scale: float) -> tuple[Tensor, int]:
+    """Of vectors (rows, 2, dim) and scores (rows, 1) from 0 to 1: CoSENT, or the squared error of the cosine."""
+    cosine = cosines(vectors)
+    if loss == "cosent":
+        return cosent(cosine, targets[:, 0], scale)
+    return F.mse_loss(cosine, targets[:, 0], reduction="sum"), len(cosine)

@@ -1,0 +1,230 @@
+"""Tasks about several texts: exact windows, freezing to the bit, resuming, and what is wrong with their data."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from training.test_loop import A, build, go, start, state
+from training.test_loop import examples as labelled
+
+from mtl import MultiTaskModel, SentenceEncoder
+from mtl.encode.tasks import TaskSpec
+from mtl.errors import MtlError
+from mtl.model.pooling import Dense, Normalize
+from mtl.training.data import Examples, load_data, read_split
+from mtl.training.gradients import backward
+from mtl.training.loop import Run
+from mtl.training.recipe import Recipe, Training, read_recipe
+from mtl.training.schedule import MicroBatch
+from weights.load import Checkpoint
+
+__all__ = ["start"]  # the fixture
+
+SIMILAR = TaskSpec("alike", kind="similarity", text_field=("a", "b"), label_field="score", train="-", scale=5.0)
+SQUARED = dataclasses.replace(SIMILAR, loss="squared", scale=None)
+
+
+def pairs(task: TaskSpec, size: int, seed: int) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 12, (size * len(task.text_field),), generator=generator).tolist()
+    rows = [[2, *torch.randint(5, 38, (n,), generator=generator).tolist(), 3] for n in lengths]
+    targets = torch.rand(size, 1, generator=generator)
+    return Examples(rows, targets, len(task.text_field))
+
+
+def dataset(*tasks: TaskSpec, size: int = 13) -> dict:
+    make = {task.name: labelled if task.labels else pairs for task in tasks}
+    return {
+        "train": {task.name: make[task.name](task, size, i) for i, task in enumerate(tasks)},
+        "dev": {task.name: make[task.name](task, 9, 50 + i) for i, task in enumerate(tasks)},
+        "test": {},
+    }
+
+
+def rich(checkpoint: Checkpoint) -> Checkpoint:
+    """With a layer behind the pooling, which pairs train too."""
+    torch.manual_seed(0)
+    return dataclasses.replace(checkpoint, after=(Dense(12, 7), Normalize()))
+
+
+def gradients(run: Run, window: list[MicroBatch]) -> dict[str, Tensor]:
+    """Of one window, from one state of the random generators."""
+    torch.manual_seed(11)
+    run.train_mode()
+    run.model.zero_grad(set_to_none=True)
+    targets = [run.data["train"][micro.task].targets[list(micro.rows)] for micro in window]
+    backward(run.model, window, targets, run.forward_of(1), run.weights)
+    return {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
+
+
+def graph_of_all(run: Run, window: list[MicroBatch]) -> dict[str, Tensor]:
+    """The same, with the graphs of all micro-batches alive at once, one loss per task and one backward pass."""
+    torch.manual_seed(11)
+    run.train_mode()
+    run.model.zero_grad(set_to_none=True)
+    total = torch.zeros(())
+    for name in dict.fromkeys(micro.task for micro in window):
+        own = [micro for micro in window if micro.task == name]
+        outputs = torch.cat([run.forward_of(1)(micro) for micro in own])
+        targets = torch.cat([run.data["train"][name].targets[list(micro.rows)] for micro in own])
+        loss, count = run.model.tasks[name].criterion(outputs, targets)
+        total = total + loss / count
+    total.backward()
+    return {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("freeze", ["none", 1])
+@pytest.mark.parametrize("task", [SIMILAR, SQUARED], ids=["cosent", "squared"])
+def test_a_window_is_one_batch(start, checkpoint: Checkpoint, task: TaskSpec, dropout: float, freeze) -> None:
+    """Ragged micro-batches of two tasks, mixed, against one graph over all of them."""
+    tasks = (dataclasses.replace(task, freeze=freeze), dataclasses.replace(A, freeze=freeze))
+    run = start(tasks, dropout=dropout, data=dataset(*tasks))
+    window = [MicroBatch("alike", (0, 1, 2)), MicroBatch("topic", (4, 5)), MicroBatch("alike", (7,)),
+              MicroBatch("topic", (1,)), MicroBatch("alike", (3, 4, 5, 6))]  # fmt: skip
+    expected, found = graph_of_all(run, window), gradients(run, window)
+    assert found.keys() == expected.keys()
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name in expected:
+        assert (found[name] - expected[name]).abs().max() <= 1e-6 * largest, name
+    if dropout == 0:
+        whole = gradients(run, [MicroBatch("alike", tuple(range(8))), MicroBatch("topic", (4, 5, 1))])
+        assert all((found[name] - whole[name]).abs().max() <= 1e-6 * largest for name in whole)
+
+
+@pytest.mark.parametrize("task", [SIMILAR, SQUARED], ids=["cosent", "squared"])
+@pytest.mark.parametrize("freeze", [0, 1, 2])
+def test_what_pairs_freeze_keeps_its_bits(checkpoint: Checkpoint, tmp_path: Path, task: TaskSpec, freeze: int) -> None:
+    """The rest moves: the blocks above, and the layer behind the embedder's pooling."""
+    task = dataclasses.replace(task, freeze=freeze)
+    model = build(rich(checkpoint), (task,), dropout=0.2)
+    recipe = Recipe("tiny", (task,), Training(epochs=1, batch_size=4, accumulate=2, learning_rate=1e-2))
+    run = Run(recipe, model, dataset(task), tmp_path / "run")
+    before = state(model)
+    go(run)
+    held = ["embeddings", *(f"transformer.layer.{i}." for i in range(freeze))]
+    for name, parameter in model.named_parameters():
+        frozen = any(name.startswith(f"embedder.encoder.{part}") for part in held)
+        assert torch.equal(parameter, before[name]) == frozen, name
+
+
+def test_freeze_head_holds_the_layers_behind_the_pooling(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    task = dataclasses.replace(SIMILAR, freeze_head=True)
+    model = build(rich(checkpoint), (task,))
+    run = Run(Recipe("tiny", (task,), Training(epochs=1, batch_size=4)), model, dataset(task), tmp_path / "run")
+    before = state(model)
+    go(run)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith("embedder.after."), name
+
+
+@pytest.mark.parametrize("task", [SIMILAR, SQUARED], ids=["cosent", "squared"])
+def test_resume_to_the_bit(start, tmp_path: Path, task: TaskSpec) -> None:
+    """Several micro-batches a window, beside a classifier, dropout on, prefix remembered, mid-epoch."""
+    tasks = (dataclasses.replace(task, freeze=1), dataclasses.replace(A, freeze=1, dropout=0.3))
+    options = {"dropout": 0.2, "save_steps": 1, "accumulate": 3, "data": dataset(*tasks)}
+    whole = start(tasks, "whole", **options)
+    go(whole)
+    go(start(tasks, "parts", **options), 3)
+    torch.manual_seed(99)
+    second = start(tasks, "parts", **options)
+    second.restore()
+    go(second)
+    for name, x in whole.tensors().items():
+        assert torch.equal(x, second.tensors()[name]), name
+    metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "parts")]
+    assert metrics[0] == metrics[1]
+
+
+def test_the_best_epoch_is_chosen_by_the_correlation(start) -> None:
+    run = start((SIMILAR,), data=dataset(SIMILAR), best="alike.spearman")
+    go(run)
+    dev = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines() if "dev" in line]
+    assert [record["dev"]["alike"].keys() for record in dev] == [{"spearman", "pearson"}] * 2
+    assert run.best is not None
+    assert run.best[1] == max(record["dev"]["alike"]["spearman"] for record in dev)
+
+
+def test_what_is_saved_gives_the_trained_vectors(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """As an encoder and as a multi-task model, whose prediction is the embedding alone."""
+    model = build(rich(checkpoint), (SIMILAR,))
+    run = Run(Recipe("tiny", (SIMILAR,), Training(epochs=1)), model, dataset(SIMILAR), tmp_path / "run")
+    start = model.embedder.encode(["a b", "c"])
+    go(run)
+    vectors = model.eval().embedder.encode(["a b", "c"])
+    assert not np.allclose(vectors, start, atol=1e-4)
+    model.save(tmp_path / "model")
+    assert np.array_equal(SentenceEncoder.from_pretrained(tmp_path / "model").encode(["a b", "c"]), vectors)
+    prediction = MultiTaskModel.from_pretrained(tmp_path / "model").predict(["a b", "c"])
+    np.testing.assert_allclose(prediction.embeddings, vectors, atol=1e-6, rtol=0)
+    assert prediction.logits == {}
+
+
+def write(path: Path, *rows: dict) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+GOOD = {"a": "a b", "b": "b", "score": 3}
+
+
+def test_scores_are_shares_of_their_range(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", GOOD, GOOD | {"score": 1}, GOOD | {"score": 2.5})
+    task = dataclasses.replace(SIMILAR, train="rows.jsonl")
+    texts, targets = read_split(task, "train", tmp_path)
+    assert texts == ["a b", "b"] * 3
+    torch.testing.assert_close(targets, torch.tensor([[1.0], [0.0], [0.75]]))
+    _, targets = read_split(dataclasses.replace(task, score_range=(0, 5)), "train", tmp_path)
+    torch.testing.assert_close(targets, torch.tensor([[0.6], [0.2], [0.5]]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "row", "message"),
+    [
+        ({}, {"a": "a", "score": 3}, "rows.jsonl, line 2: no field 'b'; it has a, score"),
+        ({}, GOOD | {"b": " "}, "rows.jsonl, line 2: field 'b' is empty; expected a text"),
+        ({}, GOOD | {"b": None}, "rows.jsonl, line 2: field 'b' is a NoneType; expected a string"),
+        ({}, GOOD | {"score": "nan"}, "rows.jsonl, line 2: score is 'nan'; expected a finite number"),
+        ({"score_range": (0, 5)}, GOOD | {"score": 6}, "line 2: score is 6; expected 0 to 5, the task's score_range"),
+        ({}, GOOD, "task 'alike': all scores are 3; expected different ones, or a score_range"),
+        (
+            {"score_range": (0, 5)},
+            {"a": "a b", "b": "a b", "score": 1},
+            "task 'alike': all texts of its training data are the same; expected different ones",
+        ),
+    ],
+)
+def test_mistakes_in_pairs(tmp_path: Path, tiny: SentenceEncoder, changes: dict, row: dict, message: str) -> None:
+    first = {"a": "a b", "b": "a b", "score": 3} if "same" in message else GOOD
+    write(tmp_path / "rows.jsonl", first, row)
+    task = dataclasses.replace(SIMILAR, train="rows.jsonl", **changes)
+    with pytest.raises(MtlError, match=message):
+        load_data(Recipe("tiny", (task,), folder=tmp_path), tiny)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('loss = "triplet"', "line 7: loss is 'triplet'; expected one of cosent, squared"),
+        ("scale = 0", "line 7: scale is 0.0; expected more than 0"),
+        ("score_range = [5, 0]", r"line 7: score_range is \[5.0, 0.0\]; expected the lowest and the highest score"),
+        ('score_range = ["0"]', r"line 7: score_range is \['0'\]; expected a list of numbers"),
+        ('pooling = "cls"', r"line 7: pooling is \('cls',\); a similarity task has no pooling"),
+        ('labels = ["x", "y"]', "expected no labels for a similarity task"),
+    ],
+)
+def test_mistakes_in_a_recipe(tmp_path: Path, line: str, message: str) -> None:
+    lines = ['model = "tiny"', "[[task]]", 'name = "alike"', 'kind = "similarity"', 'text_field = ["a", "b"]', "", line]
+    (tmp_path / "recipe.toml").write_text("\n".join(lines))
+    with pytest.raises(MtlError, match=message):
+        read_recipe(tmp_path / "recipe.toml")
+
+
+def test_settings_of_other_kinds_are_refused() -> None:
+    with pytest.raises(MtlError, match=r"scale is 2.0; a single-label task has no scale"):
+        TaskSpec("topic", ("x", "y"), scale=2)
+    with pytest.raises(MtlError, match=r"text_field is \['text'\]; expected 2 fields for a similarity task"):
+        TaskSpec("alike", kind="similarity")
