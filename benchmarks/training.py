@@ -21,11 +21,11 @@ import click
 import torch
 
 from benchmarks.machine import cpu_fields, describe, flags, native_bf16, result_path, write_result
+from mtl.display import table
 from mtl.encode.tasks import Freeze, TaskSpec
 from mtl.training.data import load_data
 from mtl.training.loop import Run, create, train
 from mtl.training.recipe import Recipe, Training
-from mtl.display import table
 from mtl.training.report import Log
 from weights.fetch import fetch
 
