@@ -36,7 +36,7 @@ def tables(result: dict[str, Any]) -> str:
         title = f"{result['model']}, {workload}: {size}"
         found.append(f"{title}\n{table(alone_rows(part) if one else throughput_rows(part))}")
         if not one:
-            found.append(table(searched_rows(part)))
+            found += [table(rows)] if len(rows := searched_rows(part)) > 1 else []
             found.append(f"sgemm limit {statistics.median(part['gflops_limit']):.0f} GFLOP/s")
     return "\n\n".join(found)
 
