@@ -8,13 +8,14 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 from tqdm import tqdm
 
-from mtl.disk import atomic_write
+from mtl.disk import atomic_write, writing
 from mtl.display import table
 from mtl.encode.multitask import MultiTaskModel
 from mtl.errors import CheckpointError
@@ -68,12 +69,10 @@ class Log:
         self.path = folder / "metrics.jsonl"
         self.steps: list[dict[str, Any]] = []
         self.epochs: list[dict[str, Any]] = []
-        try:
+        with writing(self.path, CheckpointError):
             folder.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("ab")
             self.file.truncate(self.read(step))
-        except OSError as error:
-            raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from None
         if len(self.steps) < step:
             known = f"{len(self.steps)} of {step} steps"
             click.echo(f"note: {self.path} was deleted or damaged: it knows {known}; the rest is not shown", err=True)
@@ -104,11 +103,9 @@ class Log:
         (self.steps if "loss" in record else self.epochs).append(record)
 
     def write(self, record: dict[str, Any]) -> None:
-        try:
+        with writing(self.path, CheckpointError):
             self.file.write(json.dumps(record).encode() + b"\n")
             self.file.flush()
-        except OSError as error:
-            raise CheckpointError(f"{self.path} cannot be written: {error.strerror}") from None
         self.remember(record)
 
     def step(self, step: int, epoch: int, losses: dict[str, float], norm: float, rate: float, texts: int) -> None:
@@ -155,8 +152,10 @@ class Log:
 
     def close(self) -> None:
         self.bar.close()
-        os.fsync(self.file.fileno())
-        self.file.close()
+        with suppress(OSError):  # a full disk was an error when the line was written
+            os.fsync(self.file.fileno())
+        with suppress(OSError):
+            self.file.close()
         if self.writer:
             self.writer.close()
 

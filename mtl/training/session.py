@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import torch
 
-from mtl.disk import lock, reason
+from mtl.disk import lock, writing
 from mtl.encode.engine import usable
 from mtl.encode.fields import one_of
 from mtl.encode.multitask import MultiTaskModel
@@ -126,10 +126,8 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         CheckpointError: it cannot be made, or another process trains in it.
     """
-    try:
+    with writing(folder, CheckpointError):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {reason(error)}") from None
     with lock(folder, CheckpointError):
         yield
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mtl import MultiTaskModel, SentenceEncoder
@@ -323,16 +324,23 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(start) -> None:
     assert names == ["best.safetensors", f"step-{run.total - 1:08d}", f"step-{run.total:08d}"]
 
 
-def test_no_room_on_the_disk(start, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_no_room_on_the_disk(start, monkeypatch, error: Exception) -> None:
     run = start(save_steps=2)
     run.save()
 
     def full(*args: object, **kwargs: object) -> None:
         Path(args[1]).write_bytes(b"half of it")
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr("weights.export.save_file", full)
-    with pytest.raises(CheckpointError, match="step-00000002 cannot be written: No space left on device"):
+    with pytest.raises(CheckpointError, match="step-00000002 cannot be written: No space left on device$"):
         go(run)
     monkeypatch.undo()
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000000"]
