@@ -1,4 +1,4 @@
-"""The command line: mtl embed, predict, train, evaluate, check."""
+"""The command line: mtl embed, predict, train, evaluate, check, models."""
 
 from __future__ import annotations
 
@@ -273,6 +273,14 @@ def check(model: str, precision: str) -> None:
     if wrong:
         raise InputError(f"{wrong} ways to encode gave other bits; please report them with this machine's processor")
     click.echo("the same text, the same bits")
+
+
+@cli.command()
+def models() -> None:
+    """The models that --model knows by name; it also takes any folder, and any org/name[@revision] on the hub."""
+    from weights.listing import pinned_models
+
+    click.echo(pinned_models())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,7 +7,8 @@ import logging
 import click
 
 from mtl.errors import MtlError, WeightsError
-from weights.fetch import cached, check, fetch, find, installed, manifest, on_this_machine
+from weights.fetch import check, fetch, find, manifest, on_this_machine
+from weights.listing import pinned_models
 
 
 @click.group(help="The files of pretrained models: list, fetch and verify them.")
@@ -17,13 +18,7 @@ def cli() -> None:
 
 @cli.command("list", help="The pinned checkpoints and where they are.")
 def list_models() -> None:
-    rows = [("name", "MB", "licence", "revision", "here")]
-    for name, entry in manifest().items():
-        where = "installed" if installed(entry) else "cached" if cached(entry) else "on the hub"
-        rows.append((name, f"{entry.size / 1e6:.0f}", entry.licence, entry.revision[:12], where))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo(pinned_models())
 
 
 @cli.command("fetch", help="Fetch and verify a model; print its folder.")

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mtl.disk import atomic_write
 from mtl.errors import WeightsError
 from mtl.model.config import LAYER_NORM_EPS
 from mtl.model.pooling import Dense
@@ -32,11 +31,21 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file as transformers marks its own. Tensors are laid out anew, so none share memory."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file as transformers marks its own. Tensors are laid out anew, so none share memory.
+
+    Whatever a model computes in, floating-point numbers are written as float32. The umask decides the file's
+    mode, which safetensors would set to its owner alone.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written.
+    """
     path.parent.mkdir(exist_ok=True)
-    laid_out = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(laid_out, path, metadata={"format": "pt"})
+    written = {name: x.float() if x.is_floating_point() else x for name, x in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: x.detach().cpu().contiguous() for name, x in written.items()}, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def config_fields(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Any]:
@@ -66,7 +75,7 @@ def write_transformer(checkpoint: Checkpoint, folder: Path, architecture: Archit
         tensors = {f"distilbert.{name}": tensor for name, tensor in tensors.items()} | checkpoint.head
     write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", config_fields(checkpoint, architecture))
-    checkpoint.tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
     options = {"model_max_length": checkpoint.max_length, "tokenizer_class": "PreTrainedTokenizerFast"}
     special = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("unk", "sep", "pad", "cls", "mask")}
     present = {key: token for key, token in special.items() if checkpoint.tokenizer.token_to_id(token) is not None}
@@ -99,11 +108,18 @@ def write_modules(checkpoint: Checkpoint, folder: Path) -> None:
         (folder / path).mkdir()
         if isinstance(part, Dense):
             write_dense(part, folder / path)
-    default = next((name for name, text in checkpoint.prompts.items() if text == checkpoint.default_prompt), None)
     write_json(
-        folder / "config_sentence_transformers.json",
-        {"prompts": checkpoint.prompts, "default_prompt_name": default if checkpoint.default_prompt else None},
+        folder / "config_sentence_transformers.json", prompt_fields(checkpoint.prompts, checkpoint.default_prompt)
     )
+
+
+def prompt_fields(prompts: Mapping[str, str], default: str) -> dict[str, Any]:
+    """The prompts by name, and which is the default. One that has no name yet is called "default"."""
+    named = {text: name for name, text in prompts.items()}
+    if default and default not in named:
+        named[default] = "default" if "default" not in prompts else "default text"
+        prompts = {**prompts, named[default]: default}
+    return {"prompts": prompts, "default_prompt_name": named[default] if default else None}
 
 
 def write_dense(part: Dense, folder: Path) -> None:
@@ -119,28 +135,6 @@ def write_dense(part: Dense, folder: Path) -> None:
     write_tensors(folder / "model.safetensors", part.state_dict())
 
 
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Have ``write`` fill a new folder, which appears under its name only when it is whole.
-
-    Raises:
-        WeightsError: there is something under that name already, or it cannot be written.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WeightsError(f"{folder} exists and is not empty; choose another name, or delete it first")
-    partial = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        partial.chmod(0o755)
-        write(partial)
-        partial.replace(folder)
-    except OSError as error:
-        raise WeightsError(f"{folder} cannot be written: {error.strerror or error}") from None
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
 def save(checkpoint: Checkpoint, folder: Path, architecture: Architecture = "distilbert") -> None:
     """Write a model folder that is at once transformers', sentence-transformers' and ours.
 
@@ -148,11 +142,12 @@ def save(checkpoint: Checkpoint, folder: Path, architecture: Architecture = "dis
         WeightsError: the folder is not empty or cannot be written; nothing is left under its name then.
     """
 
-    def write(partial: Path) -> None:
+    folder = Path(folder)
+    with atomic_write(folder, WeightsError, folder=True) as partial:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise WeightsError(f"{folder} exists and is not empty; choose another name, or delete it first")
         write_transformer(checkpoint, partial, architecture)
         write_modules(checkpoint, partial)
         if checkpoint.tasks:
             write_json(partial / TASKS, checkpoint.tasks)
             write_tensors(partial / BRANCHES, checkpoint.branches)
-
-    write_folder(Path(folder), write)

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mtl.errors import WeightsError
+from mtl.errors import WeightsError, one_line, shown
 
 log = logging.getLogger("weights")
 
@@ -28,6 +28,7 @@ MANIFEST = Path(__file__).with_name("manifest.toml")
 
 # What we read of a repository that no manifest lists
 PATTERNS = ["*.json", "vocab.txt", "model.safetensors", "*/config.json", "*/model.safetensors"]
+HUB_ID = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # owner/name, neither of which is "." or ".."
 IGNORED = ["onnx/*", "openvino/*", "model.safetensors.index.json"]
 
 
@@ -39,6 +40,7 @@ class Pinned:
     hub: str
     revision: str
     licence: str
+    dim: int
     files: dict[str, tuple[int, str]]
     package: str | None = None
     package_folder: str = ""
@@ -50,13 +52,26 @@ class Pinned:
 
 
 def manifest() -> dict[str, Pinned]:
-    """The pinned checkpoints by short name."""
-    entries = tomllib.loads(MANIFEST.read_text(encoding="utf-8"))
-    pinned = {}
-    for name, entry in entries.items():
-        files = {file: (known["bytes"], known["sha256"]) for file, known in entry.pop("files").items()}
-        pinned[name] = Pinned(name=name, files=files, **entry)
-    return pinned
+    """The pinned checkpoints by short name.
+
+    Raises:
+        WeightsError: the file is damaged, or names a file outside a model's folder.
+    """
+    try:
+        entries = tomllib.loads(MANIFEST.read_text(encoding="utf-8"))
+        return {name: read_entry(name, entry) for name, entry in entries.items()}
+    except (OSError, RecursionError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{MANIFEST} cannot be read ({one_line(error)}); install this package again") from None
+
+
+def read_entry(name: str, entry: dict[str, Any]) -> Pinned:
+    """One model's entry."""
+    files = {file: (int(known["bytes"]), str(known["sha256"])) for file, known in entry["files"].items()}
+    outside = [file for file in files if Path(file).is_absolute() or ".." in Path(file).parts]
+    if outside or not files:
+        raise ValueError(f"{name}: expected files inside the model's folder, found {shown(outside)}")
+    fields = {key: str(value) for key, value in entry.items() if key not in ("files", "dim")}
+    return Pinned(name=name, files=files, dim=int(entry["dim"]), **fields)
 
 
 def find(name: str) -> Pinned | None:
@@ -76,24 +91,34 @@ def fetch(name: str, revision: str | None = None) -> Path:
     Raises:
         WeightsError: no such model, hub unreachable, a file that differs from its hash, or no safetensors.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        log.warning("%s: a local folder, for which no hash is known", name)
-        trained = folder / "model"  # where a run keeps its model
-        return trained if (trained / "config.json").is_file() and not (folder / "config.json").exists() else folder
+    folder = local_folder(name)
+    if folder is not None:
+        return folder
     if name.startswith((".", "/", "~")):
-        raise WeightsError(f"{name} is no folder; expected a model's folder or name")
+        raise WeightsError(f"{shown(name)} is no folder; expected a model's folder or name")
     name, _, tag = name.partition("@")
     revision = revision or tag or None
     entry = find(name)
     if entry and revision in (None, entry.revision):
         return fetch_pinned(entry)
     hub_id = entry.hub if entry else name
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+    if not re.fullmatch(HUB_ID, hub_id):
         names = [*manifest()]
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names
-        raise WeightsError(f"no model is called {name!r}; nearest: {', '.join(near)} (or a folder, or org/name)")
+        near = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.3) or names
+        raise WeightsError(f"no model is called {shown(name)}; nearest: {', '.join(near)} (or a folder, or org/name)")
     return fetch_unlisted(hub_id, revision)
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of this name, if there is one; the model's, where a run's folder is named."""
+    try:
+        folder = Path(name).expanduser()
+        if not name or not folder.is_dir():
+            return None
+        trained = folder / "model"
+        return trained if (trained / "config.json").is_file() and not (folder / "config.json").exists() else folder
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a null byte
+        return None
 
 
 def quiet_hub() -> Any:
@@ -170,9 +195,9 @@ def fetch_data(source: str) -> Path:
     Raises:
         WeightsError: another form of address, or the hub does not give the file.
     """
-    parts = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([^/]+))?/(.+)", source)
-    if parts is None:
-        raise WeightsError(f"{source} is no address of data; expected hf://datasets/owner/name@revision/path")
+    parts = re.fullmatch(rf"hf://datasets/({HUB_ID})(?:@([^/]+))?/(.+)", source)
+    if parts is None or ".." in re.split("[/@]", source):
+        raise WeightsError(f"{shown(source)} is no address of data; expected hf://datasets/owner/name@revision/path")
     hub_id, revision, file = parts.groups()
     hub = quiet_hub()
     try:

@@ -14,6 +14,7 @@ from hub import COMMIT, serving
 from mtl.errors import WeightsError
 from weights import fetch as fetching
 from weights.fetch import check, fetch, find, manifest, stamped_sha256, stamps_path
+from weights.listing import pinned_models
 
 CODE = """
 import logging, pathlib, sys
@@ -48,7 +49,14 @@ def repository(tmp_path: Path, folder: Path) -> Path:
 @pytest.fixture
 def pinned(tmp_path: Path, repository: Path) -> Path:
     """A manifest that pins me/tiny as tiny-model."""
-    lines = ["[tiny-model]", 'hub = "me/tiny"', f'revision = "{COMMIT}"', 'licence = "MIT"', "[tiny-model.files]"]
+    lines = [
+        "[tiny-model]",
+        'hub = "me/tiny"',
+        f'revision = "{COMMIT}"',
+        'licence = "MIT"',
+        "dim = 12",
+        "[tiny-model.files]",
+    ]
     for file in ("model.safetensors", "config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json"):
         content = (repository / file).read_bytes()
         lines.append(f'"{file}" = {{ bytes = {len(content)}, sha256 = "{hashlib.sha256(content).hexdigest()}" }}')
@@ -156,13 +164,13 @@ def test_unknown_name_offers_the_nearest() -> None:
         fetch("all-MiniLM-L6-v3")
     with pytest.raises(WeightsError, match=r"no model is called 'qqq'; nearest: all-MiniLM-L6-v2, distilbert"):
         fetch("qqq")
-    with pytest.raises(WeightsError, match=r"./nothing is no folder"):
+    with pytest.raises(WeightsError, match=r"'./nothing' is no folder"):
         fetch("./nothing")
 
 
 def test_local_folder(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert fetch(str(folder)) == folder
-    assert caplog.messages == [f"{folder}: a local folder, for which no hash is known"]
+    assert caplog.messages == []  # that no hash is known of one's own files goes without saying
 
 
 def test_manifest_is_whole() -> None:
@@ -242,3 +250,36 @@ def test_the_command_refuses(arguments: list[str], code: int, message: str) -> N
     assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_models_are_listed_alike() -> None:
+    """By ``mtl models`` as by ``python -m weights list``; a width that is stated is the model's."""
+    listed = pinned_models()
+    assert weights("list").stdout == listed + "\n"
+    here = [line.split() for line in listed.splitlines() if line.endswith("installed")]
+    assert [row[:4] for row in here] == [["all-MiniLM-L6-v2", "384", "91", "Apache-2.0"]]
+    assert json.loads((fetch(here[0][0]) / "config.json").read_text())["hidden_size"] == 384
+
+
+@pytest.mark.parametrize("name", ["", "\0", "x" * 5000, "~nobody/x", "../a/b", "a/..", "../x@main", "a//b", "é/ü"])
+def test_names_of_nothing(name: str) -> None:
+    with pytest.raises(WeightsError, match=r"no model is called|is no folder"):
+        fetch(name)
+
+
+@pytest.mark.parametrize("address", ["a/b@main/../../x", "../x@main/y", "a/b@../x", "a/b@main/x/../../../y", "a/b@/x"])
+def test_addresses_that_lead_elsewhere(address: str) -> None:
+    with pytest.raises(WeightsError, match="is no address of data; expected"):
+        fetching.fetch_data(f"hf://datasets/{address}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[", "a = 1", "[a]\nfiles = 1", '[a]\nhub = "x"\n[a.files]\n"x" = 1', "a = " + "[" * 100_000,
+     '[a]\nhub = "x"\nrevision = "1"\nlicence = "x"\ndim = 3\n[a.files]\n"../x" = { bytes = 1, sha256 = "0" }'],
+)  # fmt: skip
+def test_a_damaged_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    (tmp_path / "manifest.toml").write_text(content)
+    monkeypatch.setattr(fetching, "MANIFEST", tmp_path / "manifest.toml")
+    with pytest.raises(WeightsError, match="manifest.toml cannot be read .*; install this package again"):
+        manifest()

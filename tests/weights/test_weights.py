@@ -1,7 +1,10 @@
 """Loading and writing model folders: exact round trips, and one clear line for whatever is wrong."""
 
+import copy
 import dataclasses
 import json
+import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -256,3 +259,54 @@ def test_a_failed_save_leaves_nothing(checkpoint: Checkpoint, tmp_path: Path, mo
     with pytest.raises(WeightsError, match="cannot be written: No space left on device"):
         save(checkpoint, tmp_path / "out" / "model")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_full_disk(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """As a limit on the size of files: the first file that is too large fails half-way."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (4000, 12):  # model.safetensors; any file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(WeightsError, match="model cannot be written: File too large$"):
+                save(checkpoint, tmp_path / "out" / "model")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_umask_decides_who_may_read(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save(dataclasses.replace(checkpoint, after=(Dense(12, 3),)), tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {str(p.relative_to(tmp_path)): oct(p.stat().st_mode & 0o777) for p in (tmp_path / "model").rglob("*")}
+    assert oct((tmp_path / "model").stat().st_mode & 0o777) == "0o750"
+    assert modes["model/model.safetensors"] == modes["model/2_Dense/model.safetensors"] == "0o640"
+    assert set(modes.values()) == {"0o640", "0o750"}
+
+
+def test_what_is_saved_is_float32(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Whatever the model computes in."""
+    half = dataclasses.replace(checkpoint, encoder=copy.deepcopy(checkpoint.encoder).bfloat16(), after=(Dense(12, 3),))
+    half.after[0].half()
+    save(half, tmp_path / "half")
+    tensors = load_file(tmp_path / "half" / "model.safetensors") | load_file(
+        tmp_path / "half" / "2_Dense" / "model.safetensors"
+    )
+    assert {x.dtype for x in tensors.values()} == {torch.float32}
+    assert same_bytes(
+        tensors, {k: v.float() for k, v in (half.encoder.state_dict() | half.after[0].state_dict()).items()}
+    )
+
+
+def test_a_default_prompt_without_a_name_is_kept(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    save(dataclasses.replace(checkpoint, prompts={"q": "query: "}, default_prompt="text: "), tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert (again.prompts, again.default_prompt) == ({"q": "query: ", "default": "text: "}, "text: ")
+
+
+def test_a_layer_that_no_folder_describes(tiny: SentenceEncoder, tmp_path: Path) -> None:
+    tiny.after.append(torch.nn.Softmax(dim=1))
+    with pytest.raises(WeightsError, match="a Softmax after the pooling cannot be saved; expected Dense or Normalize"):
+        tiny.save(tmp_path / "model")
