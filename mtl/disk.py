@@ -20,8 +20,8 @@ PARTIAL = ".partial"  # how the names of unfinished files and folders end
 
 def reason(error: Exception) -> str:
     """What went wrong, in the system's words: "No space left on device"."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)  # pyarrow's strerror holds more than that
     inner = re.search(r"([^:]+) \(os error \d+\)", str(error))  # as safetensors passes it on
     return inner[1].strip() if inner else " ".join(str(error).split())
 
