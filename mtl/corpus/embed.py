@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from mtl.corpus.manifest import LOOKS, claim, to_do
+from mtl.corpus.on_ray import import_ray, on_ray
 from mtl.corpus.places import Place, Source, find_sources
 from mtl.corpus.read import Columns, check_source
 from mtl.corpus.work import Done, Job, VectorType, Worker, fingerprint
@@ -88,8 +89,6 @@ def embed_corpus(
     if vectors not in get_args(VectorType):
         raise InputError(f"vectors is {vectors!r}; expected one of {', '.join(get_args(VectorType))}")
     if address is not None:
-        from mtl.corpus.on_ray import import_ray
-
         import_ray()
     elif actors is not None:
         raise InputError(f"actors is {actors} without an address; expected an address, as 'local' for this machine")
@@ -104,12 +103,10 @@ def embed_corpus(
         with progress_bar([sizes[source.target] for source in left], options.get("progress")) as bar:
             threads = options.get("threads")
             if address is None:
-                done, count = in_process(Worker(job, encoder), left, threads, bar.update), 1
+                worker, count = Worker(job, encoder), 1
+                parts = [worker.embed(source, threads, bar.update) for source in left]
             else:
-                from mtl.corpus.on_ray import on_ray
-
-                done, count = on_ray(job, left, address, actors, threads, bar.update)
-            parts = list(done)
+                parts, count = on_ray(job, left, address, actors, threads, bar.update)
     return summary(parts, len(sources) - len(left), count, time.monotonic() - started)
 
 
@@ -117,11 +114,6 @@ def summary(parts: Sequence[Done], there: int, actors: int, seconds: float) -> S
     """The sums over all files."""
     sums = [sum(getattr(part, name) for part in parts) for name in ("rows", "tokens", "cut_texts", "cut_tokens")]
     return Summary(len(parts), there, *sums, seconds, sum(part.seconds for part in parts), actors)
-
-
-def in_process(worker: Worker, sources: Sequence[Source], threads: int | None, seen: Callable[[int], Any]) -> Iterator[Done]:
-    """One file after another, with all threads."""
-    return (worker.embed(source, threads, seen) for source in sources)
 
 
 def plan(
