@@ -74,7 +74,7 @@ bench-train: $(STAMP)-reference ## Training speed against transformers' Trainer 
 test: $(STAMP)-test ## Run the tests (no hub needed)
 	$(BIN)/python -m pytest -m "not reference and not slow"
 
-test-slow: $(STAMP)-test ## Run the tests that take long, or need the hub (skipped where it cannot be reached)
+test-slow: $(STAMP)-test-scale ## Run the tests that take long, or need the hub (skipped where it cannot be reached)
 	$(BIN)/python -m pytest -m "slow and not reference"
 
 test-reference: $(STAMP)-reference ## Run the live comparisons with transformers and sentence-transformers

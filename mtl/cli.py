@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -33,6 +33,36 @@ SHOWN = 10  # texts up to which a table shows all cosines
 def cli() -> None:
     """A sentence transformer and multi-task model in plain PyTorch."""
     logging.basicConfig(format="%(message)s")
+
+
+ENCODING = [
+    click.option(
+        "-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision]."
+    ),
+    click.option("--normalize", is_flag=True, help="Scale vectors to length 1."),
+    click.option("--truncate-dim", type=click.IntRange(1), help="Keep only the first dimensions."),
+    click.option("--prompt", help="Put before every text.  [default: the model's own]"),
+    click.option(
+        "--overflow", type=click.Choice(get_args(Overflow)), default="warn", show_default=True, help="Long texts."
+    ),
+    click.option("--max-length", type=click.IntRange(1), help="Tokens per text.  [default: the model's own]"),
+    click.option("--batch-tokens", type=click.IntRange(1), help="Tokens computed at once."),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"),
+    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
+    click.option(
+        "--precision",
+        default="fp32",
+        show_default=True,
+        help="What to compute in: fp32, bf16 or fp16 (GPU), int8 (CPU).",
+    ),
+]
+
+
+def encoding_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of how texts become vectors."""
+    for option in reversed(ENCODING):
+        command = option(command)
+    return command
 
 
 def settings(**values: object) -> None:
@@ -127,7 +157,6 @@ def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
 
 @cli.command()
 @click.argument("texts", nargs=-1)
-@click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision].")
 @click.option(
     "-i",
     "--input",
@@ -137,15 +166,6 @@ def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
 )
 @click.option("--field", help="Which field of a row holds the text.  [default: text]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(WRITERS)}.")
-@click.option("--normalize", is_flag=True, help="Scale vectors to length 1.")
-@click.option("--truncate-dim", type=click.IntRange(1), help="Keep only the first dimensions.")
-@click.option("--prompt", help="Put before every text.  [default: the model's own]")
-@click.option(
-    "--overflow", type=click.Choice(get_args(Overflow)), default="warn", show_default=True, help="Long texts."
-)
-@click.option("--max-length", type=click.IntRange(1), help="Tokens per text.  [default: the model's own]")
-@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens computed at once.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 @click.option(
     "--output-precision", type=click.Choice(get_args(OutputPrecision)), default="float32", show_default=True,
     help="Number format of the output; int8 and uint8 have 256 steps over the range of all vectors in each dimension, "
@@ -153,10 +173,7 @@ def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with what there is of the output: nothing, a part, or all of it.")
 @click.option("--overwrite", is_flag=True, help="Replace an output, or a part of one, that is there already.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option(
-    "--precision", default="fp32", show_default=True, help="What to compute in: fp32, bf16 or fp16 (GPU), int8 (CPU)."
-)
+@encoding_options
 def embed(
     texts: tuple[str, ...],
     model: str,
@@ -195,6 +212,33 @@ def embed(
         target.finish()
         said = f"nothing is left to do for {output}" if target.complete else f"wrote {output}"
         click.echo(f"{said}: {target.shape} {target.dtype}", err=True)
+
+
+@cli.command("embed-corpus")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--output", required=True, help="A folder, by path or URL; what is there already stays.")
+@click.option("--column", default="text", show_default=True, help="Which column holds the text.")
+@click.option("--id-column", default="id", show_default=True, help="Which column holds the ids.")
+@click.option("--number-rows", is_flag=True, help="No column holds ids: number each file's rows from 1.")
+@click.option("--keep", multiple=True, metavar="COLUMN", help="A column to keep; may be given several times.")
+@click.option(
+    "--vectors", type=click.Choice(["float32", "float16", "int8"]), default="float32", show_default=True,
+    help="Their numbers; int8 has a column embedding_scale, with which to multiply each vector.",
+)  # fmt: skip
+@click.option("--address", help="A Ray cluster: auto, host:port, or local for one of this machine.  [default: no Ray]")
+@click.option("--actors", type=click.IntRange(1), help="Encoders on the cluster.  [default: as many as have room]")
+@encoding_options
+def embed_corpus(inputs: tuple[str, ...], id_column: str, number_rows: bool, **options: Any) -> None:
+    """Embed the texts of INPUT files and folders, by path or URL, into a folder of Parquet files, one for each.
+
+    Inputs are .parquet, .jsonl, .csv and .tsv; all but the first may end in .gz behind that. An output appears when
+    it is whole. After an interruption, the same command does what is missing.
+    """
+    from mtl.corpus.embed import embed_corpus as embed
+
+    settings(model=options["model"], precision=options["precision"], vectors=options["vectors"],
+             overflow=options["overflow"], address=options["address"] or "none")  # fmt: skip
+    click.echo(embed(inputs, id_column=None if number_rows else id_column, **options), err=True)
 
 
 @cli.command()

@@ -4,7 +4,17 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ORDER = ("mtl.errors", "mtl.disk", "mtl.display", "mtl.model", "weights", "mtl.encode", "mtl.training", "mtl.cli")
+ORDER = (
+    "mtl.errors",
+    "mtl.disk",
+    "mtl.display",
+    "mtl.model",
+    "weights",
+    "mtl.encode",
+    "mtl.corpus",
+    "mtl.training",
+    "mtl.cli",
+)
 FRAMEWORKS = {"torch"}  # all that the mathematics needs from outside
 STANDARD = {
     "__future__",
@@ -60,5 +70,5 @@ def test_the_mathematics_imports_torch_alone():
 
 
 def test_every_room_says_what_lives_there():
-    for room in ("mtl", "mtl/model", "mtl/encode", "mtl/training", "weights"):
+    for room in ("mtl", "mtl/model", "mtl/encode", "mtl/corpus", "mtl/training", "weights"):
         assert ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8")))

@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Unpack, get_args
 
-import torch
 from tqdm import tqdm
 
 from mtl.corpus.manifest import LOOKS, claim, to_do
 from mtl.corpus.on_ray import import_ray, on_ray
 from mtl.corpus.places import Place, Source, find_sources
 from mtl.corpus.read import Columns, check_source
-from mtl.corpus.work import Done, Job, VectorType, Worker, fingerprint
+from mtl.corpus.work import Done, Job, VectorType, Worker
 from mtl.disk import lock, reason
 from mtl.encode.engine import usable
 from mtl.encode.sentence_encoder import EncodeOptions, Precision, SentenceEncoder
@@ -94,7 +93,7 @@ def embed_corpus(
         raise InputError(f"actors is {actors} without an address; expected an address, as 'local' for this machine")
     sources = find_sources(inputs, place)
     sizes = row_counts(sources, columns)
-    encoder = SentenceEncoder.from_pretrained(model, None, usable(device), precision)
+    encoder = SentenceEncoder.from_pretrained(str(model), None, usable(device), precision)
     job = plan(encoder, str(model), device, columns, vectors, place, options)
     with held(place):
         place.sweep()
@@ -112,8 +111,11 @@ def embed_corpus(
 
 def summary(parts: Sequence[Done], there: int, actors: int, seconds: float) -> Summary:
     """The sums over all files."""
-    sums = [sum(getattr(part, name) for part in parts) for name in ("rows", "tokens", "cut_texts", "cut_tokens")]
-    return Summary(len(parts), there, *sums, seconds, sum(part.seconds for part in parts), actors)
+    rows, tokens, cut_texts, cut_tokens = (
+        sum(getattr(part, name) for part in parts) for name in ("rows", "tokens", "cut_texts", "cut_tokens")
+    )
+    busy = sum(part.seconds for part in parts)
+    return Summary(len(parts), there, rows, tokens, cut_texts, cut_tokens, seconds, busy, actors)
 
 
 def plan(
@@ -134,7 +136,7 @@ def plan(
     overflow = options.get("overflow", "warn")
     prompt = options.get("prompt")
     settings = {
-        "fingerprint": fingerprint(encoder),
+        "fingerprint": encoder.fingerprint,
         "precision": encoder.precision,
         "max_length": options.get("max_length") or encoder.tokenizer.max_length,
         "overflow": "truncate" if overflow == "warn" else overflow,

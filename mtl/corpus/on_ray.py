@@ -145,7 +145,8 @@ def on_ray(
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        encoded = ray.data.from_items([{"file": i} for i in range(len(sources))], override_num_blocks=len(sources)).map_batches(
+        files = ray.data.from_items([{"file": i} for i in range(len(sources))], override_num_blocks=len(sources))
+        encoded = files.map_batches(
             Actor,
             fn_constructor_args=(job, list(sources), threads),
             batch_size=1,

@@ -86,8 +86,8 @@ class Place:
     def open_lines(self) -> Iterator[bytes]:
         """The file's lines, decompressed if its name ends in .gz."""
         with self.filesystem.open_input_stream(self.path, compression=None) as raw:
-            buffered = io.BufferedReader(raw, 1 << 20)
-            yield from gzip.open(buffered) if self.path.endswith(".gz") else buffered
+            lines = io.BufferedReader(raw, 1 << 20)
+            yield from gzip.GzipFile(fileobj=lines) if self.path.endswith(".gz") else lines
 
     @contextmanager
     def whole(self) -> Iterator[Path]:

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtl.corpus.places import Place, Source, ending, first_line, named, reading
-from mtl.encode.files import Row, delimited_rows, jsonl_rows
-from mtl.encode.tokenizer import preview
+from mtl.display import preview
+from mtl.encode.files import Row, csv_records, jsonl_rows, named_rows, tsv_records
 from mtl.errors import InputError
 
 ROW = "row"  # the column of row numbers, where no column holds ids
@@ -148,7 +148,7 @@ def opened_rows(place: Place) -> Iterator[Row]:
     lines = place.open_lines()
     if kind == ".jsonl":
         return jsonl_rows(lines, str(place))
-    return delimited_rows(lines, str(place), "," if kind == ".csv" else "\t")
+    return named_rows((csv_records if kind == ".csv" else tsv_records)(lines, str(place)), str(place))
 
 
 def table_rows(place: Place, columns: Columns, size: int) -> Iterator[Rows]:

@@ -28,15 +28,6 @@ Vectors = NDArray[Any]
 WINDOW = 8192  # rows that are read, embedded and written at once
 
 
-def fingerprint(encoder: SentenceEncoder) -> dict[str, str]:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    return {"encoder": digest.hexdigest()[:16]}
-
-
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What is to be made of every file. It is sent to each actor.
@@ -60,7 +51,7 @@ class Job:
             MtlError: the model cannot be loaded here, or is another one here.
         """
         encoder = SentenceEncoder.from_pretrained(self.model, None, self.device, self.precision)
-        if fingerprint(encoder) != self.settings["fingerprint"]:
+        if encoder.fingerprint != self.settings["fingerprint"]:
             raise WeightsError(f"{self.model} is another model on this machine than where the run was started")
         return Worker(self, encoder)
 

@@ -16,11 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from test_cli import Done, mtl
 
 from mtl import SentenceEncoder
 from mtl.corpus.embed import embed_corpus
 from mtl.disk import PARTIAL
 from mtl.errors import InputError
+
+__all__ = ["mtl"]  # the fixture
 
 TEXTS = ["a b c", "d, e", "", 'f "g"', "a b c", "é"]
 TABLE = {"text": TEXTS, "id": ["r0", "r1", "r2", "r3", "r4", "r5"], "stars": [5, None, 3, 1, 0, 2]}
@@ -281,3 +284,20 @@ def test_a_full_disk(embed: Callable[..., Any], tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, handler)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.json"]
     assert embed(source).rows == 3000
+
+
+def test_the_command(mtl: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in" / "a.jsonl.gz")
+    command = ["embed-corpus", source, "--output", tmp_path / "out", "--model", folder, "--keep", "stars"]
+    done = mtl(*command, "--normalize", "--vectors", "float16")
+    assert done.returncode == 0, done.stderr
+    assert "1 files, 6 rows, 19 tokens in" in done.stderr
+    assert "rows per second" in done.stderr
+    assert pq.read_table(tmp_path / "out" / "a.parquet").column_names == ["id", "stars", "embedding"]
+    again = mtl(*command, "--normalize", "--vectors", "float16")
+    assert "0 files, 0 rows, 0 tokens in" in again.stderr
+    assert "1 files were there already" in again.stderr
+    other = mtl(*command)
+    assert other.returncode == 1
+    assert "was made otherwise: normalize was True, is False; vectors was 'float16', is 'float32'" in other.stderr
+    assert mtl("embed-corpus", "--output", tmp_path / "out").returncode == 2
