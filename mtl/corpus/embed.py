@@ -27,7 +27,11 @@ FREE = ("threads", "batch_tokens", "progress")  # options that change no bit of 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a run did. ``there`` files had been done before; ``busy`` adds up the seconds of all actors."""
+    """What a run did. ``there`` files had been done before.
+
+    ``seconds`` are those of it all, ``span`` those from the beginning of the first file to the end of the last, and
+    ``busy`` adds up what each file took.
+    """
 
     files: int
     there: int
@@ -36,6 +40,7 @@ class Summary:
     cut_texts: int
     cut_tokens: int
     seconds: float
+    span: float
     busy: float
     actors: int
 
@@ -47,8 +52,8 @@ class Summary:
             lines.append(f"{self.cut_texts:,} texts were too long and lost {self.cut_tokens:,} tokens; "
                          "--overflow chunk embeds them whole")  # fmt: skip
         if self.rows:
-            each = f", {self.rows / self.busy:,.0f} per second and actor ({self.actors} of them)" if self.actors else ""
-            lines.append(f"{self.rows / self.seconds:,.0f} rows per second{each}")
+            each = f"{self.rows / self.busy:,.0f} per second and actor ({self.actors} of them)"
+            lines.append(f"{self.rows / self.span:,.0f} rows per second once it had begun, {each}")
         return "\n".join(lines)
 
 
@@ -115,7 +120,9 @@ def summary(parts: Sequence[Done], there: int, actors: int, seconds: float) -> S
         sum(getattr(part, name) for part in parts) for name in ("rows", "tokens", "cut_texts", "cut_tokens")
     )
     busy = sum(part.seconds for part in parts)
-    return Summary(len(parts), there, rows, tokens, cut_texts, cut_tokens, seconds, busy, actors)
+    begun = min((part.started for part in parts), default=0.0)
+    span = max((part.started + part.seconds for part in parts), default=0.0) - begun
+    return Summary(len(parts), there, rows, tokens, cut_texts, cut_tokens, seconds, span, busy, actors)
 
 
 def plan(

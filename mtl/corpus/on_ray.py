@@ -119,7 +119,7 @@ class Actor:
                 self.worker = self.job.load()
             done, error = self.worker.embed(self.sources[int(batch["file"][0])], self.threads), ""
         except MtlError as problem:
-            done, error = Done(0, 0, 0, 0, 0.0), str(problem)
+            done, error = Done(0, 0, 0, 0, 0.0, 0.0), str(problem)
         return {"error": [error], **{name: [value] for name, value in dataclasses.asdict(done).items()}}
 
 

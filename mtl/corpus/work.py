@@ -58,12 +58,13 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """What one file came to."""
+    """What one file came to. ``started`` is in seconds since 1970."""
 
     rows: int
     tokens: int
     cut_texts: int
     cut_tokens: int
+    started: float
     seconds: float
 
 
@@ -94,7 +95,7 @@ class Worker:
         Raises:
             InputError: the file cannot be read or a row cannot be used, or the output cannot be written.
         """
-        started, rows = time.monotonic(), 0
+        started, clock, rows = time.time(), time.monotonic(), 0
         counts = self.encoder.tokenizer = CountingTokenizer(self.encoder.tokenizer)
         tables = self.tables(source, threads)
         first = next(tables)
@@ -103,7 +104,7 @@ class Worker:
                 writer.write_table(table)
                 rows += len(table)
                 seen(len(table))
-        return Done(rows, counts.tokens, counts.cut_texts, counts.cut_tokens, time.monotonic() - started)
+        return Done(rows, counts.tokens, counts.cut_texts, counts.cut_tokens, started, time.monotonic() - clock)
 
     def tables(self, source: Source, threads: int | None) -> Iterator[pa.Table]:
         """A file's output, a window at a time; one empty table, if it has no rows."""

@@ -120,11 +120,11 @@ def test_files_without_rows(embed: Callable[..., Any], tmp_path: Path) -> None:
 def test_what_is_said_at_the_end(embed: Callable[..., Any], tmp_path: Path) -> None:
     done = embed(write_parquet(tmp_path / "a.parquet"), max_length=4)
     assert (done.tokens, done.cut_texts, done.cut_tokens) == (4 + 4 + 2 + 4 + 3, 3, 1 + 1 + 2)  # five distinct texts
-    lines = str(dataclasses.replace(done, seconds=2.0, busy=1.5, there=1)).splitlines()
+    lines = str(dataclasses.replace(done, seconds=3.0, span=2.0, busy=1.5, there=1)).splitlines()
     assert lines == [
-        "1 files, 6 rows, 17 tokens in 2.0 s; 1 files were there already",
+        "1 files, 6 rows, 17 tokens in 3.0 s; 1 files were there already",
         "3 texts were too long and lost 4 tokens; --overflow chunk embeds them whole",
-        "3 rows per second, 4 per second and actor (1 of them)",
+        "3 rows per second once it had begun, 4 per second and actor (1 of them)",
     ]
 
 

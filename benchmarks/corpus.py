@@ -1,0 +1,135 @@
+"""What each part of embedding a corpus takes by itself, and what an engine reaches of it: the figures of docs/scale.md.
+
+python -m benchmarks.corpus [--rows 4000] [--files 4] [--actors 2] [--save FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks import machine, workloads
+from mtl import SentenceEncoder
+from mtl.corpus.embed import embed_corpus
+from mtl.corpus.places import Place, Source
+from mtl.corpus.read import Columns, blocks
+from mtl.corpus.work import WINDOW, open_writer, with_vectors
+
+MODEL = "all-MiniLM-L6-v2"
+
+
+def write_corpus(folder: Path, texts: list[str], files: int) -> None:
+    """The texts with ids, in files of equal size."""
+    share = -(-len(texts) // files)
+    for start in range(0, len(texts), share):
+        part = texts[start : start + share]
+        ids = [f"doc-{start + i:012d}" for i in range(len(part))]
+        pq.write_table(pa.table({"text": part, "id": ids}), folder / f"part-{start // share:04d}.parquet")
+
+
+def seconds(work: Callable[[], object], least: float = 2.0) -> float:
+    """The shortest of several times of some work."""
+    found: list[float] = []
+    while sum(found) < least or len(found) < 3:
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def exhaust(items: Iterable[object]) -> None:
+    for _ in items:
+        pass
+
+
+def parts_alone(encoder: SentenceEncoder, texts: list[str], folder: Path) -> dict[str, float]:
+    """Rows per second of reading, tokenizing and writing a window, each by itself."""
+    texts = (texts * -(-WINDOW // len(texts)))[:WINDOW]
+    write_corpus(folder, texts, 1)
+    source = Source(Place.of(folder / "part-0000.parquet"), "", 0, 0)
+    kept = pa.record_batch({"id": [f"doc-{i:012d}" for i in range(WINDOW)]})
+    drawn = np.random.default_rng(0).normal(size=(WINDOW, encoder.dim)).astype(np.float32)
+    vectors = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+    def write(kind: Any) -> int:
+        table = with_vectors(kept, vectors, kind, {})
+        with open_writer(folder / "out.parquet", table.schema) as writer:
+            writer.write_table(table)
+        return (folder / "out.parquet").stat().st_size
+
+    work: dict[str, Callable[[], object]] = {
+        "reading": lambda: exhaust(blocks(source, Columns(), WINDOW)),
+        "tokenizing": lambda: encoder.tokenizer(texts, "truncate"),
+        "writing float32": lambda: write("float32"),
+        "writing int8": lambda: write("int8"),
+    }
+    rates = {name: WINDOW / seconds(each) for name, each in work.items()}
+    sizes = {f"bytes per row, {kind}": write(kind) / WINDOW for kind in ("float32", "float16", "int8")}
+    return {**rates, **sizes, "bytes per row, input": Path(source.place.path).stat().st_size / WINDOW}
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files, to the byte."""
+    names = [sorted(path.name for path in folder.iterdir()) for folder in (one, other)]
+    return names[0] == names[1] and all((one / n).read_bytes() == (other / n).read_bytes() for n in names[0])
+
+
+def engines(folder: Path, actors: int, threads: int) -> dict[str, Any]:
+    """The whole command, in one process on one thread and on all, and on Ray."""
+    found: dict[str, Any] = {}
+    runs: dict[str, dict[str, Any]] = {"one process": {"threads": threads}, "one process, one thread": {"threads": 1}}
+    if actors:
+        runs["ray"] = {"address": "local", "actors": actors}
+    for name, options in runs.items():
+        done = embed_corpus([folder / "in"], folder / name, model=MODEL, progress=False, **options)
+        found[name] = {
+            "rows": done.rows, "tokens": done.tokens, "seconds": done.seconds, "span": done.span, "busy": done.busy,
+            "actors": done.actors, "rows per second": done.rows / done.span, "driver's peak MiB": peak_mib(),
+            "same bytes": same(folder / "one process", folder / name),
+        }  # fmt: skip
+        print(f"{name}: {done}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--files", type=int, default=4)
+    parser.add_argument("--actors", type=int, default=0, help="on a Ray of this machine; 0: without Ray")
+    parser.add_argument("--save", type=Path)
+    arguments = parser.parse_args()
+    encoder = SentenceEncoder.from_pretrained(MODEL)
+    texts = workloads.texts("mixed-short", encoder.tokenizer, arguments.rows)
+    described = machine.describe("pyarrow", *(["ray"] if arguments.actors else []))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for each in ("in", "alone"):
+            (folder / each).mkdir()
+        write_corpus(folder / "in", texts, arguments.files)
+        alone = parts_alone(encoder, texts, folder / "alone")
+        for part, rate in alone.items():
+            print(f"{part}: {rate:,.0f}")
+        result = {
+            "machine": described, "model": MODEL, "texts": "mixed-short", "rows": arguments.rows,
+            "files": arguments.files, "parts": alone,
+            "engines": engines(folder, arguments.actors, described["torch_threads"]),
+        }  # fmt: skip
+    path = arguments.save and machine.result_path(arguments.save, "corpus")
+    machine.write_result(path, result)
+
+
+if __name__ == "__main__":
+    main()
