@@ -18,6 +18,7 @@ from mtl.corpus.places import Place, Source, find_sources
 from mtl.corpus.read import Columns, check_source
 from mtl.corpus.work import Done, Job, VectorType, Worker
 from mtl.disk import lock, reason
+from mtl.display import counted
 from mtl.encode.engine import usable
 from mtl.encode.sentence_encoder import EncodeOptions, Precision, SentenceEncoder
 from mtl.errors import InputError
@@ -45,11 +46,11 @@ class Summary:
     actors: int
 
     def __str__(self) -> str:
-        lines = [f"{self.files:,} files, {self.rows:,} rows, {self.tokens:,} tokens in {self.seconds:.1f} s"]
+        lines = [f"{counted(self.files, 'file')}, {self.rows:,} rows, {self.tokens:,} tokens in {self.seconds:.1f} s"]
         if self.there:
-            lines[0] += f"; {self.there:,} files were there already"
+            lines[0] += f"; {counted(self.there, 'file')} already there"
         if self.cut_texts:
-            lines.append(f"{self.cut_texts:,} texts were too long and lost {self.cut_tokens:,} tokens; "
+            lines.append(f"too long: {counted(self.cut_texts, 'text')}, which lost {self.cut_tokens:,} tokens; "
                          "--overflow chunk embeds them whole")  # fmt: skip
         if self.rows:
             each = f"{self.rows / self.busy:,.0f} per second and actor ({self.actors} of them)"

@@ -122,8 +122,8 @@ def test_what_is_said_at_the_end(embed: Callable[..., Any], tmp_path: Path) -> N
     assert (done.tokens, done.cut_texts, done.cut_tokens) == (4 + 4 + 2 + 4 + 3, 3, 1 + 1 + 2)  # five distinct texts
     lines = str(dataclasses.replace(done, seconds=3.0, span=2.0, busy=1.5, there=1)).splitlines()
     assert lines == [
-        "1 files, 6 rows, 17 tokens in 3.0 s; 1 files were there already",
-        "3 texts were too long and lost 4 tokens; --overflow chunk embeds them whole",
+        "1 file, 6 rows, 17 tokens in 3.0 s; 1 file already there",
+        "too long: 3 texts, which lost 4 tokens; --overflow chunk embeds them whole",
         "3 rows per second once it had begun, 4 per second and actor (1 of them)",
     ]
 
@@ -291,12 +291,12 @@ def test_the_command(mtl: Callable[..., Done], folder: Path, tmp_path: Path) -> 
     command = ["embed-corpus", source, "--output", tmp_path / "out", "--model", folder, "--keep", "stars"]
     done = mtl(*command, "--normalize", "--vectors", "float16")
     assert done.returncode == 0, done.stderr
-    assert "1 files, 6 rows, 19 tokens in" in done.stderr
+    assert "1 file, 6 rows, 21 tokens in" in done.stderr
     assert "rows per second" in done.stderr
     assert pq.read_table(tmp_path / "out" / "a.parquet").column_names == ["id", "stars", "embedding"]
     again = mtl(*command, "--normalize", "--vectors", "float16")
     assert "0 files, 0 rows, 0 tokens in" in again.stderr
-    assert "1 files were there already" in again.stderr
+    assert "1 file already there" in again.stderr
     other = mtl(*command)
     assert other.returncode == 1
     assert "was made otherwise: normalize was True, is False; vectors was 'float16', is 'float32'" in other.stderr

@@ -15,6 +15,7 @@ from pyarrow import fs
 
 from mtl.corpus.embed import embed_corpus
 from mtl.corpus.on_ray import divide
+from mtl.display import counted
 from mtl.errors import InputError
 
 TEXT = "the quick brown fox jumps over a lazy dog and runs far away from all of them"
@@ -130,7 +131,7 @@ def test_killing_one_process(folder: Path, tmp_path: Path) -> None:
         assert run.process.returncode == -signal.SIGKILL
         before = {path.name: path.stat().st_ino for path in out.glob("*.parquet")}
     err = Run(source, out, folder).finish()
-    assert f"{6 - len(before)} files" in err
+    assert counted(6 - len(before), "file") in err
     assert {name: (out / name).stat().st_ino for name in before} == before
     assert contents(out) == contents(tmp_path / "whole")
 
