@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,23 +61,25 @@ def train(
     run = loop.Run(read, model, data, folder)
     with claimed(folder):
         check_folder(folder, resume)  # another process may have been quicker
-        resume = resume and checkpoint.begun(run.checkpoints)  # it may have been stopped before its first step
-        notes += cuts + (run.restore() if resume else [])
+        begun = resume and checkpoint.begun(run.checkpoints)  # not, if it was stopped before its first step
+        notes += cuts + (run.restore() if begun else [])
         show_settings(run, name if isinstance(recipe, Recipe) else str(recipe), notes)
-        log = Log(folder, run.step, run.total, tensorboard)
-        try:
-            if not resume:
+        with closing(Log(folder, run.step, run.total, tensorboard)) as log:
+            if not begun:
                 run.save()  # from here on there is always something to go on from
             if not loop.train(run, log, threads):
-                command = f"mtl train {recipe} --output {folder} --resume"
-                if isinstance(recipe, Recipe):
-                    command = f"train(recipe, {str(folder)!r}, resume=True)"
-                click.echo(f"stopped after step {run.step} of {run.total}; go on with: {command}", err=True)
+                onward = how_to_go_on(recipe, folder)
+                click.echo(f"stopped after step {run.step} of {run.total}; go on with: {onward}", err=True)
                 raise KeyboardInterrupt
             finish(run, log, threads)
-        finally:
-            log.close()
     return model
+
+
+def how_to_go_on(recipe: Recipe | str | Path, folder: Path) -> str:
+    """The command, or from Python the call, that resumes a run."""
+    if isinstance(recipe, Recipe):
+        return f"train(recipe, {str(folder)!r}, resume=True)"
+    return f"mtl train {recipe} --output {folder} --resume"
 
 
 def missing_extras(recipe: Recipe, tensorboard: bool) -> list[str]:
