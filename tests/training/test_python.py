@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import mtl
 from mtl import MultiTaskModel, Recipe, TaskSpec, Training
@@ -153,3 +154,25 @@ def test_more_epochs_start_from_the_run_s_weights(recipe: Recipe, tmp_path: Path
     same = {name for name, x in first.state_dict().items() if torch.equal(other.state_dict()[name], x)}
     new = {f"branches.vowel.head.classifier.{name}" for name in ("weight", "bias")}
     assert first.state_dict().keys() - same == new
+
+
+def test_a_full_disk_at_the_end(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, no half of a model, and --resume finishes."""
+    real = MultiTaskModel.save
+
+    def full(self: MultiTaskModel, folder: Path) -> None:
+        monkeypatch.setattr("weights.export.save_file", fail)
+        real(self, folder)
+
+    def fail(tensors: object, path: Path, metadata: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MultiTaskModel, "save", full)
+        with pytest.raises(mtl.MtlError, match="model cannot be written: No space left on device$"):
+            mtl.train(recipe, tmp_path / "run")
+    monkeypatch.undo()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "metrics.jsonl"]
+    mtl.train(recipe, tmp_path / "run", resume=True)
+    assert MultiTaskModel.from_pretrained(tmp_path / "run").tasks.keys() == {"vowel", "size"}
