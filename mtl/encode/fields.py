@@ -6,7 +6,7 @@ import os
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from mtl.errors import RecipeError
+from mtl.errors import RecipeError, shown
 
 PLAIN = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 PLURAL = {int: "whole numbers", float: "numbers", str: "strings"}
@@ -29,7 +29,7 @@ def settled(name: str, value: Any, hint: Any) -> Any:
         try:
             return tuple(settled(name, item, kind) for item in (value if isinstance(value, (list, tuple)) else [value]))
         except RecipeError:
-            raise RecipeError(f"{name} is {value!r}; expected a list of {PLURAL[kind]}", name) from None
+            raise RecipeError(f"{name} is {shown(value)}; expected a list of {PLURAL[kind]}", name) from None
     allowed = [part for part in (hint, *get_args(hint)) if part in PLAIN]
     if not allowed or any(get_origin(part) in (dict, Literal) for part in (hint, *get_args(hint))):
         return value  # the class looks at these itself
@@ -40,7 +40,7 @@ def settled(name: str, value: Any, hint: Any) -> Any:
     if str in allowed and isinstance(value, os.PathLike):
         return os.fspath(value)
     if type(value) not in allowed:
-        raise RecipeError(f"{name} is {value!r}; expected {PLAIN[allowed[0]]}", name)
+        raise RecipeError(f"{name} is {shown(value)}; expected {PLAIN[allowed[0]]}", name)
     return value
 
 
@@ -51,4 +51,4 @@ def one_of(name: str, value: Any, choices: Any) -> None:
         RecipeError: it is not.
     """
     if value not in tuple(choices):
-        raise RecipeError(f"{name} is {value!r}; expected one of {', '.join(choices)}", name)
+        raise RecipeError(f"{name} is {shown(value)}; expected one of {', '.join(choices)}", name)

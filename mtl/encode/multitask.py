@@ -18,7 +18,7 @@ from mtl.encode.kinds import KINDS
 from mtl.encode.sentence_encoder import SentenceEncoder, warn_of_cuts
 from mtl.encode.tasks import TaskSpec
 from mtl.encode.tokenizer import check_texts
-from mtl.errors import ConfigError, RecipeError, WeightsError
+from mtl.errors import ConfigError, RecipeError, WeightsError, one_line
 from mtl.model.encoder import DistilBert
 from mtl.model.heads import Branch, DistilBertHead, LinearHead
 from mtl.model.modes import inference
@@ -93,7 +93,7 @@ class MultiTaskModel(nn.Module):
         try:
             tasks = [TaskSpec(**fields) for fields in checkpoint.tasks]
         except (TypeError, RecipeError) as error:
-            raise ConfigError(f"tasks.json: {error}") from None
+            raise ConfigError(f"tasks.json: {one_line(error)}") from None
         branches = checkpoint.branches
         if not tasks:
             outputs = len(checkpoint.head["classifier.weight"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mtl.encode.fields import one_of, settle
 from mtl.encode.kinds import KINDS, Kind
-from mtl.errors import RecipeError
+from mtl.errors import RecipeError, shown
 from mtl.model.pooling import MODES
 
 Freeze = int | Literal["none", "encoder"]
@@ -74,7 +74,7 @@ class TaskSpec:
         taken = hasattr(nn.ModuleDict, self.name)  # a submodule cannot be called as one of its methods
         if not re.fullmatch(r"[A-Za-z][\w-]*", self.name) or taken or self.name == "mean":
             expected = "letters, digits, - and _, and no word of PyTorch's own"
-            raise RecipeError(f"name is {self.name!r}; expected {expected}", "name")
+            raise RecipeError(f"name is {shown(self.name)}; expected {expected}", "name")
         one_of("kind", self.kind, KINDS)
         one_of("head", self.head, ("linear", "distilbert"))
         self._check_settings(KINDS[self.kind])
@@ -95,7 +95,7 @@ class TaskSpec:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in OWN - known and value != field.default:
-                raise RecipeError(f"{field.name} is {value!r}; a {kind.name} task has no {field.name}", field.name)
+                raise RecipeError(f"{field.name} is {shown(value)}; a {kind.name} task has no {field.name}", field.name)
 
     def _check_pairs(self) -> None:
         if self.loss is not None:
@@ -126,7 +126,7 @@ class TaskSpec:
             number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
             if not number and value not in ("none", "encoder"):
                 expected = "a number of blocks, 'encoder' or 'none'"
-                raise RecipeError(f"freeze is {value!r}; expected {expected}", "freeze")
+                raise RecipeError(f"freeze is {shown(value)}; expected {expected}", "freeze")
 
     @property
     def criterion(self) -> Callable[[Tensor, Tensor], tuple[Tensor, int]]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from mtl.encode.fields import one_of, settle
 from mtl.encode.tasks import TaskSpec
-from mtl.errors import RecipeError
+from mtl.errors import RecipeError, one_line, shown
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class Recipe:
             raise RecipeError("tasks are none; expected at least one TaskSpec", "tasks")
         for i, name in enumerate(names):
             if name in names[:i]:
-                raise RecipeError(f"two tasks are called {name!r}; expected different names", "tasks")
+                raise RecipeError(f"two tasks are called {shown(name)}; expected different names", "tasks")
 
     def as_dict(self) -> dict[str, Any]:
         """All that decides the outcome, in plain values; two runs with equal ones are the same run."""
@@ -131,11 +131,13 @@ def read_recipe(path: Path) -> Recipe:
         content = tomllib.loads(source)
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise RecipeError(f"{path}: not TOML that we read (it is nested too deep)") from None
     except ValueError as error:  # TOML's own message names the line
-        raise RecipeError(f"{path}: not TOML ({error})") from None
+        raise RecipeError(f"{path}: not TOML ({one_line(error)})") from None
     unknown = [key for key in content if key not in ("model", "training", "task")]
     if unknown:
-        raise RecipeError(f"{path}{line_of(source, unknown[0])}: {unknown[0]!r} is unknown; "
+        raise RecipeError(f"{path}{line_of(source, unknown[0])}: {shown(unknown[0])} is unknown; "
                           "expected model, [training] and [[task]]")  # fmt: skip
     entries = content.get("task", [])
     if not isinstance(content.get("model"), str) or not isinstance(entries, list) or not entries:
@@ -169,7 +171,7 @@ def build(cls: type[T], fields: Any, path: Path, source: str, header: str, nth: 
     for key in fields:
         if key not in known:
             where = f"{path}{line_of(source, key, header, nth)}"
-            raise RecipeError(f"{where}: {key!r} is unknown; expected one of {', '.join(known)}", key)
+            raise RecipeError(f"{where}: {shown(key)} is unknown; expected one of {', '.join(known)}", key)
     if cls is TaskSpec and "name" not in fields:
         raise RecipeError(f"{path}, {header}: a name is missing", "name")
     try:
