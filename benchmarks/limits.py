@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from mtl.encode.engine import one_thread_each
+from mtl.encode.engine import side_by_side
 from mtl.model.config import EncoderConfig
 
 
@@ -27,12 +27,12 @@ def gflops_limit(threads: int, config: EncoderConfig) -> float:
     together = rate(lambda: square @ square, 2 * 1536**3)
     x, w = torch.randn(768, config.dim), torch.randn(config.dim, config.hidden_dim)
     times = 12
-    with one_thread_each(threads) as pool:
-        side_by_side = rate(
+    with side_by_side(threads) as pool:
+        apart = rate(
             lambda: list(pool.map(lambda _: [x @ w for _ in range(times)], range(threads))),
             2 * x.shape[0] * config.dim * config.hidden_dim * times * threads,
         )
-    return max(together, side_by_side)
+    return max(together, apart)
 
 
 def flops(lengths: list[int], config: EncoderConfig) -> float:

@@ -6,11 +6,10 @@ import json
 import math
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 from benchmarks.search import FULL_BATCHES
-from mtl.encode.int8 import CALIBRATION
 from mtl.encode.tokenizer import Tokenizer
+from mtl.training.recipe import BUNDLED
 
 FIXED = (16, 32, 64, 128, 256, 512)
 ONE_TEXT = "one-text"
@@ -21,7 +20,8 @@ NAMES = (*LARGEST_BATCH, ONE_TEXT)
 
 def single_token_words(tokenizer: Tokenizer) -> Iterator[str]:
     """The bundled sentences' words that are one token each, in a seeded order of sentences, again and again."""
-    lines = [line for path in CALIBRATION for line in Path(path).read_text("utf-8").splitlines()]
+    paths = sorted((BUNDLED / "demo").glob("*-train.jsonl"))
+    lines = [line for path in paths for line in path.read_text("utf-8").splitlines()]
     sentences = [json.loads(line)["text"] for line in lines]
     words = {word for sentence in sentences for word in sentence.split() if word.isalpha()}
     ids = dict(zip(sorted(words), tokenizer.ids(sorted(words)), strict=True))

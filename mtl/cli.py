@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import tee
+from itertools import product, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 INPUT_HELP = f"A file of texts: {', '.join(INPUTS)}, or these with .gz behind; - is standard input."
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "auto")
 SHOWN = 10  # texts up to which a table shows all cosines
 
 
@@ -35,6 +37,10 @@ def cli() -> None:
     logging.basicConfig(format="%(message)s")
 
 
+precision_option = click.option(
+    "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
+    help="What to compute in; fp16 is for a GPU, int8 for a CPU, auto is bf16 where it is native, else fp32.",
+)  # fmt: skip
 ENCODING = [
     click.option(
         "-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision]."
@@ -49,12 +55,7 @@ ENCODING = [
     click.option("--batch-tokens", type=click.IntRange(1), help="Tokens computed at once."),
     click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"),
     click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
-    click.option(
-        "--precision",
-        default="fp32",
-        show_default=True,
-        help="What to compute in: fp32, bf16 or fp16 (GPU), int8 (CPU).",
-    ),
+    precision_option,
 ]
 
 
@@ -123,7 +124,7 @@ def load_encoder(model: str, device: str, precision: str, options: dict[str, Any
 
     encoder = SentenceEncoder.from_pretrained(model, None, usable(device), precision)  # type: ignore[arg-type]
     settings(model=model, dim=encoder.dim, max_length=options["max_length"] or encoder.tokenizer.max_length,
-             overflow=options["overflow"], device=device, precision=precision,
+             overflow=options["overflow"], device=device, precision=encoder.precision,
              threads=options["threads"] or torch.get_num_threads())  # fmt: skip
     return encoder
 
@@ -303,20 +304,53 @@ def evaluate(model: str, recipe: str, split: str, threads: int | None) -> None:
 
 @cli.command()
 @click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision].")
-@click.option("--precision", default="fp32", show_default=True, help="fp32, bf16, fp16 or int8.")
-def check(model: str, precision: str) -> None:
-    """Try out whether a text gets the same bits on this machine, whatever stands beside it."""
-    from mtl.encode.check import trials
+@precision_option
+@click.option("--all", "every", is_flag=True, help="Under every instruction set that this machine can play.")
+def check(model: str, precision: str, every: bool) -> None:
+    """Try out whether a text gets the same bits on this machine, whatever stands beside it.
+
+    Kernel by kernel, then whole texts. --all does so for fp32 and int8, for the model and a DistilBERT's shape, under
+    each instruction set, and prints one table.
+    """
+    from mtl.encode.check import DISTILBERT_SHAPE, distilbert_shape, trials
     from mtl.encode.sentence_encoder import SentenceEncoder
 
-    encoder = SentenceEncoder.from_pretrained(model, precision=precision)  # type: ignore[arg-type]
-    wrong = 0
-    for name, different in trials(encoder):
-        click.echo(f"{'differ ' if different else 'same   '} {name}" + (f": {different} texts" if different else ""))
-        wrong += bool(different)
+    if every:
+        check_every_level(model)
+        return
+    name = DEFAULT_MODEL if model == DISTILBERT_SHAPE else model
+    encoder = SentenceEncoder.from_pretrained(name, precision=precision)  # type: ignore[arg-type]
+    if model == DISTILBERT_SHAPE:
+        encoder = distilbert_shape(encoder)
+    wrong = tried = 0
+    for what, difference in trials(encoder):
+        click.echo(f"differ  {what}: {difference}" if difference else f"same    {what}")
+        wrong, tried = wrong + bool(difference), tried + 1
     if wrong:
-        raise InputError(f"{wrong} ways to encode gave other bits; please report them with this machine's processor")
-    click.echo("the same text, the same bits")
+        raise InputError(f"{wrong} of {tried} ways gave other bits; please report them with this machine's processor")
+    click.echo(f"the same text, the same bits, in {tried} of {tried} ways")
+
+
+def check_every_level(model: str) -> None:
+    """Run the check in processes of their own, one for each instruction set, model and precision."""
+    from mtl.encode.check import DISTILBERT_SHAPE, levels
+
+    rows: list[list[object]] = [["instruction set", "model", "precision", "ways", "differ", "first that differs"]]
+    for level, environment in levels().items():
+        for name, precision in product((model, DISTILBERT_SHAPE), ("fp32", "int8")):
+            command = [sys.executable, "-m", "mtl", "check", "--model", name, "--precision", precision]
+            done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+            lines = done.stdout.splitlines()
+            differ = [line for line in lines if line.startswith("differ")]
+            if done.returncode and not differ:
+                raise InputError(f"the check of {name} in {precision} under {level} failed: {done.stderr.strip()}")
+            ways = len(differ) + sum(line.startswith("same ") for line in lines)
+            rows.append([level, name, precision, ways, len(differ), differ[0][8:] if differ else ""])
+            click.echo(f"{level}, {name}, {precision}: {len(differ)} of {ways} ways differ", err=True)
+    click.echo(table(rows))
+    wrong = sum(1 for row in rows[1:] if row[4])
+    if wrong:
+        raise InputError(f"other bits in {wrong} of {len(rows) - 1} checks; please report this machine's processor")
 
 
 @cli.command()

@@ -20,7 +20,8 @@ from mtl.corpus.work import Done, Job, VectorType, Worker
 from mtl.disk import lock, reason
 from mtl.display import counted
 from mtl.encode.engine import usable
-from mtl.encode.sentence_encoder import EncodeOptions, Precision, SentenceEncoder
+from mtl.encode.precision import Precision
+from mtl.encode.sentence_encoder import EncodeOptions, SentenceEncoder
 from mtl.errors import InputError
 
 FREE = ("threads", "batch_tokens", "progress")  # options that change no bit of a vector

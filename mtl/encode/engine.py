@@ -3,12 +3,15 @@
 On a CPU, batches side by side with one thread each are faster than one batch on all threads, since nothing
 ever waits for the slowest part of a product. A single batch has all threads to itself instead.
 
-A text's vector must not depend on what stands beside it, to the bit. The packed layout sees to that, but for
-one thing: BLAS takes another kernel for products of very few rows. ``ROWS`` keeps every product above that.
+A text's vector must not depend, to the bit, on what stands beside it. The packed layout, the prepacked linear
+layers and their one-row rule (linear.py) see to that. One thing is left: attention's small products go to BLAS, which
+divides them by the number of threads that it is set to, even where it runs on one. So that number is 1 while an
+engine computes, whatever the threads around it.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,16 +27,12 @@ from mtl.model.packing import PackedBatch
 
 T = TypeVar("T")
 
-ROWS = 8  # per thread; kernels were seen to change below 4 at one thread, below 12 at two (`mtl check` looks)
 BATCH_TOKENS = 768  # on a CPU: large enough for the products, small enough for the caches
 BATCH_TOKENS_GPU = 65536
-
-_lock = threading.Lock()
-_running = 0
-_threads_before = 0
+LEAST_TOKENS = 32  # per batch, where few texts are shared among threads
 
 
-def usable(device: str) -> torch.device:
+def usable(device: str | torch.device) -> torch.device:
     """A device by name.
 
     Raises:
@@ -43,47 +42,74 @@ def usable(device: str) -> torch.device:
         found = torch.device(device)
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+        raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
     return found
 
 
-@contextmanager
-def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads that compute with one thread inside each; the settings are as before afterwards.
+class _Threads:
+    """The process's thread settings while engines compute.
 
-    OpenMP's setting belongs to a thread, so that of the caller is never touched. MKL's belongs to the
-    process: the first to come saves it and the last to go restores it, in a thread of its own.
+    ``torch.set_num_threads`` sets two things: OpenMP's number, which belongs to the calling thread, and that of the
+    BLAS, which belongs to the process. ``setter`` is a thread whose own number nobody minds: through it the first
+    engine to compute sets the BLAS to 1, and the last puts it back.
     """
-    global _running, _threads_before
-    with _lock:
-        if _running == 0:
-            _threads_before = torch.get_num_threads()
-        _running += 1
-    pool = ThreadPoolExecutor(workers, "mtl", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        with _lock:
-            _running -= 1
-            if _running == 0:
-                restore = threading.Thread(target=torch.set_num_threads, args=(_threads_before,))
-                restore.start()
-                restore.join()
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running = self.before = 0
+        self.setter: ThreadPoolExecutor | None = None
+        self.forked = False
+
+    def set(self, threads: int) -> None:
+        self.setter = self.setter or ThreadPoolExecutor(1, "mtl-threads")
+        self.setter.submit(torch.set_num_threads, threads).result()
+
+    @contextmanager
+    def blas_alone(self) -> Iterator[None]:
+        with self.lock:
+            if self.running == 0:
+                self.before = torch.get_num_threads()
+                self.set(1)
+            self.running += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.running -= 1
+                if self.running == 0:
+                    self.set(self.before)
+
+    def after_fork(self) -> None:
+        """In a forked child, the parent's threads are gone: OpenMP would wait for its own for ever."""
+        self.__init__()  # type: ignore[misc]
+        self.forked = True
+        torch.set_num_threads(1)
 
 
-def pack_padded(rows: Sequence[Sequence[int]], least: int, least_texts: int = 0) -> PackedBatch:
-    """Rows packed, with texts of one token behind them until there are enough tokens (and texts)."""
-    tokens = sum(map(len, rows))
-    missing = max(0, least - tokens, least_texts - len(rows))
-    return PackedBatch.pack([*rows, *[rows[0][:1]] * missing])
+_threads = _Threads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.after_fork)
+
+
+@contextmanager
+def side_by_side(workers: int, inside: int = 1) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads that compute with ``inside`` threads each; the caller's settings stay as they are."""
+    inside = 1 if _threads.forked else inside
+    with _threads.blas_alone():
+        pool = ThreadPoolExecutor(workers, "mtl", initializer=torch.set_num_threads, initargs=(inside,))
+        try:
+            if inside > 1:  # the worker's setting reached the BLAS too
+                pool.submit(int).result()
+                _threads.set(1)
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class Engine:
     """Runs ``model``, which takes a PackedBatch and gives (texts, dim), without gradients.
 
-    ``per_text`` says that the model has matrix products over texts, behind its pooling. ``threads`` is the
-    number of CPU threads; by default, torch's own.
+    ``threads`` is the number of CPU threads; by default, torch's own.
     """
 
     def __init__(
@@ -92,27 +118,21 @@ class Engine:
         device: torch.device,
         batch_tokens: int | None = None,
         threads: int | None = None,
-        per_text: bool = False,
     ) -> None:
         self.model = model
         self.device = device
         self.on_cpu = device.type == "cpu"
         self.batch_tokens = batch_tokens or (BATCH_TOKENS if self.on_cpu else BATCH_TOKENS_GPU)
         self.threads = threads or torch.get_num_threads()
-        self.per_text = per_text
 
-    def run(self, rows: Sequence[Sequence[int]], done: Callable[[int], object] = lambda texts: None) -> Tensor:
-        """One vector per row of token ids, in the order of rows: (rows, dim) on the model's device.
-
-        ``done`` is called with the number of texts each time that some are finished.
-        """
+    def run(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """One vector per row of token ids, in the order of rows: (rows, dim) on the model's device."""
         if not rows:
             raise ValueError("rows is empty; expected at least one text")
         batches = self.batches(rows)
-        parts = []
-        for indices, vectors in zip(batches, self.vectors(rows, batches), strict=True):
-            parts.append(vectors)
-            done(len(indices))
+        parts = list(self.vectors(rows, batches))
+        if len(rows) == 1:
+            return parts[0]
         order = torch.tensor([i for indices in batches for i in indices])
         back = torch.argsort(order).to(self.device)  # the one wait for a GPU
         return torch.cat(parts)[back]
@@ -121,25 +141,29 @@ class Engine:
         """Indices by token budget; where there are fewer batches than threads, smaller batches."""
         lengths = [len(row) for row in rows]
         share = -(-sum(lengths) // self.threads) if self.on_cpu else self.batch_tokens
-        return by_token_budget(lengths, min(self.batch_tokens, max(share, ROWS * 4)))
+        return by_token_budget(lengths, min(self.batch_tokens, max(share, LEAST_TOKENS)))
 
     def vectors(self, rows: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Each batch's vectors, in the order of the batches."""
+        packed = [[rows[i] for i in batch] for batch in batches]
         if not self.on_cpu:
-            yield from (self.compute([rows[i] for i in batch], 1) for batch in batches)
-        elif len(batches) == 1:
-            yield self.compute([rows[i] for i in batches[0]], torch.get_num_threads())
+            yield from map(self.compute, packed)
+        elif len(packed) > 1:
+            with side_by_side(min(self.threads, len(packed))) as pool:
+                yield from pool.map(self.compute, packed)
+        elif self.threads == torch.get_num_threads():
+            with _threads.blas_alone():
+                yield self.compute(packed[0])
         else:
-            with one_thread_each(min(self.threads, len(batches))) as pool:
-                yield from pool.map(lambda batch: self.compute([rows[i] for i in batch], 1), batches)
+            with side_by_side(1, self.threads) as pool:
+                yield pool.submit(self.compute, packed[0]).result()
 
     @torch.inference_mode()
-    def compute(self, rows: Sequence[Sequence[int]], threads: int) -> Tensor:
-        """One batch's vectors (rows, dim), computed with ``threads`` threads inside."""
-        if self.on_cpu:
-            least = ROWS * threads
-            return self.model(pack_padded(rows, least, least if self.per_text else 0))[: len(rows)]
+    def compute(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """One batch's vectors, (rows, dim)."""
         batch = PackedBatch.pack(rows)
+        if self.on_cpu:
+            return self.model(batch)
         pinned = PackedBatch(batch.ids.pin_memory(), batch.positions.pin_memory(), batch.lengths)
         return self.model(pinned.to(self.device))
 

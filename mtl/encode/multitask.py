@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from mtl.encode.tasks import TaskSpec
 from mtl.encode.tokenizer import check_texts
 from mtl.errors import ConfigError, RecipeError, WeightsError, one_line
 from mtl.model.encoder import DistilBert
+from mtl.model.forms import Forms, packed, rebuilt
 from mtl.model.heads import Branch, DistilBertHead, LinearHead
 from mtl.model.modes import inference
 from mtl.model.packing import PackedBatch
@@ -52,6 +53,7 @@ class MultiTaskModel(nn.Module):
         self.tasks = {task.name: task for task in tasks}
         dim, heads = embedder.encoder.config.dim, [task for task in tasks if not KINDS[task.kind].embeds]
         self.branches = nn.ModuleDict({task.name: new_branch(task, dim) for task in heads})
+        self.forms: Forms[MultiTaskModel] = Forms()
 
     @property
     def encoder(self) -> DistilBert:
@@ -124,10 +126,25 @@ class MultiTaskModel(nn.Module):
         checkpoint = dataclasses.replace(checkpoint, head=head, labels=labels, tasks=specs, branches=tensors)
         export.save(checkpoint, Path(folder))
 
+    def form(self) -> MultiTaskModel:
+        """What inference computes with: this model in its embedder's precision, in eval mode."""
+
+        def make() -> MultiTaskModel:
+            form = rebuilt(self)
+            form._modules |= {"embedder": self.embedder.form(), "branches": packed(self.branches)}
+            return form
+
+        return self.forms.of(self, self.embedder.precision, make)
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.forms.clear()
+        return super().train(mode)
+
     def hidden(self, batch: PackedBatch, depth: int | None = None) -> Tensor:
-        """The last hidden states (tokens, dim); the embeddings and blocks below ``depth`` are held fixed."""
+        """The last hidden states (tokens, dim) float32; the embeddings and blocks below ``depth`` are held fixed."""
         if depth is None:
-            return self.encoder(batch)
+            return self.encoder(batch).float()
         with held_fixed(self.encoder):
             x = self.encoder.lower(batch, depth)
         return self.encoder.upper(x, batch, depth)
@@ -147,15 +164,17 @@ class MultiTaskModel(nn.Module):
         tokenized = self.embedder.tokenizer([self.embedder.default_prompt + text for text in check_texts(listed)])
         warn_of_cuts(tokenized.cut_texts, tokenized.cut_tokens, self.embedder.tokenizer.max_length)
 
+        form = self.form()
+
         def all_at_once(batch: PackedBatch) -> Tensor:
-            embeddings, logits = self(batch)
+            embeddings, logits = form(batch)
             return torch.cat([embeddings, *logits.values()], dim=1)
 
         widths = [self.embedder.dim, *(self.outputs(name) for name in self.branches)]
         out = torch.empty(0, sum(widths))
         if listed:
-            engine = Engine(all_at_once, self.embedder.device, threads=threads, per_text=True)
-            out = engine.run(tokenized.rows).float().cpu()
+            engine = Engine(all_at_once, self.embedder.device, threads=threads)
+            out = engine.run(tokenized.rows).cpu()
         embeddings, *columns = out.split(widths, dim=1)
         logits = dict(zip(self.branches, columns, strict=True))
         kinds = {name: KINDS[self.tasks[name].kind] for name in logits}

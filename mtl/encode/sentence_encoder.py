@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack, get_args, overload
+from typing import Literal, Self, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mtl.encode import int8
-from mtl.encode.engine import Engine, prefetch
+from mtl.encode import precision as formats
+from mtl.encode.engine import Engine, prefetch, usable
+from mtl.encode.precision import Precision
 from mtl.encode.tokenizer import Overflow, Tokenized, Tokenizer, check_texts
 from mtl.errors import InputError, WeightsError
 from mtl.model.encoder import DistilBert
+from mtl.model.forms import Forms, packed
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Dense, Normalize, Pooling
 from weights import export, load
@@ -28,7 +30,6 @@ from weights.fetch import fetch
 
 log = logging.getLogger("mtl")
 
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
 WINDOW = 8192  # texts that are tokenized, sorted and held at once
 
 
@@ -86,6 +87,7 @@ class SentenceEncoder(nn.Module):
         self.prompts = dict(prompts or {})
         self.default_prompt = default_prompt
         self.precision: Precision = "fp32"
+        self.forms: Forms[SentenceEncoder] = Forms()
 
     @classmethod
     def from_pretrained(
@@ -95,23 +97,19 @@ class SentenceEncoder(nn.Module):
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
     ) -> SentenceEncoder:
-        """A pretrained model by name (see ``python -m weights list``), hub id or local folder, in eval mode.
+        """A pretrained model by name (see `mtl models`), hub id or local folder, in eval mode.
 
-        ``precision`` is what the encoder computes in: "bf16" and "fp16" are for a GPU, "int8" for a CPU. Vectors
-        come in float32 whichever it is.
+        ``precision`` is what the encoder computes in: "fp32", "bf16", "fp16" (for a GPU), "int8" (for a CPU), or
+        "auto", which is bf16 where it is native, else fp32. Weights stay in float32, and vectors come in it.
 
         Raises:
             ConfigError, WeightsError: it cannot be found, is not what it should be, or is no model of ours.
             InputError: an unknown precision, or one that the device has not.
         """
-        if precision not in get_args(Precision):
-            raise InputError(f"precision is {precision!r}; expected one of {', '.join(get_args(Precision))}")
-        model = cls.from_checkpoint(load.load(fetch(str(name), revision))).to(device)
-        if precision == "int8":
-            int8.quantize(model.encoder, model.tokenizer(int8.calibration_texts(), "truncate").rows)
-        elif precision != "fp32":
-            model.encoder.to({"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
-        model.precision = precision
+        place = usable(device)
+        chosen = formats.effective(precision, place)
+        model = cls.from_checkpoint(load.load(fetch(str(name), revision))).to(place)
+        model.precision = chosen
         return model
 
     @classmethod
@@ -144,10 +142,8 @@ class SentenceEncoder(nn.Module):
         """Write a folder that ``from_pretrained``, transformers and sentence-transformers load.
 
         Raises:
-            WeightsError: the folder is not empty or cannot be written; or the model computes in int8.
+            WeightsError: the folder is not empty or cannot be written.
         """
-        if self.precision == "int8":
-            raise WeightsError("a model in int8 cannot be saved; load it with precision='fp32' and save that")
         export.save(self.to_checkpoint(), Path(folder))
 
     @property
@@ -194,6 +190,21 @@ class SentenceEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.encoder.embeddings.word_embeddings.weight.device
+
+    def form(self) -> SentenceEncoder:
+        """What inference computes with: this model in its precision, in eval mode, made anew where it has changed."""
+
+        def make() -> SentenceEncoder:
+            form = packed(self)
+            form._modules["encoder"] = formats.form(self.encoder, self.precision, self.tokenizer)
+            return form
+
+        return self.forms.of(self, self.precision, make)
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:  # the form would only take memory while the parameters change
+            self.forms.clear()
+        return super().train(mode)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """One vector per text of the batch, (texts, dim)."""
@@ -266,7 +277,7 @@ class SentenceEncoder(nn.Module):
                 raise InputError(f"{option} is {value}; expected 1 or more")
         limit = self.length_limit(max_length)
         prefix = self.default_prompt if prompt is None else prompt
-        engine = Engine(self, self.device, batch_tokens, threads, per_text=len(self.after) > 0 or self.takes_first)
+        engine = Engine(self.form(), self.device, batch_tokens, threads)
         windows = (
             self._tokenize(part, start, prefix, overflow, max_length) for start, part in in_windows(texts, window)
         )

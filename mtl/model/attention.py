@@ -33,8 +33,8 @@ def reference(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, dropout: floa
 def grouped(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, dropout: float = 0.0) -> Tensor:
     """One fused call per group of equally long texts, which needs no mask."""
     out = []
-    for group in batch.groups:
-        q_group, k_group, v_group = (group.of(x).transpose(1, 2) for x in (q, k, v))  # (texts, heads, length, head_dim)
+    for group in zip(*map(batch.split, (q, k, v)), strict=True):
+        q_group, k_group, v_group = (x.transpose(1, 2) for x in group)  # (texts, heads, length, head_dim)
         context = F.scaled_dot_product_attention(q_group, k_group, v_group, dropout_p=dropout)
         out.append(context.transpose(1, 2).flatten(0, 1))
     return torch.cat(out) if out else torch.empty_like(q)
@@ -55,8 +55,9 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, dropout: float =
 def attend_first(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
     """What each text's first token gets: q and the result are (texts, heads, head_dim), k and v as everywhere."""
     out = []
-    for group, q_group in zip(batch.groups, q.split([group.texts for group in batch.groups]), strict=True):
-        k_group, v_group = (group.of(x).transpose(1, 2) for x in (k, v))  # (texts, heads, length, head_dim)
+    firsts = q.split([group.texts for group in batch.groups])
+    for q_group, *group in zip(firsts, *map(batch.split, (k, v)), strict=True):
+        k_group, v_group = (x.transpose(1, 2) for x in group)  # (texts, heads, length, head_dim)
         out.append(F.scaled_dot_product_attention(q_group.unsqueeze(2), k_group, v_group).squeeze(2))
     return torch.cat(out) if out else torch.empty_like(q)
 

@@ -11,12 +11,15 @@ Shapes: ``tokens`` counts all tokens of a packed batch, text after text with no 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl.model.attention import attend, attend_first
 from mtl.model.config import LAYER_NORM_EPS, EncoderConfig
+from mtl.model.linear import linears
 from mtl.model.packing import PackedBatch
 
 
@@ -58,19 +61,19 @@ class SelfAttention(nn.Module):
         self.v_lin = nn.Linear(config.dim, config.dim)
         self.out_lin = nn.Linear(config.dim, config.dim)
 
+    def project(self, x: Tensor) -> Iterator[Tensor]:
+        """q, k and v, (tokens, heads, head_dim) each."""
+        return (y.unflatten(1, (self.n_heads, -1)) for y in linears(x, self.q_lin, self.k_lin, self.v_lin))
+
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
-        q, k, v = (
-            linear(x).unflatten(1, (self.n_heads, -1))  # (tokens, heads, head_dim)
-            for linear in (self.q_lin, self.k_lin, self.v_lin)
-        )
+        q, k, v = self.project(x)
         context = attend(q, k, v, batch, self.dropout if self.training else 0.0)
         return self.out_lin(context.flatten(1))  # (tokens, dim)
 
     def first(self, x: Tensor, batch: PackedBatch) -> Tensor:
         """As forward, for each text's first token alone: (texts, dim)."""
-        q = self.q_lin(x[batch.firsts]).unflatten(1, (self.n_heads, -1))  # (texts, heads, head_dim)
-        k, v = (linear(x).unflatten(1, (self.n_heads, -1)) for linear in (self.k_lin, self.v_lin))
-        return self.out_lin(attend_first(q, k, v, batch).flatten(1))
+        q, k, v = self.project(x)
+        return self.out_lin(attend_first(q[batch.firsts], k, v, batch).flatten(1))
 
 
 class FeedForward(nn.Module):

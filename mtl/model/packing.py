@@ -24,19 +24,10 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """A run of neighbouring texts of one length: tokens ``start`` to ``stop`` are (texts, length)."""
+    """A run of ``texts`` neighbours of one ``length``."""
 
-    start: int
     texts: int
     length: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.texts * self.length
-
-    def of(self, x: Tensor) -> Tensor:
-        """This group's part of x (tokens, ...) as a view (texts, length, ...)."""
-        return x[self.start : self.stop].unflatten(0, (self.texts, self.length))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +63,12 @@ class PackedBatch:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The runs of equal lengths, in order."""
-        groups, start = [], 0
-        for length, run in groupby(self.lengths):
-            groups.append(Group(start, len(list(run)), length))
-            start = groups[-1].stop
-        return tuple(groups)
+        return tuple(Group(len(list(run)), length) for length, run in groupby(self.lengths))
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Each group's part of x (tokens, ...) as a view (texts, length, ...)."""
+        parts = x.split([group.texts * group.length for group in self.groups])
+        return [part.unflatten(0, (group.texts, group.length)) for group, part in zip(self.groups, parts, strict=True)]
 
     @cached_property
     def offsets(self) -> Tensor:

@@ -76,7 +76,7 @@ class Pooling(nn.Module):
         self.modes = modes
 
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
-        pooled = [torch.cat([MODES[mode](group.of(x)) for mode in self.modes], dim=-1) for group in batch.groups]
+        pooled = [torch.cat([MODES[mode](group) for mode in self.modes], dim=-1) for group in batch.split(x)]
         return torch.cat(pooled) if pooled else x.new_empty(0, len(self.modes) * x.shape[-1])
 
 
@@ -89,7 +89,8 @@ class AttentionPooling(nn.Module):
 
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
         scores = self.score(x)  # (tokens, 1)
-        pooled = [(group.of(scores).softmax(dim=1) * group.of(x)).sum(dim=1) for group in batch.groups]
+        groups = zip(batch.split(scores), batch.split(x), strict=True)
+        pooled = [(group_scores.softmax(dim=1) * group).sum(dim=1) for group_scores, group in groups]
         return torch.cat(pooled) if pooled else x.new_empty(0, x.shape[-1])
 
 

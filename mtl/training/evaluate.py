@@ -11,20 +11,18 @@ from mtl.encode.kinds import KINDS
 from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import TrainingError
-from mtl.model.modes import inference
 from mtl.model.packing import PackedBatch
 from mtl.training.data import Examples
 
 
 def task_logits(model: MultiTaskModel, task: str, examples: Examples, threads: int | None = None) -> Tensor:
-    """A task's logits (rows, outputs), or vectors (rows, texts, dim), on the CPU, computed in eval mode."""
+    """A task's logits (rows, outputs), or vectors (rows, texts, dim), on the CPU."""
+    form = model.form()
 
     def forward(batch: PackedBatch) -> Tensor:
-        return model.branch(task)(model.encoder(batch), batch)
+        return form.branch(task)(form.hidden(batch), batch)
 
-    with inference(model):
-        outputs = Engine(forward, model.embedder.device, threads=threads, per_text=True).run(examples.rows)
-    outputs = outputs.float().cpu()
+    outputs = Engine(forward, model.embedder.device, threads=threads).run(examples.rows).cpu()
     return outputs.unflatten(0, (-1, examples.width)) if examples.width > 1 else outputs
 
 

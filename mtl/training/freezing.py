@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from mtl.encode.batching import longest_first
-from mtl.encode.engine import ROWS, pack_padded
 from mtl.encode.multitask import MultiTaskModel, held_fixed
 from mtl.errors import TrainingError
+from mtl.model.encoder import DistilBert
+from mtl.model.forms import packed
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Pooling
 from mtl.training.data import Examples
@@ -131,6 +133,11 @@ class Forward:
         self.phase = phase
         self.cache = cache
 
+    @cached_property
+    def frozen(self) -> DistilBert:
+        """The form that what no task trains is computed in; the blocks above it are not used."""
+        return packed(self.model.encoder)
+
     def __call__(self, micro: MicroBatch) -> Tensor:
         examples = self.data[micro.task]
         places = examples.places(micro.rows)
@@ -166,8 +173,8 @@ class Forward:
 
         def make(missing: Sequence[int]) -> list[Tensor]:
             rows = [self.data[task].rows[place] for place in missing]
-            batch = pack_padded(rows, ROWS * torch.get_num_threads()).to(self.model.embedder.device)
-            with held_fixed(self.model.encoder):  # padded: the same bits whatever else is missing, as on resuming
-                return pieces(self.model.encoder.lower(batch, depth), batch)[: len(rows)]
+            batch = PackedBatch.pack(rows).to(self.model.embedder.device)
+            with torch.no_grad():  # its packed form gives the same bits whatever else is missing, as on resuming
+                return pieces(self.frozen.lower(batch, depth), batch)
 
         return self.cache.get(task, places, make)

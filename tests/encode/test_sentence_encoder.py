@@ -184,10 +184,10 @@ def test_thread_settings_are_restored(tiny: SentenceEncoder, monkeypatch: pytest
     tiny.encode(texts, batch_tokens=20, threads=3)
     assert torch.get_num_threads() == before
 
-    def fail(batch: object) -> None:
+    def fail(model: SentenceEncoder, batch: object) -> None:
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr(tiny, "forward", fail)
+    monkeypatch.setattr(SentenceEncoder, "forward", fail)
     with pytest.raises(RuntimeError, match="in the middle"):
         tiny.encode(texts, batch_tokens=20, threads=3)
     assert torch.get_num_threads() == before

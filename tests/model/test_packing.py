@@ -12,7 +12,7 @@ def test_pack() -> None:
     assert batch.ids.tolist() == [7, 8, 9, 5, 6]
     assert batch.positions.tolist() == [0, 1, 2, 0, 0]
     assert batch.lengths == (3, 1, 1)
-    assert batch.groups == (Group(0, 1, 3), Group(3, 2, 1))
+    assert batch.groups == (Group(1, 3), Group(2, 1))
     assert batch.offsets.tolist() == [0, 3, 4, 5]
     assert batch.offsets.dtype == torch.int32
 
@@ -20,8 +20,9 @@ def test_pack() -> None:
 def test_a_group_is_a_view_of_its_texts() -> None:
     batch = PackedBatch.pack([[7, 8], [5, 6], [4]])
     x = torch.arange(10).view(5, 2)
-    view = batch.groups[0].of(x)
+    view, other = batch.split(x)
     assert view.tolist() == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
+    assert other.tolist() == [[[8, 9]]]
     assert view.data_ptr() == x.data_ptr()
 
 

@@ -1,0 +1,67 @@
+"""The number formats that inference computes in, and which of them a device has."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from mtl.encode.tokenizer import Tokenizer
+from mtl.errors import InputError
+from mtl.model.encoder import DistilBert
+from mtl.model.forms import packed
+from mtl.model.int8 import int8, largest_weight
+from mtl.model.linear import has_packed
+
+log = logging.getLogger("mtl")
+
+Precision = Literal["fp32", "bf16", "fp16", "int8", "auto"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CALIBRATION = Path(__file__).with_name("calibration.txt")
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether products of bf16 are computed as such: AMX or AVX-512 with bf16 on a CPU, Ampere and later on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = torch.cpu
+    return (
+        device.type == "cpu"
+        and has_packed(torch.bfloat16)
+        and (cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())
+    )
+
+
+def effective(precision: str, device: torch.device) -> Precision:
+    """The format that is meant, with "auto" decided.
+
+    Raises:
+        InputError: it is unknown, or the device has not got it.
+    """
+    if precision not in get_args(Precision):
+        raise InputError(f"precision is {precision!r}; expected one of {', '.join(get_args(Precision))}")
+    if precision == "auto":
+        return "bf16" if native_bf16(device) else "fp32"
+    if precision == "int8":
+        if device.type != "cpu":
+            raise InputError(f"precision is 'int8' and device {str(device)!r}; expected a CPU, or another precision")
+        largest_weight()  # raises where there is no kernel
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("precision is 'fp16' and device 'cpu'; expected a GPU, or another precision")
+    if precision == "bf16" and not native_bf16(device):
+        log.warning("bf16 is not native to this processor and will be slow; precision='fp32' is faster")
+    return precision  # type: ignore[return-value]
+
+
+def calibration_texts() -> list[str]:
+    """The sentences on which the ranges of activations are measured."""
+    return CALIBRATION.read_text(encoding="utf-8").splitlines()
+
+
+def form(encoder: DistilBert, precision: Precision, tokenizer: Tokenizer) -> DistilBert:
+    """An encoder's form in a format."""
+    if precision == "int8":
+        return int8(encoder, tokenizer(calibration_texts(), "truncate").rows)
+    return packed(encoder, DTYPES[precision])

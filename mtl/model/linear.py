@@ -1,0 +1,61 @@
+"""Linear layers as inference computes them: the one place that chooses how.
+
+    y = x W^T + b
+
+What is trained, saved and exported is torch's ``nn.Linear`` in float32. Its product has one drawback: BLAS changes its
+arithmetic with the number of rows, at other numbers on every processor, so that a text's bits would depend on the
+texts beside it. ``Packed`` has its weights laid out once as oneDNN's kernel reads them, and that kernel gives a row
+the same bits whatever stands above and below it (`mtl check` tries it out). int8.py has the same in integers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def has_packed(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this build of torch and this processor have oneDNN's prepacked product for a number format."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class Packed(nn.Module):
+    """A linear layer with prepacked weights: (rows, in) -> (rows, out), in the weights' float32 or bfloat16."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.outputs, self.inputs = weight.shape
+        self.dtype = weight.dtype
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self.bias = bias
+
+    @property
+    def kind(self) -> str:
+        """What a report calls it."""
+        return f"packed {'fp32' if self.dtype == torch.float32 else 'bf16'}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 1:  # AVX-512 has another kernel for one row alone, which gives other bits
+            return self(x.expand(2, -1).contiguous())[:1]
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return product
+
+
+class Joined(nn.Module):
+    """Several layers of one input, as one product; it stands where each of them stood."""
+
+    def __init__(self, product: nn.Module, layers: int) -> None:
+        super().__init__()
+        self.product = product
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.product(x).chunk(self.layers, dim=1)
+
+
+def linears(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+    """What several layers make of the same input: (tokens, in) -> (tokens, out) each."""
+    joined = layers[0]
+    return joined(x) if isinstance(joined, Joined) else tuple(layer(x) for layer in layers)

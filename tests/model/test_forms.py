@@ -1,0 +1,212 @@
+"""How a model is computed is not what it is: forms are made from the parameters, follow them, and are never saved."""
+
+import copy
+import pickle
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mtl import MultiTaskModel, SentenceEncoder
+from mtl.encode.tasks import TaskSpec
+from mtl.errors import InputError
+from mtl.model import linear
+from mtl.model.forms import Watched, packed, rebuilt
+from mtl.model.linear import Joined, Packed, has_packed
+from mtl.model.packing import PackedBatch
+
+TEXTS = ["a b c", "d", "e f g h a b", ""]
+PRECISIONS = ["fp32", "bf16", "int8"]
+needs_packed = pytest.mark.skipif(not has_packed(), reason="this build of torch has no prepacked product")
+
+
+@needs_packed
+@pytest.mark.parametrize(("features", "outputs"), [(12, 20), (384, 1536), (1536, 384), (768, 64)])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_row_has_the_same_bits_whatever_stands_beside_it(features: int, outputs: int, threads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(outputs, features, generator=generator), torch.randn(outputs, generator=generator)
+    x = torch.randn(600, features, generator=generator)
+    layer = Packed(weight, bias)
+    before = torch.get_num_threads()
+    with torch.inference_mode():
+        whole = layer(x)
+        torch.testing.assert_close(whole, x @ weight.T + bias, atol=2e-4, rtol=1e-5)
+        torch.set_num_threads(threads)
+        try:
+            for rows in (1, 2, 3, 5, 8, 13, 16, 17, 31, 64, 100, 255, 512):
+                assert torch.equal(layer(x[77 : 77 + rows].contiguous()), whole[77 : 77 + rows]), f"{rows} rows"
+        finally:
+            torch.set_num_threads(before)
+
+
+def test_a_form_shares_what_it_does_not_replace(tiny: SentenceEncoder) -> None:
+    form = packed(tiny.encoder)
+    assert (
+        form.embeddings.word_embeddings.weight.data_ptr() == tiny.encoder.embeddings.word_embeddings.weight.data_ptr()
+    )
+    assert isinstance(form.transformer.layer[0].attention.q_lin, Joined) == has_packed()
+    assert isinstance(tiny.encoder.transformer.layer[0].attention.q_lin, nn.Linear)
+    batch = PackedBatch.pack([[2, 5, 6, 3], [2, 3]])
+    with torch.inference_mode():
+        torch.testing.assert_close(form(batch), tiny.encoder(batch), atol=1e-6, rtol=1e-6)
+
+
+def test_without_the_kernel_layers_stay_plain(tiny: SentenceEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor, or in a build of torch, that has no prepacked product."""
+    expected = tiny.encode(TEXTS)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    tiny.forms.clear()
+    assert isinstance(tiny.form().encoder.transformer.layer[0].attention.q_lin, nn.Linear)
+    np.testing.assert_allclose(tiny.encode(TEXTS), expected, atol=1e-6)
+    assert not linear.has_packed(torch.bfloat16)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("how", ["in place", "through data", "replaced", "loaded", "assigned"])
+def test_the_vectors_follow_the_parameters(tiny: SentenceEncoder, precision: str, how: str) -> None:
+    tiny.precision = precision
+    before = tiny.encode(TEXTS)
+    layer = tiny.encoder.transformer.layer[0].ffn.lin1
+    doubled = layer.weight.detach() * 2
+    with torch.no_grad():
+        if how == "in place":
+            layer.weight.mul_(2)
+        elif how == "through data":
+            layer.weight.data.mul_(2)
+        elif how == "replaced":
+            layer.weight = nn.Parameter(doubled)
+        else:
+            state = {**tiny.state_dict(), "encoder.transformer.layer.0.ffn.lin1.weight": doubled}
+            tiny.load_state_dict(state, assign=how == "assigned")
+    after = tiny.encode(TEXTS)
+    assert not np.allclose(before, after, atol=1e-3)
+    tiny.forms.clear()
+    assert np.array_equal(tiny.encode(TEXTS), after)
+
+
+def test_a_form_is_made_once(tiny: SentenceEncoder) -> None:
+    form = tiny.form()
+    tiny.encode(TEXTS)
+    assert tiny.form() is form
+    tiny.train()
+    assert tiny.forms.form is None
+    assert tiny.training
+    tiny.encode(TEXTS)
+    assert tiny.training  # inference has its own mode
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_copies_and_pickles_compute_for_themselves(tiny: SentenceEncoder, precision: str) -> None:
+    tiny.precision = precision
+    expected = tiny.encode(TEXTS)
+    size = len(pickle.dumps(tiny.encoder))
+    for other in (copy.deepcopy(tiny), rebuilt(tiny)):
+        assert np.array_equal(other.encode(TEXTS), expected)
+    again = pickle.loads(pickle.dumps(tiny))
+    assert np.array_equal(again.encode(TEXTS), expected)
+    assert len(pickle.dumps(tiny.encoder)) == size
+    other = copy.deepcopy(tiny)
+    with torch.no_grad():
+        other.encoder.embeddings.word_embeddings.weight.mul_(2)
+    assert np.array_equal(tiny.encode(TEXTS), expected)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_saving_writes_the_fp32_parameters(tiny: SentenceEncoder, precision: str, tmp_path) -> None:
+    tiny.precision = precision
+    tiny.encode(TEXTS)
+    tiny.save(tmp_path / "model")
+    again = SentenceEncoder.from_pretrained(tmp_path / "model")
+    assert all(torch.equal(x, tiny.state_dict()[name]) for name, x in again.state_dict().items())
+    assert {x.dtype for x in again.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_several_tasks_predict_and_save_in_any_precision(tiny: SentenceEncoder, precision: str, tmp_path) -> None:
+    model = MultiTaskModel(tiny, [TaskSpec("mood", ("good", "bad")), TaskSpec("value", kind="regression")])
+    expected = model.predict(TEXTS)
+    assert model.training  # a new one is in training mode, and predicts all the same
+    tiny.precision = precision
+    found = model.predict(TEXTS)
+    for name, logits in found.logits.items():
+        np.testing.assert_allclose(logits, expected.logits[name], atol=0.3)
+        assert logits.dtype == np.float32
+    assert np.array_equal(model.predict(TEXTS).logits["mood"], found.logits["mood"])
+    model.save(tmp_path / "model")
+    again = MultiTaskModel.from_pretrained(tmp_path / "model")
+    assert all(torch.equal(x, model.state_dict()[name]) for name, x in again.state_dict().items())
+
+
+def test_many_threads_share_one_form(tiny: SentenceEncoder) -> None:
+    expected = tiny.encode(TEXTS)
+    tiny.forms.clear()
+    found: list[np.ndarray] = []
+    threads = [threading.Thread(target=lambda: found.append(tiny.encode(TEXTS))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert all(np.array_equal(vectors, expected) for vectors in found)
+
+
+def test_moving_makes_another_form(tiny: SentenceEncoder) -> None:
+    form = tiny.form()
+    tiny.to(torch.float64)
+    assert tiny.form() is not form
+    tiny.to(torch.float32)
+    assert tiny.encode(TEXTS).dtype == np.float32
+
+
+def test_what_is_watched(tiny: SentenceEncoder) -> None:
+    watched = Watched(tiny)
+    assert watched.unchanged()
+    tiny.encoder.transformer.layer[0] = tiny.encoder.transformer.layer[1]
+    assert not watched.unchanged()
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "message"),
+    [
+        ("fp64", "cpu", "precision is 'fp64'; expected one of fp32, bf16, fp16, int8, auto"),
+        ("fp16", "cpu", "precision is 'fp16' and device 'cpu'; expected a GPU"),
+        ("int8", "meta", "precision is 'int8' and device 'meta'; expected a CPU"),
+    ],
+)
+def test_a_precision_that_is_not_to_be_had(folder, precision: str, device: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SentenceEncoder.from_pretrained(folder, device=device, precision=precision)
+
+
+def test_no_int8_kernel(folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtl.model.int8 import largest_weight
+
+    def none(*arguments: object) -> None:
+        raise RuntimeError("not built")
+
+    largest_weight.cache_clear()
+    monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", none)
+    with pytest.raises(InputError, match="precision is 'int8'; this build of torch has no such kernel"):
+        SentenceEncoder.from_pretrained(folder, precision="int8")
+    largest_weight.cache_clear()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto(folder, native: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("mtl.encode.precision.native_bf16", lambda device: native)
+    assert SentenceEncoder.from_pretrained(folder, precision="auto").precision == ("bf16" if native else "fp32")
+    SentenceEncoder.from_pretrained(folder, precision="bf16")
+    assert ("bf16 is not native to this processor and will be slow" in caplog.text) == (not native)
+
+
+def test_bf16_by_its_error_budget(minilm: SentenceEncoder) -> None:
+    """Emulated where the processor has none; within 3 times the rounding of the number format."""
+    low = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2", precision="bf16")
+    texts = ["Hi", "", "The ferry left without us.", "Rain, again."]
+    vectors = low.encode(texts)
+    assert vectors.dtype == np.float32
+    assert 0 < np.abs(vectors - minilm.encode(texts)).max() < 2e-2
+    assert {x.dtype for x in low.state_dict().values()} == {torch.float32}
