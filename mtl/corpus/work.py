@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from mtl.corpus.manifest import Settings, note
 from mtl.corpus.places import Place, Source, named
 from mtl.corpus.read import SCALE, VECTOR, Columns, blocks
-from mtl.encode.sentence_encoder import EncodeOptions, Precision, SentenceEncoder
+from mtl.encode.precision import Precision
+from mtl.encode.sentence_encoder import EncodeOptions, SentenceEncoder
 from mtl.encode.tokenizer import Tokenized, Tokenizer
 from mtl.errors import WeightsError
 
