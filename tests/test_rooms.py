@@ -20,6 +20,7 @@ STANDARD = {
     "__future__",
     "collections",
     "contextlib",
+    "copy",
     "dataclasses",
     "functools",
     "itertools",

@@ -142,9 +142,13 @@ class MultiTaskModel(nn.Module):
         return super().train(mode)
 
     def hidden(self, batch: PackedBatch, depth: int | None = None) -> Tensor:
-        """The last hidden states (tokens, dim) float32; the embeddings and blocks below ``depth`` are held fixed."""
+        """The last hidden states (tokens, dim); the embeddings and blocks below ``depth`` are held fixed.
+
+        They are float32 at least: poolings and heads know no lower precision.
+        """
         if depth is None:
-            return self.encoder(batch).float()
+            x = self.encoder(batch)
+            return x.to(torch.promote_types(x.dtype, torch.float32))
         with held_fixed(self.encoder):
             x = self.encoder.lower(batch, depth)
         return self.encoder.upper(x, batch, depth)
