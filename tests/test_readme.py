@@ -1,7 +1,11 @@
-"""The README is true: its Python runs, its figures are measured, and its tree names what is there."""
+"""The README is true: its Python and its commands run, its figures are measured, its tree names what is there."""
 
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,13 +15,22 @@ from mtl.training.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+# A command stands on an indented line of its own, before two spaces and what it does
+COMMANDS = re.findall(r"^    ((?:make|mtl|python|pip|docker|\.ci/run)\b.*?)(?:  .*)?$", README, re.MULTILINE)
+# What is not run here: .ci/run runs the tests' targets, and an installation has its own test (test_packaging.py)
+ELSEWHERE = re.compile(r"make (test|test-slow|test-reference|lint|bench-peers)$|\.ci/run$|pip install ")
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(ROOT / "README.md", tmp_path)
     monkeypatch.chdir(tmp_path)
     exec(blocks("python")[0], {})
@@ -28,22 +41,38 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_the_recipe_is_one(tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_text(blocks("toml")[0])
     recipe = read_recipe(tmp_path / "my.toml")
-    assert [task.kind for task in recipe.tasks] == ["single-label", "regression"]
+    assert [task.kind for task in recipe.tasks] == ["single-label", "multi-label", "regression"]
 
 
 @pytest.mark.parametrize("folder", ["mtl", "weights"])
-def test_the_tree_names_every_file(folder: str) -> None:
+def test_the_tree_names_every_module(folder: str) -> None:
     tree = README.split("## What is where")[1]
-    for path in (ROOT / folder).glob("*.py"):
+    for path in (ROOT / folder).rglob("*.py"):
         if not path.name.startswith("__"):
-            assert re.search(rf"^      {path.name}\b", tree, re.MULTILINE), path
+            assert re.search(rf"^ +{path.name} ", tree, re.MULTILINE), path
+
+
+def test_the_tree_names_nothing_else() -> None:
+    tree = README.split("## What is where")[1].split("##")[0]
+    for name in re.findall(r"^ +(\w+\.\w+) ", tree, re.MULTILINE):
+        assert list(ROOT.rglob(name)), name
+
+
+def test_every_link_leads_somewhere() -> None:
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
 
 
 def test_every_make_target_is_there() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`make ([a-z-]+)`|^    make ([a-z-]+)", README, re.MULTILINE)):
-        name = target[0] or target[1]
-        assert re.search(rf"^{name}:", makefile, re.MULTILINE), name
+    for name in set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)", "\n".join([*re.findall(r"`[^`\n]+`", README), *COMMANDS]))):
+        assert re.search(rf"^{name}:", MAKEFILE, re.MULTILINE), name
+
+
+def test_what_is_not_run_here_runs_in_ci() -> None:
+    assert "make test" in COMMANDS
+    for command in COMMANDS:
+        if re.fullmatch(r"make (test|lint).*", command):
+            assert command in CI.splitlines(), command
 
 
 def test_the_figures_are_those_of_the_results() -> None:
@@ -51,3 +80,56 @@ def test_the_figures_are_those_of_the_results() -> None:
     found = re.search(r"<!-- speed:begin -->\n(.*)<!-- speed:end -->", README, re.DOTALL)
     assert found
     assert found[1] == render()
+
+
+def script(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(("#!/bin/sh", *lines, "")))
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What a reader has after `make setup`, with a demo of a few rows, and the files that the README speaks of."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "README.md", ".ci", "examples", "mtl", "weights"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    for data in (tmp_path / "mtl" / "recipes" / "demo").iterdir():
+        data.write_text("".join(data.read_text().splitlines(keepends=True)[:30]))
+    site = f'export PYTHONPATH="{tmp_path}" OMP_WAIT_POLICY=passive'
+    script(tmp_path / ".venv" / "bin" / "mtl", site, f'exec "{sys.executable}" -m mtl "$@"')
+    script(tmp_path / ".venv" / "bin" / "python", site, f'exec "{sys.executable}" "$@"')
+    # `docker run ... mtl ARGUMENTS` runs the image's entry point in the mounted folder
+    script(tmp_path / "docker" / "docker", 'while [ "$1" != mtl ]; do shift; done', "shift", 'exec mtl "${@:-embed}" </dev/null')
+    for extra in ("core", "train", "test"):
+        (tmp_path / ".venv" / f".installed-{extra}").touch()
+    rows = [json.loads(line) for line in (tmp_path / "mtl" / "recipes" / "demo" / "topic-train.jsonl").open()]
+    (tmp_path / "texts.txt").write_text("".join(f"{row['text']}\n" for row in rows))
+    for name in ("rows.jsonl", "topic-train.jsonl", "topic-dev.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "about.jsonl").write_text("".join(json.dumps({"text": row["text"], "label": []}) + "\n" for row in rows))
+    (tmp_path / "stars.csv").write_text("text,label\n" + "".join(f'"{row["text"]}",{i % 5}\n' for i, row in enumerate(rows)))
+    (tmp_path / "my.toml").write_text(re.sub(r"epochs = \d+", "epochs = 1", blocks("toml")[0]))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_every_command_runs(checkout: Path) -> None:
+    """In the order of the README, so that what is trained above is there below."""
+    path = f"{checkout / 'docker'}:{checkout / '.venv' / 'bin'}:{os.environ['PATH']}"
+    for command in COMMANDS:
+        if ELSEWHERE.match(command):
+            continue
+        done = subprocess.run(
+            command, shell=True, cwd=checkout, env=os.environ | {"PATH": path, "PYTHONPATH": str(checkout)},
+            capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", blocks("python")[1:])
+def test_the_other_examples_run(code: str, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that train: where the README's recipe and its data are."""
+    monkeypatch.chdir(checkout)
+    exec(code, {})
