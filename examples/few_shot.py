@@ -29,7 +29,12 @@ def main(folder: str) -> None:
     rows = first_of_each_label(DATA / "topic-train.jsonl", 8)
     examples.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     topic = TaskSpec(
-        "topic", LABELS, train=str(examples.resolve()), test=str(DATA / "topic-test.jsonl"), freeze="encoder", dropout=0.0
+        "topic",
+        LABELS,
+        train=str(examples.resolve()),
+        test=str(DATA / "topic-test.jsonl"),
+        freeze="encoder",
+        dropout=0.0,
     )
     # The trunk's vectors are computed once and remembered, so that many epochs cost little
     recipe = Recipe("all-MiniLM-L6-v2", (topic,), Training(epochs=12, batch_size=8, head_learning_rate=1e-2))

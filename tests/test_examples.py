@@ -1,0 +1,42 @@
+"""The examples run as their first lines say, and find what they should."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(example: str, *arguments: object) -> list[str]:
+    command = [sys.executable, str(ROOT / "examples" / example), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_search(tmp_path: Path) -> None:
+    lines = [
+        "The bread came out of the oven.",
+        "",
+        "Our train was late.",
+        "The server is down.",
+        "Bake it for an hour.",
+    ]
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    found = run("search.py", tmp_path / "lines.txt", "the computer crashed", "baking")
+    assert [line.split("  ")[-1] for line in found[1:2]] == ["The server is down."]
+    assert {line.split("  ")[-1] for line in found[5:7]} == {lines[0], lines[4]}
+
+
+@pytest.mark.slow
+def test_two_tasks(tmp_path: Path) -> None:
+    found = run("two_tasks.py", tmp_path / "run")
+    assert found[-3:] == ["topic ['food', 'travel']", "sentiment ['positive', 'negative']", "vectors (2, 384)"]
+
+
+@pytest.mark.slow
+def test_few_shot(tmp_path: Path) -> None:
+    assert run("few_shot.py", tmp_path / "run")[-1] == "['food']"
