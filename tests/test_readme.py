@@ -19,9 +19,9 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 # A command stands on an indented line of its own, before two spaces and what it does
-COMMANDS = re.findall(r"^    ((?:make|mtl|python|pip|docker|\.ci/run)\b.*?)(?:  .*)?$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^    ((?:make|mtl|python|pip|docker) .*?)(?:  .*)?$", README, re.MULTILINE)
 # What is not run here: .ci/run runs the tests' targets, and an installation has its own test (test_packaging.py)
-ELSEWHERE = re.compile(r"make (test|test-slow|test-reference|lint|bench-peers)$|\.ci/run$|pip install ")
+ELSEWHERE = re.compile(r"make (test|test-slow|test-reference|lint|bench-peers)$|pip install ")
 
 
 def blocks(language: str) -> list[str]:
@@ -111,7 +111,8 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / ".venv" / f".installed-{extra}").touch()
     rows = [json.loads(line) for line in (tmp_path / "mtl" / "recipes" / "demo" / "topic-train.jsonl").open()]
     (tmp_path / "texts.txt").write_text("".join(f"{row['text']}\n" for row in rows))
-    for name in ("rows.jsonl", "topic-train.jsonl", "topic-dev.jsonl"):
+    (tmp_path / "corpus").mkdir()
+    for name in ("rows.jsonl", "corpus/part-1.jsonl", "topic-train.jsonl", "topic-dev.jsonl"):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "about.jsonl").write_text(
         "".join(json.dumps({"text": row["text"], "label": []}) + "\n" for row in rows)
