@@ -46,6 +46,17 @@ def usable(device: str | torch.device) -> torch.device:
     return found
 
 
+def check_counts(**counts: int | None) -> None:
+    """That each of these numbers, where it is given, is at least 1.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; expected 1 or more")
+
+
 class _Threads:
     """The process's thread settings while engines compute.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mtl.encode.engine import Engine
+from mtl.display import preview
+from mtl.encode.engine import Engine, check_counts, prefetch
 from mtl.encode.kinds import KINDS
-from mtl.encode.sentence_encoder import SentenceEncoder, warn_of_cuts
+from mtl.encode.sentence_encoder import WINDOW, SentenceEncoder, in_windows, warn_of_cuts
 from mtl.encode.tasks import TaskSpec
 from mtl.encode.tokenizer import check_texts
-from mtl.errors import ConfigError, RecipeError, WeightsError, one_line
+from mtl.errors import ConfigError, InputError, RecipeError, WeightsError, one_line
 from mtl.model.encoder import DistilBert
 from mtl.model.forms import Forms, packed, rebuilt
 from mtl.model.heads import Branch, DistilBertHead, LinearHead
@@ -159,27 +160,50 @@ class MultiTaskModel(nn.Module):
         embeddings = self.embedder.after(self.embedder.pooling(x, batch))
         return embeddings, {name: branch(x, batch) for name, branch in self.branches.items()}
 
-    def predict(self, texts: str | Sequence[str], threads: int | None = None) -> Prediction:
+    def predict(self, texts: str | Iterable[str], threads: int | None = None) -> Prediction:
         """Embeddings, logits, probabilities and labels of texts. A text beyond the limit is cut, with a warning.
 
         ``labels`` are, by the task's kind, a label per text, the labels of probability 0.5 and more, or a value.
-        """
-        listed = [texts] if isinstance(texts, str) else list(texts)
-        tokenized = self.embedder.tokenizer([self.embedder.default_prompt + text for text in check_texts(listed)])
-        warn_of_cuts(tokenized.cut_texts, tokenized.cut_tokens, self.embedder.tokenizer.max_length)
 
-        form = self.form()
+        Raises:
+            InputError: something in texts is no string, or ``threads`` is no number of threads.
+        """
+        listed = [texts] if isinstance(texts, str) else texts
+        return self._prediction(torch.cat([torch.empty(0, sum(self._widths)), *self._stream(listed, WINDOW, threads)]))
+
+    def predict_stream(
+        self, texts: Iterable[str], threads: int | None = None, *, window: int = WINDOW
+    ) -> Iterator[Prediction]:
+        """As ``predict``, for texts that need not fit in memory: a prediction per window of texts, in order."""
+        if isinstance(texts, str):
+            raise InputError(f"texts is one string, {preview(texts)}; expected several, as in a list")
+        yield from map(self._prediction, self._stream(texts, window, threads))
+
+    @property
+    def _widths(self) -> list[int]:
+        """Of the embeddings and of each branch's logits, as they stand side by side."""
+        return [self.embedder.dim, *(self.outputs(name) for name in self.branches)]
+
+    def _stream(self, texts: Iterable[str], window: int, threads: int | None) -> Iterator[Tensor]:
+        """Embeddings and logits of each window of texts, side by side, on the CPU: (texts, sum of the widths)."""
+        check_counts(window=window, threads=threads)
+        form, tokenizer, prompt = self.form(), self.embedder.tokenizer, self.embedder.default_prompt
 
         def all_at_once(batch: PackedBatch) -> Tensor:
             embeddings, logits = form(batch)
             return torch.cat([embeddings, *logits.values()], dim=1)
 
-        widths = [self.embedder.dim, *(self.outputs(name) for name in self.branches)]
-        out = torch.empty(0, sum(widths))
-        if listed:
-            engine = Engine(all_at_once, self.embedder.device, threads=threads)
-            out = engine.run(tokenized.rows).cpu()
-        embeddings, *columns = out.split(widths, dim=1)
+        engine = Engine(all_at_once, self.embedder.device, threads=threads)
+        cut_texts = cut_tokens = 0
+        parts = ([prompt + text for text in check_texts(part, start)] for start, part in in_windows(texts, window))
+        for tokenized in prefetch(map(tokenizer, parts)):
+            cut_texts, cut_tokens = cut_texts + tokenized.cut_texts, cut_tokens + tokenized.cut_tokens
+            yield engine.run(tokenized.rows).cpu()
+        warn_of_cuts(cut_texts, cut_tokens, tokenizer.max_length)
+
+    def _prediction(self, outputs: Tensor) -> Prediction:
+        """What embeddings and logits side by side say."""
+        embeddings, *columns = outputs.split(self._widths, dim=1)
         logits = dict(zip(self.branches, columns, strict=True))
         kinds = {name: KINDS[self.tasks[name].kind] for name in logits}
         scores = {name: kinds[name].scores(x) for name, x in logits.items()}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mtl.encode import precision as formats
-from mtl.encode.engine import Engine, prefetch, usable
+from mtl.encode.engine import Engine, check_counts, prefetch, usable
 from mtl.encode.precision import Precision
 from mtl.encode.tokenizer import Overflow, Tokenized, Tokenizer, check_texts
 from mtl.errors import InputError, WeightsError
@@ -272,9 +272,7 @@ class SentenceEncoder(nn.Module):
         """The vectors of each window of texts, on the model's device."""
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dim:
             raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {self.dim}, the model's dimensions")
-        for option, value in {"batch_tokens": batch_tokens, "threads": threads, "window": window}.items():
-            if value is not None and value < 1:
-                raise InputError(f"{option} is {value}; expected 1 or more")
+        check_counts(batch_tokens=batch_tokens, threads=threads, window=window)
         limit = self.length_limit(max_length)
         prefix = self.default_prompt if prompt is None else prompt
         engine = Engine(self.form(), self.device, batch_tokens, threads)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,71 @@ def test_predictions(model: MultiTaskModel) -> None:
     assert model.predict("a b c").labels["topic"] == found.labels["topic"][:1]
     with pytest.raises(InputError, match=r"texts\[1\] is int"):
         model.predict(["a", 3])
+
+
+def test_inference_in_training_mode(model: MultiTaskModel) -> None:
+    """No dropout in what is predicted and embedded, and training goes on in its mode, part by part."""
+    expected = model.predict(TEXTS)
+    model.train()
+    model.branch("tags").eval()
+    modes = [part.training for part in model.modules()]
+    for _ in range(2):
+        found = model.predict(TEXTS)
+        assert all(np.array_equal(found.logits[name], expected.logits[name]) for name in model.tasks)
+        assert np.array_equal(model.embedder.encode(TEXTS), expected.embeddings)
+    assert [part.training for part in model.modules()] == modes
+
+
+def test_windows(model: MultiTaskModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Texts are tokenized a window at a time; the outcome is the same, and cuts are counted over all."""
+    texts = [*TEXTS, "a b c d e f g h i j k l m n o p q r s"] * 2
+    whole = model.predict(texts)
+    (cut,) = {record.getMessage() for record in caplog.records}
+    assert cut.startswith("2 texts were longer than 16 tokens")
+    sizes = []
+    tokenize = type(model.embedder.tokenizer).__call__
+    monkeypatch.setattr(
+        type(model.embedder.tokenizer),
+        "__call__",
+        lambda self, x, *rest: sizes.append(len(x)) or tokenize(self, x, *rest),
+    )
+    caplog.clear()
+    parts = list(model.predict_stream(iter(texts), window=4))
+    assert sizes == [len(part.embeddings) for part in parts] == [4, 4, 2]
+    assert {record.getMessage() for record in caplog.records} == {cut}
+    assert np.array_equal(np.concatenate([part.embeddings for part in parts]), whole.embeddings)
+    for name in model.tasks:
+        assert np.array_equal(np.concatenate([part.logits[name] for part in parts]), whole.logits[name])
+        assert [label for part in parts for label in part.labels[name]] == whole.labels[name]
+    with pytest.raises(InputError, match=r"texts\[5\] is int"):
+        list(model.predict_stream(["a"] * 5 + [3], window=4))
+    with pytest.raises(InputError, match="texts is one string, 'hello'; expected several"):
+        next(model.predict_stream("hello"))
+    for option in ("threads", "window"):
+        with pytest.raises(InputError, match=f"{option} is -3; expected 1 or more"):
+            next(model.predict_stream(["a"], **{option: -3}))
+
+
+def test_a_forked_child_computes(model: MultiTaskModel) -> None:
+    """After the parent used its threads, which a child does not have."""
+    texts = TEXTS * 40
+    expected = model.predict(texts).logits["topic"]
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def child() -> None:
+        theirs.send((model.predict(texts).logits["topic"], model.embedder.encode(texts[:1])))
+
+    process = context.Process(target=child)
+    process.start()
+    try:
+        assert ours.poll(60), "the child hangs"
+        logits, vectors = ours.recv()
+    finally:
+        process.kill()
+        process.join()
+    assert np.array_equal(logits, expected)
+    assert np.array_equal(vectors, model.embedder.encode(texts[:1]))
 
 
 def test_one_pass_of_the_trunk(model: MultiTaskModel, monkeypatch: pytest.MonkeyPatch) -> None:
