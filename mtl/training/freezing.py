@@ -174,7 +174,8 @@ class Forward:
         def make(missing: Sequence[int]) -> list[Tensor]:
             rows = [self.data[task].rows[place] for place in missing]
             batch = PackedBatch.pack(rows).to(self.model.embedder.device)
-            with torch.no_grad():  # its packed form gives the same bits whatever else is missing, as on resuming
+            # The packed form gives the same bits whatever else is missing, as on resuming; it is fp32, always
+            with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False):
                 return pieces(self.frozen.lower(batch, depth), batch)
 
         return self.cache.get(task, places, make)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl.encode.multitask import MultiTaskModel
+from mtl.encode.precision import effective
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import CheckpointError, TrainingError
@@ -88,8 +89,10 @@ class Run:
     def __init__(self, recipe: Recipe, model: MultiTaskModel, data: Data, folder: Path) -> None:
         training = recipe.training
         self.recipe, self.model, self.data, self.folder = recipe, model, data, folder
+        self.precision = effective(training.precision, model.embedder.device)
         # through JSON, so that it equals what a checkpoint gives back: lists, not tuples
-        self.identity = json.loads(json.dumps({**recipe.as_dict(), "data": fingerprints(data)}))
+        about = {**recipe.as_dict(), "data": fingerprints(data), "precision": self.precision}
+        self.identity = json.loads(json.dumps(about))
         check_metric(training.best, {task: model.tasks[task] for task in data["dev"]})
         self.phases = phases(model, training.epochs)
         self.weights = LossWeights(recipe.tasks, training.loss_weights == "uncertainty").to(model.embedder.device)
@@ -196,7 +199,7 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
 
             window = schedule.window(run.step)
             targets = [run.data["train"][micro.task].targets[list(micro.rows)] for micro in window]
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
                 losses = backward(run.model, window, targets, run.forward_of(epoch), run.weights)
             norm = float(nn.utils.clip_grad_norm_([p for _, p in run.parameters()], training.clip or math.inf))
             check_finite(losses, norm, run.step + 1)

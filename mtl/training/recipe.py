@@ -31,6 +31,8 @@ class Training:
     sampling: How often tasks are drawn: "proportional" to their rows (each row once per epoch), "uniform", or
         "temperature": rows ** (1 / temperature).
     loss_weights: "fixed", as the tasks say, or "uncertainty", learned (Kendall et al. 2018, arXiv 1705.07115).
+    precision: What products are computed in while training: "fp32", "bf16" (autocast: parameters and optimiser stay in
+        float32), or "auto", which is bf16 where the processor or GPU computes it natively.
     best: The dev metric by which the best epoch is kept: "task.metric", or "mean" over the tasks' main ones.
     patience: Stop after so many epochs without a better one; 0 never stops early.
     cache_mb: Memory for the hidden states of blocks that no task trains.
@@ -49,6 +51,7 @@ class Training:
     sampling: Literal["proportional", "uniform", "temperature"] = "proportional"
     temperature: float = 2.0
     loss_weights: Literal["fixed", "uncertainty"] = "fixed"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
     best: str = "mean"
     patience: int = 0
     max_length: int | None = None
@@ -68,7 +71,7 @@ class Training:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise RecipeError(f"{name} is {value}; expected {least:g} to {most:g}", name)
-        for name in ("schedule", "sampling", "loss_weights"):
+        for name in ("schedule", "sampling", "loss_weights", "precision"):
             one_of(name, getattr(self, name), get_args(get_type_hints(type(self))[name]))
 
 

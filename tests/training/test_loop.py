@@ -267,10 +267,11 @@ def test_the_prefix_is_computed_once_per_text(start, monkeypatch) -> None:
     assert len(prefixes) == run.schedule.passes["topic"]  # one pass of three
 
 
-def test_resume_to_the_bit(start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resume_to_the_bit(start, tmp_path: Path, precision: str) -> None:
     """2N steps equal N, stop, resume, N: weights, metrics and moments; dropout on, prefix cached, mid-epoch."""
     tasks = (dataclasses.replace(A, freeze=1, dropout=0.3), dataclasses.replace(B, freeze=1, dropout=0.3))
-    options = {"dropout": 0.2, "epochs": 3, "save_steps": 3, "loss_weights": "uncertainty"}
+    options = {"dropout": 0.2, "epochs": 3, "save_steps": 3, "loss_weights": "uncertainty", "precision": precision}
     whole = start(tasks, "whole", **options)
     go(whole)
     first = start(tasks, "parts", **options)
@@ -299,6 +300,28 @@ def test_resume_of_another_recipe_says_what_differs(start) -> None:
     with pytest.raises(CheckpointError, match=r"training.learning_rate was 0.01, is 0.02; data.train.topic was '") as e:
         other.restore()
     assert "\n" not in str(e.value)
+
+
+def test_bf16_stays_near_fp32_and_keeps_parameters_in_it(start) -> None:
+    exact, low = (go(start(folder=precision, precision=precision)) for precision in ("fp32", "bf16"))
+    assert len(exact) == len(low)
+    for one, other in zip(exact, low, strict=True):
+        assert one["loss"] != other["loss"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.1, abs=0.05)
+    run = start(folder="again", precision="bf16")
+    go(run, 3)
+    assert {x.dtype for x in run.tensors().values()} == {torch.float32}
+    assert {x.dtype for state in run.optimiser.state.values() for x in state.values()} == {torch.float32}
+
+
+def test_auto_that_means_something_else_on_another_processor_is_another_run(start, monkeypatch) -> None:
+    monkeypatch.setattr("mtl.encode.precision.native_bf16", lambda device: True)
+    run = start(precision="auto")
+    assert run.precision == "bf16"
+    run.save()
+    monkeypatch.setattr("mtl.encode.precision.native_bf16", lambda device: False)
+    with pytest.raises(CheckpointError, match="precision was 'bf16', is 'fp32'"):
+        start(precision="auto").restore()
 
 
 def test_a_damaged_checkpoint_falls_back(start, tmp_path: Path) -> None:
