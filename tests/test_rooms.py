@@ -73,3 +73,7 @@ def test_the_mathematics_imports_torch_alone():
 def test_every_room_says_what_lives_there():
     for room in ("mtl", "mtl/model", "mtl/encode", "mtl/corpus", "mtl/training", "weights"):
         assert ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8")))
+
+
+def test_contributing_names_the_rooms():
+    assert " < ".join(ORDER) in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
