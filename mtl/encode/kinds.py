@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtl.encode import retrieval
 from mtl.model import losses, pair_losses
 
 Target = int | list[float]
@@ -29,7 +31,8 @@ class Kind:
         ``options`` are passed on to it by name.
     scores: What the logits say, in numbers that people read: (rows, outputs).
     target: A label as it stands in the data, given the declared labels, as what the loss takes. A ValueError
-        says what is wrong with it, as the end of a sentence that begins with the field's name.
+        says what is wrong with it, as the end of a sentence that begins with the field's name. None: a row has no
+        label.
     words: What scores mean: one value per row, given the declared labels.
     metrics: Each metric's name, with 1 where more is better and -1 where less is. The first is the main one.
     measure: All of these, of logits, targets and the number of labels.
@@ -39,6 +42,9 @@ class Kind:
     embeds: It trains the embeddings themselves, through the embedder's own pooling and the layers behind it, and has
         no head. Where others have logits, it has a vector for each text: (rows, texts, dim).
     joint: Its loss looks at all rows of a window together, and is no sum over the rows.
+    negatives: A row's first two texts belong together, and the texts of all other rows of the window do not belong to
+        them, nor do the row's own further texts, of which there may be any number. Targets are the texts' numbers
+        (rows, texts), equal for equal texts, and no window is drawn that holds a text twice.
     options: The settings of its loss, with their defaults.
     reading: The settings by which its data are read.
     """
@@ -46,7 +52,7 @@ class Kind:
     name: str
     least_labels: int | None
     loss: Callable[..., tuple[Tensor, int]]
-    target: Callable[[Any, Sequence[str]], Target]
+    target: Callable[[Any, Sequence[str]], Target] | None
     metrics: Mapping[str, int]
     measure: Callable[[Tensor, Tensor, int], dict[str, float]]
     scores: Callable[[Tensor], Tensor] = lambda logits: logits
@@ -56,6 +62,7 @@ class Kind:
     uncertainty: float = 1.0
     embeds: bool = False
     joint: bool = False
+    negatives: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reading: tuple[str, ...] = ()
 
@@ -249,4 +256,36 @@ SIMILARITY = Kind(
     reading=("score_range",),
 )
 
-KINDS = {kind.name: kind for kind in (SINGLE_LABEL, MULTI_LABEL, REGRESSION, SIMILARITY)}
+# Which text belongs to which
+
+
+def retrieval_metrics(vectors: Tensor, numbers: Tensor, labels: int) -> dict[str, float]:
+    """Search for each anchor's positives among all positives and hard negatives: (rows, texts, dim), (rows, texts)."""
+    places: dict[int, int] = {}  # of a text, by its number, among the candidates
+    for number in numbers[:, 1:].flatten().tolist():
+        places.setdefault(number, len(places))
+    relevant: dict[int, dict[int, float]] = {}
+    for anchor, positive, *_ in numbers.tolist():
+        relevant.setdefault(anchor, {})[places[positive]] = 1.0
+    vector_of = dict(zip(numbers.flatten().tolist(), vectors.flatten(0, 1), strict=True))
+    queries, corpus = (torch.stack([vector_of[number] for number in side]) for side in (relevant, places))
+    return retrieval.search_metrics(
+        queries, corpus, list(relevant.values()), [places.get(anchor) for anchor in relevant]
+    )
+
+
+CONTRASTIVE = Kind(
+    name="contrastive",
+    least_labels=None,
+    loss=pair_losses.contrastive,
+    target=None,
+    metrics=retrieval.METRICS,
+    measure=retrieval_metrics,
+    texts=2,
+    embeds=True,
+    joint=True,
+    negatives=True,
+    options={"scale": 20.0, "symmetric": False},
+)
+
+KINDS = {kind.name: kind for kind in (SINGLE_LABEL, MULTI_LABEL, REGRESSION, SIMILARITY, CONTRASTIVE)}

@@ -28,7 +28,7 @@ class TaskSpec:
     """One task, as data.
 
     labels: The classes' names in the order of the logits; none for a regression.
-    kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression" or "similarity".
+    kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression", "similarity" or "contrastive".
     train, dev, test: A .jsonl, .csv, .tsv or .parquet file, beside the recipe, or
         ``hf://datasets/owner/name@revision/path``.
         A row's label is for "single-label" a label's name, or its place as a number (0, 1, ...) where no label
@@ -47,6 +47,11 @@ class TaskSpec:
     "similarity": Two texts and a score, of which only the order matters to the ``loss`` "cosent" (the default), while
         "squared" brings the cosine to the score's place in ``score_range`` = [lowest, highest], which is read from
         the data where it is not given. ``scale`` is what "cosent" multiplies cosines by (20).
+    "contrastive": An anchor, its positive, and any number of hard negatives, each a field of ``text_field``; no label.
+        All texts of a window's other rows are negatives too, so ``batch_size`` (times ``accumulate``) matters;
+        ``micro_tokens`` bounds the memory, and changes nothing else. What equals the anchor or the positive is no
+        negative, and rows are drawn so that no text stands twice in a window, as far as the data allow.
+        ``scale`` multiplies cosines (20); ``symmetric`` has positives find their anchors too.
     """
 
     name: str
@@ -66,6 +71,7 @@ class TaskSpec:
     loss: str | None = None
     scale: float | None = None
     score_range: tuple[float, ...] = ()
+    symmetric: bool | None = None
 
     def __post_init__(self) -> None:
         settle(self)
@@ -112,8 +118,8 @@ class TaskSpec:
             raise RecipeError(f"labels are {list(self.labels)}; expected {expected} for a {self.kind} task", "labels")
         if len(set(self.labels)) < len(self.labels):
             raise RecipeError(f"labels are {list(self.labels)}; expected each of them once", "labels")
-        if len(self.text_field) != kind.texts:
-            expected = "1 field" if kind.texts == 1 else f"{kind.texts} fields"
+        if len(self.text_field) < kind.texts or (len(self.text_field) > kind.texts and not kind.negatives):
+            expected = "1 field" if kind.texts == 1 else f"{kind.texts} fields{' or more' * kind.negatives}"
             given = f"text_field is {list(self.text_field)}"
             raise RecipeError(f"{given}; expected {expected} for a {self.kind} task", "text_field")
 

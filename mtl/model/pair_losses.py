@@ -27,6 +27,31 @@ def cosent(cosine: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, int]:
     return torch.cat([wrong_way, cosine.new_zeros(1)]).logsumexp(dim=0), 1
 
 
+def contrastive(vectors: Tensor, numbers: Tensor, scale: float, symmetric: bool) -> tuple[Tensor, int]:
+    """Each row's anchor against the positives and hard negatives of all rows (van den Oord et al. 2018, InfoNCE).
+
+    Vectors (rows, texts, dim) of anchor, positive and hard negatives, and the texts' numbers (rows, texts), which are
+    equal for equal texts: what equals a row's own anchor or positive is not one of its negatives. ``scale`` multiplies
+    the cosines; ``symmetric`` takes the mean with the loss of each positive against all anchors.
+    """
+    units = F.normalize(vectors, dim=-1)
+    anchors, candidates = units[:, 0], units[:, 1:].transpose(0, 1).flatten(0, 1)  # positives first
+    own = numbers[:, :2]
+    loss = told_apart(anchors, candidates, own, numbers[:, 1:].T.flatten(), scale)
+    if symmetric:
+        loss = (loss + told_apart(units[:, 1], anchors, own, numbers[:, 0], scale)) / 2
+    return loss, len(vectors)
+
+
+def told_apart(queries: Tensor, candidates: Tensor, own: Tensor, numbers: Tensor, scale: float) -> Tensor:
+    """The summed cross-entropy of query i choosing candidate i; others with a number of its own (rows, 2) are out."""
+    right = torch.arange(len(queries), device=queries.device)
+    same = (numbers[None, :, None] == own[:, None, :]).any(dim=2)  # (queries, candidates)
+    same[right, right] = False
+    scores = scale * (queries @ candidates.T)
+    return F.cross_entropy(scores.masked_fill(same, -torch.inf), right, reduction="sum")
+
+
 def similarity(vectors: Tensor, targets: Tensor, loss: str, scale: float) -> tuple[Tensor, int]:
     """Of vectors (rows, 2, dim) and scores (rows, 1) from 0 to 1: CoSENT, or the squared error of the cosine."""
     cosine = cosines(vectors)

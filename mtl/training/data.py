@@ -16,8 +16,8 @@ from mtl.encode.files import read_rows
 from mtl.encode.kinds import KINDS, Target
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
-from mtl.errors import RecipeError
-from mtl.training.recipe import Recipe
+from mtl.errors import RecipeError, TrainingError
+from mtl.training.recipe import Recipe, Training
 from weights.fetch import fetch_data
 
 SPLITS = ("train", "dev", "test")
@@ -36,6 +36,10 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.rows) // self.width
+
+    def tokens(self, example: int) -> int:
+        """How many tokens an example has."""
+        return sum(map(len, self.rows[example * self.width : (example + 1) * self.width]))
 
     def places(self, examples: Sequence[int]) -> list[int]:
         """Where the texts of some examples stand in ``rows``."""
@@ -58,40 +62,42 @@ def resolve(source: str, folder: Path) -> Path:
 
 
 def read_split(task: TaskSpec, split: str, folder: Path) -> tuple[list[str], Tensor]:
-    """The texts of one split of a task, row by row, and the targets.
+    """The texts of one split of a task, row by row, and the targets, which are none where rows have no label.
 
     Raises:
         InputError, RecipeError: the file cannot be read, has no rows, or a row is wrong; it names the line.
     """
-    source = getattr(task, split)
+    source, kind = getattr(task, split), KINDS[task.kind]
     path = resolve(source, folder)
     texts: list[str] = []
     targets: list[Target] = []
     for number, fields in read_rows(path):
         where = f"{path}, line {number}"
-        for field in (*task.text_field, task.label_field):
+        for field in (*task.text_field, *([task.label_field] if kind.target else [])):
             if field not in fields:
                 raise RecipeError(f"{where}: no field {field!r}; it has {', '.join(fields)}")
         for field in task.text_field:
             if not isinstance(fields[field], str):
-                kind = type(fields[field]).__name__
-                raise RecipeError(f"{where}: field {field!r} is a {kind}; expected a string")
-            if KINDS[task.kind].texts > 1 and not fields[field].strip():
+                found = type(fields[field]).__name__
+                raise RecipeError(f"{where}: field {field!r} is a {found}; expected a string")
+            if kind.texts > 1 and not fields[field].strip():
                 raise RecipeError(f"{where}: field {field!r} is empty; expected a text")
             texts.append(fields[field])
         try:
-            targets.append(target_of(task, fields[task.label_field]))
+            targets += [target_of(task, fields[task.label_field])] if kind.target else []
         except ValueError as error:
             raise RecipeError(f"{where}: {task.label_field} {error}") from None
     if not texts:
         raise RecipeError(f"task {task.name!r}: {path} has no rows; expected at least one for {split}")
-    found = torch.tensor(targets)
-    return texts, unit_scores(task, found) if "score_range" in KINDS[task.kind].reading else found
+    stacked = torch.tensor(targets)
+    return texts, unit_scores(task, stacked) if "score_range" in kind.reading else stacked
 
 
 def target_of(task: TaskSpec, value: Any) -> Target:
     """A label as the task's loss takes it; a ValueError says what is wrong with it."""
-    target = KINDS[task.kind].target(value, task.labels)
+    read = KINDS[task.kind].target
+    assert read is not None
+    target = read(value, task.labels)
     if task.score_range:
         low, high = task.score_range
         if isinstance(target, list) and not low <= target[0] <= high:
@@ -109,6 +115,12 @@ def unit_scores(task: TaskSpec, scores: Tensor) -> Tensor:
     if low == high:
         raise RecipeError(f"task {task.name!r}: all scores are {low:g}; expected different ones, or a score_range")
     return (scores - low) / (high - low)
+
+
+def text_numbers(rows: Sequence[Sequence[int]], width: int) -> Tensor:
+    """A number for each text, the same for equal ones: (examples, width) int64."""
+    known: dict[tuple[int, ...], int] = {}
+    return torch.tensor([known.setdefault(tuple(row), len(known)) for row in rows]).view(-1, width)
 
 
 def check_distinct(task: TaskSpec, rows: Sequence[Sequence[int]]) -> None:
@@ -144,6 +156,8 @@ def load_data(
             continue
         texts, targets = read_split(task, split, recipe.folder)
         tokenized = embedder.tokenizer([embedder.default_prompt + text for text in texts], "truncate", limit)
+        if KINDS[task.kind].negatives:
+            targets = text_numbers(tokenized.rows, len(task.text_field))
         data[split][task.name] = Examples(tokenized.rows, targets, len(task.text_field))
         if split == "train":
             check_distinct(task, tokenized.rows)
@@ -151,3 +165,20 @@ def load_data(
             cut = f"{tokenized.cut_texts} texts were longer than {limit} tokens and lost {tokenized.cut_tokens}"
             notes.append(f"{task.name} {split}: {cut}")
     return data, notes
+
+
+def told_apart(
+    tasks: Mapping[str, TaskSpec], data: Mapping[str, Examples], training: Training
+) -> dict[str, list[list[int]]]:
+    """The texts, as numbers and by row, of the tasks in whose windows no text may stand twice.
+
+    Raises:
+        TrainingError: a window would hold one pair alone, which has nothing to be told apart from.
+    """
+    found = {name: examples for name, examples in data.items() if KINDS[tasks[name].kind].negatives}
+    for name, examples in found.items():
+        rows, size = len(examples), training.batch_size
+        if examples.width == 2 and (rows == 1 or (training.accumulate == 1 and 1 in (size, rows % size))):
+            given = f"{rows} pairs in batches of {size} leave a batch of one pair, which has no negatives"
+            raise TrainingError(f"task {name!r}: {given}; expected another batch_size, or more rows")
+    return {name: examples.targets.tolist() for name, examples in found.items()}

@@ -13,8 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mtl.encode.batching import by_token_budget
 from mtl.encode.kinds import KINDS
 from mtl.encode.multitask import MultiTaskModel
+from mtl.training.data import Examples
 from mtl.training.optim import LossWeights
 from mtl.training.schedule import MicroBatch
 
@@ -36,6 +38,14 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
+def pieces(micro: MicroBatch, examples: Examples, tokens: int) -> list[MicroBatch]:
+    """A micro-batch in parts of at most so many tokens, or of one row; whole where ``tokens`` is 0."""
+    if not tokens:
+        return [micro]
+    parts = by_token_budget([examples.tokens(row) for row in micro.rows], tokens)
+    return [MicroBatch(micro.task, tuple(micro.rows[i] for i in part)) for part in parts]
+
+
 def backward(
     model: MultiTaskModel,
     window: Sequence[MicroBatch],
@@ -44,11 +54,11 @@ def backward(
     weights: LossWeights,
 ) -> dict[str, float]:
     """Add a window's gradients to the parameters, and give each task's mean loss over it."""
-    pieces: dict[str, list[Piece]] = {}
+    by_task: dict[str, list[Piece]] = {}
     for micro, target in zip(window, targets, strict=True):
-        pieces.setdefault(micro.task, []).append((micro, target.to(model.embedder.device)))
+        by_task.setdefault(micro.task, []).append((micro, target.to(model.embedder.device)))
     losses = {}
-    for name, own in pieces.items():
+    for name, own in by_task.items():
         task = model.tasks[name]
         add = add_joint if KINDS[task.kind].joint else add_sums
         losses[name] = add(task.criterion, own, forward, partial(weights, name))

@@ -24,10 +24,10 @@ from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import CheckpointError, TrainingError
 from mtl.training import checkpoint
-from mtl.training.data import Data, fingerprints
+from mtl.training.data import Data, fingerprints, told_apart
 from mtl.training.evaluate import all_logits, check_metric, chosen_metric, measure
 from mtl.training.freezing import Cache, Forward, ever_trained, phase_of, phases
-from mtl.training.gradients import backward, random_state, set_random_state
+from mtl.training.gradients import backward, pieces, random_state, set_random_state
 from mtl.training.optim import LossWeights, optimiser, rate_factor
 from mtl.training.recipe import Recipe
 from mtl.training.report import Log
@@ -102,7 +102,13 @@ class Run:
             parameter.requires_grad_(name in names)
         sizes = {task: len(examples) for task, examples in data["train"].items()}
         self.schedule = Schedule(
-            sizes, training.batch_size, training.accumulate, training.sampling, training.temperature, training.seed
+            sizes,
+            training.batch_size,
+            training.accumulate,
+            training.sampling,
+            training.temperature,
+            training.seed,
+            told_apart(model.tasks, data["train"], training),
         )
         self.total = training.epochs * self.schedule.steps_per_epoch
         self.checkpoints = folder / "checkpoints"
@@ -197,8 +203,13 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
             for group in run.optimiser.param_groups:
                 group["lr"] = group["full_rate"] * factor
 
-            window = schedule.window(run.step)
-            targets = [run.data["train"][micro.task].targets[list(micro.rows)] for micro in window]
+            data = run.data["train"]
+            window = [
+                piece
+                for micro in schedule.window(run.step)
+                for piece in pieces(micro, data[micro.task], training.micro_tokens)
+            ]
+            targets = [data[micro.task].targets[list(micro.rows)] for micro in window]
             with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
                 losses = backward(run.model, window, targets, run.forward_of(epoch), run.weights)
             norm = float(nn.utils.clip_grad_norm_([p for _, p in run.parameters()], training.clip or math.inf))

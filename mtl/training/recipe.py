@@ -35,6 +35,8 @@ class Training:
         float32), or "auto", which is bf16 where the processor or GPU computes it natively.
     best: The dev metric by which the best epoch is kept: "task.metric", or "mean" over the tasks' main ones.
     patience: Stop after so many epochs without a better one; 0 never stops early.
+    micro_tokens: How many tokens are computed with a graph at once; larger micro-batches are computed in pieces, which
+        bounds memory and changes nothing else. 0: micro-batches are computed whole.
     cache_mb: Memory for the hidden states of blocks that no task trains.
     """
 
@@ -55,6 +57,7 @@ class Training:
     best: str = "mean"
     patience: int = 0
     max_length: int | None = None
+    micro_tokens: int = 0
     cache_mb: int = 1024
     save_steps: int = 0
     seed: int = 0
@@ -65,6 +68,7 @@ class Training:
             "epochs": (1, 1e6), "batch_size": (1, 1e6), "accumulate": (1, 1e6), "learning_rate": (0, 1),
             "head_learning_rate": (0, 1), "weight_decay": (0, 10), "warmup": (0, 1), "layer_decay": (0, 1),
             "clip": (0, 1e9), "temperature": (1, 1e6), "patience": (0, 1e6), "cache_mb": (0, 1e9),
+            "micro_tokens": (0, 1e9),
             "save_steps": (0, 1e9), "seed": (0, 2**62),
         }  # fmt: skip
         for name, (least, most) in ranges.items():

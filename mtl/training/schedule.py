@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 
 import torch
+
+TRIES = 1000  # rows that one is offered to, before it stays beside its like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +68,63 @@ def mix(counts: tuple[tuple[str, int], ...], seed: int, epoch: int) -> tuple[tup
     return tuple(mixed)
 
 
+class Holding:
+    """How many rows of each text every micro-batch holds."""
+
+    def __init__(self, texts: Sequence[Sequence[int]], batch_size: int, near: int) -> None:
+        self.texts, self.batch_size, self.near = [set(row) for row in texts], batch_size, near
+        self.counts: dict[int, Counter[int]] = defaultdict(Counter)
+
+    def put(self, row: int, place: int, count: int = 1) -> None:
+        for text in self.texts[row]:
+            self.counts[text][place // self.batch_size] += count
+
+    def clashes(self, row: int, place: int) -> bool:
+        """Whether a micro-batch near to a place holds one of the row's texts."""
+        around = range(place // self.batch_size - self.near + 1, place // self.batch_size + self.near)
+        return any(self.counts[text][batch] > 0 for text in self.texts[row] for batch in around)
+
+    def exchange(self, order: list[int], place: int, other: int) -> bool:
+        """Exchange the rows of two places, if neither clashes then; gives whether it was done."""
+        row, peer = order[place], order[other]
+        self.put(row, place, -1)
+        self.put(peer, other, -1)
+        done = not self.clashes(peer, place)
+        self.put(peer, place)
+        done = done and not self.clashes(row, other)
+        self.put(row, other)
+        if done:
+            order[place], order[other] = peer, row
+            return True
+        for moved, at, count in ((row, other, -1), (peer, place, -1), (row, place, 1), (peer, other, 1)):
+            self.put(moved, at, count)
+        return False
+
+
+def kept_apart(order: Sequence[int], texts: Sequence[Sequence[int]], batch_size: int, near: int) -> tuple[int, ...]:
+    """The order, with rows exchanged so that no text stands twice in ``near`` micro-batches that follow each other.
+
+    ``texts`` are those of each row. Where a text has more rows than there is room for, some stay where they are.
+    """
+    found, holding = list(order), Holding(texts, batch_size, near)
+    for place, row in enumerate(found):
+        holding.put(row, place)
+    for place in range(len(found)):
+        holding.put(found[place], place, -1)
+        clashes = holding.clashes(found[place], place)
+        holding.put(found[place], place)
+        if clashes:
+            others = ((place + near * batch_size + i) % len(found) for i in range(min(len(found), TRIES)))
+            any(holding.exchange(found, place, other) for other in others if other != place)
+    return tuple(found)
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """``sizes`` are the tasks' numbers of rows; ``batch_size`` rows make a micro-batch."""
+    """``sizes`` are the tasks' numbers of rows; ``batch_size`` rows make a micro-batch.
+
+    ``apart`` has, for tasks whose windows are to hold no text twice, the texts of each row, as numbers.
+    """
 
     sizes: Mapping[str, int]
     batch_size: int
@@ -76,6 +132,8 @@ class Schedule:
     sampling: str = "proportional"
     temperature: float = 2.0
     seed: int = 0
+    apart: Mapping[str, Sequence[Sequence[int]]] = dataclasses.field(default_factory=dict)
+    orders: dict[tuple[str, int], tuple[int, ...]] = dataclasses.field(default_factory=dict, repr=False)  # a cache
 
     @cached_property
     def passes(self) -> dict[str, int]:
@@ -107,7 +165,17 @@ class Schedule:
 
     def micro_batch(self, task: str, nth: int) -> MicroBatch:
         """The nth micro-batch of a task, counted over all its passes."""
-        number = list(self.sizes).index(task) + 1
         pass_, place = divmod(nth, self.passes[task])
-        order = permutation(self.sizes[task], self.seed, number, pass_)
+        order = self.order(task, pass_)
         return MicroBatch(task, order[place * self.batch_size : (place + 1) * self.batch_size])
+
+    def order(self, task: str, pass_: int) -> tuple[int, ...]:
+        """A task's rows in the order of one of its passes; the last one that was asked for is remembered."""
+        order = permutation(self.sizes[task], self.seed, list(self.sizes).index(task) + 1, pass_)
+        if task not in self.apart:
+            return order
+        if (task, pass_) not in self.orders:
+            for old in [key for key in self.orders if key[0] == task]:
+                del self.orders[old]
+            self.orders[task, pass_] = kept_apart(order, self.apart[task], self.batch_size, self.accumulate)
+        return self.orders[task, pass_]

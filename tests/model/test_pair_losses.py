@@ -28,6 +28,35 @@ def test_cosent_of_equal_scores_is_nothing() -> None:
     assert loss.item() == 0
 
 
+def test_contrastive_by_hand() -> None:
+    """Two rows of anchor, positive and hard negative, all of them different."""
+    vectors = torch.tensor([[[1.0, 0], [0.6, 0.8], [0, 1]], [[0, 1], [0.8, 0.6], [1, 0]]])
+    loss, count = pair_losses.contrastive(vectors, torch.arange(6).view(2, 3), 2.0, False)
+    scores = [[0.6, 0.8, 0, 1], [0.8, 0.6, 1, 0]]  # positives, then hard negatives
+
+    def cross_entropy(row: list[float], right: int) -> float:
+        return math.log(sum(math.exp(2 * score) for score in row)) - 2 * row[right]
+
+    forward = cross_entropy(scores[0], 0) + cross_entropy(scores[1], 1)
+    assert count == 2
+    assert loss.item() == pytest.approx(forward, abs=1e-5)
+    loss, _ = pair_losses.contrastive(vectors, torch.arange(6).view(2, 3), 2.0, True)
+    backward = cross_entropy([0.6, 0.8], 0) + cross_entropy([0.8, 0.6], 1)
+    assert loss.item() == pytest.approx((forward + backward) / 2, abs=1e-5)
+
+
+def test_what_equals_anchor_or_positive_is_no_negative() -> None:
+    """Row 1 has row 0's positive, row 2's positive is row 0's anchor: nothing is left that row 0 must differ from."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(3, 2, 4, generator=generator)
+    numbers = torch.tensor([[0, 1], [2, 1], [3, 0]])
+    loss, _ = pair_losses.contrastive(vectors, numbers, 20.0, False)
+    units = torch.nn.functional.normalize(vectors, dim=-1)
+    scores = 20 * units[:, 0] @ units[:, 1].T
+    expected = 0 + (scores[1, 1:].logsumexp(0) - scores[1, 1]) + (scores[2].logsumexp(0) - scores[2, 2])
+    torch.testing.assert_close(loss, expected)
+
+
 def test_squared_error_by_hand() -> None:
     loss, count = pair_losses.similarity(VECTORS, torch.tensor([[0.5], [0.0], [0.0]]), "squared", 20.0)
     assert count == 3

@@ -13,10 +13,10 @@ from training.test_loop import examples as labelled
 
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.encode.tasks import TaskSpec
-from mtl.errors import MtlError
+from mtl.errors import MtlError, TrainingError
 from mtl.model.pooling import Dense, Normalize
-from mtl.training.data import Examples, load_data, read_split
-from mtl.training.gradients import backward
+from mtl.training.data import Examples, load_data, read_split, text_numbers
+from mtl.training.gradients import backward, pieces
 from mtl.training.loop import Run
 from mtl.training.recipe import Recipe, Training, read_recipe
 from mtl.training.schedule import MicroBatch
@@ -26,6 +26,10 @@ __all__ = ["start"]  # the fixture
 
 SIMILAR = TaskSpec("alike", kind="similarity", text_field=("a", "b"), label_field="score", train="-", scale=5.0)
 SQUARED = dataclasses.replace(SIMILAR, loss="squared", scale=None)
+NEGATIVES = TaskSpec("alike", kind="contrastive", text_field=("a", "b", "c"), train="-", scale=5.0, symmetric=True)
+KINDS_OF_PAIRS = pytest.mark.parametrize(
+    "task", [SIMILAR, SQUARED, NEGATIVES], ids=["cosent", "squared", "contrastive"]
+)
 
 
 def pairs(task: TaskSpec, size: int, seed: int) -> Examples:
@@ -33,6 +37,9 @@ def pairs(task: TaskSpec, size: int, seed: int) -> Examples:
     lengths = torch.randint(1, 12, (size * len(task.text_field),), generator=generator).tolist()
     rows = [[2, *torch.randint(5, 38, (n,), generator=generator).tolist(), 3] for n in lengths]
     targets = torch.rand(size, 1, generator=generator)
+    if task.kind == "contrastive":
+        rows[len(task.text_field) + 1] = rows[1]  # rows 0 and 1 have one positive
+        targets = text_numbers(rows, len(task.text_field))
     return Examples(rows, targets, len(task.text_field))
 
 
@@ -79,7 +86,7 @@ def graph_of_all(run: Run, window: list[MicroBatch]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("freeze", ["none", 1])
-@pytest.mark.parametrize("task", [SIMILAR, SQUARED], ids=["cosent", "squared"])
+@KINDS_OF_PAIRS
 def test_a_window_is_one_batch(start, checkpoint: Checkpoint, task: TaskSpec, dropout: float, freeze) -> None:
     """Ragged micro-batches of two tasks, mixed, against one graph over all of them."""
     tasks = (dataclasses.replace(task, freeze=freeze), dataclasses.replace(A, freeze=freeze))
@@ -87,16 +94,22 @@ def test_a_window_is_one_batch(start, checkpoint: Checkpoint, task: TaskSpec, dr
     window = [MicroBatch("alike", (0, 1, 2)), MicroBatch("topic", (4, 5)), MicroBatch("alike", (7,)),
               MicroBatch("topic", (1,)), MicroBatch("alike", (3, 4, 5, 6))]  # fmt: skip
     expected, found = graph_of_all(run, window), gradients(run, window)
+    whole_or_not = found
     assert found.keys() == expected.keys()
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name in expected:
         assert (found[name] - expected[name]).abs().max() <= 1e-6 * largest, name
+    small = [piece for micro in window for piece in pieces(micro, run.data["train"][micro.task], 30)]
+    assert len(small) > len(window)
+    expected, found = graph_of_all(run, small), gradients(run, small)
+    assert all((found[name] - expected[name]).abs().max() <= 1e-6 * largest for name in expected)
     if dropout == 0:
+        assert all((found[name] - whole_or_not[name]).abs().max() <= 1e-6 * largest for name in whole_or_not)
         whole = gradients(run, [MicroBatch("alike", tuple(range(8))), MicroBatch("topic", (4, 5, 1))])
         assert all((found[name] - whole[name]).abs().max() <= 1e-6 * largest for name in whole)
 
 
-@pytest.mark.parametrize("task", [SIMILAR, SQUARED], ids=["cosent", "squared"])
+@KINDS_OF_PAIRS
 @pytest.mark.parametrize("freeze", [0, 1, 2])
 def test_what_pairs_freeze_keeps_its_bits(checkpoint: Checkpoint, tmp_path: Path, task: TaskSpec, freeze: int) -> None:
     """The rest moves: the blocks above, and the layer behind the embedder's pooling."""
@@ -122,7 +135,7 @@ def test_freeze_head_holds_the_layers_behind_the_pooling(checkpoint: Checkpoint,
         assert torch.equal(parameter, before[name]) == name.startswith("embedder.after."), name
 
 
-@pytest.mark.parametrize("task", [SIMILAR, SQUARED], ids=["cosent", "squared"])
+@KINDS_OF_PAIRS
 def test_resume_to_the_bit(start, tmp_path: Path, task: TaskSpec) -> None:
     """Several micro-batches a window, beside a classifier, dropout on, prefix remembered, mid-epoch."""
     tasks = (dataclasses.replace(task, freeze=1), dataclasses.replace(A, freeze=1, dropout=0.3))
@@ -138,6 +151,35 @@ def test_resume_to_the_bit(start, tmp_path: Path, task: TaskSpec) -> None:
         assert torch.equal(x, second.tensors()[name]), name
     metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "parts")]
     assert metrics[0] == metrics[1]
+
+
+def test_a_lone_pair_and_pieces_by_tokens(start) -> None:
+    """micro_tokens changes no loss; a batch of one pair is refused, but with hard negatives."""
+    two = dataclasses.replace(NEGATIVES, text_field=("a", "b"), symmetric=None)
+    for options in ({"batch_size": 4}, {"batch_size": 1}):
+        with pytest.raises(TrainingError, match=r"13 pairs in batches of \d leave a batch of one pair, which has no"):
+            start((two,), data=dataset(two), accumulate=1, **options)
+    start((NEGATIVES,), data=dataset(NEGATIVES), accumulate=1)
+    whole = go(start((two,), "whole", data=dataset(two), batch_size=13, accumulate=1))
+    parts = go(start((two,), "parts", data=dataset(two), batch_size=13, accumulate=1, micro_tokens=40))
+    assert [step["loss"]["alike"] for step in parts] == pytest.approx([s["loss"]["alike"] for s in whole], abs=1e-4)
+
+
+def test_only_one_micro_batch_s_graph_is_alive(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest number of tokens with a graph at once is that of a piece."""
+    run = start((NEGATIVES,), data=dataset(NEGATIVES), batch_size=13, micro_tokens=40)
+    seen: list[tuple[int, bool]] = []
+    lower = run.model.encoder.lower
+    monkeypatch.setattr(
+        run.model.encoder,
+        "lower",
+        lambda b, depth=0: seen.append((len(b.ids), torch.is_grad_enabled())) or lower(b, depth),
+    )
+    go(run, 1)
+    without, graphs = ([tokens for tokens, graph in seen if graph == wanted] for wanted in (False, True))
+    assert without[: len(graphs)] == graphs  # then the epoch is measured
+    assert len(graphs) > 5
+    assert max(graphs) <= 40
 
 
 def test_the_best_epoch_is_chosen_by_the_correlation(start) -> None:
@@ -190,6 +232,12 @@ def test_scores_are_shares_of_their_range(tmp_path: Path) -> None:
         ({}, GOOD | {"score": "nan"}, "rows.jsonl, line 2: score is 'nan'; expected a finite number"),
         ({"score_range": (0, 5)}, GOOD | {"score": 6}, "line 2: score is 6; expected 0 to 5, the task's score_range"),
         ({}, GOOD, "task 'alike': all scores are 3; expected different ones, or a score_range"),
+        ({"kind": "contrastive"}, {"a": "a"}, "rows.jsonl, line 2: no field 'b'; it has a"),
+        (
+            {"kind": "contrastive"},
+            {"a": "a b", "b": "a b"},
+            "task 'alike': all texts of its training data are the same",
+        ),
         (
             {"score_range": (0, 5)},
             {"a": "a b", "b": "a b", "score": 1},
@@ -226,5 +274,7 @@ def test_mistakes_in_a_recipe(tmp_path: Path, line: str, message: str) -> None:
 def test_settings_of_other_kinds_are_refused() -> None:
     with pytest.raises(MtlError, match=r"scale is 2.0; a single-label task has no scale"):
         TaskSpec("topic", ("x", "y"), scale=2)
+    with pytest.raises(MtlError, match=r"text_field is \['a'\]; expected 2 fields or more for a contrastive task"):
+        TaskSpec("alike", kind="contrastive", text_field="a")
     with pytest.raises(MtlError, match=r"text_field is \['text'\]; expected 2 fields for a similarity task"):
         TaskSpec("alike", kind="similarity")

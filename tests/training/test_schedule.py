@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl.training.schedule import Schedule, mix, shares
+from mtl.training.schedule import Schedule, kept_apart, mix, permutation, shares
 
 SIZES = {"a": 10, "b": 3}
 
@@ -79,3 +79,32 @@ def test_uniform_goes_through_small_tasks_several_times() -> None:
     assert schedule.effective_epochs(2) == {"a": 2 * 50 / 90, "b": 10.0}
     rows = Counter(m.rows[0] for step in range(100) for m in schedule.window(step) if m.task == "b")
     assert rows == dict.fromkeys(range(10), 5)
+
+
+@given(rows=st.integers(12, 60), batch_size=st.integers(2, 5), near=st.integers(1, 2), seed=st.integers(0, 1000))
+def test_no_window_holds_a_text_twice(rows: int, batch_size: int, near: int, seed: int) -> None:
+    """Where each text is in at most two rows, and there is room; windows may begin at any micro-batch."""
+    texts = [(row // 2, 1000 + row) for row in range(rows)]
+    order = kept_apart(permutation(rows, seed), texts, batch_size, near)
+    assert sorted(order) == list(range(rows))
+    if rows < 4 * batch_size * near:
+        return  # too little room for certain
+    batches = [order[i : i + batch_size] for i in range(0, rows, batch_size)]
+    for i in range(len(batches) - near + 1):
+        window = [text for batch in batches[i : i + near] for row in batch for text in texts[row]]
+        assert len(set(window)) == len(window)
+
+
+def test_a_text_of_all_rows_is_endured() -> None:
+    assert sorted(kept_apart(range(20), [(0,)] * 20, 4, 1)) == list(range(20))
+
+
+def test_a_schedule_keeps_texts_apart() -> None:
+    texts = [(row % 6, 100 + row) for row in range(24)]
+    schedule = Schedule({"a": 24}, 4, seed=3, apart={"a": texts})
+    for step in range(12):
+        (micro,) = schedule.window(step)
+        assert len({text for row in micro.rows for text in texts[row]}) == 8
+    again = Schedule({"a": 24}, 4, seed=3, apart={"a": texts})
+    assert again.window(9) == schedule.window(9)
+    assert sorted(i for step in range(6) for i in schedule.window(step)[0].rows) == list(range(24))

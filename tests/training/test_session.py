@@ -50,6 +50,13 @@ train = "alike.tsv"
 dev = "alike.tsv"
 text_field = ["one", "other"]
 label_field = "score"
+
+[[task]]
+name = "belongs"
+kind = "contrastive"
+train = "alike.tsv"
+dev = "alike.tsv"
+text_field = ["one", "other"]
 """
 
 
