@@ -291,15 +291,24 @@ def train(recipe: str, output: Path | None, resume: bool, device: str, threads: 
 
 
 @cli.command()
-@click.option("-m", "--model", required=True, help="A trained run or model folder.")
-@click.option("-r", "--recipe", required=True, help="The recipe that names the data.")
+@click.option("-m", "--model", required=True, help="A trained run or model folder; for --sts any model.")
+@click.option("-r", "--recipe", help="The recipe that names the data.")
+@click.option("--sts", type=click.Path(path_type=Path), help="Instead of a recipe: a file of two texts and a score.")
+@click.option("--fields", help="The fields of the --sts file: A,B,SCORE.  [default: its own three]")
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
-def evaluate(model: str, recipe: str, split: str, threads: int | None) -> None:
-    """A trained model's metrics and confusion matrices on a recipe's data."""
-    from mtl.training.session import show_evaluation
+def evaluate(
+    model: str, recipe: str | None, sts: Path | None, fields: str | None, split: str, threads: int | None
+) -> None:
+    """A trained model's metrics and confusion matrices on a recipe's data, or any model's on pairs of texts."""
+    from mtl.training import session
 
-    show_evaluation(model, recipe, split, threads)
+    if (recipe is None) == (sts is None) or (fields and not sts):
+        raise click.UsageError("expected one of --recipe and --sts; --fields goes with --sts")
+    if sts:
+        session.show_sts(model, sts, fields.split(",") if fields else [], threads)
+    else:
+        session.show_evaluation(model, str(recipe), split, threads)
 
 
 @cli.command()

@@ -52,6 +52,10 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         self.embedder = embedder
         self.tasks = {task.name: task for task in tasks}
+        for task in tasks:
+            if max(task.matryoshka, default=0) > embedder.dim:
+                given = f"task {task.name!r}: matryoshka is {list(task.matryoshka)}"
+                raise RecipeError(f"{given}; expected at most {embedder.dim}, the model's dimensions", "matryoshka")
         dim, heads = embedder.encoder.config.dim, [task for task in tasks if not KINDS[task.kind].embeds]
         self.branches = nn.ModuleDict({task.name: new_branch(task, dim) for task in heads})
         self.forms: Forms[MultiTaskModel] = Forms()

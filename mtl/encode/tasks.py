@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from mtl.encode.fields import one_of, settle
 from mtl.encode.kinds import KINDS, Kind
 from mtl.errors import RecipeError, shown
+from mtl.model.pair_losses import matryoshka
 from mtl.model.pooling import MODES
 
 Freeze = int | Literal["none", "encoder"]
 
 BRANCH = {"pooling", "head", "dropout"}  # what makes a pooling and a head of a task's own
-OWN = {*BRANCH, *(name for kind in KINDS.values() for name in (*kind.options, *kind.reading))}
+SIZES = {"matryoshka", "matryoshka_weights"}
+OWN = {*BRANCH, *SIZES, *(name for kind in KINDS.values() for name in (*kind.options, *kind.reading))}
 LOSSES = ("cosent", "squared")
 
 
@@ -42,7 +44,8 @@ class TaskSpec:
     freeze_head: Hold the task's own pooling and head.
 
     Tasks about several texts have no pooling and head of their own: they train the embeddings as they are, through the
-    embedder's pooling and the layers behind it, which ``freeze_head`` holds.
+    embedder's pooling and the layers behind it, which ``freeze_head`` holds. ``matryoshka`` = [384, 128, 64] trains the
+    first 384, 128 and 64 dimensions to be vectors of their own, each size's loss times its ``matryoshka_weights`` (1).
 
     "similarity": Two texts and a score, of which only the order matters to the ``loss`` "cosent" (the default), while
         "squared" brings the cosine to the score's place in ``score_range`` = [lowest, highest], which is read from
@@ -72,6 +75,8 @@ class TaskSpec:
     scale: float | None = None
     score_range: tuple[float, ...] = ()
     symmetric: bool | None = None
+    matryoshka: tuple[int, ...] = ()
+    matryoshka_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         settle(self)
@@ -93,11 +98,12 @@ class TaskSpec:
         if not 0 < self.weight < math.inf:
             raise RecipeError(f"weight is {self.weight}; expected more than 0", "weight")
         self._check_pairs()
+        self._check_matryoshka()
         self._check_freeze()
 
     def _check_settings(self, kind: Kind) -> None:
         """That nothing is set which a task of this kind has not."""
-        known = {*kind.options, *kind.reading, *(() if kind.embeds else BRANCH)}
+        known = {*kind.options, *kind.reading, *(SIZES if kind.embeds else BRANCH)}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in OWN - known and value != field.default:
@@ -111,6 +117,16 @@ class TaskSpec:
         if self.score_range and (len(self.score_range) != 2 or not self.score_range[0] < self.score_range[1]):
             expected = "the lowest and the highest score"
             raise RecipeError(f"score_range is {list(self.score_range)}; expected {expected}", "score_range")
+
+    def _check_matryoshka(self) -> None:
+        if len(set(self.matryoshka)) < len(self.matryoshka) or min(self.matryoshka, default=1) < 1:
+            raise RecipeError(
+                f"matryoshka is {list(self.matryoshka)}; expected different sizes from 1 on", "matryoshka"
+            )
+        weights = self.matryoshka_weights
+        if weights and (len(weights) != len(self.matryoshka) or min(weights) <= 0 or not math.isfinite(sum(weights))):
+            expected = f"a number above 0 for each of the {len(self.matryoshka)} sizes of matryoshka"
+            raise RecipeError(f"matryoshka_weights are {list(weights)}; expected {expected}", "matryoshka_weights")
 
     def _check_labels(self, kind: Kind) -> None:
         if len(self.labels) < (kind.least_labels or 0) or (self.labels and kind.least_labels is None):
@@ -139,7 +155,16 @@ class TaskSpec:
         """The loss of its kind, with this task's options."""
         given = {name: getattr(self, name) for name in KINDS[self.kind].options}
         options = {name: KINDS[self.kind].options[name] if value is None else value for name, value in given.items()}
-        return partial(KINDS[self.kind].loss, **options)
+        loss = partial(KINDS[self.kind].loss, **options)
+        weights = self.matryoshka_weights or (1.0,) * len(self.matryoshka)
+        return partial(matryoshka, loss, self.matryoshka, weights) if self.matryoshka else loss
+
+    @property
+    def metrics(self) -> dict[str, int]:
+        """Those of its kind, and the main one at each size of ``matryoshka``; 1 where more is better, else -1."""
+        kind = KINDS[self.kind]
+        sizes = {f"{kind.main_metric}-{size}": kind.metrics[kind.main_metric] for size in self.matryoshka}
+        return {**kind.metrics, **sizes}
 
     @property
     def outputs(self) -> int:

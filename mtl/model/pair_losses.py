@@ -6,6 +6,8 @@ labels in it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +27,18 @@ def cosent(cosine: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, int]:
     differences = scale * (cosine[:, None] - cosine[None, :])
     wrong_way = differences[targets[:, None] < targets[None, :]]
     return torch.cat([wrong_way, cosine.new_zeros(1)]).logsumexp(dim=0), 1
+
+
+def matryoshka(
+    criterion: Callable[[Tensor, Tensor], tuple[Tensor, int]],
+    sizes: Sequence[int],
+    weights: Sequence[float],
+    vectors: Tensor,
+    targets: Tensor,
+) -> tuple[Tensor, int]:
+    """The weighted sum of a loss of the first so many dimensions, for each size (Kusupati et al. 2022, 2205.13147)."""
+    losses, counts = zip(*(criterion(vectors[..., :size], targets) for size in sizes), strict=True)
+    return sum((loss * weight for loss, weight in zip(losses, weights, strict=True)), vectors.new_zeros(())), counts[0]
 
 
 def contrastive(vectors: Tensor, numbers: Tensor, scale: float, symmetric: bool) -> tuple[Tensor, int]:

@@ -31,6 +31,16 @@ def all_logits(model: MultiTaskModel, data: Mapping[str, Examples], threads: int
     return {name: task_logits(model, name, examples, threads) for name, examples in data.items()}
 
 
+def task_metrics(task: TaskSpec, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    """A task's metrics, and the main one at each size of its vectors."""
+    kind = KINDS[task.kind]
+    found = kind.measure(outputs, targets, len(task.labels))
+    for size in task.matryoshka:
+        cut = kind.measure(outputs[..., :size], targets, len(task.labels))
+        found[f"{kind.main_metric}-{size}"] = cut[kind.main_metric]
+    return found
+
+
 def measure(
     tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]
 ) -> dict[str, dict[str, float]]:
@@ -40,10 +50,7 @@ def measure(
         TrainingError: scikit-learn is not installed.
     """
     try:
-        return {
-            name: KINDS[tasks[name].kind].measure(x, data[name].targets, len(tasks[name].labels))
-            for name, x in logits.items()
-        }
+        return {name: task_metrics(tasks[name], x, data[name].targets) for name, x in logits.items()}
     except ImportError:
         raise TrainingError("metrics need scikit-learn; pip install 'mtl[train]'") from None
 
@@ -65,7 +72,7 @@ def check_metric(best: str, tasks: Mapping[str, TaskSpec]) -> None:
     Raises:
         TrainingError: it does not.
     """
-    known = [f"{name}.{metric}" for name, task in tasks.items() for metric in KINDS[task.kind].metrics]
+    known = [f"{name}.{metric}" for name, task in tasks.items() for metric in task.metrics]
     if best != "mean" and best not in known:
         raise TrainingError(f"best is {best!r}; expected mean{''.join(f', {name}' for name in known)} (of dev data)")
 
@@ -75,4 +82,4 @@ def chosen_metric(best: str, tasks: Mapping[str, TaskSpec], metrics: Mapping[str
     if best == "mean":
         return sum(values[KINDS[tasks[name].kind].main_metric] for name, values in metrics.items()) / len(metrics)
     task, _, metric = best.partition(".")
-    return metrics[task][metric] * KINDS[tasks[task].kind].metrics[metric]
+    return metrics[task][metric] * tasks[task].metrics[metric]

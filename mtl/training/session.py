@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +16,9 @@ from mtl.disk import lock, writing
 from mtl.encode.engine import usable
 from mtl.encode.fields import one_of
 from mtl.encode.multitask import MultiTaskModel
+from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import CheckpointError, RecipeError, TrainingError
-from mtl.training import checkpoint, loop
+from mtl.training import checkpoint, embeddings, loop
 from mtl.training.data import SPLITS, Examples, load_data
 from mtl.training.evaluate import all_logits, confusions, measure
 from mtl.training.recipe import Recipe, as_recipe
@@ -206,6 +207,14 @@ def show_evaluation(model: str, recipe: str, split: str, threads: int | None = N
     show_metrics(loaded, data, split, threads)
     texts, seconds = sum(map(len, data.values())), time.perf_counter() - started
     click.echo(f"\n{texts} texts in {seconds:.1f} s", err=True)
+
+
+def show_sts(model: str, path: Path, fields: Sequence[str], threads: int | None = None) -> None:
+    """Print how the cosines of a model's vectors follow the scores of pairs of texts."""
+    found, notes = embeddings.sts(SentenceEncoder.from_pretrained(model), path, fields, threads)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(metrics_table({path.stem: found}))
 
 
 def split_of(model: MultiTaskModel, recipe: Recipe, split: str) -> dict[str, Examples]:

@@ -1,6 +1,7 @@
 """Losses of pairs, worked by hand."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -61,3 +62,12 @@ def test_squared_error_by_hand() -> None:
     loss, count = pair_losses.similarity(VECTORS, torch.tensor([[0.5], [0.0], [0.0]]), "squared", 20.0)
     assert count == 3
     assert loss.item() == pytest.approx(0.01 + 1, abs=1e-6)
+
+
+def test_matryoshka_by_hand() -> None:
+    """The first dimension alone has cosines of 1, 0 (a vector of nothing) and 1."""
+    criterion = partial(pair_losses.similarity, loss="squared", scale=1.0)
+    targets = torch.tensor([[0.5], [0.0], [0.0]])
+    loss, count = pair_losses.matryoshka(criterion, (2, 1), (1.0, 0.25), VECTORS, targets)
+    assert count == 3
+    assert loss.item() == pytest.approx(1.01 + 0.25 * (0.25 + 1), abs=1e-6)

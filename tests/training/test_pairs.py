@@ -12,10 +12,12 @@ from training.test_loop import A, build, go, start, state
 from training.test_loop import examples as labelled
 
 from mtl import MultiTaskModel, SentenceEncoder
+from mtl.encode.kinds import KINDS
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import MtlError, TrainingError
 from mtl.model.pooling import Dense, Normalize
 from mtl.training.data import Examples, load_data, read_split, text_numbers
+from mtl.training.evaluate import all_logits
 from mtl.training.gradients import backward, pieces
 from mtl.training.loop import Run
 from mtl.training.recipe import Recipe, Training, read_recipe
@@ -26,6 +28,7 @@ __all__ = ["start"]  # the fixture
 
 SIMILAR = TaskSpec("alike", kind="similarity", text_field=("a", "b"), label_field="score", train="-", scale=5.0)
 SQUARED = dataclasses.replace(SIMILAR, loss="squared", scale=None)
+SIZES = dataclasses.replace(SIMILAR, matryoshka=(12, 4), matryoshka_weights=(1.0, 0.5))
 NEGATIVES = TaskSpec("alike", kind="contrastive", text_field=("a", "b", "c"), train="-", scale=5.0, symmetric=True)
 KINDS_OF_PAIRS = pytest.mark.parametrize(
     "task", [SIMILAR, SQUARED, NEGATIVES], ids=["cosent", "squared", "contrastive"]
@@ -191,6 +194,26 @@ def test_the_best_epoch_is_chosen_by_the_correlation(start) -> None:
     assert run.best[1] == max(record["dev"]["alike"]["spearman"] for record in dev)
 
 
+def test_every_size_is_measured_and_may_choose_the_epoch(start) -> None:
+    """The metric of 4 dimensions is that of a model whose vectors end there."""
+    run = start((SIZES,), data=dataset(SIZES), best="alike.spearman-4")
+    go(run)
+    dev = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines() if "dev" in line]
+    assert [*dev[-1]["dev"]["alike"]] == ["spearman", "pearson", "spearman-12", "spearman-4"]
+    assert dev[-1]["dev"]["alike"]["spearman-12"] == dev[-1]["dev"]["alike"]["spearman"]
+    vectors = all_logits(run.model, run.data["dev"])["alike"][..., :4]
+    expected = KINDS["similarity"].measure(vectors, run.data["dev"]["alike"].targets, 0)["spearman"]
+    assert dev[-1]["dev"]["alike"]["spearman-4"] == expected
+    assert run.best is not None
+    assert run.best[1] == max(record["dev"]["alike"]["spearman-4"] for record in dev)
+
+
+def test_sizes_above_the_model_s(start) -> None:
+    task = dataclasses.replace(SIMILAR, matryoshka=(4, 13))
+    with pytest.raises(MtlError, match=r"task 'alike': matryoshka is \[4, 13\]; expected at most 12, the model's dim"):
+        start((task,), data=dataset(task))
+
+
 def test_what_is_saved_gives_the_trained_vectors(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """As an encoder and as a multi-task model, whose prediction is the embedding alone."""
     model = build(rich(checkpoint), (SIMILAR,))
@@ -260,6 +283,13 @@ def test_mistakes_in_pairs(tmp_path: Path, tiny: SentenceEncoder, changes: dict,
         ("scale = 0", "line 7: scale is 0.0; expected more than 0"),
         ("score_range = [5, 0]", r"line 7: score_range is \[5.0, 0.0\]; expected the lowest and the highest score"),
         ('score_range = ["0"]', r"line 7: score_range is \['0'\]; expected a list of numbers"),
+        ("matryoshka = [4, 4]", r"line 7: matryoshka is \[4, 4\]; expected different sizes from 1 on"),
+        ("matryoshka = [0]", r"line 7: matryoshka is \[0\]; expected different sizes from 1 on"),
+        ("matryoshka = [4.5]", r"line 7: matryoshka is \[4.5\]; expected a list of whole numbers"),
+        (
+            "matryoshka_weights = [1]",
+            r"line 7: matryoshka_weights are \[1.0\]; expected a number above 0 for each",
+        ),
         ('pooling = "cls"', r"line 7: pooling is \('cls',\); a similarity task has no pooling"),
         ('labels = ["x", "y"]', "expected no labels for a similarity task"),
     ],
