@@ -291,21 +291,35 @@ def train(recipe: str, output: Path | None, resume: bool, device: str, threads: 
 
 
 @cli.command()
-@click.option("-m", "--model", required=True, help="A trained run or model folder; for --sts any model.")
+@click.option(
+    "-m", "--model", required=True, help="A trained run or model folder; for --sts and --retrieval any model."
+)
 @click.option("-r", "--recipe", help="The recipe that names the data.")
 @click.option("--sts", type=click.Path(path_type=Path), help="Instead of a recipe: a file of two texts and a score.")
+@click.option(
+    "--retrieval", type=click.Path(path_type=Path),
+    help="Instead of a recipe: a folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv (BEIR).",
+)  # fmt: skip
 @click.option("--fields", help="The fields of the --sts file: A,B,SCORE.  [default: its own three]")
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 def evaluate(
-    model: str, recipe: str | None, sts: Path | None, fields: str | None, split: str, threads: int | None
+    model: str,
+    recipe: str | None,
+    sts: Path | None,
+    retrieval: Path | None,
+    fields: str | None,
+    split: str,
+    threads: int | None,
 ) -> None:
-    """A trained model's metrics and confusion matrices on a recipe's data, or any model's on pairs of texts."""
+    """A trained model's metrics and confusion matrices on a recipe's data; any model's on pairs or a search."""
     from mtl.training import session
 
-    if (recipe is None) == (sts is None) or (fields and not sts):
-        raise click.UsageError("expected one of --recipe and --sts; --fields goes with --sts")
-    if sts:
+    if [recipe, sts, retrieval].count(None) != 2 or (fields and not sts):
+        raise click.UsageError("expected one of --recipe, --sts and --retrieval; --fields goes with --sts")
+    if retrieval:
+        session.show_retrieval(model, retrieval, split, threads)
+    elif sts:
         session.show_sts(model, sts, fields.split(",") if fields else [], threads)
     else:
         session.show_evaluation(model, str(recipe), split, threads)

@@ -270,7 +270,7 @@ def retrieval_metrics(vectors: Tensor, numbers: Tensor, labels: int) -> dict[str
     vector_of = dict(zip(numbers.flatten().tolist(), vectors.flatten(0, 1), strict=True))
     queries, corpus = (torch.stack([vector_of[number] for number in side]) for side in (relevant, places))
     return retrieval.search_metrics(
-        queries, corpus, list(relevant.values()), [places.get(anchor) for anchor in relevant]
+        queries, corpus.split(retrieval.BLOCK), list(relevant.values()), [places.get(anchor) for anchor in relevant]
     )
 
 

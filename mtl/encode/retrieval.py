@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 2048  # vectors of each side that are compared at once
+BLOCK = 2048  # vectors of either side that are compared at once
 DEPTH = 100  # results of a query that the metrics look at
 METRICS = {"ndcg@10": 1, "mrr@10": 1, "recall@10": 1, "recall@100": 1}
 
 Relevance = Mapping[int, float]  # a document's place, and how relevant it is
 
 
-def nearest(queries: Tensor, corpus: Tensor, k: int) -> list[list[int]]:
-    """For each query the places of the k vectors of highest cosine, best first; of equal ones, the first."""
-    queries, corpus = (F.normalize(vectors.float(), dim=-1) for vectors in (queries, corpus))
-    found: list[list[int]] = []
-    for some in queries.split(BLOCK):
-        scores, places = some.new_empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.long)
-        for start in range(0, len(corpus), BLOCK):
-            part = some @ corpus[start : start + BLOCK].T
-            scores = torch.cat([scores, part], dim=1)
-            places = torch.cat([places, torch.arange(start, start + part.shape[1]).expand_as(part)], dim=1)
-            best = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-            scores, places = scores.gather(1, best), places.gather(1, best)
-        found += places.tolist()
-    return found
+def nearest(queries: Tensor, corpus: Iterable[Tensor], k: int) -> list[list[int]]:
+    """For each query the places of the k vectors of highest cosine, best first; of equal ones, the first.
+
+    ``corpus`` comes in blocks (any number, dim), none of which is needed any more once the next one comes.
+    """
+    groups = F.normalize(queries.float(), dim=-1).split(BLOCK)
+    best = [(group.new_empty(len(group), 0), torch.empty(len(group), 0, dtype=torch.long)) for group in groups]
+    start = 0
+    for block in corpus:
+        units, places = F.normalize(block.float(), dim=-1), torch.arange(start, start + len(block))
+        best = [merged(*kept, group @ units.T, places, k) for group, kept in zip(groups, best, strict=True)]
+        start += len(block)
+    return [row for _, places in best for row in places.tolist()]
+
+
+def merged(scores: Tensor, places: Tensor, others: Tensor, new: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of (queries, any) scores and of others, at new places (any,), with where they are."""
+    scores = torch.cat([scores, others], dim=1)
+    places = torch.cat([places, new.expand_as(others)], dim=1)
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return scores.gather(1, order), places.gather(1, order)
 
 
 def gain(relevances: Sequence[float]) -> float:
@@ -56,7 +63,7 @@ def ranking_metrics(rankings: Sequence[Sequence[int]], relevant: Sequence[Releva
 
 
 def search_metrics(
-    queries: Tensor, corpus: Tensor, relevant: Sequence[Relevance], same: Sequence[int | None]
+    queries: Tensor, corpus: Iterable[Tensor], relevant: Sequence[Relevance], same: Sequence[int | None]
 ) -> dict[str, float]:
     """Those of exact search. ``same[i]`` is the place of query i itself in the corpus, which does not count."""
     found = nearest(queries, corpus, DEPTH + 1)

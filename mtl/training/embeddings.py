@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
+
+import torch
 
 from mtl.encode.files import read_rows
 from mtl.encode.multitask import MultiTaskModel
-from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.retrieval import BLOCK, search_metrics
+from mtl.encode.sentence_encoder import EncodeOptions, SentenceEncoder
 from mtl.encode.tasks import TaskSpec
-from mtl.errors import InputError
+from mtl.errors import InputError, shown
 from mtl.training.data import load_data
 from mtl.training.evaluate import all_logits, measure
 from mtl.training.recipe import Recipe
@@ -35,3 +40,72 @@ def sts(
     data, notes = load_data(Recipe("", (task,)), model, ["test"])
     outputs = all_logits(MultiTaskModel(model, (task,)), data["test"], threads)
     return measure({"sts": task}, outputs, data["test"])["sts"], notes
+
+
+def texts_by_id(path: Path) -> dict[str, str]:
+    """The texts of a .jsonl file of BEIR by their ids: a document's title, where it has one, and its text.
+
+    Raises:
+        InputError: the file cannot be read, has no rows, or a row is wrong; it names the line.
+    """
+    found: dict[str, str] = {}
+    for number, fields in read_rows(path):
+        where = f"{path}, line {number}"
+        key, title, text = fields.get("_id"), fields.get("title") or "", fields.get("text")
+        if not (isinstance(key, str) and isinstance(title, str) and isinstance(text, str)):
+            expected = 'strings "_id" and "text", and maybe "title"'
+            raise InputError(f"{where}: fields are {', '.join(fields)}; expected {expected}")
+        if key in found:
+            raise InputError(f"{where}: the id {shown(key)} stands there twice; expected each of them once")
+        found[key] = f"{title} {text}".strip()
+    if not found:
+        raise InputError(f"{path} is empty; expected at least one text")
+    return found
+
+
+def judgements(path: Path, queries: Mapping[str, str], documents: Mapping[str, int]) -> dict[str, dict[int, float]]:
+    """By query, the places of the documents that are relevant to it, and how much; queries without one are left out.
+
+    Raises:
+        InputError: the file cannot be read, names an unknown id, or says of no document that it is relevant.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for number, fields in read_rows(path):
+        where, expected = f"{path}, line {number}", ("query-id", "corpus-id", "score")
+        if not fields.keys() >= {*expected}:
+            raise InputError(f"{where}: fields are {', '.join(fields)}; expected {', '.join(expected)}")
+        query, document, score = (fields[name] for name in expected)
+        for name, key, known in (("query", query, queries), ("document", document, documents)):
+            if key not in known:
+                raise InputError(f"{where}: no {name} has the id {shown(key)}")
+        try:
+            value = float(score)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise InputError(f"{where}: score is {shown(score)}; expected a number, above 0 where it is relevant")
+        if value > 0:
+            found.setdefault(query, {})[documents[document]] = value
+    if not found:
+        raise InputError(f"{path} says of no document that it is relevant to a query")
+    return found
+
+
+def retrieval(
+    model: SentenceEncoder, folder: Path, split: str = "test", **options: Unpack[EncodeOptions]
+) -> dict[str, float]:
+    """How well a model finds what is relevant, by exact search in a folder of BEIR's layout.
+
+    The folder has corpus.jsonl, queries.jsonl and qrels/<split>.tsv. Queries without a relevant document are left out,
+    and a document with the query's own id is never a result. Memory holds the queries' vectors and one window of the
+    corpus's.
+
+    Raises:
+        InputError: a file cannot be read, or a row is wrong; it names the line.
+    """
+    corpus, queries = (texts_by_id(folder / name) for name in ("corpus.jsonl", "queries.jsonl"))
+    places = {key: place for place, key in enumerate(corpus)}
+    relevant = judgements(folder / "qrels" / f"{split}.tsv", queries, places)
+    vectors = model.encode([queries[key] for key in relevant], as_tensor=True, **options).cpu()
+    blocks = map(torch.from_numpy, model.encode_stream(corpus.values(), window=BLOCK, **options))
+    return search_metrics(vectors, blocks, [*relevant.values()], [places.get(key) for key in relevant])

@@ -217,6 +217,12 @@ def show_sts(model: str, path: Path, fields: Sequence[str], threads: int | None 
     click.echo(metrics_table({path.stem: found}))
 
 
+def show_retrieval(model: str, folder: Path, split: str, threads: int | None = None) -> None:
+    """Print how well a model's vectors find what is relevant."""
+    found = embeddings.retrieval(SentenceEncoder.from_pretrained(model), folder, split, threads=threads)
+    click.echo(metrics_table({folder.resolve().name: found}))
+
+
 def split_of(model: MultiTaskModel, recipe: Recipe, split: str) -> dict[str, Examples]:
     """One split of a recipe's tasks, which must be the model's too; what is left out is said on stderr."""
     one_of("split", split, SPLITS)

@@ -26,10 +26,10 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     corpus[20] = corpus[3]  # equal scores: the first comes first
     cosines = torch.nn.functional.cosine_similarity(queries[:, None], corpus[None], dim=2)
     expected = cosines.sort(dim=1, descending=True, stable=True).indices[:, :9].tolist()
-    assert retrieval.nearest(queries, corpus, 9) == expected
+    assert retrieval.nearest(queries, [corpus], 9) == expected
     monkeypatch.setattr(retrieval, "BLOCK", 4)
-    assert retrieval.nearest(queries, corpus, 9) == expected
-    assert [sorted(places) for places in retrieval.nearest(queries, corpus, 99)] == [list(range(23))] * 7
+    assert retrieval.nearest(queries, corpus.split(5), 9) == expected
+    assert [sorted(places) for places in retrieval.nearest(queries, corpus.split(9), 99)] == [list(range(23))] * 7
 
 
 def test_rows_of_pairs_as_a_search() -> None:

@@ -1,6 +1,7 @@
 """A model's embeddings, measured on files without a recipe."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from test_cli import Done, mtl
 
 from mtl import SentenceEncoder
 from mtl.errors import MtlError
-from mtl.training.embeddings import sts
+from mtl.training.embeddings import retrieval, sts
 
 __all__ = ["mtl"]  # the fixture
 
@@ -50,9 +51,72 @@ def test_fields_that_do_not_fit(tiny: SentenceEncoder, file: Path, tmp_path: Pat
         sts(tiny, tmp_path / "empty.jsonl")
 
 
-def test_the_command(mtl: Callable[..., Done], folder: Path, file: Path) -> None:
+DOCUMENTS = {"d1": ("", "a b c"), "d2": ("d e", "f"), "d3": ("", "g h i"), "d4": (None, "d e f")}
+QUERIES = {"q1": "a b c", "q2": "d e f", "q3": "z", "d3": "g h i"}
+QRELS = [("q1", "d1", 1), ("q1", "d2", 0), ("q2", "d2", 2), ("q2", "d4", 1), ("d3", "d3", 1), ("d3", "d1", 1)]
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    folder = tmp_path / "search"
+    (folder / "qrels").mkdir(parents=True)
+    corpus = [{"_id": key, "title": title, "text": text} for key, (title, text) in DOCUMENTS.items()]
+    queries = [{"_id": key, "text": text} for key, text in QUERIES.items()]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corpus))
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    rows = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, row)) for row in QRELS)]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_a_search_by_hand(tiny: SentenceEncoder, beir: Path) -> None:
+    """q1 finds itself first; q2 finds d2 and d4, equal texts; q3 has nothing relevant; d3 does not find itself."""
+    found = retrieval(tiny, beir)
+    vectors = tiny.encode(["a b c", "d e f", "g h i"], normalize=True)
+    first = vectors[2] @ vectors[0] > vectors[2] @ vectors[1]  # d3's result d1: before or behind d2 and d4
+    rank = 1 if first else 3
+    recall = (1 + 1 + 1 / 2) / 3  # d3 itself is relevant by the file, and never found
+    ideal = 1 + 1 / math.log2(3)
+    assert found == pytest.approx(
+        {
+            "ndcg@10": (1 + 1 + 1 / math.log2(rank + 1) / ideal) / 3,
+            "mrr@10": (1 + 1 + 1 / rank) / 3,
+            "recall@10": recall,
+            "recall@100": recall,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("corpus.jsonl", "", "corpus.jsonl is empty; expected at least one text"),
+        ("corpus.jsonl", '{"id": "a"}\n', 'corpus.jsonl, line 1: fields are id; expected strings "_id" and "text"'),
+        ("queries.jsonl", '{"_id": "a", "text": "b"}\n' * 2, "queries.jsonl, line 2: the id 'a' stands there twice"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq9\td1\t1\n", "test.tsv, line 2: no query has the id 'q9'"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td9\t1\n", "test.tsv, line 2: no document has the id 'd9'"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\tx\n", "line 2: score is 'x'; expected a number, above"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t0\n", "test.tsv says of no document that it is rel"),
+        (
+            "qrels/test.tsv",
+            "query\tdocument\nq1\td1\n",
+            "line 2: fields are query, document; expected query-id,",
+        ),
+    ],
+)
+def test_mistakes_in_a_search(tiny: SentenceEncoder, beir: Path, name: str, content: str, message: str) -> None:
+    (beir / name).write_text(content)
+    with pytest.raises(MtlError, match=message):
+        retrieval(tiny, beir)
+
+
+def test_the_command(mtl: Callable[..., Done], folder: Path, file: Path, beir: Path) -> None:
     done = mtl("evaluate", "--model", folder, "--sts", file)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[:3] == ["task", "pearson", "spearman"]
     assert "pairs" in done.stdout
+    done = mtl("evaluate", "--model", folder, "--retrieval", beir)
+    assert done.stdout.split()[:5] == ["task", "ndcg@10", "mrr@10", "recall@10", "recall@100"], done.stderr
+    done = mtl("evaluate", "--model", folder, "--retrieval", beir, "--split", "dev")
+    assert "dev.tsv cannot be read: No such file" in done.stderr
     assert mtl("evaluate", "--model", folder).returncode == 2
