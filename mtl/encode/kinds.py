@@ -208,13 +208,13 @@ def finite_number(value: Any, labels: Sequence[str]) -> list[float]:
 
 
 def correlations(given: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float]:
-    """Those of Pearson and Spearman; 0 where one side is constant, with which no correlation is defined."""
+    """Those of Spearman and Pearson; 0 where one side is constant, with which no correlation is defined."""
     from scipy.stats import pearsonr, spearmanr
 
     if min(np.ptp(given), np.ptp(wanted)) == 0:
-        return {"pearson": 0.0, "spearman": 0.0}
-    pearson, spearman = pearsonr(given, wanted).statistic, spearmanr(given, wanted).statistic
-    return {"pearson": float(pearson), "spearman": float(spearman)}
+        return {"spearman": 0.0, "pearson": 0.0}
+    spearman, pearson = spearmanr(given, wanted).statistic, pearsonr(given, wanted).statistic
+    return {"spearman": float(spearman), "pearson": float(pearson)}
 
 
 def regression_metrics(values: Tensor, targets: Tensor, labels: int) -> dict[str, float]:

@@ -68,6 +68,7 @@ def train(
         with closing(Log(folder, run.step, run.total, tensorboard)) as log:
             if not begun:
                 run.save()  # from here on there is always something to go on from
+                show_start(run, threads)
             if not loop.train(run, log, threads):
                 onward = how_to_go_on(recipe, folder)
                 click.echo(f"stopped after step {run.step} of {run.total}; go on with: {onward}", err=True)
@@ -150,6 +151,14 @@ def show_settings(run: loop.Run, name: str, notes: list[str]) -> None:
                    "they are computed only once for each text")  # fmt: skip
     at = f", going on after step {run.step}" if run.step else ""
     click.echo(f"\n{run.schedule.steps_per_epoch} steps an epoch, {run.total} in all{at}")
+
+
+def show_start(run: loop.Run, threads: int | None) -> None:
+    """What the embeddings are worth before they are trained, where some task trains them as they are."""
+    for split in ("dev", "test"):
+        own = {name: examples for name, examples in run.data[split].items() if name not in run.model.branches}
+        if own:
+            show_metrics(run.model, own, f"{split}, before training", threads)
 
 
 def finish(run: loop.Run, log: Log, threads: int | None) -> None:

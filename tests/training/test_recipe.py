@@ -206,3 +206,16 @@ def test_the_demo_s_sentences_are_distinct() -> None:
                 assert len(a & b) / len(a | b) < 0.6, (a, b)
         for _, targets in splits.values():
             assert set(targets.tolist()) == set(range(len(task.labels)))
+
+
+def test_the_demo_s_pairs_are_distinct() -> None:
+    """No line is in two splits, or twice in one; what is a row's negative is another row's answer."""
+    (task,) = read_recipe(BUNDLED / "demo-pairs.toml").tasks
+    seen: set[str] = set()
+    for split, rows in (("train", 90), ("dev", 30), ("test", 30)):
+        texts, _ = read_split(task, split, BUNDLED)
+        questions, answers, others = texts[::3], texts[1::3], texts[2::3]
+        assert len(set(questions)) == len(set(answers)) == rows
+        assert set(others) == set(answers)
+        assert not seen & set(texts)
+        seen |= set(texts)
