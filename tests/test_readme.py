@@ -41,10 +41,12 @@ def test_the_first_example_runs(
     assert (tmp_path / "my-model" / "model.safetensors").is_file()
 
 
-def test_the_recipe_is_one(tmp_path: Path) -> None:
-    (tmp_path / "my.toml").write_text(blocks("toml")[0])
-    recipe = read_recipe(tmp_path / "my.toml")
-    assert [task.kind for task in recipe.tasks] == ["single-label", "multi-label", "regression"]
+def test_the_recipes_are_some(tmp_path: Path) -> None:
+    kinds = []
+    for block in blocks("toml"):
+        (tmp_path / "my.toml").write_text(block)
+        kinds += [task.kind for task in read_recipe(tmp_path / "my.toml").tasks]
+    assert kinds == ["single-label", "multi-label", "regression", "similarity", "contrastive"]
 
 
 def test_the_tree_names_every_module_and_nothing_else() -> None:
@@ -116,6 +118,15 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "stars.csv").write_text(
         "text,label\n" + "".join(f'"{row["text"]}",{i % 5}\n' for i, row in enumerate(rows))
     )
+    pairs = [{"text_a": rows[i - 1]["text"], "text_b": rows[i]["text"], "score": i % 3} for i in range(len(rows))]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    texts = [{"_id": str(i), "text": row["text"]} for i, row in enumerate(rows)]
+    (tmp_path / "search" / "qrels").mkdir(parents=True)
+    for name in ("corpus", "queries"):
+        (tmp_path / "search" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    (tmp_path / "search" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n0\t1\t1\n")
+    recipe = tmp_path / "mtl" / "recipes" / "demo-pairs.toml"
+    recipe.write_text(re.sub(r"epochs = \d+", "epochs = 1", recipe.read_text()))
     (tmp_path / "my.toml").write_text(re.sub(r"epochs = \d+", "epochs = 1", blocks("toml")[0]))
     return tmp_path
 
