@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from training.test_loop import build, go
-from training.test_pairs import NEGATIVES, SIMILAR, SIZES, SQUARED, dataset
+from training.test_pairs import NEGATIVES, SIMILAR, SIZES, SQUARED, STUDENT, dataset
 
 from mtl.encode.tasks import TaskSpec
 from mtl.training.loop import Run
@@ -46,13 +46,14 @@ def column(rows: list[list[int]]) -> dict[str, torch.Tensor]:
             SMALL | {"micro_tokens": 20},
             lambda model: losses.CachedMultipleNegativesRankingLoss(model, scale=5.0, mini_batch_size=2),
         ),
+        (STUDENT, {}, lambda model: losses.MSELoss(model)),
         (
             SIZES,
             {},
             lambda model: losses.MatryoshkaLoss(model, losses.CoSENTLoss(model, scale=5.0), [12, 4], [1.0, 0.5]),
         ),
     ],
-    ids=["cosent", "cosent-window", "squared", "in-batch", "symmetric", "cached", "matryoshka"],
+    ids=["cosent", "cosent-window", "squared", "in-batch", "symmetric", "cached", "distillation", "matryoshka"],
 )
 def test_the_same_losses_over_20_steps(
     checkpoint: Checkpoint, tmp_path: Path, task: TaskSpec, changes: dict[str, Any], theirs: Callable
@@ -86,7 +87,7 @@ def test_the_same_losses_over_20_steps(
         chosen = [row for micro in run.schedule.window(step) for row in micro.rows]
         width = len(task.text_field)
         columns = [column([rows[row * width + i] for row in chosen]) for i in range(width)]
-        labels = targets[chosen, 0] if task.kind == "similarity" else None
+        labels = targets[chosen, 0] if task.kind == "similarity" else targets[chosen]
         loss = criterion(columns, labels)
         loss.backward()
         optimiser.step()

@@ -45,6 +45,7 @@ class Kind:
     negatives: A row's first two texts belong together, and the texts of all other rows of the window do not belong to
         them, nor do the row's own further texts, of which there may be any number. Targets are the texts' numbers
         (rows, texts), equal for equal texts, and no window is drawn that holds a text twice.
+    losses: What ``loss`` may be set to, where there are several.
     options: The settings of its loss, with their defaults.
     reading: The settings by which its data are read.
     """
@@ -63,6 +64,7 @@ class Kind:
     embeds: bool = False
     joint: bool = False
     negatives: bool = False
+    losses: tuple[str, ...] = ()
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reading: tuple[str, ...] = ()
 
@@ -252,6 +254,7 @@ SIMILARITY = Kind(
     texts=2,
     embeds=True,
     joint=True,
+    losses=("cosent", "squared"),
     options={"loss": "cosent", "scale": 20.0},
     reading=("score_range",),
 )
@@ -288,4 +291,28 @@ CONTRASTIVE = Kind(
     options={"scale": 20.0, "symmetric": False},
 )
 
-KINDS = {kind.name: kind for kind in (SINGLE_LABEL, MULTI_LABEL, REGRESSION, SIMILARITY, CONTRASTIVE)}
+# What a teacher says
+
+
+def distillation_metrics(vectors: Tensor, teacher: Tensor, labels: int) -> dict[str, float]:
+    """The mean cosine of each vector with the teacher's, and the mean squared error: (texts, dim) both."""
+    cosine = torch.nn.functional.cosine_similarity(vectors.double(), teacher.double(), dim=-1)
+    return {"cosine": float(cosine.mean()), "mse": float((vectors.double() - teacher.double()).square().mean())}
+
+
+DISTILLATION = Kind(
+    name="distillation",
+    least_labels=None,
+    loss=pair_losses.distillation,
+    target=None,
+    metrics={"cosine": 1, "mse": -1},
+    measure=distillation_metrics,
+    embeds=True,
+    losses=("squared", "cosine"),
+    options={"loss": "squared"},
+    reading=("teacher",),
+    uncertainty=0.5,
+)
+
+ALL = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, SIMILARITY, CONTRASTIVE, DISTILLATION)
+KINDS = {kind.name: kind for kind in ALL}

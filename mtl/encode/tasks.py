@@ -22,7 +22,6 @@ Freeze = int | Literal["none", "encoder"]
 BRANCH = {"pooling", "head", "dropout"}  # what makes a pooling and a head of a task's own
 SIZES = {"matryoshka", "matryoshka_weights"}
 OWN = {*BRANCH, *SIZES, *(name for kind in KINDS.values() for name in (*kind.options, *kind.reading))}
-LOSSES = ("cosent", "squared")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +29,8 @@ class TaskSpec:
     """One task, as data.
 
     labels: The classes' names in the order of the logits; none for a regression.
-    kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression", "similarity" or "contrastive".
+    kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression", "similarity", "contrastive" or
+        "distillation".
     train, dev, test: A .jsonl, .csv, .tsv or .parquet file, beside the recipe, or
         ``hf://datasets/owner/name@revision/path``.
         A row's label is for "single-label" a label's name, or its place as a number (0, 1, ...) where no label
@@ -43,9 +43,10 @@ class TaskSpec:
         all or "none"; or a table that says so from an epoch on, as {1 = "encoder", 2 = 4, 3 = "none"}.
     freeze_head: Hold the task's own pooling and head.
 
-    Tasks about several texts have no pooling and head of their own: they train the embeddings as they are, through the
-    embedder's pooling and the layers behind it, which ``freeze_head`` holds. ``matryoshka`` = [384, 128, 64] trains the
-    first 384, 128 and 64 dimensions to be vectors of their own, each size's loss times its ``matryoshka_weights`` (1).
+    Tasks about several texts, and "distillation", have no pooling and head of their own: they train the embeddings as
+    they are, through the embedder's pooling and the layers behind it, which ``freeze_head`` holds.
+    ``matryoshka`` = [384, 128, 64] trains the first 384, 128 and 64 dimensions to be vectors of their own, each size's
+    loss times its ``matryoshka_weights`` (1).
 
     "similarity": Two texts and a score, of which only the order matters to the ``loss`` "cosent" (the default), while
         "squared" brings the cosine to the score's place in ``score_range`` = [lowest, highest], which is read from
@@ -55,6 +56,10 @@ class TaskSpec:
         ``micro_tokens`` bounds the memory, and changes nothing else. What equals the anchor or the positive is no
         negative, and rows are drawn so that no text stands twice in a window, as far as the data allow.
         ``scale`` multiplies cosines (20); ``symmetric`` has positives find their anchors too.
+    "distillation": A text, whose vector is to become the ``teacher``'s: a model by name, whose vectors are computed
+        once and remembered, or an .npy or .safetensors file beside the recipe with one for each row, whose name holds
+        "{split}" for train, dev and test. ``loss`` is "squared" (the default) or "cosine". A recipe's ``layers`` make
+        the student smaller. It has no ``matryoshka``.
     """
 
     name: str
@@ -75,6 +80,7 @@ class TaskSpec:
     scale: float | None = None
     score_range: tuple[float, ...] = ()
     symmetric: bool | None = None
+    teacher: str = ""
     matryoshka: tuple[int, ...] = ()
     matryoshka_weights: tuple[float, ...] = ()
 
@@ -97,21 +103,24 @@ class TaskSpec:
             raise RecipeError(f"dropout is {self.dropout}; expected a number from 0 up to, not including, 1", "dropout")
         if not 0 < self.weight < math.inf:
             raise RecipeError(f"weight is {self.weight}; expected more than 0", "weight")
-        self._check_pairs()
+        self._check_pairs(KINDS[self.kind])
         self._check_matryoshka()
         self._check_freeze()
 
     def _check_settings(self, kind: Kind) -> None:
         """That nothing is set which a task of this kind has not."""
-        known = {*kind.options, *kind.reading, *(SIZES if kind.embeds else BRANCH)}
+        known = {*kind.options, *kind.reading, *(SIZES if kind.joint else ()), *(() if kind.embeds else BRANCH)}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in OWN - known and value != field.default:
                 raise RecipeError(f"{field.name} is {shown(value)}; a {kind.name} task has no {field.name}", field.name)
 
-    def _check_pairs(self) -> None:
+    def _check_pairs(self, kind: Kind) -> None:
         if self.loss is not None:
-            one_of("loss", self.loss, LOSSES)
+            one_of("loss", self.loss, kind.losses)
+        if "teacher" in kind.reading and not self.teacher:
+            expected = "a model, or a file of vectors as teacher-{split}.npy"
+            raise RecipeError(f"teacher is missing; expected {expected}", "kind")
         if self.scale is not None and not 0 < self.scale < math.inf:
             raise RecipeError(f"scale is {self.scale}; expected more than 0", "scale")
         if self.score_range and (len(self.score_range) != 2 or not self.score_range[0] < self.score_range[1]):

@@ -66,6 +66,14 @@ def told_apart(queries: Tensor, candidates: Tensor, own: Tensor, numbers: Tensor
     return F.cross_entropy(scores.masked_fill(same, -torch.inf), right, reduction="sum")
 
 
+def distillation(vectors: Tensor, teacher: Tensor, loss: str) -> tuple[Tensor, int]:
+    """Of vectors and the teacher's, both (texts, dim): the squared error, or the cosine's distance from 1."""
+    if loss == "squared":
+        return F.mse_loss(vectors, teacher, reduction="sum"), teacher.numel()
+    distance = 1 - F.cosine_similarity(vectors, teacher, dim=-1)
+    return distance.sum() * teacher.shape[-1], teacher.numel()  # each text counts as many labels as it has dimensions
+
+
 def similarity(vectors: Tensor, targets: Tensor, loss: str, scale: float) -> tuple[Tensor, int]:
     """Of vectors (rows, 2, dim) and scores (rows, 1) from 0 to 1: CoSENT, or the squared error of the cosine."""
     cosine = cosines(vectors)

@@ -18,6 +18,7 @@ from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import RecipeError, TrainingError
 from mtl.training.recipe import Recipe, Training
+from mtl.training.teacher import teacher_vectors
 from weights.fetch import fetch_data
 
 SPLITS = ("train", "dev", "test")
@@ -49,7 +50,7 @@ class Examples:
     def fingerprint(self) -> str:
         """A hash of all rows and targets: equal data, equal fingerprint."""
         digest = hashlib.sha256(repr(self.rows).encode())
-        digest.update(repr(self.targets.tolist()).encode())
+        digest.update(self.targets.numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -156,6 +157,8 @@ def load_data(
             continue
         texts, targets = read_split(task, split, recipe.folder)
         tokenized = embedder.tokenizer([embedder.default_prompt + text for text in texts], "truncate", limit)
+        if "teacher" in KINDS[task.kind].reading:
+            targets = teacher_vectors(task, split, texts, recipe.folder, embedder.dim)
         if KINDS[task.kind].negatives:
             targets = text_numbers(tokenized.rows, len(task.text_field))
         data[split][task.name] = Examples(tokenized.rows, targets, len(task.text_field))

@@ -7,11 +7,12 @@ A window is one step of the optimiser, and its gradient that of one large batch 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.precision import effective
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
-from mtl.errors import CheckpointError, TrainingError
+from mtl.errors import CheckpointError, RecipeError, TrainingError
+from mtl.model.encoder import DistilBert
 from mtl.training import checkpoint
 from mtl.training.data import Data, fingerprints, told_apart
 from mtl.training.evaluate import all_logits, check_metric, chosen_metric, measure
@@ -46,6 +48,8 @@ def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel
     source = Path(recipe.model)
     beside = recipe.folder / source
     pretrained = load.load(fetch(str(beside if beside.is_dir() and not source.is_dir() else recipe.model)))
+    if recipe.layers:
+        keep_layers(pretrained.encoder, recipe.layers)
     model = MultiTaskModel(SentenceEncoder.from_checkpoint(pretrained), recipe.tasks)
     for task in recipe.tasks:
         if pretrained.head and task.head == "distilbert" and task.labels == pretrained.labels:
@@ -56,6 +60,21 @@ def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel
             if name in model.tasks and alike(task, model.tasks[name]):
                 model.branch(name).load_state_dict(before.branch(name).state_dict())
     return model.to(device)
+
+
+def keep_layers(encoder: DistilBert, layers: Sequence[int]) -> None:
+    """Leave only these blocks of an encoder, as DistilBERT began with every second one of BERT's.
+
+    Raises:
+        RecipeError: it has not so many.
+    """
+    blocks = list(encoder.transformer.layer)
+    if max(layers) >= len(blocks):
+        raise RecipeError(
+            f"layers are {list(layers)}; expected numbers below {len(blocks)}, the model's blocks", "layers"
+        )
+    encoder.transformer.layer = nn.ModuleList(blocks[i] for i in layers)
+    encoder.config = dataclasses.replace(encoder.config, n_layers=len(layers))
 
 
 def alike(one: TaskSpec, other: TaskSpec) -> bool:

@@ -81,16 +81,22 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A model to start from, its tasks, and how to train them. ``folder`` is where relative paths start."""
+    """A model to start from, its tasks, and how to train them. ``folder`` is where relative paths start.
+
+    layers: The blocks of the model that are kept, counted from 0, as [0, 2, 4]; all of them where none is named.
+    """
 
     model: str
     tasks: Sequence[TaskSpec]
     training: Training = Training()
     folder: Path = Path()
+    layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         settle(self)
         object.__setattr__(self, "tasks", tuple(self.tasks))
+        if list(self.layers) != sorted(set(self.layers)) or min(self.layers, default=0) < 0:
+            raise RecipeError(f"layers are {list(self.layers)}; expected rising numbers from 0 on", "layers")
         names = [task.name for task in self.tasks]
         if not names:
             raise RecipeError("tasks are none; expected at least one TaskSpec", "tasks")
@@ -101,7 +107,8 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """All that decides the outcome, in plain values; two runs with equal ones are the same run."""
         tasks = {task.name: dataclasses.asdict(task) for task in self.tasks}
-        return {"model": self.model, "training": dataclasses.asdict(self.training), "task": tasks}
+        kept = {"layers": self.layers} if self.layers else {}
+        return {"model": self.model, **kept, "training": dataclasses.asdict(self.training), "task": tasks}
 
 
 def find_recipe(name: str) -> Path:
@@ -142,10 +149,10 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}: not TOML that we read (it is nested too deep)") from None
     except ValueError as error:  # TOML's own message names the line
         raise RecipeError(f"{path}: not TOML ({one_line(error)})") from None
-    unknown = [key for key in content if key not in ("model", "training", "task")]
+    unknown = [key for key in content if key not in ("model", "layers", "training", "task")]
     if unknown:
         raise RecipeError(f"{path}{line_of(source, unknown[0])}: {shown(unknown[0])} is unknown; "
-                          "expected model, [training] and [[task]]")  # fmt: skip
+                          "expected model, layers, [training] and [[task]]")  # fmt: skip
     entries = content.get("task", [])
     if not isinstance(content.get("model"), str) or not isinstance(entries, list) or not entries:
         raise RecipeError(f'{path}: expected model = "name" and at least one [[task]]')
@@ -154,9 +161,10 @@ def read_recipe(path: Path) -> Recipe:
     names = [task.name for task in tasks]
     repeated = [line_of(source, "name", "[[task]]", i) for i, name in enumerate(names) if name in names[:i]]
     try:
-        return Recipe(content["model"], tasks, training, path.parent)
+        return Recipe(content["model"], tasks, training, path.parent, content.get("layers", ()))
     except RecipeError as error:
-        raise RecipeError(f"{path}{''.join(repeated[:1])}: {error}", error.field) from None
+        where = line_of(source, "layers") if error.field == "layers" else "".join(repeated[:1])
+        raise RecipeError(f"{path}{where}: {error}", error.field) from None
 
 
 def line_of(source: str, key: str, header: str = "", nth: int = 0) -> str:

@@ -28,29 +28,33 @@ __all__ = ["start"]  # the fixture
 
 SIMILAR = TaskSpec("alike", kind="similarity", text_field=("a", "b"), label_field="score", train="-", scale=5.0)
 SQUARED = dataclasses.replace(SIMILAR, loss="squared", scale=None)
+STUDENT = TaskSpec("alike", kind="distillation", text_field=("a",), train="-", teacher="-")
 SIZES = dataclasses.replace(SIMILAR, matryoshka=(12, 4), matryoshka_weights=(1.0, 0.5))
 NEGATIVES = TaskSpec("alike", kind="contrastive", text_field=("a", "b", "c"), train="-", scale=5.0, symmetric=True)
 KINDS_OF_PAIRS = pytest.mark.parametrize(
-    "task", [SIMILAR, SQUARED, NEGATIVES], ids=["cosent", "squared", "contrastive"]
+    "task", [SIMILAR, SQUARED, NEGATIVES, STUDENT], ids=["cosent", "squared", "contrastive", "distillation"]
 )
 
 
-def pairs(task: TaskSpec, size: int, seed: int) -> Examples:
+def pairs(task: TaskSpec, size: int, seed: int, dim: int = 12) -> Examples:
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 12, (size * len(task.text_field),), generator=generator).tolist()
+    width = len(task.text_field)
+    lengths = torch.randint(1, 12, (size * width,), generator=generator).tolist()
     rows = [[2, *torch.randint(5, 38, (n,), generator=generator).tolist(), 3] for n in lengths]
-    targets = torch.rand(size, 1, generator=generator)
+    targets = torch.rand(size, dim if task.kind == "distillation" else 1, generator=generator)
     if task.kind == "contrastive":
-        rows[len(task.text_field) + 1] = rows[1]  # rows 0 and 1 have one positive
-        targets = text_numbers(rows, len(task.text_field))
-    return Examples(rows, targets, len(task.text_field))
+        rows[width + 1] = rows[1]  # rows 0 and 1 have one positive
+        targets = text_numbers(rows, width)
+    return Examples(rows, targets, width)
 
 
-def dataset(*tasks: TaskSpec, size: int = 13) -> dict:
-    make = {task.name: labelled if task.labels else pairs for task in tasks}
+def dataset(*tasks: TaskSpec, size: int = 13, dim: int = 12) -> dict:
+    def make(task: TaskSpec, size: int, seed: int) -> Examples:
+        return labelled(task, size, seed) if task.labels else pairs(task, size, seed, dim)
+
     return {
-        "train": {task.name: make[task.name](task, size, i) for i, task in enumerate(tasks)},
-        "dev": {task.name: make[task.name](task, 9, 50 + i) for i, task in enumerate(tasks)},
+        "train": {task.name: make(task, size, i) for i, task in enumerate(tasks)},
+        "dev": {task.name: make(task, 9, 50 + i) for i, task in enumerate(tasks)},
         "test": {},
     }
 
@@ -102,7 +106,7 @@ def test_a_window_is_one_batch(start, checkpoint: Checkpoint, task: TaskSpec, dr
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name in expected:
         assert (found[name] - expected[name]).abs().max() <= 1e-6 * largest, name
-    small = [piece for micro in window for piece in pieces(micro, run.data["train"][micro.task], 30)]
+    small = [piece for micro in window for piece in pieces(micro, run.data["train"][micro.task], 14)]
     assert len(small) > len(window)
     expected, found = graph_of_all(run, small), gradients(run, small)
     assert all((found[name] - expected[name]).abs().max() <= 1e-6 * largest for name in expected)
@@ -119,7 +123,7 @@ def test_what_pairs_freeze_keeps_its_bits(checkpoint: Checkpoint, tmp_path: Path
     task = dataclasses.replace(task, freeze=freeze)
     model = build(rich(checkpoint), (task,), dropout=0.2)
     recipe = Recipe("tiny", (task,), Training(epochs=1, batch_size=4, accumulate=2, learning_rate=1e-2))
-    run = Run(recipe, model, dataset(task), tmp_path / "run")
+    run = Run(recipe, model, dataset(task, dim=7), tmp_path / "run")
     before = state(model)
     go(run)
     held = ["embeddings", *(f"transformer.layer.{i}." for i in range(freeze))]
