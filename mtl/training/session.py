@@ -140,7 +140,8 @@ def show_settings(run: loop.Run, name: str, notes: list[str]) -> None:
     """The effective settings, before anything long begins."""
     training = run.recipe.training
     values = {"recipe": name, "model": run.recipe.model, "output": run.folder, "device": run.model.embedder.device,
-              "threads": torch.get_num_threads(), **dataclasses.asdict(training), "precision": run.precision}  # fmt: skip
+              "threads": torch.get_num_threads(), **dataclasses.asdict(training),
+              "precision": run.precision}  # fmt: skip
     click.echo(click.wrap_text("  ".join(f"{name}={value}" for name, value in values.items()), 110))
     for note in notes:
         click.echo(f"note: {note}", err=True)
