@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 
 import pyarrow as pa
@@ -84,6 +84,7 @@ class Run:
         self.process.wait()
 
     def finish(self) -> str:
+        """What the command said, once it has ended well."""
         _, err = self.process.communicate(timeout=240)
         assert self.process.returncode == 0, err
         assert "Traceback" not in err
@@ -108,10 +109,10 @@ class Run:
         return False
 
 
-def wait_for(folder: Path, files: int, run: Run) -> None:
-    """Until so many outputs are there."""
+def wait_for(found: Callable[[], Sized], number: int, run: Run) -> None:
+    """Until so many are found."""
     deadline = time.monotonic() + 180
-    while len(list(folder.glob("*.parquet"))) < files:
+    while len(found()) < number:
         assert run.process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -125,7 +126,7 @@ def test_killing_one_process(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for files in (1, 3, 4):
         run = Run(source, out, folder)
-        wait_for(out, files, run)
+        wait_for(lambda: list(out.glob("*.parquet")), files, run)
         time.sleep(0.02 * files)
         run.kill()
         assert run.process.returncode == -signal.SIGKILL
@@ -141,23 +142,28 @@ def test_killing_actors_and_the_driver(tmp_path: Path) -> None:
     """On Ray: an actor is killed, its file goes to another; the driver is killed, and the same command goes on."""
     pytest.importorskip("ray")
     model = Path("all-MiniLM-L6-v2")  # slow enough to be met in the middle of a file
-    source = write_corpus(tmp_path / "in", 8, 250)
+    source = write_corpus(tmp_path / "in", 8, 500)
     embed_corpus([source], tmp_path / "whole", model=model)
     out, options = tmp_path / "out", ("--address", "local", "--actors", "2")
+
+    def outputs() -> list[Path]:
+        return list(out.glob("*.parquet"))
+
     run = Run(source, out, model, *options)
-    wait_for(out, 1, run)
+    wait_for(outputs, 1, run)
     actors = run.actors()
     assert len(actors) == 2
     os.kill(actors[0], signal.SIGKILL)
-    wait_for(out, 4, run)
+    wait_for(outputs, 4, run)
     run.kill()
-    before = {path.name: path.stat().st_ino for path in out.glob("*.parquet")}
+    before = {path.name: path.stat().st_ino for path in outputs()}
     assert len(before) < 8
     run = Run(source, out, model, *options)
-    wait_for(out, len(before) + 1, run)
-    os.kill(run.actors()[0], signal.SIGKILL)
+    wait_for(run.actors, 1, run)
+    os.kill(run.actors()[0], signal.SIGKILL)  # this one, while it loads the model
     err = run.finish()
-    assert "2 of them" in err
+    assert counted(8 - len(before), "file") in err
+    assert {name: (out / name).stat().st_ino for name in before} == before
     assert contents(out) == contents(tmp_path / "whole")
 
 
