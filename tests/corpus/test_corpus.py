@@ -92,6 +92,8 @@ def test_number_formats(embed: Callable[..., Any], folder: Path, tmp_path: Path,
     assert (np.abs(found.astype(np.float32) * scales - expected) <= 1.0001 * step * largest).all()
     if kind == "int8":
         assert (np.abs(found).max(axis=1) == 127).all()
+    written = pq.ParquetFile(tmp_path / "out" / "a.parquet").metadata.row_group(0).column(1)
+    assert ("RLE_DICTIONARY" in written.encodings) == (kind == "int8")  # in which an int8 takes one byte and not four
 
 
 def test_windows_do_not_show(embed: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from pyarrow import fs
 
 from mtl.corpus.embed import embed_corpus
@@ -165,6 +167,53 @@ def test_killing_actors_and_the_driver(tmp_path: Path) -> None:
     assert counted(8 - len(before), "file") in err
     assert {name: (out / name).stat().st_ino for name in before} == before
     assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Ray cluster of this machine's two CPUs, as a user starts one; gives its address."""
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--include-dashboard=false"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", "--disable-usage-stats"]
+    with (tmp_path / "ray.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in (tmp_path / "ray.log").read_text():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_there(cluster: str, folder: Path, tmp_path: Path) -> None:
+    """Found by address and by itself; the same files, and one line for a bad row on some machine."""
+    source = write_corpus(tmp_path / "in", 3, 50)
+    embed_corpus([source], tmp_path / "whole", model=folder, vectors="int8")
+    err = Run(source, tmp_path / "out", folder, "--vectors", "int8", "--address", cluster).finish()
+    assert "3 files, 150 rows" in err
+    assert "(1 of them)" in err  # with both threads
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    (source / "bad.jsonl").write_text('{"text": null, "id": 1}\n')
+    run = Run(source, tmp_path / "out", folder, "--vectors", "int8", "--address", "auto", "--threads", "1")
+    _, err = run.process.communicate(timeout=240)
+    assert run.process.returncode == 1
+    assert "in/bad.jsonl: line 1: 'text' is missing; expected a string" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_the_cluster_file_is_one() -> None:
+    util = pytest.importorskip("ray.autoscaler._private.util")
+    config = yaml.safe_load((Path(__file__).parents[2] / "docs" / "ray-cluster.yaml").read_text())
+    util.validate_config(util.prepare_config(config))
 
 
 @pytest.fixture
