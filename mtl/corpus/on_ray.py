@@ -73,7 +73,10 @@ def connected(address: str) -> Iterator[Any]:
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **(own if address == "local" else {}))
     except (ConnectionError, RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())
-        raise InputError(f"no Ray cluster can be reached at {address!r}: {line}") from None
+        token = (
+            "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token"
+        )
+        raise InputError(f"no Ray cluster can be reached at {address!r}: {line}{token}") from None
     try:
         yield ray
     finally:

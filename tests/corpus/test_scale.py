@@ -1,6 +1,7 @@
 """A corpus on a Ray cluster and in an object store, and what survives when processes are killed."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -174,6 +175,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A Ray cluster of this machine's two CPUs, as a user starts one; gives its address."""
     pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # so that nobody else reaches it
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--include-dashboard=false"]
