@@ -18,6 +18,7 @@ from mtl.errors import (
 
 if TYPE_CHECKING:
     __version__: str
+    from mtl.corpus.embed import embed_corpus
     from mtl.encode.multitask import MultiTaskModel
     from mtl.encode.sentence_encoder import SentenceEncoder
     from mtl.encode.tasks import TaskSpec
@@ -32,6 +33,7 @@ PLACES = {
     "Training": "mtl.training.recipe",
     "train": "mtl.training.session",
     "evaluate": "mtl.training.session",
+    "embed_corpus": "mtl.corpus.embed",
 }
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "TrainingError",
     "WeightsError",
     "__version__",
+    "embed_corpus",
     "evaluate",
     "train",
 ]

@@ -103,12 +103,12 @@ def embed_corpus(
     encoder = SentenceEncoder.from_pretrained(str(model), None, usable(device), precision)
     job = plan(encoder, str(model), device, columns, vectors, place, options)
     with held(place):
-        place.sweep()
         claim(place, job.model, job.settings)
+        place.sweep()
         left = to_do(place, sources, job.settings)
         with progress_bar([sizes[source.target] for source in left], options.get("progress")) as bar:
             threads = options.get("threads")
-            if address is None:
+            if address is None or not left:
                 worker, count = Worker(job, encoder), 1
                 parts = [worker.embed(source, threads, bar.update) for source in left]
             else:

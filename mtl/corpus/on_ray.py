@@ -73,9 +73,7 @@ def connected(address: str) -> Iterator[Any]:
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **(own if address == "local" else {}))
     except (ConnectionError, RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())
-        token = (
-            "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token"
-        )
+        token = "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token"
         raise InputError(f"no Ray cluster can be reached at {address!r}: {line}{token}") from None
     try:
         yield ray
@@ -126,6 +124,30 @@ class Actor:
         return {"error": [error], **{name: [value] for name, value in dataclasses.asdict(done).items()}}
 
 
+def encoded(ray: Any, job: Job, sources: Sequence[Source], actors: int, threads: int) -> Iterator[dict[str, Any]]:
+    """What the actors say of each file, as they finish; Ray begins the file of an actor that dies again.
+
+    Raises:
+        InputError: the cluster itself failed.
+    """
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    files = ray.data.from_items([{"file": i} for i in range(len(sources))], override_num_blocks=len(sources))
+    rows = files.map_batches(
+        Actor,
+        fn_constructor_args=(job, list(sources), threads),
+        batch_size=1,
+        num_cpus=threads,
+        num_gpus=1 if job.device.startswith("cuda") else None,
+        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
+    )
+    try:
+        yield from rows.iter_rows()
+    except ray.exceptions.RayError as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"the Ray cluster failed: {line}; the same command does what is missing") from None
+
+
 def on_ray(
     job: Job,
     sources: Sequence[Source],
@@ -143,24 +165,10 @@ def on_ray(
     with connected(address) as ray:
         machines = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         actors, threads = divide([cpus for cpus in machines if cpus], actors, threads)
-        if not sources:
-            return [], actors
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        files = ray.data.from_items([{"file": i} for i in range(len(sources))], override_num_blocks=len(sources))
-        encoded = files.map_batches(
-            Actor,
-            fn_constructor_args=(job, list(sources), threads),
-            batch_size=1,
-            num_cpus=threads,
-            num_gpus=1 if job.device.startswith("cuda") else None,
-            compute=ray.data.ActorPoolStrategy(size=min(actors, len(sources)), max_tasks_in_flight_per_actor=1),
-        )
-        done = []
-        for row in encoded.iter_rows():
+        actors, done = min(actors, len(sources)), []
+        for row in encoded(ray, job, sources, actors, threads):
             if error := row.pop("error"):
                 raise InputError(error)
             done.append(Done(**row))
             seen(done[-1].rows)
-        return done, min(actors, len(sources))
+        return done, actors

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,7 @@ import pytest
 import torch
 from test_cli import Done, mtl
 
-from mtl import SentenceEncoder
-from mtl.corpus.embed import embed_corpus
+from mtl import SentenceEncoder, embed_corpus
 from mtl.disk import PARTIAL
 from mtl.errors import InputError
 
@@ -303,3 +303,12 @@ def test_the_command(mtl: Callable[..., Done], folder: Path, tmp_path: Path) -> 
     assert other.returncode == 1
     assert "was made otherwise: normalize was True, is False; vectors was 'float16', is 'float32'" in other.stderr
     assert mtl("embed-corpus", "--output", tmp_path / "out").returncode == 2
+
+
+def test_without_pyarrow(mtl: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("mtl.corpus")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    done = mtl("embed-corpus", tmp_path, "--output", tmp_path / "out")
+    assert done.returncode == 1
+    assert "needs pyarrow, which is not installed; pip install 'mtl[parquet]'" in done.stderr
