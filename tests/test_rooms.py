@@ -17,6 +17,9 @@ ORDER = (
 )
 FRAMEWORKS = {"torch"}  # all that the mathematics needs from outside
 STANDARD = {
+    "ctypes",
+    "mmap",
+    "sys",
     "__future__",
     "collections",
     "contextlib",

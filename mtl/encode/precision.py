@@ -60,8 +60,8 @@ def calibration_texts() -> list[str]:
     return CALIBRATION.read_text(encoding="utf-8").splitlines()
 
 
-def form(encoder: DistilBert, precision: Precision, tokenizer: Tokenizer) -> DistilBert:
-    """An encoder's form in a format."""
+def form(encoder: DistilBert, precision: Precision, tokenizer: Tokenizer, mapped: bool = False) -> DistilBert:
+    """An encoder's form in a format. ``mapped`` says that its weights are mapped from a file."""
     if precision == "int8":
-        return int8(encoder, tokenizer(calibration_texts(), "truncate").rows)
-    return packed(encoder, DTYPES[precision])
+        return int8(encoder, tokenizer(calibration_texts(), "truncate").rows, mapped)
+    return packed(encoder, DTYPES[precision], mapped)

@@ -87,6 +87,7 @@ class SentenceEncoder(nn.Module):
         self.prompts = dict(prompts or {})
         self.default_prompt = default_prompt
         self.precision: Precision = "fp32"
+        self.mapped = False  # whether the weights are a file's, mapped into memory
         self.forms: Forms[SentenceEncoder] = Forms()
 
     @classmethod
@@ -109,7 +110,7 @@ class SentenceEncoder(nn.Module):
         place = usable(device)
         chosen = formats.effective(precision, place)
         model = cls.from_checkpoint(load.load(fetch(str(name), revision))).to(place)
-        model.precision = chosen
+        model.precision, model.mapped = chosen, place.type == "cpu"
         return model
 
     @classmethod
@@ -196,7 +197,7 @@ class SentenceEncoder(nn.Module):
 
         def make() -> SentenceEncoder:
             form = packed(self)
-            form._modules["encoder"] = formats.form(self.encoder, self.precision, self.tokenizer)
+            form._modules["encoder"] = formats.form(self.encoder, self.precision, self.tokenizer, self.mapped)
             return form
 
         return self.forms.of(self, self.precision, make)
@@ -204,6 +205,7 @@ class SentenceEncoder(nn.Module):
     def train(self, mode: bool = True) -> Self:
         if mode:  # the form would only take memory while the parameters change
             self.forms.clear()
+            self.mapped = False
         return super().train(mode)
 
     def forward(self, batch: PackedBatch) -> Tensor:

@@ -8,6 +8,9 @@ from them: the same tree of modules, in eval mode, with its linear layers in ano
 from __future__ import annotations
 
 import copy
+import ctypes
+import mmap
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -20,7 +23,8 @@ from mtl.model.linear import Joined, Packed, has_packed
 
 M = TypeVar("M", bound=nn.Module)
 Replace = Callable[[nn.Module], nn.Module | None]
-SAMPLE = 16  # values of each weight that are compared
+MADV_PAGEOUT = 21  # linux/mman.h, since Linux 5.4
+SAMPLE = 4  # values of each weight that are compared
 
 
 def rebuilt(module: M, replace: Replace = lambda module: None) -> M:
@@ -50,9 +54,25 @@ def with_attention(attention: SelfAttention, qkv: nn.Module, out: nn.Module) -> 
     return new
 
 
+def release(module: nn.Module) -> None:
+    """Tell Linux that a module's memory-mapped weights need not stay in memory; what reads them reads the file again.
+
+    Nothing is lost by it, whatever the memory is.
+    """
+    advise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+    for weight in module.parameters():
+        first = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = (weight.data_ptr() + weight.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        if advise and size > 0 and weight.device.type == "cpu":
+            advise(ctypes.c_void_p(first), ctypes.c_size_t(size), MADV_PAGEOUT)
+
+
 @torch.no_grad()
-def packed(module: M, dtype: torch.dtype = torch.float32) -> M:
-    """A module in a number format, with prepacked linear layers where there are such."""
+def packed(module: M, dtype: torch.dtype = torch.float32, mapped: bool = False) -> M:
+    """A module in a number format, with prepacked linear layers where there are such.
+
+    ``mapped`` says that the weights are mapped from a file, and need not be in memory twice.
+    """
     on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
     prepack = on_cpu and has_packed(dtype)
 
@@ -63,9 +83,15 @@ def packed(module: M, dtype: torch.dtype = torch.float32) -> M:
         return Packed(weight.detach().to(dtype), cast(bias))
 
     def replace(part: nn.Module) -> nn.Module | None:
-        if prepack and isinstance(part, SelfAttention):
-            return with_attention(part, joined(part, layer), layer(part.out_lin.weight, part.out_lin.bias))
-        return layer(part.weight, part.bias) if prepack and isinstance(part, nn.Linear) else None
+        if not prepack or not isinstance(part, (SelfAttention, nn.Linear)):
+            return None
+        if isinstance(part, nn.Linear):
+            new: nn.Module = layer(part.weight, part.bias)
+        else:
+            new = with_attention(part, joined(part, layer), layer(part.out_lin.weight, part.out_lin.bias))
+        if mapped:
+            release(part)
+        return new
 
     form = rebuilt(module, replace)
     for part in form.modules():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mtl.errors import InputError
 from mtl.model.encoder import DistilBert, SelfAttention, TransformerBlock
-from mtl.model.forms import joined, rebuilt, with_attention
+from mtl.model.forms import joined, rebuilt, release, with_attention
 from mtl.model.packing import PackedBatch
 
 SMOOTHING = 0.5
@@ -143,8 +143,10 @@ def input_ranges(encoder: DistilBert, rows: Sequence[Sequence[int]]) -> Ranges:
 
 
 @torch.no_grad()
-def int8(encoder: DistilBert, rows: Sequence[Sequence[int]]) -> DistilBert:
+def int8(encoder: DistilBert, rows: Sequence[Sequence[int]], mapped: bool = False) -> DistilBert:
     """An encoder's form in 8-bit integers. ``rows`` are token ids of a few texts, which show how large inputs get.
+
+    ``mapped`` is as in forms.packed.
 
     Raises:
         InputError: this build of torch has no kernel for it, or the encoder is on another device than a CPU.
@@ -159,7 +161,10 @@ def int8(encoder: DistilBert, rows: Sequence[Sequence[int]]) -> DistilBert:
         if not isinstance(part, TransformerBlock):
             return None
         prefix = f"{names[part]}."
-        return int8_block(part, {n.removeprefix(prefix): r for n, r in ranges.items() if n.startswith(prefix)})
+        new = int8_block(part, {n.removeprefix(prefix): r for n, r in ranges.items() if n.startswith(prefix)})
+        if mapped:
+            release(part)
+        return new
 
     names = {module: name for name, module in encoder.named_modules()}
     return rebuilt(encoder, replace)
