@@ -259,6 +259,21 @@ SIMILARITY = Kind(
     reading=("score_range",),
 )
 
+# Whether two texts have the same label: the pairs are drawn from labelled rows, with a score of 1 or 0
+
+
+FEW_SHOT = dataclasses.replace(
+    SIMILARITY,
+    name="few-shot",
+    least_labels=2,
+    target=class_index,
+    texts=1,
+    losses=("squared", "cosent"),
+    options={"loss": "squared", "scale": 20.0},
+    reading=("pairs",),
+)
+
+
 # Which text belongs to which
 
 
@@ -314,5 +329,5 @@ DISTILLATION = Kind(
     uncertainty=0.5,
 )
 
-ALL = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, SIMILARITY, CONTRASTIVE, DISTILLATION)
+ALL = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, SIMILARITY, FEW_SHOT, CONTRASTIVE, DISTILLATION)
 KINDS = {kind.name: kind for kind in ALL}

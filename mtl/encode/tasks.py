@@ -29,8 +29,8 @@ class TaskSpec:
     """One task, as data.
 
     labels: The classes' names in the order of the logits; none for a regression.
-    kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression", "similarity", "contrastive" or
-        "distillation".
+    kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression", "similarity", "few-shot",
+        "contrastive" or "distillation".
     train, dev, test: A .jsonl, .csv, .tsv or .parquet file, beside the recipe, or
         ``hf://datasets/owner/name@revision/path``.
         A row's label is for "single-label" a label's name, or its place as a number (0, 1, ...) where no label
@@ -51,6 +51,10 @@ class TaskSpec:
     "similarity": Two texts and a score, of which only the order matters to the ``loss`` "cosent" (the default), while
         "squared" brings the cosine to the score's place in ``score_range`` = [lowest, highest], which is read from
         the data where it is not given. ``scale`` is what "cosent" multiplies cosines by (20).
+    "few-shot": A text and its label, of few examples. ``pairs`` (20) times each text is drawn beside another of its
+        label, whose cosine is to be 1, and beside one of another label, whose cosine is to be 0 (Tunstall et al. 2022,
+        SetFit). freeze = {1 = "none", 2 = "encoder"} ends it after the first epoch, and a classifier of the same rows
+        with freeze = "encoder" goes on with the trunk that it made.
     "contrastive": An anchor, its positive, and any number of hard negatives, each a field of ``text_field``; no label.
         All texts of a window's other rows are negatives too, so ``batch_size`` (times ``accumulate``) matters;
         ``micro_tokens`` bounds the memory, and changes nothing else. What equals the anchor or the positive is no
@@ -80,6 +84,7 @@ class TaskSpec:
     scale: float | None = None
     score_range: tuple[float, ...] = ()
     symmetric: bool | None = None
+    pairs: int = 20
     teacher: str = ""
     matryoshka: tuple[int, ...] = ()
     matryoshka_weights: tuple[float, ...] = ()
@@ -126,6 +131,9 @@ class TaskSpec:
         if self.score_range and (len(self.score_range) != 2 or not self.score_range[0] < self.score_range[1]):
             expected = "the lowest and the highest score"
             raise RecipeError(f"score_range is {list(self.score_range)}; expected {expected}", "score_range")
+
+        if self.pairs < 1:
+            raise RecipeError(f"pairs is {self.pairs}; expected 1 or more", "pairs")
 
     def _check_matryoshka(self) -> None:
         if len(set(self.matryoshka)) < len(self.matryoshka) or min(self.matryoshka, default=1) < 1:

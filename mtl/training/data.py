@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import random
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -16,7 +17,7 @@ from mtl.encode.files import read_rows
 from mtl.encode.kinds import KINDS, Target
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
-from mtl.errors import RecipeError, TrainingError
+from mtl.errors import RecipeError, TrainingError, shown
 from mtl.training.recipe import Recipe, Training
 from mtl.training.teacher import teacher_vectors
 from weights.fetch import fetch_data
@@ -124,6 +125,31 @@ def text_numbers(rows: Sequence[Sequence[int]], width: int) -> Tensor:
     return torch.tensor([known.setdefault(tuple(row), len(known)) for row in rows]).view(-1, width)
 
 
+def drawn_pairs(task: TaskSpec, examples: Examples, seed: int) -> Examples:
+    """Pairs of texts: each text with one of its label (1.0) and with one of another (0.0), ``pairs`` times.
+
+    Raises:
+        RecipeError: all texts have one label, or a label has one text.
+    """
+    labels, everyone = examples.targets.tolist(), range(len(examples))
+    of_label = {label: [i for i in everyone if labels[i] == label] for label in sorted(set(labels))}
+    lone = [task.labels[label] for label, rows in of_label.items() if len(rows) == 1]
+    if lone or len(of_label) < 2:
+        given = f"one example of {shown(lone[0])}" if lone else f"examples of {shown(task.labels[labels[0]])} alone"
+        raise RecipeError(f"task {task.name!r} has {given}; expected two or more labels, and examples of each")
+    generator = random.Random(seed)
+    drawn: list[tuple[int, int, float]] = []
+    for i in [*everyone] * task.pairs:
+        like = unlike = i
+        while like == i:
+            like = generator.choice(of_label[labels[i]])
+        while labels[unlike] == labels[i]:
+            unlike = generator.choice(everyone)
+        drawn += [(i, like, 1.0), (i, unlike, 0.0)]
+    rows = [examples.rows[i] for one, other, _ in drawn for i in (one, other)]
+    return Examples(rows, torch.tensor([[score] for *_, score in drawn]), 2)
+
+
 def check_distinct(task: TaskSpec, rows: Sequence[Sequence[int]]) -> None:
     """That there is something to tell apart.
 
@@ -161,7 +187,10 @@ def load_data(
             targets = teacher_vectors(task, split, texts, recipe.folder, embedder.dim)
         if KINDS[task.kind].negatives:
             targets = text_numbers(tokenized.rows, len(task.text_field))
-        data[split][task.name] = Examples(tokenized.rows, targets, len(task.text_field))
+        examples = Examples(tokenized.rows, targets, len(task.text_field))
+        if "pairs" in KINDS[task.kind].reading:
+            examples = drawn_pairs(task, examples, recipe.training.seed)
+        data[split][task.name] = examples
         if split == "train":
             check_distinct(task, tokenized.rows)
         if tokenized.cut_texts:

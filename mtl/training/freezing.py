@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mtl.encode.batching import longest_first
+from mtl.encode.kinds import KINDS
 from mtl.encode.multitask import MultiTaskModel, held_fixed
 from mtl.errors import TrainingError
 from mtl.model.encoder import DistilBert
@@ -47,7 +48,8 @@ def phases(model: MultiTaskModel, epochs: int) -> list[Phase]:
     """The phases of so many epochs, in order.
 
     Raises:
-        TrainingError: a task holds more blocks than there are, or trains nothing in some epoch.
+        TrainingError: a task holds more blocks than there are, or trains nothing in some epoch; but a task of the
+            embeddings may end, while another goes on.
     """
     starts = {first for task in model.tasks.values() for first in task.freezing if first <= epochs}
     found = [phase_from(model, first) for first in sorted(starts)]
@@ -56,7 +58,8 @@ def phases(model: MultiTaskModel, epochs: int) -> list[Phase]:
         for task, depth in phase.depths.items():
             if depth is not None and depth > n_layers:
                 raise TrainingError(f"task {task!r}: freeze is {depth}; the encoder has {n_layers} blocks")
-            if not phase.trained[task]:
+            ended = KINDS[model.tasks[task].kind].embeds and found[0].trained[task] and any(phase.trained.values())
+            if not phase.trained[task] and not ended:
                 raise TrainingError(
                     f"task {task!r} freezes the encoder and its head in epoch {phase.first}: nothing is left to train"
                 )

@@ -226,6 +226,7 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
             window = [
                 piece
                 for micro in schedule.window(run.step)
+                if phase_of(run.phases, epoch).trained[micro.task]  # it may have ended
                 for piece in pieces(micro, data[micro.task], training.micro_tokens)
             ]
             targets = [data[micro.task].targets[list(micro.rows)] for micro in window]

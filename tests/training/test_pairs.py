@@ -16,7 +16,7 @@ from mtl.encode.kinds import KINDS
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import MtlError, TrainingError
 from mtl.model.pooling import Dense, Normalize
-from mtl.training.data import Examples, load_data, read_split, text_numbers
+from mtl.training.data import Examples, drawn_pairs, load_data, read_split, text_numbers
 from mtl.training.evaluate import all_logits
 from mtl.training.gradients import backward, pieces
 from mtl.training.loop import Run
@@ -216,6 +216,69 @@ def test_sizes_above_the_model_s(start) -> None:
     task = dataclasses.replace(SIMILAR, matryoshka=(4, 13))
     with pytest.raises(MtlError, match=r"task 'alike': matryoshka is \[4, 13\]; expected at most 12, the model's dim"):
         start((task,), data=dataset(task))
+
+
+FEW = TaskSpec("near", ("x", "y", "z"), kind="few-shot", train="few.jsonl", pairs=3)
+
+
+def few(folder: Path, labels: str, task: TaskSpec = FEW) -> Examples:
+    write(folder / "few.jsonl", *({"text": chr(97 + i) * 2, "label": label} for i, label in enumerate(labels)))
+    texts, targets = read_split(task, "train", folder)
+    return drawn_pairs(task, Examples([[2, 5 + i, 3] for i in range(len(texts))], targets), 7)
+
+
+def test_pairs_are_drawn_as_setfit_does(tmp_path: Path) -> None:
+    """Each text, `pairs` times: beside another of its label, and beside one of another label."""
+    labels = "xxyyyzz"
+    found = few(tmp_path, labels)
+    assert len(found) == 2 * 3 * 7
+    firsts, others = ([row[1] - 5 for row in found.rows[side::2]] for side in (0, 1))
+    assert firsts == [i for i in range(7) for _ in range(2)] * 3
+    assert found.targets.tolist() == [[1.0], [0.0]] * 21
+    for first, other, (same,) in zip(firsts, others, found.targets.tolist(), strict=True):
+        assert first != other
+        assert (labels[first] == labels[other]) == bool(same)
+    assert {other for first, other in zip(firsts, others, strict=True) if first == 0} > {1}
+    assert found.rows == few(tmp_path, labels).rows
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("xxx", "task 'near' has examples of 'x' alone; exp"),
+        ("xxy", "task 'near' has one example of 'y'; exp"),
+    ],
+)
+def test_too_few_for_few_shot(tmp_path: Path, labels: str, message: str) -> None:
+    with pytest.raises(MtlError, match=message):
+        few(tmp_path, labels)
+    with pytest.raises(MtlError, match="labels are .*; expected at least 2 for a few-shot task"):
+        TaskSpec("near", ("x",), kind="few-shot")
+
+
+def test_first_the_pairs_then_the_head(start, tmp_path: Path) -> None:
+    """In the first epoch the trunk moves, from the second on the classifier's head alone; resumed to the bit."""
+    near = dataclasses.replace(FEW, freeze={"1": "none", "2": "encoder"})
+    head = dataclasses.replace(A, name="topic", freeze="encoder")
+    data = {"train": {"near": few(tmp_path, "xxyyzz"), "topic": labelled(head, 9, 1)}, "dev": {}, "test": {}}
+    options = {"data": data, "epochs": 3, "sampling": "uniform", "save_steps": 1}
+    run = start((near, head), "whole", **options)
+    go(run, run.schedule.steps_per_epoch)
+    trunk = {name: x for name, x in state(run.model).items() if name.startswith("embedder")}
+    records = go(run)
+    after = state(run.model)
+    assert all(torch.equal(after[name], x) for name, x in trunk.items())
+    per_epoch = run.schedule.steps_per_epoch
+    assert any("near" in record["loss"] for record in records[:per_epoch])
+    assert not any("near" in record["loss"] for record in records[per_epoch:])
+    assert any("topic" in record["loss"] for record in records[per_epoch:])
+    go(start((near, head), "parts", **options), per_epoch + 2)
+    again = start((near, head), "parts", **options)
+    again.restore()
+    go(again)
+    assert all(torch.equal(x, again.tensors()[name]) for name, x in run.tensors().items())
+    with pytest.raises(TrainingError, match="task 'near' freezes the encoder and its head in epoch 2: nothing is left"):
+        start((near,), data={**data, "train": {"near": data["train"]["near"]}}, epochs=3)
 
 
 def test_what_is_saved_gives_the_trained_vectors(checkpoint: Checkpoint, tmp_path: Path) -> None:
