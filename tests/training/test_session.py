@@ -76,6 +76,13 @@ def recipe(folder: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def short(recipe: Path) -> Path:
+    """The same, where one epoch is enough."""
+    recipe.write_text(RECIPE.replace("epochs = 3", "epochs = 1").replace("save_steps = 1\n", ""))
+    return recipe
+
+
 def process(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mtl.cli", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -118,7 +125,7 @@ def test_kill_at_any_moment_and_go_on(recipe: Path, tmp_path: Path) -> None:
         resume = ["--resume"] if run.exists() else []
         trained = process("train", recipe, "--output", run, "--threads", 1, *resume)
         before = len(saved(run / "checkpoints")) and int(saved(run / "checkpoints")[0].name[5:])
-        wanted = before + generator.randint(2, 9) if attempt < 4 else 10**9
+        wanted = before + generator.randint(2, 9) if attempt < 3 else 10**9
         while trained.poll() is None:
             newest = saved(run / "checkpoints")
             if newest and int(newest[0].name[5:]) >= wanted:
@@ -182,26 +189,26 @@ def test_mistakes_are_one_line(mtl: Callable[..., Done], recipe: Path, tmp_path:
     assert "cannot be written" in mtl("train", recipe, "--output", tmp_path / "file" / "run").stderr
 
 
-def test_evaluate_refuses_another_recipe(mtl: Callable[..., Done], recipe: Path, tmp_path: Path) -> None:
-    assert mtl("train", recipe, "--output", tmp_path / "run").returncode == 0
-    recipe.write_text(RECIPE.replace('name = "vowel"', 'name = "vowels"'))
-    done = mtl("evaluate", "--model", tmp_path / "run", "--recipe", recipe)
+def test_evaluate_refuses_another_recipe(mtl: Callable[..., Done], short: Path, tmp_path: Path) -> None:
+    assert mtl("train", short, "--output", tmp_path / "run").returncode == 0
+    short.write_text(short.read_text().replace('name = "vowel"', 'name = "vowels"'))
+    done = mtl("evaluate", "--model", tmp_path / "run", "--recipe", short)
     assert done.returncode == 1
     assert "the model has no task 'vowels' with labels ['yes', 'no']; it has vowel (yes, no)" in done.stderr
 
 
-def test_resume_with_another_recipe(mtl: Callable[..., Done], recipe: Path, tmp_path: Path) -> None:
-    assert mtl("train", recipe, "--output", tmp_path / "run").returncode == 0
-    recipe.write_text(RECIPE.replace("learning_rate = 1e-3", "learning_rate = 2e-3"))
-    done = mtl("train", recipe, "--output", tmp_path / "run", "--resume")
+def test_resume_with_another_recipe(mtl: Callable[..., Done], short: Path, tmp_path: Path) -> None:
+    assert mtl("train", short, "--output", tmp_path / "run").returncode == 0
+    short.write_text(short.read_text().replace("learning_rate = 1e-3", "learning_rate = 2e-3"))
+    done = mtl("train", short, "--output", tmp_path / "run", "--resume")
     assert done.returncode == 1
     assert "is another run: training.learning_rate was 0.001, is 0.002; start one in another folder\n" in done.stderr
 
 
-def test_training_leaves_the_pretrained_file_alone(mtl: Callable[..., Done], recipe: Path, tmp_path: Path) -> None:
+def test_training_leaves_the_pretrained_file_alone(mtl: Callable[..., Done], short: Path, tmp_path: Path) -> None:
     """Weights are memory-mapped: training writes to memory only."""
     before = (tmp_path / "tiny" / "model.safetensors").read_bytes()
-    assert mtl("train", recipe, "--output", tmp_path / "run").returncode == 0
+    assert mtl("train", short, "--output", tmp_path / "run").returncode == 0
     assert (tmp_path / "tiny" / "model.safetensors").read_bytes() == before
     trained = load_file(tmp_path / "run" / "model" / "model.safetensors")
     original = load_file(tmp_path / "tiny" / "model.safetensors")
@@ -210,9 +217,9 @@ def test_training_leaves_the_pretrained_file_alone(mtl: Callable[..., Done], rec
     )
 
 
-def test_tensorboard(mtl: Callable[..., Done], recipe: Path, tmp_path: Path) -> None:
+def test_tensorboard(mtl: Callable[..., Done], short: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    assert mtl("train", recipe, "--output", tmp_path / "run", "--tensorboard").returncode == 0
+    assert mtl("train", short, "--output", tmp_path / "run", "--tensorboard").returncode == 0
     assert os.listdir(tmp_path / "run" / "tensorboard")
 
 
