@@ -205,7 +205,7 @@ def embed(
         print_table(with_vectors(encoder, rows, options))  # type: ignore[arg-type]
         return
     made_with = {key: value for key, value in options.items() if key not in ("threads", "batch_tokens")}
-    made_with |= {"model": model, "precision": precision, **encoder.fingerprint}
+    made_with |= {"model": model, "precision": encoder.precision, **encoder.fingerprint}
     dim = options["truncate_dim"] or encoder.dim
     with open_output(output, dim, output_precision, made_with, resume, overwrite) as target:
         for part in with_vectors(encoder, target.remaining(rows), options):  # type: ignore[arg-type]

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mtl.display import preview
-from mtl.encode.engine import Engine, check_counts, prefetch
+from mtl.encode.engine import Engine, check_counts, prefetch, usable
 from mtl.encode.kinds import KINDS
+from mtl.encode.precision import Precision, effective
 from mtl.encode.sentence_encoder import WINDOW, SentenceEncoder, in_windows, warn_of_cuts
 from mtl.encode.tasks import TaskSpec
 from mtl.encode.tokenizer import check_texts
@@ -78,18 +79,29 @@ class MultiTaskModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, revision: str | None = None, device: str | torch.device = "cpu"
+        cls,
+        name: str | Path,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
     ) -> MultiTaskModel:
         """A model with its heads, in eval mode: a folder that ``save`` wrote, or a DistilBERT classifier.
 
+        ``precision`` is what its encoder computes in; see SentenceEncoder.from_pretrained.
+
         Raises:
             ConfigError, WeightsError: it cannot be found, is not what it should be, or has no heads.
+            InputError: an unknown precision, or one that the device has not.
         """
         folder = fetch(str(name), revision)
         checkpoint = load.load(folder)
         if not checkpoint.tasks and not checkpoint.head:
             raise WeightsError(f"{name} has no task heads; train some with `mtl train`, or use it as an encoder")
-        return cls.from_checkpoint(checkpoint).to(device)
+        place = usable(device)
+        chosen = effective(precision, place)
+        model = cls.from_checkpoint(checkpoint).to(place)
+        model.embedder.precision, model.embedder.mapped = chosen, place.type == "cpu"
+        return model
 
     @classmethod
     def from_checkpoint(cls, checkpoint: load.Checkpoint) -> MultiTaskModel:
