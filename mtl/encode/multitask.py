@@ -24,7 +24,7 @@ from mtl.errors import ConfigError, InputError, RecipeError, WeightsError, one_l
 from mtl.model.encoder import DistilBert
 from mtl.model.forms import Forms, packed, rebuilt
 from mtl.model.heads import Branch, DistilBertHead, LinearHead
-from mtl.model.modes import inference
+from mtl.model.modes import evaluating
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import AttentionPooling, Pooling
 from weights import export, load
@@ -234,7 +234,7 @@ class MultiTaskModel(nn.Module):
 @contextmanager
 def held_fixed(encoder: DistilBert) -> Iterator[None]:
     """Within it, what the encoder computes has no graph and no dropout."""
-    with inference(encoder), torch.no_grad():
+    with evaluating(encoder), torch.no_grad():
         yield
 
 
