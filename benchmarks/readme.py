@@ -161,7 +161,7 @@ def heading(results: list[Result]) -> str:
 def section(folder: Path) -> str:
     """All that is said of one processor."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-    models = sorted(set(found) - {"training"}, key=lambda model: (model not in MODELS, model))
+    models = sorted(set(found) - {"training", "corpus"}, key=lambda model: (model not in MODELS, model))
     results = [found[model] for model in models]
     blocks = [heading(results), speed_table(results), *map(beside_table, results)]
     lines = [line for result in results for line in sentences(result)]
