@@ -28,19 +28,23 @@ def inside(folder: Path, *parts: str) -> Path:
     """The path of a file or folder in a model's folder.
 
     Raises:
-        WeightsError: the path, or a link on it, leads out of the folder; or there is neither file nor folder but
-            something that could be read for ever. In the hub's cache, links lead to its store beside the snapshots.
+        WeightsError: the path, or a link on it, leads out of the folder, or nowhere; or there is neither file nor
+            folder but something that could be read for ever. In the hub's cache, links lead to its store beside the
+            snapshots.
     """
     path = folder.joinpath(*parts)
     try:
         root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
         if root.parent.name == "snapshots" and (root.parents[1] / "blobs").is_dir():
             root = root.parents[1]
+        broken = path.is_symlink() and not target.exists()
         odd = target.exists() and not target.is_file() and not target.is_dir()
     except (OSError, ValueError):
         raise WeightsError(f"{folder} holds no file called {shown('/'.join(parts))}") from None
     if not target.is_relative_to(root):
         raise WeightsError(f"{path} leads to {target}, out of the model's folder; expected a file inside it")
+    if broken:
+        raise WeightsError(f"{path} is a link to {os.readlink(path)}, which is not there")
     if odd:
         raise WeightsError(f"{path} is neither file nor folder")
     return path

@@ -40,8 +40,8 @@ def usable(device: str | torch.device) -> torch.device:
     """
     try:
         found = torch.device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=found).cpu()  # which "meta" cannot do
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
         raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
     return found
 

@@ -61,7 +61,7 @@ def read_state(path: Path) -> dict[str, Any] | None:
         return {name: kind(state[name]) for name, kind in kinds.items()}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, RecursionError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} is damaged; {ANEW}") from None
 
 

@@ -103,7 +103,7 @@ class TaskSpec:
         self._check_labels(KINDS[self.kind])
         if self.pooling != ("attention",) and not (self.pooling and set(self.pooling) <= set(MODES)):
             expected = f"one or more of {', '.join(MODES)}, or attention"
-            raise RecipeError(f"pooling is {list(self.pooling)}; expected {expected}", "pooling")
+            raise RecipeError(f"pooling is {shown(list(self.pooling))}; expected {expected}", "pooling")
         if not 0 <= self.dropout < 1:
             raise RecipeError(f"dropout is {self.dropout}; expected a number from 0 up to, not including, 1", "dropout")
         if not 0 < self.weight < math.inf:
@@ -130,7 +130,7 @@ class TaskSpec:
             raise RecipeError(f"scale is {self.scale}; expected more than 0", "scale")
         if self.score_range and (len(self.score_range) != 2 or not self.score_range[0] < self.score_range[1]):
             expected = "the lowest and the highest score"
-            raise RecipeError(f"score_range is {list(self.score_range)}; expected {expected}", "score_range")
+            raise RecipeError(f"score_range is {shown(list(self.score_range))}; expected {expected}", "score_range")
 
         if self.pairs < 1:
             raise RecipeError(f"pairs is {self.pairs}; expected 1 or more", "pairs")
@@ -138,22 +138,26 @@ class TaskSpec:
     def _check_matryoshka(self) -> None:
         if len(set(self.matryoshka)) < len(self.matryoshka) or min(self.matryoshka, default=1) < 1:
             raise RecipeError(
-                f"matryoshka is {list(self.matryoshka)}; expected different sizes from 1 on", "matryoshka"
+                f"matryoshka is {shown(list(self.matryoshka))}; expected different sizes from 1 on", "matryoshka"
             )
         weights = self.matryoshka_weights
         if weights and (len(weights) != len(self.matryoshka) or min(weights) <= 0 or not math.isfinite(sum(weights))):
             expected = f"a number above 0 for each of the {len(self.matryoshka)} sizes of matryoshka"
-            raise RecipeError(f"matryoshka_weights are {list(weights)}; expected {expected}", "matryoshka_weights")
+            raise RecipeError(
+                f"matryoshka_weights are {shown(list(weights))}; expected {expected}", "matryoshka_weights"
+            )
 
     def _check_labels(self, kind: Kind) -> None:
         if len(self.labels) < (kind.least_labels or 0) or (self.labels and kind.least_labels is None):
             expected = "no labels" if kind.least_labels is None else f"at least {kind.least_labels}"
-            raise RecipeError(f"labels are {list(self.labels)}; expected {expected} for a {self.kind} task", "labels")
+            raise RecipeError(
+                f"labels are {shown(list(self.labels))}; expected {expected} for a {self.kind} task", "labels"
+            )
         if len(set(self.labels)) < len(self.labels):
-            raise RecipeError(f"labels are {list(self.labels)}; expected each of them once", "labels")
+            raise RecipeError(f"labels are {shown(list(self.labels))}; expected each of them once", "labels")
         if len(self.text_field) < kind.texts or (len(self.text_field) > kind.texts and not kind.negatives):
             expected = "1 field" if kind.texts == 1 else f"{kind.texts} fields{' or more' * kind.negatives}"
-            given = f"text_field is {list(self.text_field)}"
+            given = f"text_field is {shown(list(self.text_field))}"
             raise RecipeError(f"{given}; expected {expected} for a {self.kind} task", "text_field")
 
     def _check_freeze(self) -> None:

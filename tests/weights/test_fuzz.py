@@ -145,7 +145,7 @@ def test_manifest(tmp_path: Path, data: st.DataObject) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-@thorough(300)
+@thorough(100)
 @given(data=st.data())
 def test_json_thoroughly(whole: Path, name: str, data: st.DataObject) -> None:
     try_out(whole, name, data.draw(damaged_json((whole / name).read_bytes())))
@@ -153,7 +153,7 @@ def test_json_thoroughly(whole: Path, name: str, data: st.DataObject) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "tasks.safetensors"])
-@thorough(300)
+@thorough(100)
 @given(data=st.data())
 def test_tensors_thoroughly(whole: Path, name: str, data: st.DataObject) -> None:
     try_out(whole, name, data.draw(damaged_tensors((whole / name).read_bytes())))

@@ -15,7 +15,6 @@ from mtl import MultiTaskModel, SentenceEncoder
 from mtl.errors import ConfigError, MtlError, WeightsError
 from mtl.model.pooling import Dense, Normalize
 from weights.export import save
-from weights.files import inside
 from weights.load import Checkpoint, load
 
 BIAS = "transformer.layer.1.ffn.lin1.bias"
@@ -197,9 +196,15 @@ def test_a_pipe_is_not_waited_for(folder: Path) -> None:
     os.mkfifo(folder / "config.json")
     with pytest.raises(WeightsError, match="config.json is neither file nor folder"):
         load(folder)
-    (folder / "link").symlink_to("link")
-    with pytest.raises(WeightsError):
-        load(inside(folder, "link"))
+
+
+@pytest.mark.parametrize("target", ["nowhere", "modules.json"])
+def test_a_link_to_nowhere(folder: Path, target: str) -> None:
+    """An optional file that is a broken link is not simply absent: the model would be another."""
+    (folder / "modules.json").unlink()
+    (folder / "modules.json").symlink_to(target)
+    with pytest.raises(WeightsError, match=f"modules.json is a link to {target}, which is not there"):
+        load(folder)
 
 
 def test_a_classifier_s_labels(folder: Path, edit_json: Callable) -> None:
