@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mtl import MultiTaskModel, SentenceEncoder
+from mtl.encode.precision import effective
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import InputError
 from mtl.model import linear
@@ -173,12 +174,17 @@ def test_what_is_watched(tiny: SentenceEncoder) -> None:
     [
         ("fp64", "cpu", "precision is 'fp64'; expected one of fp32, bf16, fp16, int8, auto"),
         ("fp16", "cpu", "precision is 'fp16' and device 'cpu'; expected a GPU"),
-        ("int8", "meta", "precision is 'int8' and device 'meta'; expected a CPU"),
+        ("int8", "meta", "device 'meta' cannot be used: Cannot copy out of meta tensor"),
     ],
 )
 def test_a_precision_that_is_not_to_be_had(folder, precision: str, device: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         SentenceEncoder.from_pretrained(folder, device=device, precision=precision)
+
+
+def test_int8_is_for_a_cpu() -> None:
+    with pytest.raises(InputError, match="precision is 'int8' and device 'meta'; expected a CPU"):
+        effective("int8", torch.device("meta"))
 
 
 def test_no_int8_kernel(folder, monkeypatch: pytest.MonkeyPatch) -> None:
