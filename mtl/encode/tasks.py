@@ -159,6 +159,8 @@ class TaskSpec:
             expected = "1 field" if kind.texts == 1 else f"{kind.texts} fields{' or more' * kind.negatives}"
             given = f"text_field is {shown(list(self.text_field))}"
             raise RecipeError(f"{given}; expected {expected} for a {self.kind} task", "text_field")
+        if len(set(self.text_field)) < len(self.text_field):
+            raise RecipeError(f"text_field is {list(self.text_field)}; expected each of them once", "text_field")
 
     def _check_freeze(self) -> None:
         by_epoch: dict[Any, Freeze] = self.freeze if isinstance(self.freeze, dict) else {"1": self.freeze}

@@ -72,7 +72,9 @@ class Holding:
     """How many rows of each text every micro-batch holds."""
 
     def __init__(self, texts: Sequence[Sequence[int]], batch_size: int, near: int) -> None:
-        self.texts, self.batch_size, self.near = [set(row) for row in texts], batch_size, near
+        rows = Counter(text for row in texts for text in {*row})
+        self.texts = [{text for text in row if rows[text] > 1} for row in texts]  # the others clash with nothing
+        self.batch_size, self.near = batch_size, near
         self.counts: dict[int, Counter[int]] = defaultdict(Counter)
 
     def put(self, row: int, place: int, count: int = 1) -> None:

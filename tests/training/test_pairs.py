@@ -373,5 +373,7 @@ def test_settings_of_other_kinds_are_refused() -> None:
         TaskSpec("topic", ("x", "y"), scale=2)
     with pytest.raises(MtlError, match=r"text_field is \['a'\]; expected 2 fields or more for a contrastive task"):
         TaskSpec("alike", kind="contrastive", text_field="a")
+    with pytest.raises(MtlError, match=r"text_field is \['a', 'a'\]; expected each of them once"):
+        TaskSpec("alike", kind="contrastive", text_field=("a", "a"))
     with pytest.raises(MtlError, match=r"text_field is \['text'\]; expected 2 fields for a similarity task"):
         TaskSpec("alike", kind="similarity")
