@@ -7,6 +7,7 @@ import gzip
 import io
 import logging
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,7 +48,8 @@ class Place:
         try:
             filesystem, path = fs.FileSystem.from_uri(name)
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{name} cannot be used: {first_line(error)}") from None
+            shown = re.sub("//[^/]*@", "//", name.partition("?")[0])  # neither keys nor options
+            raise InputError(f"{shown} cannot be used: {first_line(error).replace(name, shown)}") from None
         return cls(filesystem, path.rstrip("/"))
 
     def __str__(self) -> str:
