@@ -109,7 +109,11 @@ def write_modules(checkpoint: Checkpoint, folder: Path) -> None:
         if isinstance(part, Dense):
             write_dense(part, folder / path)
     write_json(
-        folder / "config_sentence_transformers.json", prompt_fields(checkpoint.prompts, checkpoint.default_prompt)
+        folder / "config_sentence_transformers.json",
+        {
+            **prompt_fields(checkpoint.prompts, checkpoint.default_prompt),
+            "similarity_fn_name": checkpoint.similarity_fn_name,
+        },
     )
 
 

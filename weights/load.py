@@ -54,6 +54,7 @@ class Checkpoint:
     after: tuple[Dense | Normalize, ...] = ()
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     default_prompt: str = ""
+    similarity_fn_name: str = "cosine"
     head: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     labels: tuple[str, ...] = ()
     tasks: tuple[dict[str, Any], ...] = ()
@@ -302,6 +303,7 @@ def load(folder: Path) -> Checkpoint:
         after=load_after(folder, modules[2:], len(pooling) * encoder.config.dim),
         prompts=prompts,
         default_prompt=default_prompt(prompting, prompts, prompting_source),
+        similarity_fn_name=str(prompting.get("similarity_fn_name") or "cosine"),
         head=head,
         labels=labels,
         tasks=tasks,

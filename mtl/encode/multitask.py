@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mtl.display import preview
 from mtl.encode.engine import Engine, check_counts, prefetch, usable
 from mtl.encode.kinds import KINDS
 from mtl.encode.precision import Precision, effective
-from mtl.encode.sentence_encoder import WINDOW, SentenceEncoder, in_windows, warn_of_cuts
+from mtl.encode.sentence_encoder import WINDOW, SentenceEncoder
 from mtl.encode.tasks import TaskSpec
-from mtl.encode.tokenizer import check_texts
-from mtl.errors import ConfigError, InputError, RecipeError, WeightsError, one_line
+from mtl.encode.tokenizer import several
+from mtl.encode.windows import tokenized_windows, warn_of_cuts
+from mtl.errors import ConfigError, RecipeError, WeightsError, one_line
 from mtl.model.encoder import DistilBert
 from mtl.model.forms import Forms, packed, rebuilt
 from mtl.model.heads import Branch, DistilBertHead, LinearHead
@@ -184,16 +184,14 @@ class MultiTaskModel(nn.Module):
         Raises:
             InputError: something in texts is no string, or ``threads`` is no number of threads.
         """
-        listed = [texts] if isinstance(texts, str) else texts
+        listed = [texts] if isinstance(texts, str) else several(texts)
         return self._prediction(torch.cat([torch.empty(0, sum(self._widths)), *self._stream(listed, WINDOW, threads)]))
 
     def predict_stream(
         self, texts: Iterable[str], threads: int | None = None, *, window: int = WINDOW
     ) -> Iterator[Prediction]:
         """As ``predict``, for texts that need not fit in memory: a prediction per window of texts, in order."""
-        if isinstance(texts, str):
-            raise InputError(f"texts is one string, {preview(texts)}; expected several, as in a list")
-        yield from map(self._prediction, self._stream(texts, window, threads))
+        return map(self._prediction, self._stream(several(texts), window, threads))
 
     @property
     def _widths(self) -> list[int]:
@@ -211,10 +209,9 @@ class MultiTaskModel(nn.Module):
 
         engine = Engine(all_at_once, self.embedder.device, threads=threads)
         cut_texts = cut_tokens = 0
-        parts = ([prompt + text for text in check_texts(part, start)] for start, part in in_windows(texts, window))
-        for tokenized in prefetch(map(tokenizer, parts)):
-            cut_texts, cut_tokens = cut_texts + tokenized.cut_texts, cut_tokens + tokenized.cut_tokens
-            yield engine.run(tokenized.rows).cpu()
+        for part in prefetch(tokenized_windows(texts, window, tokenizer, prompt)):
+            cut_texts, cut_tokens = cut_texts + part.tokenized.cut_texts, cut_tokens + part.tokenized.cut_tokens
+            yield part.vectors(engine.run(part.tokenized.rows)).cpu()
         warn_of_cuts(cut_texts, cut_tokens, tokenizer.max_length)
 
     def _prediction(self, outputs: Tensor) -> Prediction:

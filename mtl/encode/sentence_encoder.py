@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Literal, Self, TypedDict, Unpack, overload
+from typing import Any, Literal, Self, cast, get_args, overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mtl.encode import precision as formats
+from mtl.encode import search
 from mtl.encode.engine import Engine, check_counts, prefetch, usable
+from mtl.encode.keywords import accepts_their_keywords
 from mtl.encode.precision import Precision
-from mtl.encode.tokenizer import Overflow, Tokenized, Tokenizer, check_texts
-from mtl.errors import InputError, WeightsError
+from mtl.encode.search import Similarity, Vectors
+from mtl.encode.tokenizer import Overflow, Tokenizer, several
+from mtl.encode.windows import tokenized_windows, warn_of_cuts, with_bar
+from mtl.errors import ConfigError, InputError, WeightsError
 from mtl.model.encoder import DistilBert
 from mtl.model.forms import Forms, packed
 from mtl.model.packing import PackedBatch
@@ -28,34 +29,7 @@ from mtl.model.pooling import Dense, Normalize, Pooling
 from weights import export, load
 from weights.fetch import fetch
 
-log = logging.getLogger("mtl")
-
 WINDOW = 8192  # texts that are tokenized, sorted and held at once
-
-
-class EncodeOptions(TypedDict, total=False):
-    """What ``encode`` and ``encode_stream`` take beside the texts; each may be left out.
-
-    normalize: Scale to length 1 (after truncate_dim), whether or not the model does so itself.
-    truncate_dim: Keep only the first so many dimensions.
-    prompt: Put before every text; by default, the model's own default prompt.
-    overflow: What to do with what a text has beyond max_length: "warn" (the default) cuts and says how much,
-        "truncate" cuts, "error" refuses, "chunk" embeds the text window by window and takes the mean,
-        weighted by the windows' tokens.
-    max_length: Tokens per text, special ones included; by default, the model's own limit.
-    batch_tokens: Tokens that are computed at once. It bounds memory, and changes no bit of the result.
-    threads: CPU threads to use; by default, torch's setting.
-    progress: A bar on stderr; by default, only where stderr is a terminal.
-    """
-
-    normalize: bool
-    truncate_dim: int | None
-    prompt: str | None
-    overflow: Overflow
-    max_length: int | None
-    batch_tokens: int | None
-    threads: int | None
-    progress: bool | None
 
 
 class SentenceEncoder(nn.Module):
@@ -65,6 +39,11 @@ class SentenceEncoder(nn.Module):
     the caller gives another.
     """
 
+    def __new__(cls, *parts: Any, **named: Any) -> Self:
+        if parts and isinstance(parts[0], (str, Path)):
+            raise InputError(f"a pretrained model is loaded with {cls.__name__}.from_pretrained({str(parts[0])!r})")
+        return super().__new__(cls)
+
     def __init__(
         self,
         encoder: DistilBert,
@@ -73,8 +52,12 @@ class SentenceEncoder(nn.Module):
         after: Sequence[nn.Module] = (),
         prompts: Mapping[str, str] | None = None,
         default_prompt: str = "",
+        similarity_fn_name: Similarity = "cosine",
     ) -> None:
         super().__init__()
+        if similarity_fn_name not in get_args(Similarity):
+            known = ", ".join(get_args(Similarity))
+            raise ConfigError(f"similarity_fn_name is {similarity_fn_name!r}; expected one of {known}")
         if tokenizer.vocab_size > encoder.config.vocab_size:
             raise WeightsError(
                 f"the tokenizer gives ids up to {tokenizer.vocab_size - 1}, but the encoder's vocabulary has "
@@ -86,6 +69,7 @@ class SentenceEncoder(nn.Module):
         self.after = nn.Sequential(*after)
         self.prompts = dict(prompts or {})
         self.default_prompt = default_prompt
+        self.similarity_fn_name = similarity_fn_name
         self.precision: Precision = "fp32"
         self.mapped = False  # whether the weights are a file's, mapped into memory
         self.forms: Forms[SentenceEncoder] = Forms()
@@ -123,6 +107,7 @@ class SentenceEncoder(nn.Module):
             checkpoint.after,
             checkpoint.prompts,
             checkpoint.default_prompt,
+            cast(Similarity, checkpoint.similarity_fn_name),  # it is checked where it is used
         )
         return model.eval()
 
@@ -137,6 +122,7 @@ class SentenceEncoder(nn.Module):
             after=tuple(map(saveable, self.after)),
             prompts=self.prompts,
             default_prompt=self.default_prompt,
+            similarity_fn_name=self.similarity_fn_name,
         )
 
     def save(self, folder: str | Path) -> None:
@@ -217,120 +203,152 @@ class SentenceEncoder(nn.Module):
         vectors: Tensor = self.after(pooled)
         return vectors
 
-    @overload
-    def encode(
-        self, texts: str | Sequence[str], *, as_tensor: Literal[True], **options: Unpack[EncodeOptions]
-    ) -> Tensor: ...
-
-    @overload
-    def encode(
-        self,
-        texts: str | Sequence[str],
-        *,
-        as_tensor: Literal[False] = False,
-        **options: Unpack[EncodeOptions],
-    ) -> NDArray[np.float32]: ...
-
-    def encode(
-        self, texts: str | Sequence[str], *, as_tensor: bool = False, **options: Unpack[EncodeOptions]
-    ) -> NDArray[np.float32] | Tensor:
-        """Vectors of texts, in their order: (texts, dim) float32, or (dim,) for a single string.
-
-        An empty list gives (0, dim); an empty string is embedded as [CLS][SEP]. ``as_tensor`` gives a tensor
-        on the model's device instead of an array. For the options, see ``EncodeOptions``.
+    def prompt_for(self, prompt: str | None = None, prompt_name: str | None = None) -> str:
+        """What goes before each text: the prompt as it stands, one of the checkpoint's by its name, or its default.
 
         Raises:
-            InputError: something in texts is no string, or an option makes no sense.
+            InputError: both are given, or the checkpoint has no prompt of that name.
         """
-        listed = [texts] if isinstance(texts, str) else list(texts)
-        parts = list(self._stream(listed, WINDOW, len(listed), **options))
-        width = options.get("truncate_dim") or self.dim
-        vectors = torch.cat(parts) if parts else torch.empty(0, width, device=self.device)
-        vectors = vectors[0] if isinstance(texts, str) else vectors
-        return vectors if as_tensor else vectors.cpu().numpy()
+        if prompt is not None and prompt_name is not None:
+            raise InputError("prompt and prompt_name are given; expected one of the two")
+        if prompt_name is not None and prompt_name not in self.prompts:
+            known = ", ".join(self.prompts) or "none"
+            raise InputError(f"prompt_name is {prompt_name!r}; the model's prompts are: {known}")
+        if prompt_name is not None:
+            return self.prompts[prompt_name]
+        return self.default_prompt if prompt is None else prompt
 
-    def encode_stream(
-        self, texts: Iterable[str], *, window: int = WINDOW, **options: Unpack[EncodeOptions]
-    ) -> Iterator[NDArray[np.float32]]:
-        """As ``encode``, for texts that need not fit in memory: yields (window, dim) arrays, in order."""
-        for vectors in self._stream(texts, window, None, **options):
-            yield vectors.cpu().numpy()
+    @overload
+    def encode(self, texts: str | Iterable[str], *, as_tensor: Literal[True], **options: Any) -> Tensor: ...
 
-    def _stream(
+    @overload
+    def encode(
+        self, texts: str | Iterable[str], *, as_tensor: Literal[False] = False, **options: Any
+    ) -> NDArray[np.float32]: ...
+
+    @accepts_their_keywords
+    def encode(
         self,
-        texts: Iterable[str],
-        window: int,
-        total: int | None,
+        texts: str | Iterable[str],
         *,
         normalize: bool = False,
         truncate_dim: int | None = None,
         prompt: str | None = None,
+        prompt_name: str | None = None,
         overflow: Overflow = "warn",
         max_length: int | None = None,
         batch_tokens: int | None = None,
         threads: int | None = None,
         progress: bool | None = None,
-    ) -> Iterator[Tensor]:
-        """The vectors of each window of texts, on the model's device."""
+        as_tensor: bool = False,
+    ) -> NDArray[np.float32] | Tensor:
+        """Vectors of texts, in their order: (texts, dim) float32, or (dim,) for a single string.
+
+        Texts may be a list, a tuple, an array, a column of a table or a generator. None gives (0, dim); an empty
+        string is embedded as [CLS][SEP]. sentence-transformers' keywords are understood where they mean the same.
+
+        Args:
+            normalize: Scale to length 1 (after truncate_dim), whether or not the model does so itself.
+            truncate_dim: Keep only the first so many dimensions.
+            prompt: Put before every text, as it stands; by default, the model's own default prompt.
+            prompt_name: Which of the checkpoint's ``prompts`` to put before every text.
+            overflow: What to do with what a text has beyond max_length: "warn" cuts and says how much, "truncate"
+                cuts, "error" refuses, "chunk" embeds the text piece by piece and takes the mean, weighted by tokens.
+            max_length: Tokens per text, special ones included; by default, the model's own limit.
+            batch_tokens: Tokens that are computed at once. It bounds memory, and changes no bit of the result.
+            threads: CPU threads to use; by default, torch's setting.
+            progress: A bar on stderr; by default, only where stderr is a terminal.
+            as_tensor: Give a tensor on the model's device instead of an array.
+
+        Raises:
+            InputError: something in texts is no string, or an option makes no sense.
+            WeightsError: a vector is not finite.
+        """
+        listed = [texts] if isinstance(texts, str) else list(several(texts))
+        parts = list(self.encode_stream(
+            listed, as_tensor=True, normalize=normalize, truncate_dim=truncate_dim, prompt=prompt,
+            prompt_name=prompt_name, overflow=overflow, max_length=max_length, batch_tokens=batch_tokens,
+            threads=threads, progress=progress,
+        ))  # fmt: skip
+        vectors = torch.cat(parts) if parts else torch.empty(0, truncate_dim or self.dim, device=self.device)
+        vectors = vectors[0] if isinstance(texts, str) else vectors
+        return vectors if as_tensor else vectors.cpu().numpy()
+
+    @accepts_their_keywords
+    def encode_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        window: int = WINDOW,
+        normalize: bool = False,
+        truncate_dim: int | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        overflow: Overflow = "warn",
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        threads: int | None = None,
+        progress: bool | None = None,
+        as_tensor: bool = False,
+    ) -> Iterator[Any]:
+        """As ``encode``, for texts that need not fit in memory: yields (window, dim) arrays, in order.
+
+        ``window`` is how many texts are tokenized, sorted by length and held at once.
+        """
+        check_counts(window=window, batch_tokens=batch_tokens, threads=threads)
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dim:
             raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {self.dim}, the model's dimensions")
-        check_counts(batch_tokens=batch_tokens, threads=threads, window=window)
         limit = self.length_limit(max_length)
-        prefix = self.default_prompt if prompt is None else prompt
+        prefix = self.prompt_for(prompt, prompt_name)
         engine = Engine(self.form(), self.device, batch_tokens, threads)
-        windows = (
-            self._tokenize(part, start, prefix, overflow, max_length) for start, part in in_windows(texts, window)
-        )
-        cut_texts = cut_tokens = 0
-        hidden = None if progress is None else not progress  # None: a bar only on a terminal
-        with tqdm(total=total, unit="text", disable=hidden, leave=False) as bar:
-            single = total is not None and total <= window
-            for tokenized, index in windows if single else prefetch(windows):
-                vectors = engine.run(tokenized.rows)
-                if len(tokenized.owners) > tokenized.owners[-1] + 1:
-                    vectors = self._merge(vectors, tokenized)
-                vectors = vectors[index, :truncate_dim]
-                cut_texts, cut_tokens = cut_texts + tokenized.cut_texts, cut_tokens + tokenized.cut_tokens
-                bar.update(len(index))
-                yield F.normalize(vectors, dim=-1) if normalize else vectors
-        if overflow == "warn":
-            warn_of_cuts(cut_texts, cut_tokens, limit)
+        windows = tokenized_windows(several(texts), window, self.tokenizer, prefix, overflow, max_length)
+        if not (isinstance(texts, Sized) and len(texts) <= window):
+            windows = prefetch(windows)
 
-    def _tokenize(
-        self, texts: Sequence[str], start: int, prefix: str, overflow: Overflow, max_length: int | None
-    ) -> tuple[Tokenized, list[int]]:
-        """The distinct texts' tokens, and for each text the place of its like among them."""
-        check_texts(texts, start)
-        places: dict[str, int] = {}
-        index = [places.setdefault(text, len(places)) for text in texts]
-        tokenized = self.tokenizer([prefix + text for text in places], overflow, max_length)
-        return tokenized, index
+        def parts() -> Iterator[NDArray[np.float32] | Tensor]:
+            cut_texts = cut_tokens = 0
+            for part in with_bar(windows, texts, progress):
+                vectors = part.vectors(engine.run(part.tokenized.rows), self.normalizes)[:, :truncate_dim]
+                vectors = F.normalize(vectors, dim=-1) if normalize else vectors
+                cut_texts, cut_tokens = cut_texts + part.tokenized.cut_texts, cut_tokens + part.tokenized.cut_tokens
+                yield vectors if as_tensor else vectors.cpu().numpy()
+            if overflow == "warn":
+                warn_of_cuts(cut_texts, cut_tokens, limit)
 
-    def _merge(self, vectors: Tensor, tokenized: Tokenized) -> Tensor:
-        """One vector per text from those of its windows: their mean, weighted by tokens."""
-        owners = torch.tensor(tokenized.owners, device=vectors.device)
-        weights = torch.tensor([len(row) for row in tokenized.rows], device=vectors.device)[:, None]
-        texts = tokenized.owners[-1] + 1
-        sums = vectors.new_zeros(texts, vectors.shape[1]).index_add_(0, owners, vectors * weights)
-        totals = vectors.new_zeros(texts, 1).index_add_(0, owners, weights.to(vectors.dtype))
-        means = F.normalize(sums, dim=-1) if self.normalizes else sums / totals
-        whole = torch.bincount(owners, minlength=texts) == 1  # a text of one window keeps that one's bits
-        means[whole] = vectors[whole[owners]]
-        return means
+        return parts()
+
+    def encode_query(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.float32]:
+        """As ``encode``, with the checkpoint's prompt for queries, if it has one."""
+        return self.encode(texts, **self.prompted(("query",), options))
+
+    def encode_document(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.float32]:
+        """As ``encode``, with the checkpoint's prompt for what is searched, if it has one."""
+        return self.encode(texts, **self.prompted(("document", "passage", "corpus"), options))
+
+    def prompted(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+        """Options with the first of these prompts that the checkpoint has, unless they name one themselves."""
+        name = next((name for name in names if name in self.prompts), None)
+        return options if {"prompt", "prompt_name"} & options.keys() else {**options, "prompt_name": name}
+
+    def similarity(self, a: Vectors, b: Vectors) -> Any:
+        """How similar each vector of a (n, dim) is to each of b (m, dim), (n, m), by the model's own measure."""
+        return search.similarity(a, b, self.similarity_fn_name)
+
+    def search(
+        self, queries: str | Iterable[str] | Vectors, corpus: Iterable[str] | Vectors, k: int = 10
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k most similar of the corpus for each query, by the model's own measure: see ``mtl.encode.search``.
+
+        Texts are embedded first; a corpus that is searched more than once is better embedded once.
+        """
+        wanted = queries if search.are_vectors(queries) else self.encode_query(queries)
+        among = corpus if search.are_vectors(corpus) else self.encode_document(several(corpus))
+        return search.search(wanted, among, k, self.similarity_fn_name)
 
     @property
     def normalizes(self) -> bool:
         """Whether the model itself gives vectors of length 1."""
         return len(self.after) > 0 and isinstance(self.after[-1], Normalize)
-
-
-def warn_of_cuts(texts: int, tokens: int, limit: int) -> None:
-    """One line in the log, if anything was cut."""
-    if texts:
-        log.warning(
-            "%d texts were longer than %d tokens and lost %d tokens; overflow='chunk' embeds them whole",
-            texts, limit, tokens,
-        )  # fmt: skip
 
 
 def saveable(part: nn.Module) -> Dense | Normalize:
@@ -342,11 +360,3 @@ def saveable(part: nn.Module) -> Dense | Normalize:
     if not isinstance(part, (Dense, Normalize)):
         raise WeightsError(f"a {type(part).__name__} after the pooling cannot be saved; expected Dense or Normalize")
     return part
-
-
-def in_windows(texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
-    """Consecutive lists of at most ``size`` texts, each with the index of its first."""
-    iterator, start = iter(texts), 0
-    while window := list(islice(iterator, size)):
-        yield start, window
-        start += len(window)

@@ -8,29 +8,34 @@ is counted, and dealt with as the caller says.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 import tokenizers
 
-from mtl.display import preview
-from mtl.errors import InputError
+from mtl.errors import InputError, shown
 
 Overflow = Literal["warn", "truncate", "error", "chunk"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenized:
-    """``rows[i]`` are the ids of a window, special tokens included, of text ``owners[i]``.
+    """``rows[i]`` are the ids of text ``owners[i]``, or of a chunk of it, special tokens included.
 
-    There is one window per text, in order, unless the overflow policy is "chunk". ``cut_texts`` texts lost
-    ``cut_tokens`` tokens in all.
+    There is one row for each of the ``texts`` texts, in order, unless the overflow policy "chunk" made several of
+    one. ``cut_texts`` texts lost ``cut_tokens`` tokens in all.
     """
 
+    texts: int
     rows: list[list[int]]
     owners: list[int]
     cut_texts: int = 0
     cut_tokens: int = 0
+
+    @property
+    def chunked(self) -> bool:
+        """Whether a text has more than one row."""
+        return len(self.rows) > self.texts
 
 
 class Tokenizer:
@@ -79,14 +84,14 @@ class Tokenizer:
             beyond = max(0, len(ids) - room)
             if beyond and overflow == "error":
                 has = len(ids) + limit - room
-                raise InputError(f"text {owner} has {has} tokens; the limit is {limit}: {preview(texts[owner])}")
+                raise InputError(f"text {owner} has {has} tokens; the limit is {limit}: {shown(texts[owner])}")
             if beyond and overflow != "chunk":
                 cut_texts, cut_tokens = cut_texts + 1, cut_tokens + beyond
                 ids = ids[:room]
             for start in range(0, max(1, len(ids)), room):
                 rows.append([*self.prefix, *ids[start : start + room], *self.suffix])
                 owners.append(owner)
-        return Tokenized(rows, owners, cut_texts, cut_tokens)
+        return Tokenized(len(texts), rows, owners, cut_texts, cut_tokens)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, whole, without special tokens."""
@@ -97,6 +102,25 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
 
+def several(texts: Iterable[str]) -> Iterable[str]:
+    """The texts themselves, if they come one after another: a list, a tuple, an array, a column, a generator.
+
+    Raises:
+        InputError: one string, or something that gives its parts in no order, or names instead of texts.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise InputError(f"texts is a single string ({shown(texts)}); expected several, as in [text]")
+    try:
+        iter(texts)
+        in_order = not isinstance(texts, (set, frozenset, Mapping)) and not hasattr(texts, "columns")
+    except TypeError:
+        in_order = False
+    if not in_order:
+        kind = type(texts).__name__
+        raise InputError(f"texts is of type {kind}; expected a list, an array, a column or an iterator of strings")
+    return texts
+
+
 def check_texts(texts: Sequence[str], start: int = 0) -> Sequence[str]:
     """The texts themselves, if all are strings of valid Unicode; ``start`` is the index of the first.
 
@@ -105,9 +129,9 @@ def check_texts(texts: Sequence[str], start: int = 0) -> Sequence[str]:
     """
     for i, text in enumerate(texts, start):
         if not isinstance(text, str):
-            raise InputError(f"texts[{i}] is {type(text).__name__} ({preview(text)}); expected a string")
+            raise InputError(f"texts[{i}] is {type(text).__name__} ({shown(text)}); expected a string")
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise InputError(f"texts[{i}] holds half of a surrogate pair: {preview(text)}; expected Unicode") from None
+            raise InputError(f"texts[{i}] holds half of a surrogate pair: {shown(text)}; expected Unicode") from None
     return texts

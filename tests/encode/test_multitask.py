@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import randomized
+from conftest import WORDS, randomized
 from safetensors.torch import load_file, save_file
 
 from mtl import MultiTaskModel, SentenceEncoder
@@ -62,6 +62,16 @@ def test_predictions(model: MultiTaskModel) -> None:
     assert model.predict("a b c").labels["topic"] == found.labels["topic"][:1]
     with pytest.raises(InputError, match=r"texts\[1\] is int"):
         model.predict(["a", 3])
+    with pytest.raises(InputError, match="threads is -3; expected 1 or more"):
+        model.predict("a", threads=-3)
+    with pytest.raises(InputError, match="texts is of type set"):
+        model.predict({"a"})
+
+
+def test_what_is_not_finite_is_no_prediction(model: MultiTaskModel) -> None:
+    model.encoder.embeddings.word_embeddings.weight.data[WORDS.index("q")] = float("nan")
+    with pytest.raises(WeightsError, match=r"texts\[1\] \('a q'\) has a vector that is not finite"):
+        model.predict(["a", "a q"])
 
 
 def test_inference_in_training_mode(model: MultiTaskModel) -> None:

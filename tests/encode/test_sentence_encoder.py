@@ -6,11 +6,12 @@ import threading
 import numpy as np
 import pytest
 import torch
+from conftest import WORDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mtl import SentenceEncoder
-from mtl.errors import InputError
+from mtl.errors import InputError, WeightsError
 from mtl.model.pooling import Dense, Normalize
 from weights.load import Checkpoint
 
@@ -98,12 +99,106 @@ def test_normalize_and_truncate_dim(tiny: SentenceEncoder) -> None:
     np.testing.assert_allclose(cut, whole[:, :4] / np.linalg.norm(whole[:, :4], axis=1, keepdims=True), rtol=1e-6)
 
 
+class Column:
+    """As a column of a data frame: no sequence, but it gives its values in order."""
+
+    def __init__(self, *values: object) -> None:
+        self.values = values
+
+    def __iter__(self):
+        return iter(self.values)
+
+
+class Frame(Column):
+    columns = ("text",)
+
+
+def test_many_kinds_of_several(tiny: SentenceEncoder) -> None:
+    texts = ["a b", "日", "a b", ""]
+    expected = tiny.encode(texts)
+    for several in (tuple(texts), np.array(texts), np.array(texts, object), Column(*texts), (t for t in texts)):
+        assert np.array_equal(tiny.encode(several), expected)
+    assert np.array_equal(next(tiny.encode_stream(Column(*texts))), expected)
+    assert tiny.encode(np.array(texts)[0]).shape == (12,)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"a", "b"}, "texts is of type set; expected a list, an array, a column or an iterator of strings"),
+        ({"text": "a"}, "texts is of type dict"),
+        (Frame("text"), "texts is of type Frame"),
+        (7, "texts is of type int"),
+        (np.array("a"), "texts is of type ndarray"),
+        (b"abc", r"texts is a single string \(b'abc'\); expected several, as in \[text\]"),
+        (Column("a", float("nan")), r"texts\[1\] is float \(nan\); expected a string"),
+    ],
+)
+def test_what_are_no_texts(tiny: SentenceEncoder, texts: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tiny.encode(texts)
+
+
+def test_a_stream_of_one_string_is_refused(tiny: SentenceEncoder) -> None:
+    """At the call, and not letter by letter."""
+    with pytest.raises(InputError, match=r"texts is a single string \('hello'\); expected several, as in \[text\]"):
+        tiny.encode_stream("hello")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_vector_that_is_not_finite_names_its_text(tiny: SentenceEncoder, value: float) -> None:
+    with torch.no_grad():
+        tiny.encoder.embeddings.word_embeddings.weight[WORDS.index("q")] = value
+    message = r"texts\[4\] \('a q'\) has a vector that is not finite; compute in fp32"
+    with pytest.raises(WeightsError, match=message):
+        list(tiny.encode_stream(["a", "b", "c", "a", "a q"], window=3))
+
+
 def test_prompt(checkpoint: Checkpoint) -> None:
     model = SentenceEncoder.from_checkpoint(dataclasses.replace(checkpoint, prompts={"q": "q "}, default_prompt="q "))
     plain = model.encode("q a", prompt="")
     assert np.array_equal(model.encode("a"), plain)
     assert np.array_equal(model.encode("a", prompt="q "), plain)
     assert not np.array_equal(model.encode("a", prompt=""), plain)
+
+
+def test_prompts_by_name(checkpoint: Checkpoint) -> None:
+    prompts = {"query": "q ", "passage": "p "}
+    model = SentenceEncoder.from_checkpoint(dataclasses.replace(checkpoint, prompts=prompts))
+    query, passage, word = (model.encode(text) for text in ("q a", "p a", "query a"))
+    assert np.array_equal(model.encode("a", prompt_name="query"), query)
+    assert np.array_equal(model.encode_query("a"), query)
+    assert np.array_equal(model.encode_document(["a"]), passage[None])
+    assert np.array_equal(model.encode_query("a", prompt="p "), passage)
+    assert np.array_equal(model.encode("a", prompt="query "), word)
+    with pytest.raises(InputError, match="prompt_name is 'q'; the model's prompts are: query, passage"):
+        model.encode("a", prompt_name="q")
+    with pytest.raises(InputError, match="prompt and prompt_name are given"):
+        model.encode("a", prompt="q", prompt_name="query")
+    plain = SentenceEncoder.from_checkpoint(checkpoint)
+    assert np.array_equal(plain.encode_query("a"), plain.encode("a"))
+
+
+def test_keywords_of_sentence_transformers(tiny: SentenceEncoder) -> None:
+    """Those that mean the same give the same; the others are named."""
+    texts = ["a b", "c"]
+    found = tiny.encode(
+        sentences=texts, convert_to_tensor=True, convert_to_numpy=True, normalize_embeddings=True,
+        show_progress_bar=False, device="cpu", precision="float32", prompt_name=None,
+    )  # fmt: skip
+    assert isinstance(found, torch.Tensor)
+    assert np.array_equal(found.numpy(), tiny.encode(texts, normalize=True))
+    for options, message in (
+        ({"batch_size": 32}, "batch_size is 32, as in sentence-transformers; here, batch_tokens=, the tokens that"),
+        ({"device": "cuda"}, r"device is 'cuda', as in sentence-transformers; here, move the model with model.to"),
+        ({"output_value": "token_embeddings"}, "output_value is 'token_embeddings'.* here, model.encoder gives"),
+        ({"normalise": True}, "encode has no option 'normalise'; expected one of normalize"),
+        ({"normalize": True, "normalize_embeddings": True}, "normalize_embeddings is given, and another keyword"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tiny.encode(texts, **options)
+    with pytest.raises(InputError, match=r"loaded with SentenceEncoder.from_pretrained\('all-MiniLM-L6-v2'\)"):
+        SentenceEncoder("all-MiniLM-L6-v2")
 
 
 def test_chunks_are_a_mean_weighted_by_tokens(tiny: SentenceEncoder) -> None:
@@ -121,8 +216,11 @@ def test_chunks_of_a_normalizing_model_are_normalized(minilm: SentenceEncoder) -
 def test_overflow_warns_once_with_counts(tiny: SentenceEncoder, caplog: pytest.LogCaptureFixture) -> None:
     tiny.encode(["a b c d", "a", "a b c"], max_length=4)
     assert caplog.messages == [
-        "2 texts were longer than 4 tokens and lost 3 tokens; overflow='chunk' embeds them whole"
+        "2 texts were longer than 4 tokens and lost 3 tokens; overflow='chunk' embeds texts whole"
     ]
+    caplog.clear()
+    tiny.encode(["a b c"], max_length=4)
+    assert caplog.messages == ["1 text was longer than 4 tokens and lost 1 token; overflow='chunk' embeds texts whole"]
     caplog.clear()
     tiny.encode(["a b c d"], max_length=4, overflow="truncate")
     assert caplog.messages == []
