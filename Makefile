@@ -21,10 +21,12 @@ STAMP := $(VENV)/.installed
 # The pins of constraints.txt hold for everything that is installed here
 PIP := pip install --quiet --constraint constraints.txt
 # A model with heads: MODEL where the user names one, else the demo's, trained first if need be
-HEADS := $(if $(filter command environment,$(firstword $(origin MODEL))),$(MODEL),runs/demo)
+HEADS := $(if $(filter command environment,$(firstword $(origin MODEL))),$(value MODEL),runs/demo)
 TRAINED := $(if $(filter runs/demo,$(HEADS)),runs/demo/model)
-# Passed through the environment, so that the shell does not read quotes and dollars in them
-export MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME SPLIT
+# Passed through the environment and as they were typed, so that neither make nor the shell reads dollars in them
+VERBATIM := MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME SPLIT
+$(foreach name,$(VERBATIM),$(eval override $(name) := $$(value $(name))))
+export HEADS $(VERBATIM)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup embed train predict evaluate ablation bench bench-peers bench-train test test-slow test-reference lint docker clean
@@ -51,10 +53,10 @@ train: $(STAMP)-train ## Train RECIPE=demo|file.toml [RUN=folder] [RESUME=1]
 	$(BIN)/mtl train "$$@"
 
 predict: $(STAMP)-core | $(TRAINED) ## Every task's label for TEXT="..." [MODEL=runs/demo, trained if it is not there]
-	@$(BIN)/mtl predict --model "$(HEADS)" -- "$${TEXT:-The train to Vienna was late, but the view was worth it.}"
+	@$(BIN)/mtl predict --model "$$HEADS" -- "$${TEXT:-The train to Vienna was late, but the view was worth it.}"
 
 evaluate: $(STAMP)-train | $(TRAINED) ## Metrics of MODEL=runs/demo on RECIPE=demo [SPLIT=test]
-	@$(BIN)/mtl evaluate --model "$(HEADS)" --recipe "$${RECIPE:-demo}" --split "$${SPLIT:-test}"
+	@$(BIN)/mtl evaluate --model "$$HEADS" --recipe "$${RECIPE:-demo}" --split "$${SPLIT:-test}"
 
 runs/demo/model: $(STAMP)-train
 	$(BIN)/mtl train demo --output runs/demo $(if $(wildcard runs/demo),--resume)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import io
 import logging
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product, tee
 from pathlib import Path
@@ -14,15 +15,18 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from mtl.display import preview, table
+from mtl.disk import reason
+from mtl.display import counted, preview, table
 from mtl.encode.files import INPUTS, TextRow, import_pyarrow, kind_of, read_rows, text_rows, texts_of
-from mtl.encode.formats import WRITERS, OutputPrecision, Vectors
+from mtl.encode.formats import WRITERS, OutputPrecision, Vectors, json_line
 from mtl.encode.outputs import open_output, refuse_input_as_output
+from mtl.encode.predictions import SUFFIXES as ANSWERS
+from mtl.encode.predictions import answers, said, write_answers
 from mtl.encode.tokenizer import Overflow
-from mtl.errors import InputError, MtlError
+from mtl.errors import InputError, MtlError, one_line
 
 if TYPE_CHECKING:
-    from mtl.encode.sentence_encoder import EncodeOptions, SentenceEncoder
+    from mtl.encode.sentence_encoder import SentenceEncoder
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 INPUT_HELP = f"A file of texts: {', '.join(INPUTS)}, or these with .gz behind; - is standard input."
@@ -32,8 +36,11 @@ SHOWN = 10  # texts up to which a table shows all cosines
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mtl")
-def cli() -> None:
+@click.option("--debug", is_flag=True, help="Show the traceback of an error that nobody foresaw.")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
     """A sentence transformer and multi-task model in plain PyTorch."""
+    context.ensure_object(dict)["debug"] = debug
     logging.basicConfig(format="%(message)s")
 
 
@@ -47,7 +54,7 @@ ENCODING = [
     ),
     click.option("--normalize", is_flag=True, help="Scale vectors to length 1."),
     click.option("--truncate-dim", type=click.IntRange(1), help="Keep only the first dimensions."),
-    click.option("--prompt", help="Put before every text.  [default: the model's own]"),
+    click.option("--prompt", help="Put before every text, as it stands.  [default: the model's own]"),
     click.option(
         "--overflow", type=click.Choice(get_args(Overflow)), default="warn", show_default=True, help="Long texts."
     ),
@@ -130,7 +137,7 @@ def load_encoder(model: str, device: str, precision: str, options: dict[str, Any
 
 
 def with_vectors(
-    model: SentenceEncoder, rows: Iterable[TextRow], options: EncodeOptions
+    model: SentenceEncoder, rows: Iterable[TextRow], options: dict[str, Any]
 ) -> Iterator[tuple[list[TextRow], Vectors]]:
     """Texts beside their vectors, a window at a time."""
     to_encode, to_pair = tee(rows)  # holds no more than the windows that are under way
@@ -167,6 +174,7 @@ def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
 )
 @click.option("--field", help="Which field of a row holds the text.  [default: text]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(WRITERS)}.")
+@click.option("--prompt-name", help="Which of the model's prompts to put before every text.")
 @click.option(
     "--output-precision", type=click.Choice(get_args(OutputPrecision)), default="float32", show_default=True,
     help="Number format of the output; int8 and uint8 have 256 steps over the range of all vectors in each dimension, "
@@ -202,13 +210,18 @@ def embed(
         check_output(output, source, tuple(WRITERS))
     encoder = load_encoder(model, device, precision, options)
     if output is None:
-        print_table(with_vectors(encoder, rows, options))  # type: ignore[arg-type]
+        print_table(with_vectors(encoder, rows, options))
         return
-    made_with = {key: value for key, value in options.items() if key not in ("threads", "batch_tokens")}
-    made_with |= {"model": model, "precision": encoder.precision, **encoder.fingerprint}
+    made_with = {key: options[key] for key in ("normalize", "truncate_dim", "overflow")} | {
+        "model": model,
+        "precision": encoder.precision,
+        "prompt": encoder.prompt_for(options["prompt"], options["prompt_name"]),
+        "max_length": encoder.length_limit(options["max_length"]),
+        **encoder.fingerprint,
+    }
     dim = options["truncate_dim"] or encoder.dim
     with open_output(output, dim, output_precision, made_with, resume, overwrite) as target:
-        for part in with_vectors(encoder, target.remaining(rows), options):  # type: ignore[arg-type]
+        for part in with_vectors(encoder, target.remaining(rows), options):
             target.write(*part)
         target.finish()
         said = f"nothing is left to do for {output}" if target.complete else f"wrote {output}"
@@ -243,37 +256,58 @@ def embed_corpus(inputs: tuple[str, ...], id_column: str, number_rows: bool, **o
 
 
 @cli.command()
-@click.argument("texts", nargs=-1, required=True)
+@click.argument("texts", nargs=-1)
 @click.option("-m", "--model", required=True, help="A trained run or model folder, or a classifier's name.")
+@click.option("-i", "--input", "source", type=click.Path(path_type=Path), help=INPUT_HELP)
+@click.option("--field", help="Which field of a row holds the text.  [default: text]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(ANSWERS)}.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per text, with embedding and logits.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
-def predict(texts: tuple[str, ...], model: str, as_json: bool, threads: int | None) -> None:
-    """Every task's label, probabilities and logits of TEXTS, and their embeddings, in one forward pass."""
+def predict(
+    texts: tuple[str, ...],
+    model: str,
+    source: Path | None,
+    field: str | None,
+    output: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Every task's label and probabilities of TEXTS, of a file's texts, or of the lines on standard input.
+
+    Without --output, a table for each text. Of a row, all fields are kept; .jsonl has embeddings and logits too.
+    """
+    if overwrite and output is None:
+        raise click.UsageError("--overwrite goes with --output")
+    rows = choose_rows(texts, source, field)
+    if output:
+        check_output(output, source, ANSWERS)
+    from mtl.encode.engine import usable
     from mtl.encode.multitask import MultiTaskModel
 
-    loaded = MultiTaskModel.from_pretrained(model)
-    found = loaded.predict([decoded(text) for text in texts], threads)
-    for i, text in enumerate(texts):
-        tasks = {
-            name: {
-                "label": found.labels[name][i],
-                "scores": dict(zip(task.labels or ["value"], found.scores[name][i].tolist(), strict=True)),
-                "logits": found.logits[name][i].tolist(),
-            }
-            for name, task in ((name, loaded.tasks[name]) for name in found.logits)
-        }
-        if as_json:
-            click.echo(json.dumps({"text": text, "embedding": found.embeddings[i].tolist(), "tasks": tasks}))
-            continue
-        click.echo(f"{preview(text, 100)}\n  embedding ({len(found.embeddings[i])},)  "
-                   f"{' '.join(f'{value:.4f}' for value in found.embeddings[i][:5])} ...")  # fmt: skip
-        rows: list[list[object]] = [["task", "says", "label", "probability", "logit"]]
-        for name, answer in tasks.items():
-            said = answer["label"] if loaded.tasks[name].kind == "single-label" else ""
-            for (label, score), logit in zip(answer["scores"].items(), answer["logits"], strict=True):
-                rows.append([name, said, label, float(score), float(logit)])
-                name, said = "", ""
-        click.echo("\n".join(f"  {line}" for line in table(rows).splitlines()) + "\n")
+    found = answers(MultiTaskModel.from_pretrained(model, device=usable(device)), rows, threads)
+    if output:
+        count = write_answers(output, (answer for _, answer in found), overwrite)
+        click.echo(f"wrote {output}: {counted(count, 'row')}", err=True)
+        return
+    for text, answer in found:
+        click.echo(json_line(answer) if as_json else answer_table(text, answer))
+
+
+def answer_table(text: str, answer: dict[str, Any]) -> str:
+    """What the tasks say of a text, as a table."""
+    values = answer["embedding"]
+    rows: list[list[object]] = [["task", "says", "label", "probability", "logit"]]
+    for name, task in answer["tasks"].items():
+        says = "" if "value" in task["scores"] else said(task["label"]) or "(none)"
+        for (label, score), logit in zip(task["scores"].items(), task["logits"], strict=True):
+            rows.append([name, says, label, score, logit])
+            name, says = "", ""
+    first = f"  embedding ({len(values)},)  {' '.join(f'{value:.4f}' for value in values[:5])} ..."
+    return "\n".join([preview(text, 100), first, *(f"  {line}" for line in table(rows).splitlines()), ""])
 
 
 @cli.command()
@@ -302,6 +336,7 @@ def train(recipe: str, output: Path | None, resume: bool, device: str, threads: 
 )  # fmt: skip
 @click.option("--fields", help="The fields of the --sts file: A,B,SCORE.  [default: its own three]")
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 def evaluate(
     model: str,
@@ -310,6 +345,7 @@ def evaluate(
     retrieval: Path | None,
     fields: str | None,
     split: str,
+    device: str,
     threads: int | None,
 ) -> None:
     """A trained model's metrics and confusion matrices on a recipe's data; any model's on pairs or a search."""
@@ -318,11 +354,11 @@ def evaluate(
     if [recipe, sts, retrieval].count(None) != 2 or (fields and not sts):
         raise click.UsageError("expected one of --recipe, --sts and --retrieval; --fields goes with --sts")
     if retrieval:
-        session.show_retrieval(model, retrieval, split, threads)
+        session.show_retrieval(model, retrieval, split, device, threads)
     elif sts:
-        session.show_sts(model, sts, fields.split(",") if fields else [], threads)
+        session.show_sts(model, sts, fields.split(",") if fields else [], device, threads)
     else:
-        session.show_evaluation(model, str(recipe), split, threads)
+        session.show_evaluation(model, str(recipe), split, device, threads)
 
 
 @cli.command()
@@ -384,10 +420,20 @@ def models() -> None:
     click.echo(pinned_models())
 
 
+def discard_output() -> None:
+    """Have what is still to be written to standard output go nowhere, so that Python does not fail on it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Exit codes: 0, 1 (failed), 2 (usage), 130 (interrupted); an error is one line."""
+    settings: dict[str, Any] = {}
     try:
-        cli.main(arguments, prog_name="mtl", standalone_mode=False)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # for what a terminal has no letters for
+        cli.main(arguments, prog_name="mtl", standalone_mode=False, obj=settings)
+        if sys.stdout:
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -398,7 +444,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
+        sys.exit(1)
+    except OSError as error:
+        click.echo(f"error: {error.filename or 'standard output'}: {reason(error)}", err=True)
+        discard_output()
+        sys.exit(1)
+    except Exception as error:
+        if settings.get("debug"):
+            traceback.print_exc()
+        kind = type(error).__name__
+        hint = "please report it, with what `mtl --debug ...` shows"
+        click.echo(f"error: {kind}: {one_line(error)}; this was not foreseen: {hint}", err=True)
         sys.exit(1)
 
 

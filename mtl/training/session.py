@@ -209,9 +209,9 @@ def evaluate(
     return measure(loaded.tasks, all_logits(loaded, data, threads), data)
 
 
-def show_evaluation(model: str, recipe: str, split: str, threads: int | None = None) -> None:
+def show_evaluation(model: str, recipe: str, split: str, device: str = "cpu", threads: int | None = None) -> None:
     """Print a model's metrics and confusion matrices on one split of a recipe's data; see ``evaluate``."""
-    loaded = MultiTaskModel.from_pretrained(model)
+    loaded = MultiTaskModel.from_pretrained(model, device=usable(device))
     data = split_of(loaded, as_recipe(recipe)[0], split)
     started = time.perf_counter()
     show_metrics(loaded, data, split, threads)
@@ -219,17 +219,17 @@ def show_evaluation(model: str, recipe: str, split: str, threads: int | None = N
     click.echo(f"\n{texts} texts in {seconds:.1f} s", err=True)
 
 
-def show_sts(model: str, path: Path, fields: Sequence[str], threads: int | None = None) -> None:
+def show_sts(model: str, path: Path, fields: Sequence[str], device: str, threads: int | None = None) -> None:
     """Print how the cosines of a model's vectors follow the scores of pairs of texts."""
-    found, notes = embeddings.sts(SentenceEncoder.from_pretrained(model), path, fields, threads)
+    found, notes = embeddings.sts(SentenceEncoder.from_pretrained(model, device=device), path, fields, threads)
     for note in notes:
         click.echo(f"note: {note}", err=True)
     click.echo(metrics_table({path.stem: found}))
 
 
-def show_retrieval(model: str, folder: Path, split: str, threads: int | None = None) -> None:
+def show_retrieval(model: str, folder: Path, split: str, device: str, threads: int | None = None) -> None:
     """Print how well a model's vectors find what is relevant."""
-    found = embeddings.retrieval(SentenceEncoder.from_pretrained(model), folder, split, threads=threads)
+    found = embeddings.retrieval(SentenceEncoder.from_pretrained(model, device=device), folder, split, threads=threads)
     click.echo(metrics_table({folder.resolve().name: found}))
 
 

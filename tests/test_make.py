@@ -1,0 +1,38 @@
+"""The Makefile hands on what a user typed, to the letter."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TYPED = """$HOME $(MODEL) $$ `id` "q" 'it''s' #x \\ 日本語"""
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+def arguments_of(tmp_path: Path, target: str, *variables: str, **environment: str) -> list[str]:
+    """What mtl would be called with, from a stand-in for it."""
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    stub = tmp_path / "bin" / "mtl"
+    stub.write_text('#!/bin/sh\nfor argument in "$@"; do printf "%s\\n" "$argument"; done\n')
+    stub.chmod(0o755)
+    (tmp_path / ".installed-core").touch()
+    command = ["make", "--no-print-directory", "-C", ROOT, f"VENV={tmp_path}", target, *variables]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=True)
+    return done.stdout.splitlines()
+
+
+def test_text_is_embedded_as_it_was_typed(tmp_path: Path) -> None:
+    expected = ["embed", "--model", "all-MiniLM-L6-v2", "--", TYPED]
+    assert arguments_of(tmp_path, "embed", f"TEXT={TYPED}") == expected
+    assert arguments_of(tmp_path, "embed", TEXT=TYPED) == expected
+    assert arguments_of(tmp_path, "embed")[4:6] == ["The weather is lovely today.", "It's so sunny outside!"]
+    assert arguments_of(tmp_path, "embed", "INPUT=a$b.txt")[3:] == ["--input", "a$b.txt"]
+
+
+def test_predict_too(tmp_path: Path) -> None:
+    expected = ["predict", "--model", "runs/$x", "--", TYPED]
+    assert arguments_of(tmp_path, "predict", "MODEL=runs/$x", f"TEXT={TYPED}") == expected

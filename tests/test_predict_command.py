@@ -1,0 +1,122 @@
+"""mtl predict with files and pipes; and what no command may do: end in a traceback."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import randomized
+from test_cli import Done, mtl
+
+from mtl import MultiTaskModel, SentenceEncoder
+from mtl.encode.tasks import TaskSpec
+from weights.load import Checkpoint
+
+__all__ = ["mtl"]  # the fixture
+
+TASKS = (
+    TaskSpec("topic", ("food", "旅行")),
+    TaskSpec("tags", ("p", "q", "r"), kind="multi-label"),
+    TaskSpec("stars", kind="regression"),
+)
+ROWS = [{"id": 7, "body": "a b"}, {"id": 8, "body": "日本, c"}, {"id": 9, "body": "d", "note": "x"}]
+
+
+@pytest.fixture
+def run(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """The folder of a run, as training leaves it."""
+    model = randomized(MultiTaskModel(SentenceEncoder.from_checkpoint(checkpoint), TASKS))
+    model.save(tmp_path / "runs" / "demo" / "model")
+    return tmp_path / "runs" / "demo"
+
+
+def test_files_in_and_out(mtl: Callable[..., Done], run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    arguments = ["predict", "--model", run, "--input", tmp_path / "in.jsonl", "--field", "body", "--threads", 1]
+    found = MultiTaskModel.from_pretrained(run).predict([row["body"] for row in ROWS])
+    done = mtl(*arguments, "--output", tmp_path / "o.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {tmp_path / 'o.jsonl'}: 3 rows" in done.stderr
+    text = (tmp_path / "o.jsonl").read_text(encoding="utf-8")
+    assert "日本, c" in text
+    for i, answer in enumerate(map(json.loads, text.splitlines())):
+        assert {key: answer[key] for key in ROWS[i]} == ROWS[i]
+        assert np.array_equal(np.float32(answer["embedding"]), found.embeddings[i])
+        for name, task in answer["tasks"].items():
+            assert task["label"] == found.labels[name][i]
+            assert np.array_equal(np.float32(list(task["scores"].values())), found.scores[name][i])
+            assert np.array_equal(np.float32(task["logits"]), found.logits[name][i])
+    assert mtl(*arguments, "--output", tmp_path / "o.csv").returncode == 0
+    with (tmp_path / "o.csv").open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(row["id"], row["body"], row["note"]) for row in table] == [
+        ("7", "a b", ""),
+        ("8", "日本, c", ""),
+        ("9", "d", "x"),
+    ]
+    for i, row in enumerate(table):
+        assert row["topic"] == found.labels["topic"][i]
+        assert row["tags"] == "|".join(found.labels["tags"][i])
+        assert np.float32(row["topic.旅行"]) == found.scores["topic"][i, 1]
+        assert np.float32(row["stars"]) == found.labels["stars"][i]
+    done = mtl(*arguments, "--output", tmp_path / "o.csv")
+    assert (done.returncode, "o.csv exists; --overwrite replaces it" in done.stderr) == (1, True)
+    assert mtl(*arguments, "--output", tmp_path / "o.csv", "--overwrite").returncode == 0
+    done = mtl(*arguments, "--output", tmp_path / "in.jsonl", "--overwrite")
+    assert (done.returncode, "in.jsonl is the input itself" in done.stderr) == (1, True)
+
+
+def test_standard_input_and_tables(mtl: Callable[..., Done], run: Path) -> None:
+    """Text is printed as itself, and every kind of task says something."""
+    done = mtl("predict", "--model", run, "--json", stdin="日本\n".encode())
+    assert '"text": "日本"' in done.stdout
+    answer = json.loads(done.stdout)
+    done = mtl("predict", "--model", run, "日本")
+    assert done.stdout.startswith("'日本'\n  embedding (12,)  ")
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("  topic", "  tags"))]
+    labels = {name: answer["tasks"][name]["label"] for name in ("topic", "tags")}
+    assert {row[0]: row[1] for row in rows} == labels | {"tags": "|".join(labels["tags"]) or "(none)"}
+    assert mtl("predict", "--model", run, "--input", "-", stdin=b"a\nb\n").stdout.count("embedding (12,)") == 2
+
+
+def test_a_name_that_is_taken(mtl: Callable[..., Done], run: Path, tmp_path: Path) -> None:
+    for field, output, message in (
+        ("tasks", "o.jsonl", "a row has a field 'tasks' already; rename it"),
+        ("topic", "o.csv", "a row has a field 'topic' already, the name of a task; rename it, or write .jsonl"),
+    ):
+        (tmp_path / "in.jsonl").write_text(json.dumps({"text": "a", field: "b"}) + "\n")
+        done = mtl("predict", "--model", run, "--input", tmp_path / "in.jsonl", "--output", tmp_path / output)
+        assert (done.returncode, message in done.stderr) == (1, True), done.stderr
+        assert not (tmp_path / output).exists()
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    prefix = f"'{sys.executable}' -m mtl"
+    return subprocess.run(["bash", "-c", command.replace("mtl", prefix)], capture_output=True, text=True, timeout=120)
+
+
+def test_closed_and_full_streams(folder: Path) -> None:
+    done = shell("mtl embed <&-")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 4)
+    assert "Error: no texts; expected arguments" in done.stderr
+    if os.path.exists("/dev/full"):
+        done = shell(f"mtl embed --model {folder} a > /dev/full")
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == "error: standard output: No space left on device"
+        assert "Traceback" not in done.stderr
+
+
+def test_what_nobody_foresaw_is_one_line(mtl: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("once\nin a while")
+
+    monkeypatch.setattr("mtl.cli.choose_rows", fail)
+    done = mtl("embed", "a")
+    hint = "this was not foreseen: please report it, with what `mtl --debug ...` shows"
+    assert (done.returncode, done.stderr) == (1, f"error: ZeroDivisionError: once in a while; {hint}\n")
+    assert "Traceback (most recent call last)" in mtl("--debug", "embed", "a").stderr
