@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Unpack, get_args
+from typing import Any, get_args
 
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ from mtl.disk import lock, reason
 from mtl.display import counted
 from mtl.encode.engine import usable
 from mtl.encode.precision import Precision
-from mtl.encode.sentence_encoder import EncodeOptions, SentenceEncoder
+from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import InputError
 
 FREE = ("threads", "batch_tokens", "progress")  # options that change no bit of a vector
@@ -72,7 +72,7 @@ def embed_corpus(
     precision: Precision = "fp32",
     address: str | None = None,
     actors: int | None = None,
-    **options: Unpack[EncodeOptions],
+    **options: Any,
 ) -> Summary:
     """Embed the texts of files into as many Parquet files: ids, the columns to keep, and ``embedding``.
 
@@ -134,7 +134,7 @@ def plan(
     columns: Columns,
     vectors: VectorType,
     output: Place,
-    options: EncodeOptions,
+    options: dict[str, Any],
 ) -> Job:
     """The job, with every setting that a vector depends on as it is in effect.
 
@@ -143,13 +143,12 @@ def plan(
     """
     encoder.encode([], **options)
     overflow = options.get("overflow", "warn")
-    prompt = options.get("prompt")
     settings = {
         "fingerprint": encoder.fingerprint,
         "precision": encoder.precision,
         "max_length": options.get("max_length") or encoder.tokenizer.max_length,
         "overflow": "truncate" if overflow == "warn" else overflow,
-        "prompt": encoder.default_prompt if prompt is None else prompt,
+        "prompt": encoder.prompt_for(options.get("prompt"), options.get("prompt_name")),
         "normalize": options.get("normalize", False),
         "dim": options.get("truncate_dim") or encoder.dim,
         "vectors": vectors,

@@ -19,7 +19,7 @@ from mtl.corpus.manifest import Settings, note
 from mtl.corpus.places import Place, Source, named
 from mtl.corpus.read import SCALE, VECTOR, Columns, blocks
 from mtl.encode.precision import Precision
-from mtl.encode.sentence_encoder import EncodeOptions, SentenceEncoder
+from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tokenizer import Tokenized, Tokenizer
 from mtl.errors import WeightsError
 
@@ -39,7 +39,7 @@ class Job:
     model: str
     precision: Precision
     device: str
-    options: EncodeOptions
+    options: dict[str, Any]
     columns: Columns
     vectors: VectorType
     output: Place
@@ -116,7 +116,7 @@ class Worker:
                 waiting.append(block.kept)
                 yield from block.texts
 
-        options: EncodeOptions = {**self.job.options, "threads": threads, "progress": False}
+        options = {**self.job.options, "threads": threads, "progress": False}
         metadata = note(self.job.settings, source)
         with named(source.place):
             for vectors in self.encoder.encode_stream(texts(), window=WINDOW, **options):

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from mtl.errors import InputError
 if TYPE_CHECKING:
     from mtl.encode.multitask import MultiTaskModel
 
-WINDOW = 8192  # texts that are predicted at once
 SUFFIXES = (".jsonl", ".csv")
 
 
@@ -35,10 +34,9 @@ def answers(model: MultiTaskModel, rows: Iterable[TextRow], threads: int | None 
     Raises:
         InputError: a row has a field of one of these names already.
     """
-    iterator = iter(rows)
-    while part := list(islice(iterator, WINDOW)):
-        found = model.predict([text for text, _ in part], threads)
-        for i, (text, fields) in enumerate(part):
+    to_predict, to_pair = tee(rows)  # holds no more than the windows that are under way
+    for found in model.predict_stream((text for text, _ in to_predict), threads):
+        for i, (text, fields) in enumerate(islice(to_pair, len(found.embeddings))):
             if taken := {"embedding", "tasks"} & fields.keys():
                 raise InputError(f"a row has a field {min(taken)!r} already; rename it: {json_line(fields)[:100]}")
             tasks = {
