@@ -208,11 +208,9 @@ class MultiTaskModel(nn.Module):
             return torch.cat([embeddings, *logits.values()], dim=1)
 
         engine = Engine(all_at_once, self.embedder.device, threads=threads)
-        cut_texts = cut_tokens = 0
-        for part in prefetch(tokenized_windows(texts, window, tokenizer, prompt)):
-            cut_texts, cut_tokens = cut_texts + part.tokenized.cut_texts, cut_tokens + part.tokenized.cut_tokens
+        windows = prefetch(tokenized_windows(texts, window, tokenizer, prompt))
+        for part in warn_of_cuts(windows, tokenizer.max_length):
             yield part.vectors(engine.run(part.tokenized.rows)).cpu()
-        warn_of_cuts(cut_texts, cut_tokens, tokenizer.max_length)
 
     def _prediction(self, outputs: Tensor) -> Prediction:
         """What embeddings and logits side by side say."""

@@ -304,16 +304,13 @@ class SentenceEncoder(nn.Module):
         windows = tokenized_windows(several(texts), window, self.tokenizer, prefix, overflow, max_length)
         if not (isinstance(texts, Sized) and len(texts) <= window):
             windows = prefetch(windows)
+        windows = warn_of_cuts(windows, limit) if overflow == "warn" else windows
 
         def parts() -> Iterator[NDArray[np.float32] | Tensor]:
-            cut_texts = cut_tokens = 0
             for part in with_bar(windows, texts, progress):
                 vectors = part.vectors(engine.run(part.tokenized.rows), self.normalizes)[:, :truncate_dim]
                 vectors = F.normalize(vectors, dim=-1) if normalize else vectors
-                cut_texts, cut_tokens = cut_texts + part.tokenized.cut_texts, cut_tokens + part.tokenized.cut_tokens
                 yield vectors if as_tensor else vectors.cpu().numpy()
-            if overflow == "warn":
-                warn_of_cuts(cut_texts, cut_tokens, limit)
 
         return parts()
 

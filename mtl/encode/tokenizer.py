@@ -22,15 +22,27 @@ Overflow = Literal["warn", "truncate", "error", "chunk"]
 class Tokenized:
     """``rows[i]`` are the ids of text ``owners[i]``, or of a chunk of it, special tokens included.
 
-    There is one row for each of the ``texts`` texts, in order, unless the overflow policy "chunk" made several of
-    one. ``cut_texts`` texts lost ``cut_tokens`` tokens in all.
+    There is one row for each text, in order, unless the overflow policy "chunk" made several of one. ``cuts`` are
+    the numbers of tokens that each text lost.
     """
 
-    texts: int
     rows: list[list[int]]
     owners: list[int]
-    cut_texts: int = 0
-    cut_tokens: int = 0
+    cuts: list[int]
+
+    @property
+    def texts(self) -> int:
+        return len(self.cuts)
+
+    @property
+    def cut_texts(self) -> int:
+        """How many texts lost tokens."""
+        return sum(cut > 0 for cut in self.cuts)
+
+    @property
+    def cut_tokens(self) -> int:
+        """How many tokens they lost in all."""
+        return sum(self.cuts)
 
     @property
     def chunked(self) -> bool:
@@ -79,19 +91,18 @@ class Tokenizer:
             raise InputError(f"overflow is {overflow!r}; expected one of {', '.join(get_args(Overflow))}")
         limit = self.max_length if max_length is None else self.check_limit(max_length)
         room = limit - len(self.prefix) - len(self.suffix)
-        rows, owners, cut_texts, cut_tokens = [], [], 0, 0
+        rows, owners, cuts = [], [], []
         for owner, ids in enumerate(self.ids(texts)):
             beyond = max(0, len(ids) - room)
             if beyond and overflow == "error":
                 has = len(ids) + limit - room
                 raise InputError(f"text {owner} has {has} tokens; the limit is {limit}: {shown(texts[owner])}")
-            if beyond and overflow != "chunk":
-                cut_texts, cut_tokens = cut_texts + 1, cut_tokens + beyond
-                ids = ids[:room]
+            cuts.append(0 if overflow == "chunk" else beyond)
+            ids = ids if overflow == "chunk" else ids[:room]
             for start in range(0, max(1, len(ids)), room):
                 rows.append([*self.prefix, *ids[start : start + room], *self.suffix])
                 owners.append(owner)
-        return Tokenized(len(texts), rows, owners, cut_texts, cut_tokens)
+        return Tokenized(rows, owners, cuts)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, whole, without special tokens."""

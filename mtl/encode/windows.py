@@ -31,6 +31,12 @@ class Window:
     tokenized: Tokenized
     places: list[int]
 
+    @property
+    def cuts(self) -> tuple[int, int]:
+        """How many of the texts were cut, and how many tokens they lost in all."""
+        lost = [self.tokenized.cuts[place] for place in self.places]
+        return sum(cut > 0 for cut in lost), sum(lost)
+
     def vectors(self, rows: Tensor, normalize: bool = False) -> Tensor:
         """One vector per text, (texts, dim), from those of the tokenized rows; ``normalize`` is for merged chunks.
 
@@ -99,8 +105,18 @@ def with_bar(windows: Iterable[Window], texts: Iterable[str], progress: bool | N
             bar.update(len(window.texts))
 
 
-def warn_of_cuts(texts: int, tokens: int, limit: int) -> None:
-    """One line in the log, if anything was cut."""
+def cuts_in_words(texts: int, tokens: int, limit: int) -> str:
+    """What was cut, as "2 texts were longer than 256 tokens and lost 31 tokens"."""
+    longer = f"{counted(texts, 'text')} {'was' if texts == 1 else 'were'} longer than {limit} tokens"
+    return f"{longer} and lost {counted(tokens, 'token')}"
+
+
+def warn_of_cuts(windows: Iterable[Window], limit: int) -> Iterator[Window]:
+    """The same windows, and after the last one line in the log, if anything was cut."""
+    texts = tokens = 0
+    for window in windows:
+        more_texts, more_tokens = window.cuts
+        texts, tokens = texts + more_texts, tokens + more_tokens
+        yield window
     if texts:
-        longer = f"{counted(texts, 'text')} {'was' if texts == 1 else 'were'} longer than {limit} tokens"
-        log.warning("%s and lost %s; overflow='chunk' embeds texts whole", longer, counted(tokens, "token"))
+        log.warning("%s; overflow='chunk' embeds texts whole", cuts_in_words(texts, tokens, limit))

@@ -17,6 +17,7 @@ from mtl.encode.files import read_rows
 from mtl.encode.kinds import KINDS, Target
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
+from mtl.encode.windows import cuts_in_words
 from mtl.errors import RecipeError, TrainingError, shown
 from mtl.training.recipe import Recipe, Training
 from mtl.training.teacher import teacher_vectors
@@ -194,7 +195,7 @@ def load_data(
         if split == "train":
             check_distinct(task, tokenized.rows)
         if tokenized.cut_texts:
-            cut = f"{tokenized.cut_texts} texts were longer than {limit} tokens and lost {tokenized.cut_tokens}"
+            cut = cuts_in_words(tokenized.cut_texts, tokenized.cut_tokens, limit)
             notes.append(f"{task.name} {split}: {cut}")
     return data, notes
 

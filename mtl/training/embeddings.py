@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 import torch
 
 from mtl.encode.files import read_rows
 from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.retrieval import BLOCK, search_metrics
-from mtl.encode.sentence_encoder import EncodeOptions, SentenceEncoder
+from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import InputError, shown
 from mtl.training.data import load_data
@@ -92,7 +92,7 @@ def judgements(path: Path, queries: Mapping[str, str], documents: Mapping[str, i
 
 
 def retrieval(
-    model: SentenceEncoder, folder: Path, split: str = "test", **options: Unpack[EncodeOptions]
+    model: SentenceEncoder, folder: Path, split: str = "test", **options: Any
 ) -> dict[str, float]:
     """How well a model finds what is relevant, by exact search in a folder of BEIR's layout.
 

@@ -180,7 +180,7 @@ def test_what_is_cut_is_noted(tmp_path: Path, tiny: SentenceEncoder) -> None:
     text = f'model = "t"\n[training]\nmax_length = 5\n{task}'
     data, notes = load_data(read_recipe(write(tmp_path, text)), tiny)
     assert [len(row) for row in data["train"]["topic"].rows] == [5, 3]
-    assert notes == ["topic train: 1 texts were longer than 5 tokens and lost 3"]
+    assert notes == ["topic train: 1 text was longer than 5 tokens and lost 3 tokens"]
 
 
 @pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.toml")), ids=lambda path: path.stem)
