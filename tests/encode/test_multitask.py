@@ -110,7 +110,7 @@ def test_windows(model: MultiTaskModel, monkeypatch: pytest.MonkeyPatch, caplog:
         assert [label for part in parts for label in part.labels[name]] == whole.labels[name]
     with pytest.raises(InputError, match=r"texts\[5\] is int"):
         list(model.predict_stream(["a"] * 5 + [3], window=4))
-    with pytest.raises(InputError, match="texts is one string, 'hello'; expected several"):
+    with pytest.raises(InputError, match="texts is a single string .'hello'.; expected several"):
         next(model.predict_stream("hello"))
     for option in ("threads", "window"):
         with pytest.raises(InputError, match=f"{option} is -3; expected 1 or more"):
