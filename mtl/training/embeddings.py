@@ -91,9 +91,7 @@ def judgements(path: Path, queries: Mapping[str, str], documents: Mapping[str, i
     return found
 
 
-def retrieval(
-    model: SentenceEncoder, folder: Path, split: str = "test", **options: Any
-) -> dict[str, float]:
+def retrieval(model: SentenceEncoder, folder: Path, split: str = "test", **options: Any) -> dict[str, float]:
     """How well a model finds what is relevant, by exact search in a folder of BEIR's layout.
 
     The folder has corpus.jsonl, queries.jsonl and qrels/<split>.tsv. Queries without a relevant document are left out,
