@@ -12,12 +12,11 @@ from mtl import SentenceEncoder
 def main(path: str, *queries: str) -> None:
     lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     model = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2")
-    corpus = model.encode(lines)  # (lines, 384); these vectors have length 1, so that products are cosines
-    scores = model.encode(list(queries)) @ corpus.T  # (queries, lines)
-    for query, row in zip(queries, scores, strict=True):
+    scores, places = model.search(list(queries), lines, k=3)  # both (queries, 3), best first
+    for query, row, found in zip(queries, scores, places, strict=True):
         print(query)
-        for i in row.argsort()[::-1][:3]:
-            print(f"  {row[i]:.3f}  {lines[i]}")
+        for score, place in zip(row, found, strict=True):
+            print(f"  {score:.3f}  {lines[place]}")
 
 
 if __name__ == "__main__":
