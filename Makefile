@@ -10,6 +10,7 @@ RECIPE ?=
 RUN ?=
 RESUME ?=
 SPLIT ?=
+PRECISION ?= fp32
 DATA ?= ../shared/data
 DEVICE ?= cpu
 BENCH ?=
@@ -24,7 +25,7 @@ PIP := pip install --quiet --constraint constraints.txt
 HEADS := $(if $(filter command environment,$(firstword $(origin MODEL))),$(value MODEL),runs/demo)
 TRAINED := $(if $(filter runs/demo,$(HEADS)),runs/demo/model)
 # Passed through the environment and as they were typed, so that neither make nor the shell reads dollars in them
-VERBATIM := MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME SPLIT
+VERBATIM := MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME SPLIT PRECISION
 $(foreach name,$(VERBATIM),$(eval override $(name) := $$(value $(name))))
 export HEADS $(VERBATIM)
 
@@ -36,8 +37,8 @@ help: ## List the targets
 
 setup: $(STAMP)-core ## Set up .venv with pinned versions and pretrained weights
 
-embed: $(STAMP)-core ## Embed sample sentences, TEXT="...", or INPUT=file [FIELD=text] [OUTPUT=vectors.npy] [MODEL=name]
-	@set -- --model "$$MODEL"; \
+embed: $(STAMP)-core ## Embed sample sentences, TEXT="...", or INPUT=file [FIELD=text] [OUTPUT=vectors.npy] [MODEL=name] [PRECISION=auto]
+	@set -- --model "$$MODEL" --precision "$$PRECISION"; \
 	if [ -n "$$INPUT" ]; then set -- "$$@" --input "$$INPUT"; fi; \
 	if [ -n "$$FIELD" ]; then set -- "$$@" --field "$$FIELD"; fi; \
 	if [ -n "$$OUTPUT" ]; then set -- "$$@" --output "$$OUTPUT"; fi; \
@@ -53,7 +54,7 @@ train: $(STAMP)-train ## Train RECIPE=demo|file.toml [RUN=folder] [RESUME=1]
 	$(BIN)/mtl train "$$@"
 
 predict: $(STAMP)-core | $(TRAINED) ## Every task's label for TEXT="..." [MODEL=runs/demo, trained if it is not there]
-	@$(BIN)/mtl predict --model "$$HEADS" -- "$${TEXT:-The train to Vienna was late, but the view was worth it.}"
+	@$(BIN)/mtl predict --model "$$HEADS" --precision "$$PRECISION" -- "$${TEXT:-The train to Vienna was late, but the view was worth it.}"
 
 evaluate: $(STAMP)-train | $(TRAINED) ## Metrics of MODEL=runs/demo on RECIPE=demo [SPLIT=test]
 	@$(BIN)/mtl evaluate --model "$$HEADS" --recipe "$${RECIPE:-demo}" --split "$${SPLIT:-test}"

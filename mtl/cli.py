@@ -26,6 +26,7 @@ from mtl.encode.tokenizer import Overflow
 from mtl.errors import InputError, MtlError, one_line
 
 if TYPE_CHECKING:
+    from mtl.encode.precision import Precision
     from mtl.encode.sentence_encoder import SentenceEncoder
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
@@ -264,6 +265,7 @@ def embed_corpus(inputs: tuple[str, ...], id_column: str, number_rows: bool, **o
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per text, with embedding and logits.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@precision_option
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 def predict(
     texts: tuple[str, ...],
@@ -274,6 +276,7 @@ def predict(
     overwrite: bool,
     as_json: bool,
     device: str,
+    precision: Precision,
     threads: int | None,
 ) -> None:
     """Every task's label and probabilities of TEXTS, of a file's texts, or of the lines on standard input.
@@ -288,7 +291,9 @@ def predict(
     from mtl.encode.engine import usable
     from mtl.encode.multitask import MultiTaskModel
 
-    found = answers(MultiTaskModel.from_pretrained(model, device=usable(device)), rows, threads)
+    loaded = MultiTaskModel.from_pretrained(model, device=usable(device), precision=precision)
+    settings(model=model, device=device, precision=loaded.embedder.precision, threads=threads or "all")
+    found = answers(loaded, rows, threads)
     if output:
         count = write_answers(output, (answer for _, answer in found), overwrite)
         click.echo(f"wrote {output}: {counted(count, 'row')}", err=True)

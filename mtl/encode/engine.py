@@ -18,11 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mtl.encode.batching import by_token_budget
-from mtl.errors import InputError
+from mtl.errors import InputError, shown
 from mtl.model.packing import PackedBatch
 
 T = TypeVar("T")
@@ -47,14 +48,15 @@ def usable(device: str | torch.device) -> torch.device:
 
 
 def check_counts(**counts: int | None) -> None:
-    """That each of these numbers, where it is given, is at least 1.
+    """That each of these, where it is given, is a whole number of at least 1.
 
     Raises:
         InputError: one is not.
     """
     for name, value in counts.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; expected 1 or more")
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if value is not None and (not whole or value < 1):
+            raise InputError(f"{name} is {shown(value)}; expected a whole number, 1 or more")
 
 
 class _Threads:

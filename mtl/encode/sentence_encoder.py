@@ -21,7 +21,7 @@ from mtl.encode.precision import Precision
 from mtl.encode.search import Similarity, Vectors
 from mtl.encode.tokenizer import Overflow, Tokenizer, several
 from mtl.encode.windows import tokenized_windows, warn_of_cuts, with_bar
-from mtl.errors import ConfigError, InputError, WeightsError
+from mtl.errors import ConfigError, InputError, WeightsError, shown
 from mtl.model.encoder import DistilBert
 from mtl.model.forms import Forms, packed
 from mtl.model.packing import PackedBatch
@@ -211,6 +211,8 @@ class SentenceEncoder(nn.Module):
         """
         if prompt is not None and prompt_name is not None:
             raise InputError("prompt and prompt_name are given; expected one of the two")
+        if prompt is not None and not isinstance(prompt, str):
+            raise InputError(f"prompt is {shown(prompt)}; expected a string")
         if prompt_name is not None and prompt_name not in self.prompts:
             known = ", ".join(self.prompts) or "none"
             raise InputError(f"prompt_name is {prompt_name!r}; the model's prompts are: {known}")
@@ -295,8 +297,10 @@ class SentenceEncoder(nn.Module):
 
         ``window`` is how many texts are tokenized, sorted by length and held at once.
         """
-        check_counts(window=window, batch_tokens=batch_tokens, threads=threads)
-        if truncate_dim is not None and not 1 <= truncate_dim <= self.dim:
+        check_counts(
+            window=window, batch_tokens=batch_tokens, threads=threads, max_length=max_length, truncate_dim=truncate_dim
+        )
+        if truncate_dim is not None and truncate_dim > self.dim:
             raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {self.dim}, the model's dimensions")
         limit = self.length_limit(max_length)
         prefix = self.prompt_for(prompt, prompt_name)
