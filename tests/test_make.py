@@ -26,13 +26,15 @@ def arguments_of(tmp_path: Path, target: str, *variables: str, **environment: st
 
 
 def test_text_is_embedded_as_it_was_typed(tmp_path: Path) -> None:
-    expected = ["embed", "--model", "all-MiniLM-L6-v2", "--", TYPED]
+    expected = ["embed", "--model", "all-MiniLM-L6-v2", "--precision", "fp32", "--", TYPED]
     assert arguments_of(tmp_path, "embed", f"TEXT={TYPED}") == expected
     assert arguments_of(tmp_path, "embed", TEXT=TYPED) == expected
-    assert arguments_of(tmp_path, "embed")[4:6] == ["The weather is lovely today.", "It's so sunny outside!"]
-    assert arguments_of(tmp_path, "embed", "INPUT=a$b.txt")[3:] == ["--input", "a$b.txt"]
+    assert arguments_of(tmp_path, "embed")[6:8] == ["The weather is lovely today.", "It's so sunny outside!"]
+    assert arguments_of(tmp_path, "embed", "INPUT=a$b.txt", "PRECISION=auto")[3:] == [
+        "--precision", "auto", "--input", "a$b.txt"
+    ]  # fmt: skip
 
 
 def test_predict_too(tmp_path: Path) -> None:
-    expected = ["predict", "--model", "runs/$x", "--", TYPED]
+    expected = ["predict", "--model", "runs/$x", "--precision", "fp32", "--", TYPED]
     assert arguments_of(tmp_path, "predict", "MODEL=runs/$x", f"TEXT={TYPED}") == expected

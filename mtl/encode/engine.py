@@ -56,7 +56,7 @@ def check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if value is not None and (not whole or value < 1):
-            raise InputError(f"{name} is {shown(value)}; expected a whole number, 1 or more")
+            raise InputError(f"{name} is {shown(value)}; expected {'1 or more' if whole else 'a whole number'}")
 
 
 class _Threads:
