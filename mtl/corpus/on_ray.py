@@ -43,7 +43,11 @@ def check_address(address: str) -> None:
     Raises:
         InputError: nothing does, or it is no address of this kind.
     """
-    if address in ("auto", "local"):
+    if address == "auto":  # what a cluster that was killed has left behind names one that is gone
+        from ray._private.utils import read_ray_address
+
+        address = os.environ.get("RAY_ADDRESS") or read_ray_address() or "local"
+    if address == "local":
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
