@@ -80,8 +80,16 @@ class Tokenizer:
         """One more than the largest id that it gives."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
-    def __call__(self, texts: Sequence[str], overflow: Overflow = "warn", max_length: int | None = None) -> Tokenized:
+    def __call__(
+        self,
+        texts: Sequence[str],
+        overflow: Overflow = "warn",
+        max_length: int | None = None,
+        numbers: Sequence[int] | None = None,
+    ) -> Tokenized:
         """Tokenize texts; those over the limit are cut (warn, truncate), refused (error) or split (chunk).
+
+        ``numbers`` is what an error calls each text; by default, its index.
 
         Raises:
             InputError: something that is no text, with its index; an unknown policy; a text over the limit
@@ -96,7 +104,8 @@ class Tokenizer:
             beyond = max(0, len(ids) - room)
             if beyond and overflow == "error":
                 has = len(ids) + limit - room
-                raise InputError(f"text {owner} has {has} tokens; the limit is {limit}: {shown(texts[owner])}")
+                number = numbers[owner] if numbers else owner
+                raise InputError(f"text {number} has {has} tokens; the limit is {limit}: {shown(texts[owner])}")
             cuts.append(0 if overflow == "chunk" else beyond)
             ids = ids if overflow == "chunk" else ids[:room]
             for start in range(0, max(1, len(ids)), room):

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import islice
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,7 +81,8 @@ def tokenized_windows(
         check_texts(part, start)
         known: dict[str, int] = {}
         places = [known.setdefault(text, len(known)) for text in part]
-        tokenized = tokenizer([prompt + text for text in known], overflow, max_length)
+        numbers = (np.unique(places, return_index=True)[1] + start).tolist()  # where each of them stands first
+        tokenized = tokenizer([prompt + text for text in known], overflow, max_length, numbers)
         yield Window(start, part, tokenized, places)
 
 

@@ -264,6 +264,7 @@ def test_stream_takes_what_it_needs(tiny: SentenceEncoder) -> None:
         (["a"], {"max_length": 17}, "max_length is 17; expected at most 16, the encoder's positions"),
         (["a"], {"max_length": 2}, "max_length is 2; expected at least 3"),
         (["a b c d"], {"max_length": 4, "overflow": "error"}, "text 0 has 6 tokens; the limit is 4"),
+        (["a", "a", "a b c d"], {"max_length": 4, "overflow": "error"}, "text 2 has 6 tokens; the limit is 4"),
         (["a"], {"overflow": "wrap"}, "overflow is 'wrap'"),
     ],
 )
