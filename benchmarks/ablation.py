@@ -4,7 +4,7 @@
 
 FOLDER holds sst2/{train,dev}.jsonl (label 0, 1) and trec/train.jsonl (label, and fold, of which 0 is the dev
 set). Each experiment trains from the same pretrained trunk and is measured on the dev sets. The last line is the
-result as JSON; --output keeps it, and one made before is gone on with.
+result as JSON; --output keeps it, and one made before is continued.
 """
 
 from __future__ import annotations

@@ -312,7 +312,8 @@ def answer_table(text: str, answer: dict[str, Any]) -> str:
             rows.append([name, says, label, score, logit])
             name, says = "", ""
     first = f"  embedding ({len(values)},)  {' '.join(f'{value:.4f}' for value in values[:5])} ..."
-    return "\n".join([preview(text, 100), first, *(f"  {line}" for line in table(rows).splitlines()), ""])
+    lines = table(rows).splitlines() if answer["tasks"] else []  # a model of pairs alone has no heads
+    return "\n".join([preview(text, 100), first, *(f"  {line}" for line in lines), ""])
 
 
 @cli.command()

@@ -93,7 +93,7 @@ class Output:
         """See what is there already.
 
         Raises:
-            InputError: something that may be neither thrown away nor gone on with.
+            InputError: something that may be neither thrown away nor continued.
         """
         if overwrite:
             self.discard()
@@ -174,7 +174,7 @@ class Output:
         """Add rows and their float32 vectors (rows, dim).
 
         Raises:
-            InputError: the disk is full, or the like; what was there before can be gone on with.
+            InputError: the disk is full, or the like; what was there before can be continued.
         """
         for number, (_, fields) in enumerate(rows, self.rows + 1):
             if self.keeps_rows and formats.COLUMN in fields:
@@ -235,7 +235,7 @@ class Output:
         return Parts(self.partial, self.rows_path if self.keeps_rows else None, self.rows, self.dim, precision, ranges)
 
     def close(self) -> None:
-        """After a failure: keep what can be gone on with, remove what cannot. It never raises."""
+        """After a failure: keep what can be continued, remove what cannot. It never raises."""
         with suppress(OSError):
             self.files.close()
         if self.rows and not self.complete:
