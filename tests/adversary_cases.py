@@ -251,7 +251,7 @@ def outputs(folder: Path, model: Path) -> Iterator[Case]:
         act = partial(embed, "-i", rows, "-o", folder / name)
         yield Case(f"embed onto {name}", act, says="overwrite", kept=(folder / name,))
     refusals = {"out.pkl": ".npy", "out": "ends in", "nowhere/out.npy": "folder", "folder.npy": "folder", "": "",
-                "/dev/full": "ends in", "/proc/x.npy": "", "x" * 300 + ".npy": "cannot be written"}  # fmt: skip
+                "/dev/full": "ends in", "/proc/x.npy": "", "x" * 300 + ".npy": "File name too long"}  # fmt: skip
     for name, says in refusals.items():
         yield Case(f"embed -o {name[:20]!r}", partial(embed, "-o", name, "a"), says=says)
     for name in ("o.npy", "o.safetensors", "o.jsonl", "o.csv"):
