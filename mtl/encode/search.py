@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtl.errors import InputError
+from mtl.errors import InputError, shown
 
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Vectors = NDArray[Any] | Tensor
@@ -52,7 +52,7 @@ def scores(a: Tensor, b: Tensor, measure: Similarity) -> Tensor:
 def check_measure(measure: str, widths: tuple[int, int]) -> None:
     """Raise an InputError for an unknown measure, or vectors of different widths."""
     if measure not in get_args(Similarity):
-        raise InputError(f"similarity is {measure!r}; expected one of {', '.join(get_args(Similarity))}")
+        raise InputError(f"similarity is {shown(measure)}; expected one of {', '.join(get_args(Similarity))}")
     if widths[0] != widths[1]:
         raise InputError(f"the vectors have {widths[0]} and {widths[1]} dimensions; expected as many in both")
 

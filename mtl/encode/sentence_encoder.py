@@ -57,7 +57,7 @@ class SentenceEncoder(nn.Module):
         super().__init__()
         if similarity_fn_name not in get_args(Similarity):
             known = ", ".join(get_args(Similarity))
-            raise ConfigError(f"similarity_fn_name is {similarity_fn_name!r}; expected one of {known}")
+            raise ConfigError(f"similarity_fn_name is {shown(similarity_fn_name)}; expected one of {known}")
         if tokenizer.vocab_size > encoder.config.vocab_size:
             raise WeightsError(
                 f"the tokenizer gives ids up to {tokenizer.vocab_size - 1}, but the encoder's vocabulary has "
@@ -215,7 +215,7 @@ class SentenceEncoder(nn.Module):
             raise InputError(f"prompt is {shown(prompt)}; expected a string")
         if prompt_name is not None and prompt_name not in self.prompts:
             known = ", ".join(self.prompts) or "none"
-            raise InputError(f"prompt_name is {prompt_name!r}; the model's prompts are: {known}")
+            raise InputError(f"prompt_name is {shown(prompt_name)}; the model's prompts are: {known}")
         if prompt_name is not None:
             return self.prompts[prompt_name]
         return self.default_prompt if prompt is None else prompt
