@@ -23,7 +23,7 @@ from mtl.encode.tokenizer import Overflow, Tokenizer, several
 from mtl.encode.windows import tokenized_windows, warn_of_cuts, with_bar
 from mtl.errors import ConfigError, InputError, WeightsError, shown
 from mtl.model.encoder import DistilBert
-from mtl.model.forms import Forms, packed
+from mtl.model.forms import Forms, packed, rebuilt
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Dense, Normalize, Pooling
 from weights import export, load
@@ -182,9 +182,8 @@ class SentenceEncoder(nn.Module):
         """What inference computes with: this model in its precision, in eval mode, made anew where it has changed."""
 
         def make() -> SentenceEncoder:
-            form = packed(self)
-            form._modules["encoder"] = formats.form(self.encoder, self.precision, self.tokenizer, self.mapped)
-            return form
+            encoder = formats.form(self.encoder, self.precision, self.tokenizer, self.mapped)
+            return rebuilt(self, lambda part: encoder if part is self.encoder else packed(part))
 
         return self.forms.of(self, self.precision, make)
 
