@@ -24,10 +24,10 @@ PIP := pip install --quiet --constraint constraints.txt
 # A model with heads: MODEL where the user names one, else the demo's, trained first if need be
 HEADS := $(if $(filter command environment,$(firstword $(origin MODEL))),$(value MODEL),runs/demo)
 TRAINED := $(if $(filter runs/demo,$(HEADS)),runs/demo/model)
-# Passed through the environment and as they were typed, so that neither make nor the shell reads dollars in them
-VERBATIM := MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME SPLIT PRECISION
-$(foreach name,$(VERBATIM),$(eval override $(name) := $$(value $(name))))
-export HEADS $(VERBATIM)
+# Passed through the environment and as they were typed, so that neither make nor the shell reads dollars in them; to
+# these targets alone, so that a make which another target runs does not take a default for the user's choice
+VERBATIM := HEADS MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME SPLIT PRECISION
+$(foreach name,$(VERBATIM),$(eval embed train predict evaluate: export override $(name) := $$(value $(name))))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup embed train predict evaluate ablation bench bench-peers bench-train test test-slow test-reference lint docker clean

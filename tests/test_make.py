@@ -38,3 +38,18 @@ def test_text_is_embedded_as_it_was_typed(tmp_path: Path) -> None:
 def test_predict_too(tmp_path: Path) -> None:
     expected = ["predict", "--model", "runs/$x", "--precision", "fp32", "--", TYPED]
     assert arguments_of(tmp_path, "predict", "MODEL=runs/$x", f"TEXT={TYPED}") == expected
+
+
+def test_a_default_is_no_choice_for_a_make_below(tmp_path: Path) -> None:
+    """Tests that call make run under `make test-slow`; there a default of the outer one named a model of the inner."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nenv\n")
+    python.chmod(0o755)
+    for extra in ("core", "test-scale"):
+        (tmp_path / f".installed-{extra}").touch()
+    command = ["make", "--no-print-directory", "-C", ROOT, f"VENV={tmp_path}", "test-slow"]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    seen = subprocess.run(command, capture_output=True, text=True, env=plain, check=True).stdout
+    assert "VENV=" in seen
+    assert not {"MODEL", "HEADS", "PRECISION"} & {line.partition("=")[0] for line in seen.splitlines()}
