@@ -21,10 +21,10 @@ from mtl.encode.tasks import TaskSpec
 from mtl.encode.tokenizer import several
 from mtl.encode.windows import tokenized_windows, warn_of_cuts
 from mtl.errors import ConfigError, RecipeError, WeightsError, one_line
+from mtl.model.dropout import no_dropout
 from mtl.model.encoder import DistilBert
 from mtl.model.forms import Forms, packed, rebuilt
 from mtl.model.heads import Branch, DistilBertHead, LinearHead
-from mtl.model.modes import evaluating
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import AttentionPooling, Pooling
 from weights import export, load
@@ -166,7 +166,7 @@ class MultiTaskModel(nn.Module):
         if depth is None:
             x = self.encoder(batch)
             return x.to(torch.promote_types(x.dtype, torch.float32))
-        with held_fixed(self.encoder):
+        with held_fixed():
             x = self.encoder.lower(batch, depth)
         return self.encoder.upper(x, batch, depth)
 
@@ -227,9 +227,9 @@ class MultiTaskModel(nn.Module):
 
 
 @contextmanager
-def held_fixed(encoder: DistilBert) -> Iterator[None]:
-    """Within it, what the encoder computes has no graph and no dropout."""
-    with evaluating(encoder), torch.no_grad():
+def held_fixed() -> Iterator[None]:
+    """Within it, what is computed has no graph and no dropout."""
+    with no_dropout(), torch.no_grad():
         yield
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtl.model.dropout import dropout as drop
 from mtl.model.packing import PackedBatch
 
 Attention = Callable[[Tensor, Tensor, Tensor, PackedBatch, float], Tensor]
@@ -25,9 +26,15 @@ def reference(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, dropout: floa
     out = []
     for q_text, k_text, v_text in zip(*(x.split(batch.lengths) for x in (q, k, v)), strict=True):
         scores = torch.einsum("qhd,khd->hqk", q_text, k_text) / math.sqrt(q.shape[-1])
-        weights = F.dropout(scores.softmax(dim=-1), dropout)
+        weights = drop(scores.softmax(dim=-1), dropout)
         out.append(torch.einsum("hqk,khd->qhd", weights, v_text))
     return torch.cat(out) if out else torch.empty_like(q)
+
+
+def dropping(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+    """The equation with dropout: q, k, v and the result are (texts, heads, length, head_dim)."""
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)  # (texts, heads, length, length)
+    return drop(scores.softmax(dim=-1), p) @ v
 
 
 def grouped(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, dropout: float = 0.0) -> Tensor:
@@ -35,7 +42,10 @@ def grouped(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, dropout: float 
     out = []
     for group in zip(*map(batch.split, (q, k, v)), strict=True):
         q_group, k_group, v_group = (x.transpose(1, 2) for x in group)  # (texts, heads, length, head_dim)
-        context = F.scaled_dot_product_attention(q_group, k_group, v_group, dropout_p=dropout)
+        if dropout:  # the fused call knows none on a CPU
+            context = dropping(q_group, k_group, v_group, dropout)
+        else:
+            context = F.scaled_dot_product_attention(q_group, k_group, v_group)
         out.append(context.transpose(1, 2).flatten(0, 1))
     return torch.cat(out) if out else torch.empty_like(q)
 

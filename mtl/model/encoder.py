@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mtl.model.attention import attend, attend_first
 from mtl.model.config import LAYER_NORM_EPS, EncoderConfig
+from mtl.model.dropout import Dropout
 from mtl.model.linear import linears
 from mtl.model.packing import PackedBatch
 
@@ -44,7 +45,7 @@ class Embeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.dim)
         self.LayerNorm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         x = self.word_embeddings(batch.ids) + self.position_embeddings(batch.positions)  # (tokens, dim)
@@ -82,7 +83,7 @@ class FeedForward(nn.Module):
         self.activation = gelu if config.activation == "gelu" else F.relu
         self.lin1 = nn.Linear(config.dim, config.hidden_dim)
         self.lin2 = nn.Linear(config.hidden_dim, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.lin2(self.activation(self.lin1(x))))

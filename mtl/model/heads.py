@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtl.model.dropout import Dropout
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import AttentionPooling, Pooling
 
@@ -14,7 +15,7 @@ class LinearHead(nn.Module):
 
     def __init__(self, features: int, outputs: int, dropout: float = 0.1) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classifier = nn.Linear(features, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ class DistilBertHead(nn.Module):
     def __init__(self, features: int, outputs: int, dropout: float = 0.2) -> None:
         super().__init__()
         self.pre_classifier = nn.Linear(features, features)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classifier = nn.Linear(features, outputs)
 
     def forward(self, x: Tensor) -> Tensor:

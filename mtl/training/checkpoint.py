@@ -2,7 +2,6 @@
 
     checkpoints/step-00000120/model.safetensors      weights
                               optimizer.safetensors  AdamW's moments, as <parameter>.<moment>
-                              rng.safetensors        the state of torch's generators
                               state.json             step, best epoch, recipe, data, hashes
     checkpoints/best.safetensors                     the weights of the best epoch so far
 

@@ -10,8 +10,8 @@ All of it follows from one plain value, the ``Phase`` that an epoch is in.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from mtl.encode.batching import longest_first
 from mtl.encode.kinds import KINDS
 from mtl.encode.multitask import MultiTaskModel, held_fixed
 from mtl.errors import TrainingError
-from mtl.model.encoder import DistilBert
 from mtl.model.forms import packed
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Pooling
@@ -107,6 +106,7 @@ class Cache:
 
     def __init__(self, room: int) -> None:
         self.room = room  # bytes
+        self.lock = threading.Lock()  # threads compute side by side
         self.kept: dict[tuple[str, int], Tensor] = {}
 
     def get(self, task: str, places: Sequence[int], make: Callable[[Sequence[int]], list[Tensor]]) -> list[Tensor]:
@@ -115,9 +115,10 @@ class Cache:
         made = dict(zip(missing, make(missing), strict=True)) if missing else {}
         found = [made[place] if place in made else self.kept[task, place] for place in places]
         size = sum(tensor.nbytes for tensor in made.values())
-        if size <= self.room:
-            self.room -= size
-            self.kept.update({(task, place): tensor for place, tensor in made.items()})
+        with self.lock:
+            if size <= self.room:
+                self.room -= size
+                self.kept.update({(task, place): tensor for place, tensor in made.items()})
         return found
 
 
@@ -135,11 +136,8 @@ class Forward:
         self.data = data
         self.phase = phase
         self.cache = cache
-
-    @cached_property
-    def frozen(self) -> DistilBert:
-        """The form that what no task trains is computed in; the blocks above it are not used."""
-        return packed(self.model.encoder)
+        # What no task trains is computed in this form; the blocks above it are not used
+        self.frozen = model.encoder if phase.common is None else packed(model.encoder)
 
     def __call__(self, micro: MicroBatch) -> Tensor:
         examples = self.data[micro.task]
@@ -160,7 +158,7 @@ class Forward:
         if common is None or depth is None:
             return branch(self.model.hidden(batch, depth), batch)
         x = torch.cat(self.prefix(task, places, common, lambda x, batch: list(x.split(batch.lengths))))
-        with held_fixed(encoder):  # this task may hold more than the others do
+        with held_fixed():  # this task may hold more than the others do
             for block in encoder.transformer.layer[common:depth]:
                 x = block(x, batch)
         return branch(encoder.upper(x, batch, depth), batch)

@@ -1,101 +1,164 @@
-"""The gradients of a window of micro-batches of several tasks, and the random state that they draw from.
+"""The gradients of a window of micro-batches of several tasks.
 
-Each task's loss is its mean over all labels that the window has of it: every micro-batch adds its summed loss divided
-by that count, so that the gradient equals that of one large batch, whatever the sizes of the pieces; only one
-micro-batch's graph is alive at a time. So it is where a loss compares all rows of the window with each other.
+Each task's loss is its mean over all labels that the window has of it: every piece of the window adds its summed loss
+divided by that count, so that the gradient equals that of one large batch, whatever the sizes of the pieces. So it is
+where a loss compares all rows of the window with each other.
+
+A window is computed in shares, side by side, each on a thread of its own. Their gradients are added up in a fixed
+order, and what a piece drops follows from the seed and its place in the window alone: the outcome depends on the
+number of shares, but not on which thread was the quicker one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtl.encode.batching import by_token_budget
 from mtl.encode.kinds import KINDS
-from mtl.encode.multitask import MultiTaskModel
+from mtl.encode.tasks import TaskSpec
 from mtl.training.data import Examples
 from mtl.training.optim import LossWeights
-from mtl.training.schedule import MicroBatch
-
-Criterion = Callable[[Tensor, Tensor], tuple[Tensor, int]]
-Piece = tuple[MicroBatch, Tensor]  # with its targets
-Outputs = Callable[[MicroBatch], Tensor]
-Weigh = Callable[[Tensor, float], Tensor]  # a loss, and its share of the window's labels
+from mtl.training.schedule import MicroBatch, one_seed
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Where the generators stand that dropout draws from."""
-    state = {"cpu": torch.get_rng_state()}
-    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Rows of one task that are computed at once, their targets, and what its dropout is drawn from."""
+
+    micro: MicroBatch
+    targets: Tensor
+    seed: int
 
 
-def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+Share = Sequence[Piece]
+Outputs = Callable[[Piece], Tensor]  # in float32
+Gradients = list[Tensor | None]  # for each parameter
+Map = Callable[..., Iterable[Any]]  # as the builtin, perhaps side by side
 
 
-def pieces(micro: MicroBatch, examples: Examples, tokens: int) -> list[MicroBatch]:
-    """A micro-batch in parts of at most so many tokens, or of one row; whole where ``tokens`` is 0."""
-    if not tokens:
-        return [micro]
-    parts = by_token_budget([examples.tokens(row) for row in micro.rows], tokens)
-    return [MicroBatch(micro.task, tuple(micro.rows[i] for i in part)) for part in parts]
+def shares(
+    window: Sequence[MicroBatch], data: Mapping[str, Examples], count: int, tokens: int = 0, seeds: Sequence[int] = ()
+) -> list[list[Piece]]:
+    """A window in ``count`` parts of nearly equal work: the rows of each micro-batch by length, dealt out in turn.
+
+    A piece has at most ``tokens`` tokens, or one row; where that is 0, it is a share's part of a micro-batch.
+    """
+    found: list[list[Piece]] = [[] for _ in range(count)]
+    for nth, micro in enumerate(window):
+        examples = data[micro.task]
+        rows = sorted(micro.rows, key=examples.tokens, reverse=True)
+        for i, share in enumerate(found):
+            own = rows[(i + nth) % count :: count]  # the longest goes to another share each time
+            budgets = by_token_budget([examples.tokens(row) for row in own], tokens) if tokens else [range(len(own))]
+            for j, part in enumerate(budgets if own else []):
+                piece = MicroBatch(micro.task, tuple(own[k] for k in part))
+                share.append(Piece(piece, examples.targets[list(piece.rows)], one_seed(*seeds, nth, i, j)))
+    return found
 
 
 def backward(
-    model: MultiTaskModel,
-    window: Sequence[MicroBatch],
-    targets: Sequence[Tensor],
+    divided: Sequence[Share],
+    tasks: Mapping[str, TaskSpec],
     forward: Outputs,
     weights: LossWeights,
+    parameters: Sequence[Tensor],
+    mapped: Map = map,
 ) -> dict[str, float]:
-    """Add a window's gradients to the parameters, and give each task's mean loss over it."""
-    by_task: dict[str, list[Piece]] = {}
-    for micro, target in zip(window, targets, strict=True):
-        by_task.setdefault(micro.task, []).append((micro, target.to(model.embedder.device)))
-    losses = {}
-    for name, own in by_task.items():
-        task = model.tasks[name]
-        add = add_joint if KINDS[task.kind].joint else add_sums
-        losses[name] = add(task.criterion, own, forward, partial(weights, name))
-    return losses
+    """Set a window's gradients as those of the parameters, and give each task's mean loss over it.
 
-
-def add_sums(criterion: Criterion, pieces: Sequence[Piece], forward: Outputs, weigh: Weigh) -> float:
-    """The mean loss, and its gradients, of a loss that is a sum over rows: one micro-batch after another."""
-    labels = sum(target.numel() for _, target in pieces)
-    sums = []
-    for micro, target in pieces:
-        loss, count = criterion(forward(micro).float(), target)
-        weigh(loss / labels, count / labels).backward()
-        sums.append(loss.detach())
-    return float(torch.stack(sums).sum()) / labels
-
-
-def add_joint(criterion: Criterion, pieces: Sequence[Piece], forward: Outputs, weigh: Weigh) -> float:
-    """As ``add_sums``, of a loss that compares all rows with each other (Gao et al. 2021, arXiv 2101.06983).
-
-    Every micro-batch is embedded without a graph; the loss gives its gradient with respect to all vectors; then each
-    micro-batch is embedded again, under the same dropout, to hand its part of that on to the parameters.
+    A parameter that nothing depends on has None, as torch's optimisers want it.
     """
-    device, alone = pieces[0][1].device, len(pieces) == 1
-    states, parts = [], []
-    for micro, _ in pieces:
-        states.append(random_state(device))
-        with torch.set_grad_enabled(alone):  # a single one needs no second time
-            parts.append(forward(micro).float())
-    vectors = parts[0] if alone else torch.cat(parts).requires_grad_()
-    loss, count = criterion(vectors, torch.cat([target for _, target in pieces]))
-    weigh(loss / count, 1.0).backward()
-    if not alone:
-        assert vectors.grad is not None
-        for (micro, _), state, gradient in zip(
-            pieces, states, vectors.grad.split([len(x) for x in parts]), strict=True
-        ):
-            set_random_state(state, device)
-            forward(micro).float().backward(gradient)
-    return float(loss.detach()) / count
+    joint = {name for name, task in tasks.items() if KINDS[task.kind].joint}
+    firsts = list(mapped(lambda share: list(vectors_of(share, joint, forward)), divided))
+    losses, handed, own = joint_losses(divided, firsts, tasks, weights, parameters)
+    labels: Counter[str] = Counter()
+    for piece in (piece for share in divided for piece in share if piece.micro.task not in joint):
+        labels[piece.micro.task] += piece.targets.numel()
+
+    def of_share(number: int) -> tuple[dict[str, float], Gradients]:
+        sums: defaultdict[str, float] = defaultdict(float)
+        total: Gradients = [None] * len(parameters)
+        for piece, first, gradient in zip(divided[number], firsts[number], handed[number], strict=True):
+            name = piece.micro.task
+            outputs = forward(piece) if first is None or not first.requires_grad else first
+            if gradient is None:
+                loss, count = tasks[name].criterion(outputs, piece.targets.to(outputs.device))
+                sums[name] += float(loss.detach()) / labels[name]
+                outputs = weights(name, loss / labels[name], count / labels[name])
+            total = added(total, torch.autograd.grad(outputs, parameters, gradient, allow_unused=True))
+        return sums, total
+
+    results = list(mapped(of_share, range(len(divided))))
+    for sums, _ in results:
+        for name, loss in sums.items():
+            losses[name] = losses.get(name, 0.0) + loss
+    gradients = [own, *(total for _, total in results)]
+
+    def set_gradient(i: int) -> None:
+        (parameters[i].grad,) = added([None], *([total[i]] for total in gradients))
+
+    list(mapped(set_gradient, range(len(parameters))))
+    return {name: losses[name] for name in tasks if name in losses}
+
+
+def added(total: Sequence[Tensor | None], *others: Sequence[Tensor | None]) -> Gradients:
+    """Sums of gradients, made in place where there is something to add to; None where there are none."""
+    sums = list(total)
+    for other in others:
+        for i, gradient in enumerate(other):
+            before = sums[i]
+            if gradient is not None:
+                sums[i] = gradient if before is None else before.add_(gradient)
+    return sums
+
+
+# Losses that compare all rows of a window with each other (Gao et al. 2021, arXiv 2101.06983): every piece is embedded
+# without a graph; the loss gives its gradient with respect to all vectors; then each piece is embedded again, under
+# the same dropout, to hand its part of that on to the parameters.
+
+
+def vectors_of(share: Share, joint: set[str], forward: Outputs) -> Iterator[Tensor | None]:
+    """The vectors of each piece of such a task, None for the others; with a graph where a share has one piece of it."""
+    pieces = Counter(piece.micro.task for piece in share)
+    for piece in share:
+        if piece.micro.task not in joint:
+            yield None
+            continue
+        with torch.set_grad_enabled(pieces[piece.micro.task] == 1):  # it needs no second time
+            yield forward(piece)
+
+
+def joint_losses(
+    divided: Sequence[Share],
+    firsts: Sequence[Sequence[Tensor | None]],
+    tasks: Mapping[str, TaskSpec],
+    weights: LossWeights,
+    parameters: Sequence[Tensor],
+) -> tuple[dict[str, float], list[list[Tensor | None]], Gradients]:
+    """The mean losses of such tasks, their gradients with respect to each piece's vectors, and the losses' own."""
+    losses = {}
+    handed: list[list[Tensor | None]] = [[None] * len(share) for share in divided]
+    own: Gradients = [None] * len(parameters)
+    places: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for i, share in enumerate(divided):
+        for j, piece in enumerate(share):
+            if firsts[i][j] is not None:
+                places[piece.micro.task].append((i, j))
+    for name, at in places.items():
+        parts = [first.detach() for i, j in at if (first := firsts[i][j]) is not None]
+        vectors = torch.cat(parts).requires_grad_()
+        targets = torch.cat([divided[i][j].targets for i, j in at]).to(vectors.device)
+        loss, count = tasks[name].criterion(vectors, targets)
+        losses[name] = float(loss.detach()) / count
+        weighted = weights(name, loss / count, 1.0)
+        gradient, *of_parameters = torch.autograd.grad(weighted, [vectors, *parameters], allow_unused=True)
+        own = added(own, of_parameters)
+        for (i, j), part in zip(at, gradient.split([len(part) for part in parts]), strict=True):
+            handed[i][j] = part
+    return losses, handed, own

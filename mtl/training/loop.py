@@ -12,7 +12,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,16 +24,18 @@ from mtl.encode.precision import effective
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import CheckpointError, RecipeError, TrainingError
+from mtl.model.dropout import drawing_from
 from mtl.model.encoder import DistilBert
 from mtl.training import checkpoint
 from mtl.training.data import Data, fingerprints, told_apart
 from mtl.training.evaluate import all_logits, check_metric, chosen_metric, measure
 from mtl.training.freezing import Cache, Forward, ever_trained, phase_of, phases
-from mtl.training.gradients import backward, pieces, random_state, set_random_state
+from mtl.training.gradients import Piece, backward, shares
 from mtl.training.optim import LossWeights, optimiser, rate_factor
 from mtl.training.recipe import Recipe
 from mtl.training.report import Log
 from mtl.training.schedule import Schedule
+from mtl.training.threads import computing, division
 from weights import load
 from weights.fetch import fetch
 
@@ -145,8 +147,7 @@ class Run:
         for name, parameter in self.parameters():
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 moments[f"{name}.{key}"] = value
-        rng = random_state(self.model.embedder.device)
-        tensors = {"model": self.tensors(), "optimizer": moments, "rng": rng}
+        tensors = {"model": self.tensors(), "optimizer": moments}
         checkpoint.save(self.checkpoints, checkpoint.State(self.step, self.best, self.identity, tensors))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -179,7 +180,6 @@ class Run:
                 self.optimiser.state[parameter] = {
                     key: moments[f"{name}.{key}"].clone().to(parameter.device) for key in keys
                 }
-        set_random_state(state.tensors["rng"], self.model.embedder.device)
         self.step, self.best = state.step, state.best
         return notes
 
@@ -191,6 +191,23 @@ class Run:
             cache = before.cache if before and same else Cache(self.recipe.training.cache_mb * 2**20)
             self.forward = before = Forward(self.model, self.data["train"], phase, cache)
         return before
+
+    def compute(self, epoch: int) -> Callable[[Piece], Tensor]:
+        """What gives the outputs of a piece in an epoch, in float32: any thread may call it."""
+        forward, device = self.forward_of(epoch), self.model.embedder.device
+
+        def outputs(piece: Piece) -> Tensor:
+            generator = torch.Generator(device).manual_seed(piece.seed)
+            with drawing_from(generator), torch.autocast(device.type, torch.bfloat16, self.precision == "bf16"):
+                return forward(piece.micro).float()
+
+        return outputs
+
+    def window_tokens(self) -> int:
+        """About how many tokens a window has."""
+        data, training = self.data["train"].values(), self.recipe.training
+        mean = sum(len(row) for examples in data for row in examples.rows) / sum(map(len, data))
+        return int(mean * training.batch_size * training.accumulate)
 
     def train_mode(self) -> None:
         """Dropout on, but for heads that are frozen."""
@@ -206,33 +223,32 @@ class Run:
 def train(run: Run, log: Log, threads: int | None = None, until: int | None = None) -> bool:
     """Train until the recipe's end, an early stop, or step ``until``.
 
-    False if Ctrl-C stopped it: a checkpoint is saved then. ``threads`` are those that evaluate.
+    False if Ctrl-C stopped it: a checkpoint is saved then. ``threads`` are by default torch's.
 
     Raises:
         TrainingError: a loss or a gradient is not finite; the last checkpoint is from before.
         CheckpointError: a checkpoint or the metrics cannot be written.
     """
     training, schedule = run.recipe.training, run.schedule
-    device = run.model.embedder.device
+    threads = threads or torch.get_num_threads()
+    workers, inside = division(run.window_tokens(), threads, run.model.embedder.device)
+    parameters = [parameter for _, parameter in run.parameters()]
     run.train_mode()
-    with stop_signal() as stopped:
+    with stop_signal() as stopped, computing(workers, inside) as mapped:
         while run.step < (until or run.total) and not stops_early(run):
             epoch = run.step // schedule.steps_per_epoch + 1
             factor = rate_factor(run.step, run.total, training)
             for group in run.optimiser.param_groups:
                 group["lr"] = group["full_rate"] * factor
 
-            data = run.data["train"]
             window = [
-                piece
+                micro
                 for micro in schedule.window(run.step)
                 if phase_of(run.phases, epoch).trained[micro.task]  # it may have ended
-                for piece in pieces(micro, data[micro.task], training.micro_tokens)
             ]
-            targets = [data[micro.task].targets[list(micro.rows)] for micro in window]
-            with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-                losses = backward(run.model, window, targets, run.forward_of(epoch), run.weights)
-            norm = float(nn.utils.clip_grad_norm_([p for _, p in run.parameters()], training.clip or math.inf))
+            divided = shares(window, run.data["train"], workers, training.micro_tokens, (training.seed, run.step))
+            losses = backward(divided, run.model.tasks, run.compute(epoch), run.weights, parameters, mapped)
+            norm = float(nn.utils.clip_grad_norm_(parameters, training.clip or math.inf))
             check_finite(losses, norm, run.step + 1)
             run.optimiser.step()
             run.optimiser.zero_grad(set_to_none=True)

@@ -28,13 +28,18 @@ class MicroBatch:
     rows: tuple[int, ...]
 
 
+def one_seed(*seeds: int) -> int:
+    """One seed that several numbers decide, in their order."""
+    found = 0
+    for seed in seeds:  # a polynomial in a large odd number keeps (1, 2) apart from (2, 1)
+        found = (found * 6364136223846793005 + seed + 1442695040888963407) % 2**63
+    return found
+
+
 @lru_cache(maxsize=16)
 def permutation(size: int, *seeds: int) -> tuple[int, ...]:
     """An order of range(size) that the seeds decide."""
-    mixed = 0
-    for seed in seeds:  # a polynomial in a large odd number keeps (1, 2) apart from (2, 1)
-        mixed = (mixed * 6364136223846793005 + seed + 1442695040888963407) % 2**63
-    generator = torch.Generator().manual_seed(mixed)
+    generator = torch.Generator().manual_seed(one_seed(*seeds))
     return tuple(torch.randperm(size, generator=generator).tolist())
 
 

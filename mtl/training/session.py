@@ -55,8 +55,6 @@ def train(
     notes = missing_extras(read, tensorboard)
     folder = Path(folder) if folder else Path("runs") / name if resume else free_folder(name)
     check_folder(folder, resume)
-    if threads:
-        torch.set_num_threads(threads)
     model = loop.create(read, usable(device))
     data, cuts = load_data(read, model.embedder)
     run = loop.Run(read, model, data, folder)
@@ -64,7 +62,7 @@ def train(
         check_folder(folder, resume)  # another process may have been quicker
         begun = resume and checkpoint.begun(run.checkpoints)  # not, if it was stopped before its first step
         notes += cuts + (run.restore() if begun else [])
-        show_settings(run, name if isinstance(recipe, Recipe) else str(recipe), notes)
+        show_settings(run, name if isinstance(recipe, Recipe) else str(recipe), notes, threads)
         with closing(Log(folder, run.step, run.total, tensorboard)) as log:
             if not begun:
                 run.save()  # from here on there is always something to go on from
@@ -136,11 +134,11 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
-def show_settings(run: loop.Run, name: str, notes: list[str]) -> None:
+def show_settings(run: loop.Run, name: str, notes: list[str], threads: int | None) -> None:
     """The effective settings, before anything long begins."""
     training = run.recipe.training
     values = {"recipe": name, "model": run.recipe.model, "output": run.folder, "device": run.model.embedder.device,
-              "threads": torch.get_num_threads(), **dataclasses.asdict(training),
+              "threads": threads or torch.get_num_threads(), **dataclasses.asdict(training),
               "precision": run.precision}  # fmt: skip
     click.echo(click.wrap_text("  ".join(f"{name}={value}" for name, value in values.items()), 110))
     for note in notes:

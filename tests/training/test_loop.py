@@ -20,7 +20,7 @@ from mtl.model.packing import PackedBatch
 from mtl.training import checkpoint as checkpoints
 from mtl.training.data import Examples
 from mtl.training.evaluate import all_logits
-from mtl.training.gradients import backward
+from mtl.training.gradients import Piece, backward, shares
 from mtl.training.loop import LossWeights, Run, train
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
@@ -78,51 +78,36 @@ def start(checkpoint: Checkpoint, tmp_path: Path) -> Callable[..., Run]:
     return start
 
 
-def go(run: Run, steps: int | None = None) -> list[dict]:
+def go(run: Run, steps: int | None = None, threads: int | None = None) -> list[dict]:
     """Train to the end, or for some steps and no further; gives the records of all steps so far."""
     log = Log(run.folder, run.step)
     try:
-        assert train(run, log, until=run.step + steps if steps else None)
+        assert train(run, log, threads, until=run.step + steps if steps else None)
     finally:
         log.close()
     return log.steps
 
 
-def gradients(model: MultiTaskModel, window: list[MicroBatch], data: dict, weights: LossWeights) -> dict[str, Tensor]:
-    run_forward = Run_forward(model, data)
+def gradients(
+    model: MultiTaskModel, window: list[MicroBatch], data: dict, weights: LossWeights, count: int = 1
+) -> dict[str, Tensor]:
+    """By the plain forward pass, without freezing, in the model's precision."""
+    dtype = next(model.parameters()).dtype
+    examples = {
+        name: dataclasses.replace(
+            own, targets=own.targets.to(dtype) if own.targets.is_floating_point() else own.targets
+        )
+        for name, own in data["train"].items()
+    }
+
+    def forward(piece: Piece) -> Tensor:
+        batch = PackedBatch.pack([examples[piece.micro.task].rows[i] for i in piece.micro.rows])
+        return model.branch(piece.micro.task)(model.hidden(batch), batch)
+
     model.train()
-    model.zero_grad(set_to_none=True)
-    weights.zero_grad(set_to_none=True)
-    targets = [data["train"][micro.task].targets[list(micro.rows)].to(run_forward.dtype(micro)) for micro in window]
-    backward(model, window, targets, run_forward, weights)
-    named = [*model.named_parameters(), *weights.named_parameters()]
-    return {name: p.grad.clone() for name, p in named if p.grad is not None}
-
-
-class Run_forward:
-    """The plain forward pass, without freezing, in the model's precision."""
-
-    def __init__(self, model: MultiTaskModel, data: dict) -> None:
-        self.model, self.data = model, data
-
-    def dtype(self, micro: MicroBatch) -> torch.dtype:
-        single = self.model.tasks[micro.task].kind == "single-label"
-        return torch.int64 if single else next(self.model.parameters()).dtype
-
-    def __call__(self, micro: MicroBatch) -> Tensor:
-        batch = PackedBatch.pack([self.data["train"][micro.task].rows[i] for i in micro.rows])
-        logits = self.model.branch(micro.task)(self.model.hidden(batch), batch)
-        return DoublePrecise(logits) if logits.dtype == torch.float64 else logits
-
-
-class DoublePrecise:
-    """Stays float64 through the loop's ``float()``, which is there for autocast."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
-
-    def float(self) -> Tensor:
-        return self.logits
+    named = {name: p for name, p in [*model.named_parameters(), *weights.named_parameters()] if p.requires_grad}
+    backward(shares(window, examples, count), model.tasks, forward, weights, list(named.values()))
+    return {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
@@ -144,8 +129,10 @@ def test_accumulating_equals_one_large_batch(
     assert once.keys() == accumulated.keys()
     assert len(once) == len([*model.parameters()]) + (4 if learned else 0)
     largest = max(gradient.abs().max() for gradient in once.values())
-    for name in once:
-        assert (once[name] - accumulated[name]).abs().max() <= tolerance * largest, name
+    for found in (accumulated, *(gradients(model, pieces, data, weights, count) for count in (2, 3, 40))):
+        assert found.keys() == once.keys()
+        for name in once:
+            assert (once[name] - found[name]).abs().max() <= tolerance * largest, name
 
 
 def test_a_shared_parameter_s_gradient_is_the_sum_of_the_tasks(checkpoint: Checkpoint) -> None:
@@ -177,13 +164,11 @@ def test_what_a_task_freezes_keeps_its_bits(start, freeze: int | str) -> None:
 def test_a_mixed_window_gives_the_other_task_s_gradient_alone(start) -> None:
     frozen, free = dataclasses.replace(A, freeze="encoder"), B
     run = start((frozen, free))
-    forward = run.forward_of(1)
     run.train_mode()
 
     def shared(window: list[MicroBatch]) -> dict[str, Tensor]:
-        run.model.zero_grad(set_to_none=True)
-        targets = [run.data["train"][m.task].targets[list(m.rows)] for m in window]
-        backward(run.model, window, targets, forward, run.weights)
+        divided, parameters = shares(window, run.data["train"], 1), [p for _, p in run.parameters()]
+        backward(divided, run.model.tasks, run.compute(1), run.weights, parameters)
         return {n: p.grad.clone() for n, p in run.model.encoder.named_parameters() if p.grad is not None}
 
     one, other = MicroBatch("topic", (0, 1, 2)), MicroBatch("mood", (3, 4))
@@ -285,7 +270,7 @@ def test_resume_to_the_bit(start, tmp_path: Path, precision: str) -> None:
         assert torch.equal(x, second.tensors()[name]), name
     metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "parts")]
     assert metrics[0] == metrics[1]
-    for name in ("model", "optimizer", "rng"):
+    for name in ("model", "optimizer"):
         paths = [
             sorted((tmp_path / run / "checkpoints").glob("step-*"))[-1] / f"{name}.safetensors"
             for run in ("whole", "parts")

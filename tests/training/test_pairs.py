@@ -18,7 +18,7 @@ from mtl.errors import MtlError, TrainingError
 from mtl.model.pooling import Dense, Normalize
 from mtl.training.data import Examples, drawn_pairs, load_data, read_split, text_numbers
 from mtl.training.evaluate import all_logits
-from mtl.training.gradients import backward, pieces
+from mtl.training.gradients import Piece, backward, shares
 from mtl.training.loop import Run
 from mtl.training.recipe import Recipe, Training, read_recipe
 from mtl.training.schedule import MicroBatch
@@ -65,26 +65,23 @@ def rich(checkpoint: Checkpoint) -> Checkpoint:
     return dataclasses.replace(checkpoint, after=(Dense(12, 7), Normalize()))
 
 
-def gradients(run: Run, window: list[MicroBatch]) -> dict[str, Tensor]:
-    """Of one window, from one state of the random generators."""
-    torch.manual_seed(11)
+def gradients(run: Run, divided: list[list[Piece]]) -> dict[str, Tensor]:
+    """Of one window."""
     run.train_mode()
-    run.model.zero_grad(set_to_none=True)
-    targets = [run.data["train"][micro.task].targets[list(micro.rows)] for micro in window]
-    backward(run.model, window, targets, run.forward_of(1), run.weights)
+    backward(divided, run.model.tasks, run.compute(1), run.weights, [p for _, p in run.parameters()])
     return {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
 
 
-def graph_of_all(run: Run, window: list[MicroBatch]) -> dict[str, Tensor]:
-    """The same, with the graphs of all micro-batches alive at once, one loss per task and one backward pass."""
-    torch.manual_seed(11)
+def graph_of_all(run: Run, divided: list[list[Piece]]) -> dict[str, Tensor]:
+    """The same, with the graphs of all pieces alive at once, one loss per task and one backward pass."""
     run.train_mode()
     run.model.zero_grad(set_to_none=True)
     total = torch.zeros(())
-    for name in dict.fromkeys(micro.task for micro in window):
-        own = [micro for micro in window if micro.task == name]
-        outputs = torch.cat([run.forward_of(1)(micro) for micro in own])
-        targets = torch.cat([run.data["train"][name].targets[list(micro.rows)] for micro in own])
+    pieces = [piece for share in divided for piece in share]
+    for name in dict.fromkeys(piece.micro.task for piece in pieces):
+        own = [piece for piece in pieces if piece.micro.task == name]
+        outputs = torch.cat([run.compute(1)(piece) for piece in own])
+        targets = torch.cat([piece.targets for piece in own])
         loss, count = run.model.tasks[name].criterion(outputs, targets)
         total = total + loss / count
     total.backward()
@@ -100,20 +97,19 @@ def test_a_window_is_one_batch(start, checkpoint: Checkpoint, task: TaskSpec, dr
     run = start(tasks, dropout=dropout, data=dataset(*tasks))
     window = [MicroBatch("alike", (0, 1, 2)), MicroBatch("topic", (4, 5)), MicroBatch("alike", (7,)),
               MicroBatch("topic", (1,)), MicroBatch("alike", (3, 4, 5, 6))]  # fmt: skip
-    expected, found = graph_of_all(run, window), gradients(run, window)
-    whole_or_not = found
-    assert found.keys() == expected.keys()
-    largest = max(gradient.abs().max() for gradient in expected.values())
-    for name in expected:
-        assert (found[name] - expected[name]).abs().max() <= 1e-6 * largest, name
-    small = [piece for micro in window for piece in pieces(micro, run.data["train"][micro.task], 14)]
-    assert len(small) > len(window)
-    expected, found = graph_of_all(run, small), gradients(run, small)
-    assert all((found[name] - expected[name]).abs().max() <= 1e-6 * largest for name in expected)
-    if dropout == 0:
-        assert all((found[name] - whole_or_not[name]).abs().max() <= 1e-6 * largest for name in whole_or_not)
-        whole = gradients(run, [MicroBatch("alike", tuple(range(8))), MicroBatch("topic", (4, 5, 1))])
-        assert all((found[name] - whole[name]).abs().max() <= 1e-6 * largest for name in whole)
+    whole = shares([MicroBatch("alike", tuple(range(8))), MicroBatch("topic", (4, 5, 1))], run.data["train"], 1)
+    alone = gradients(run, whole)
+    largest = max(gradient.abs().max() for gradient in alone.values())
+
+    def near(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+        return one.keys() == other.keys() and all((one[n] - other[n]).abs().max() <= 1e-6 * largest for n in one)
+
+    for count, tokens in ((1, 0), (1, 14), (2, 0), (3, 14)):
+        divided = shares(window, run.data["train"], count, tokens, (7,))
+        assert sum(map(len, divided)) >= len(window)
+        found = gradients(run, divided)
+        assert near(found, graph_of_all(run, divided))
+        assert near(found, alone) == (dropout == 0)
 
 
 @KINDS_OF_PAIRS
@@ -182,7 +178,7 @@ def test_only_one_micro_batch_s_graph_is_alive(start, monkeypatch: pytest.Monkey
         "lower",
         lambda b, depth=0: seen.append((len(b.ids), torch.is_grad_enabled())) or lower(b, depth),
     )
-    go(run, 1)
+    go(run, 1, threads=1)
     without, graphs = ([tokens for tokens, graph in seen if graph == wanted] for wanted in (False, True))
     assert without[: len(graphs)] == graphs  # then the epoch is measured
     assert len(graphs) > 5

@@ -1,0 +1,50 @@
+"""The threads that compute a window's shares, side by side.
+
+One operation on several threads makes them wait for each other at its end, hundreds of times a step, and OpenMP's spin
+while they wait: beside one other busy process, a step took twenty times as long. A thread with a share of its own meets
+the others once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from mtl.encode.engine import side_by_side
+
+LEAST_TOKENS = 64  # of a share: below it, making and adding up its gradients costs more than it saves
+MOST_SHARES = 8  # each holds gradients of its own
+
+
+def division(tokens: int, threads: int, device: torch.device) -> tuple[int, int]:
+    """In how many shares a window of about so many tokens is computed, and with how many threads each."""
+    if device.type != "cpu":
+        return 1, 1
+    shares = max(1, min(threads, MOST_SHARES, tokens // LEAST_TOKENS))
+    return shares, threads // shares
+
+
+@contextmanager
+def computing(shares: int, inside: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """A map over shares on as many threads; within it, the caller's own computes alone.
+
+    Numbers too small for full precision count as 0: they can take a processor ten times as long, and AdamW's moments
+    of words that were not seen for long sink among them. A new thread takes that setting over from its maker (POSIX).
+    """
+    threads, flushed = torch.get_num_threads(), flushes()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        with side_by_side(shares, inside) as pool:
+            yield pool.map
+    finally:
+        torch.set_flush_denormal(flushed)
+        torch.set_num_threads(threads)
+
+
+def flushes() -> bool:
+    """Whether this thread takes numbers too small for full precision for 0."""
+    return not float(torch.tensor(1e-39) * 1)
