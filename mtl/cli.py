@@ -125,15 +125,14 @@ def check_output(output: Path, source: Path | None, suffixes: Sequence[str]) -> 
 
 def load_encoder(model: str, device: str, precision: str, options: dict[str, Any]) -> SentenceEncoder:
     """The model, once all settings that are in effect were shown."""
-    import torch
-
+    from mtl.encode.cores import default_threads
     from mtl.encode.engine import usable
     from mtl.encode.sentence_encoder import SentenceEncoder
 
     encoder = SentenceEncoder.from_pretrained(model, None, usable(device), precision)  # type: ignore[arg-type]
     settings(model=model, dim=encoder.dim, max_length=options["max_length"] or encoder.tokenizer.max_length,
              overflow=options["overflow"], device=device, precision=encoder.precision,
-             threads=options["threads"] or torch.get_num_threads())  # fmt: skip
+             threads=options["threads"] or default_threads())  # fmt: skip
     return encoder
 
 

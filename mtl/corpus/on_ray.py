@@ -18,6 +18,7 @@ import torch
 
 from mtl.corpus.places import Source
 from mtl.corpus.work import Done, Job
+from mtl.encode.cores import cores
 from mtl.errors import InputError, MtlError
 
 PATIENCE = 5.0  # seconds that a cluster has to answer
@@ -72,7 +73,7 @@ def connected(address: str) -> Iterator[Any]:
     check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent elsewhere, unless the user wants it
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong is said once, by us
-    own: dict[str, Any] = {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+    own: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False}
     try:
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **(own if address == "local" else {}))
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mtl.encode.batching import by_token_budget
+from mtl.encode.cores import default_threads
 from mtl.errors import InputError, shown
 from mtl.model.packing import PackedBatch
 
@@ -122,7 +123,7 @@ def side_by_side(workers: int, inside: int = 1) -> Iterator[ThreadPoolExecutor]:
 class Engine:
     """Runs ``model``, which takes a PackedBatch and gives (texts, dim), without gradients.
 
-    ``threads`` is the number of CPU threads; by default, torch's own.
+    ``threads`` is the number of CPU threads; see cores.py for the default.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Engine:
         self.device = device
         self.on_cpu = device.type == "cpu"
         self.batch_tokens = batch_tokens or (BATCH_TOKENS if self.on_cpu else BATCH_TOKENS_GPU)
-        self.threads = threads or torch.get_num_threads()
+        self.threads = threads or default_threads()
 
     def run(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """One vector per row of token ids, in the order of rows: (rows, dim) on the model's device."""

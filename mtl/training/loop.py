@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mtl.encode.cores import default_threads
 from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.precision import effective
 from mtl.encode.sentence_encoder import SentenceEncoder
@@ -230,7 +231,7 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
         CheckpointError: a checkpoint or the metrics cannot be written.
     """
     training, schedule = run.recipe.training, run.schedule
-    threads = threads or torch.get_num_threads()
+    threads = threads or default_threads()
     workers, inside = division(run.window_tokens(), threads, run.model.embedder.device)
     parameters = [parameter for _, parameter in run.parameters()]
     run.train_mode()

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import click
-import torch
 
 from mtl.disk import lock, writing
+from mtl.encode.cores import default_threads
 from mtl.encode.engine import usable
 from mtl.encode.fields import one_of
 from mtl.encode.multitask import MultiTaskModel
@@ -138,7 +138,7 @@ def show_settings(run: loop.Run, name: str, notes: list[str], threads: int | Non
     """The effective settings, before anything long begins."""
     training = run.recipe.training
     values = {"recipe": name, "model": run.recipe.model, "output": run.folder, "device": run.model.embedder.device,
-              "threads": threads or torch.get_num_threads(), **dataclasses.asdict(training),
+              "threads": threads or default_threads(), **dataclasses.asdict(training),
               "precision": run.precision}  # fmt: skip
     click.echo(click.wrap_text("  ".join(f"{name}={value}" for name, value in values.items()), 110))
     for note in notes:
