@@ -1,4 +1,4 @@
-"""Token-budget batches: as many texts as fit a number of tokens, longest first.
+"""Batches by number of tokens, longest texts first.
 
 Work is proportional to tokens and not to texts, so tokens are what a batch is measured in. Longest first
 makes equal lengths neighbours, lets the largest batch fail before all others where memory is short, and ends
@@ -26,3 +26,14 @@ def by_token_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
         batches[-1].append(i)
         room -= lengths[i]
     return batches
+
+
+def in_shares(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Indices in at most ``count`` batches of about as many tokens each, longest first."""
+    batches: list[list[int]] = [[] for _ in range(count)]
+    total, before = sum(lengths), 0
+    for i in longest_first(lengths):
+        middle = before + lengths[i] / 2  # of the text, among all tokens
+        batches[min(count - 1, int(middle * count / total))].append(i)
+        before += lengths[i]
+    return [batch for batch in batches if batch]

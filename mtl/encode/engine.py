@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl.encode.batching import by_token_budget
+from mtl.encode.batching import by_token_budget, in_shares
 from mtl.encode.cores import default_threads
 from mtl.errors import InputError, shown
 from mtl.model.packing import PackedBatch
@@ -152,10 +152,13 @@ class Engine:
         return torch.cat(parts)[back]
 
     def batches(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Indices by token budget; where there are fewer batches than threads, smaller batches."""
+        """Indices by number of tokens; on a CPU as many batches as give each thread the same work, where that pays."""
         lengths = [len(row) for row in rows]
-        share = -(-sum(lengths) // self.threads) if self.on_cpu else self.batch_tokens
-        return by_token_budget(lengths, min(self.batch_tokens, max(share, LEAST_TOKENS)))
+        if not self.on_cpu:
+            return by_token_budget(lengths, self.batch_tokens)
+        total = sum(lengths)
+        rounds = -(-total // (self.batch_tokens * self.threads))
+        return in_shares(lengths, max(1, min(rounds * self.threads, total // LEAST_TOKENS)))
 
     def vectors(self, rows: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Each batch's vectors, in the order of the batches."""

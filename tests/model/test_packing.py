@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mtl.encode.batching import by_token_budget
+from mtl.encode.batching import by_token_budget, in_shares, longest_first
 from mtl.model.packing import Group, PackedBatch
 
 
@@ -45,3 +45,14 @@ def test_batches_by_token_budget() -> None:
     assert by_token_budget([3, 9, 5, 2, 4], 9) == [[1], [2, 4], [0, 3]]
     assert by_token_budget([20, 1], 9) == [[0], [1]]
     assert by_token_budget([], 9) == []
+
+
+def test_batches_in_shares() -> None:
+    """All rows, longest first, and no batch further than one text from its share."""
+    assert in_shares([3, 9, 5, 2, 4], 2) == [[1], [2, 4, 0, 3]]
+    assert in_shares([7], 3) == [[0]]
+    lengths = [1 + i * 37 % 50 for i in range(200)]
+    batches = in_shares(lengths, 6)
+    assert [i for batch in batches for i in batch] == longest_first(lengths)
+    tokens = [sum(lengths[i] for i in batch) for batch in batches]
+    assert max(abs(part - sum(lengths) / 6) for part in tokens) <= max(lengths)
