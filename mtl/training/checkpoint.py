@@ -125,13 +125,18 @@ def latest(folder: Path) -> tuple[State, list[str]]:
     raise CheckpointError(f"{folder} holds no whole checkpoint; start again in another folder")
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two runs, as ``training.seed was 0, is 1``."""
+    return [f"{key} was {old!r}, is {new!r}" for key, old, new in differing(before, now)]
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """What differs between two runs: the dotted name, and both values."""
     found = []
     for key in [*before, *(key for key in now if key not in before)]:
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{prefix}{key}.")
+            found += differing(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key} was {old!r}, is {new!r}")
+            found.append((f"{prefix}{key}", old, new))
     return found

@@ -13,22 +13,32 @@ from mtl.encode.tasks import TaskSpec
 from mtl.errors import TrainingError
 from mtl.model.packing import PackedBatch
 from mtl.training.data import Examples
+from mtl.training.distributed import ALONE, Processes
 
 
-def task_logits(model: MultiTaskModel, task: str, examples: Examples, threads: int | None = None) -> Tensor:
-    """A task's logits (rows, outputs), or vectors (rows, texts, dim), on the CPU."""
+def task_logits(
+    model: MultiTaskModel, task: str, examples: Examples, threads: int | None = None, ranks: Processes = ALONE
+) -> Tensor:
+    """A task's logits (rows, outputs), or vectors (rows, texts, dim), on the CPU; each process computes a part."""
     form = model.form()
 
     def forward(batch: PackedBatch) -> Tensor:
         return form.branch(task)(form.hidden(batch), batch)
 
-    outputs = Engine(forward, model.embedder.device, threads=threads).run(examples.rows).cpu()
+    count, rank, texts = ranks.count, ranks.rank, len(examples.rows)
+    own = examples.rows[rank::count]
+    part = Engine(forward, model.embedder.device, threads=threads).run(own or examples.rows[:1]).cpu()
+    outputs = part.new_zeros(texts, part.shape[1])
+    outputs[rank::count] = part[: len(own)]
+    ranks.add(outputs)
     return outputs.unflatten(0, (-1, examples.width)) if examples.width > 1 else outputs
 
 
-def all_logits(model: MultiTaskModel, data: Mapping[str, Examples], threads: int | None = None) -> dict[str, Tensor]:
+def all_logits(
+    model: MultiTaskModel, data: Mapping[str, Examples], threads: int | None = None, ranks: Processes = ALONE
+) -> dict[str, Tensor]:
     """Each task's logits on its examples."""
-    return {name: task_logits(model, name, examples, threads) for name, examples in data.items()}
+    return {name: task_logits(model, name, examples, threads, ranks) for name, examples in data.items()}
 
 
 def task_metrics(task: TaskSpec, outputs: Tensor, targets: Tensor) -> dict[str, float]:

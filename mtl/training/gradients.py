@@ -23,6 +23,7 @@ from mtl.encode.batching import by_token_budget
 from mtl.encode.kinds import KINDS
 from mtl.encode.tasks import TaskSpec
 from mtl.training.data import Examples
+from mtl.training.distributed import ALONE, Processes
 from mtl.training.optim import LossWeights
 from mtl.training.schedule import MicroBatch, one_seed
 
@@ -69,14 +70,18 @@ def backward(
     weights: LossWeights,
     parameters: Sequence[Tensor],
     mapped: Map = map,
+    ranks: Processes = ALONE,
 ) -> dict[str, float]:
     """Set a window's gradients as those of the parameters, and give each task's mean loss over it.
 
-    A parameter that nothing depends on has None, as torch's optimisers want it.
+    A parameter that nothing depends on has None, as torch's optimisers want it. ``divided`` are the shares of all
+    processes; gradients and losses are this process's part of the sums.
     """
+    mine = ranks.block(len(divided))
     joint = {name for name, task in tasks.items() if KINDS[task.kind].joint}
-    firsts = list(mapped(lambda share: list(vectors_of(share, joint, forward)), divided))
-    losses, handed, own = joint_losses(divided, firsts, tasks, weights, parameters)
+    firsts: list[list[Tensor | None]] = [[None] * len(share) for share in divided]
+    firsts[mine.start : mine.stop] = mapped(lambda i: list(vectors_of(divided[i], joint, forward)), mine)
+    losses, handed, own = joint_losses(divided, firsts, tasks, weights, parameters, ranks)
     labels: Counter[str] = Counter()
     for piece in (piece for share in divided for piece in share if piece.micro.task not in joint):
         labels[piece.micro.task] += piece.targets.numel()
@@ -94,7 +99,7 @@ def backward(
             total = added(total, torch.autograd.grad(outputs, parameters, gradient, allow_unused=True))
         return sums, total
 
-    results = list(mapped(of_share, range(len(divided))))
+    results = list(mapped(of_share, mine))
     for sums, _ in results:
         for name, loss in sums.items():
             losses[name] = losses.get(name, 0.0) + loss
@@ -104,7 +109,8 @@ def backward(
         (parameters[i].grad,) = added([None], *([total[i]] for total in gradients))
 
     list(mapped(set_gradient, range(len(parameters))))
-    return {name: losses[name] for name in tasks if name in losses}
+    drawn = {piece.micro.task for share in divided for piece in share}
+    return {name: losses.get(name, 0.0) for name in tasks if name in drawn}
 
 
 def added(total: Sequence[Tensor | None], *others: Sequence[Tensor | None]) -> Gradients:
@@ -140,25 +146,30 @@ def joint_losses(
     tasks: Mapping[str, TaskSpec],
     weights: LossWeights,
     parameters: Sequence[Tensor],
+    ranks: Processes,
 ) -> tuple[dict[str, float], list[list[Tensor | None]], Gradients]:
-    """The mean losses of such tasks, their gradients with respect to each piece's vectors, and the losses' own."""
+    """The mean losses of such tasks, their gradients with respect to each piece's vectors, and the losses' own.
+
+    Each process finds them; the losses, and their own gradients, are the first one's to add to the sums.
+    """
     losses = {}
     handed: list[list[Tensor | None]] = [[None] * len(share) for share in divided]
     own: Gradients = [None] * len(parameters)
     places: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for i, share in enumerate(divided):
         for j, piece in enumerate(share):
-            if firsts[i][j] is not None:
+            if KINDS[tasks[piece.micro.task].kind].joint:
                 places[piece.micro.task].append((i, j))
     for name, at in places.items():
-        parts = [first.detach() for i, j in at if (first := firsts[i][j]) is not None]
-        vectors = torch.cat(parts).requires_grad_()
+        sizes = [len(divided[i][j].micro.rows) for i, j in at]
+        parts = [None if (first := firsts[i][j]) is None else first.detach() for i, j in at]
+        vectors = ranks.gathered(parts, sizes, parameters[0].device).requires_grad_()
         targets = torch.cat([divided[i][j].targets for i, j in at]).to(vectors.device)
         loss, count = tasks[name].criterion(vectors, targets)
-        losses[name] = float(loss.detach()) / count
+        losses[name] = float(loss.detach()) / count if ranks.leads else 0.0
         weighted = weights(name, loss / count, 1.0)
         gradient, *of_parameters = torch.autograd.grad(weighted, [vectors, *parameters], allow_unused=True)
-        own = added(own, of_parameters)
-        for (i, j), part in zip(at, gradient.split([len(part) for part in parts]), strict=True):
+        own = added(own, of_parameters if ranks.leads else [])
+        for (i, j), part in zip(at, gradient.split(sizes), strict=True):
             handed[i][j] = part
     return losses, handed, own

@@ -8,6 +8,7 @@ A window is one step of the optimiser, and its gradient that of one large batch 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import signal
@@ -29,13 +30,14 @@ from mtl.model.dropout import drawing_from
 from mtl.model.encoder import DistilBert
 from mtl.training import checkpoint
 from mtl.training.data import Data, fingerprints, told_apart
+from mtl.training.distributed import ALONE, Processes
 from mtl.training.evaluate import all_logits, check_metric, chosen_metric, measure
 from mtl.training.freezing import Cache, Forward, ever_trained, phase_of, phases
 from mtl.training.gradients import Piece, backward, shares
 from mtl.training.optim import LossWeights, optimiser, rate_factor
 from mtl.training.recipe import Recipe
 from mtl.training.report import Log
-from mtl.training.schedule import Schedule
+from mtl.training.schedule import MicroBatch, Schedule
 from mtl.training.threads import computing, division
 from weights import load
 from weights.fetch import fetch
@@ -87,30 +89,41 @@ def alike(one: TaskSpec, other: TaskSpec) -> bool:
 
 @contextmanager
 def stop_signal() -> Iterator[threading.Event]:
-    """Set by the first Ctrl-C, so that the step under way is finished; the second one interrupts at once."""
+    """Set by the first Ctrl-C or SIGTERM, so that the step under way is finished; a second one ends it at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(*_: object) -> None:
         event.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in before:
+            signal.signal(number, signal.default_int_handler)
 
-    signal.signal(signal.SIGINT, note)
+    for number in before:
+        signal.signal(number, note)
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+WORDS = "embedder.encoder.embeddings.word_embeddings.weight"  # a window's gradient touches few of its rows
 
 
 class Run:
-    """A training run in a folder: the recipe, the model and its data, and all that a checkpoint holds."""
+    """A training run in a folder: the recipe, the model and its data, and all that a checkpoint holds.
 
-    def __init__(self, recipe: Recipe, model: MultiTaskModel, data: Data, folder: Path) -> None:
+    ``ranks`` are the processes that share it; the first of them writes.
+    """
+
+    def __init__(
+        self, recipe: Recipe, model: MultiTaskModel, data: Data, folder: Path, ranks: Processes = ALONE
+    ) -> None:
         training = recipe.training
-        self.recipe, self.model, self.data, self.folder = recipe, model, data, folder
+        self.recipe, self.model, self.data, self.folder, self.ranks = recipe, model, data, folder, ranks
         self.precision = effective(training.precision, model.embedder.device)
         # through JSON, so that it equals what a checkpoint gives back: lists, not tuples
         about = {**recipe.as_dict(), "data": fingerprints(data), "precision": self.precision}
@@ -144,6 +157,10 @@ class Run:
         return [pair for group in groups for pair in zip(group["names"], group["params"], strict=True)]
 
     def save(self) -> None:
+        self.ranks.told(self.write)
+
+    def write(self) -> None:
+        """A checkpoint."""
         moments = {}
         for name, parameter in self.parameters():
             for key, value in self.optimiser.state.get(parameter, {}).items():
@@ -154,6 +171,14 @@ class Run:
     def tensors(self) -> dict[str, Tensor]:
         """All weights, those of the losses included."""
         return {**self.model.state_dict(), **self.weights.state_dict(prefix="weights.")}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all weights."""
+        digest = hashlib.sha256()
+        for _, tensor in sorted(self.tensors().items()):
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         weights = {key.removeprefix("weights."): x for key, x in tensors.items() if key.startswith("weights.")}
@@ -204,6 +229,19 @@ class Run:
 
         return outputs
 
+    def add_gradients(self, window: Sequence[MicroBatch], epoch: int) -> None:
+        """Make the gradients of a window, of which each process has a part, the whole window's."""
+        phase, tasks = phase_of(self.phases, epoch), {micro.task for micro in window}
+        names = {name for task in tasks for name in (*phase.trained[task], f"weights.log_variance.{task}")}
+        trained = {name: parameter for name, parameter in self.parameters() if name in names}
+        rows = {}
+        if WORDS in trained:
+            data = self.data["train"]
+            places = [(micro.task, place) for micro in window for place in data[micro.task].places(micro.rows)]
+            ids = {word for task, place in places for word in data[task].rows[place]}
+            rows = {[*trained].index(WORDS): torch.tensor(sorted(ids), device=self.model.embedder.device)}
+        self.ranks.add_gradients([*trained.values()], rows)
+
     def window_tokens(self) -> int:
         """About how many tokens a window has."""
         data, training = self.data["train"].values(), self.recipe.training
@@ -224,15 +262,17 @@ class Run:
 def train(run: Run, log: Log, threads: int | None = None, until: int | None = None) -> bool:
     """Train until the recipe's end, an early stop, or step ``until``.
 
-    False if Ctrl-C stopped it: a checkpoint is saved then. ``threads`` are by default torch's.
+    False if Ctrl-C or SIGTERM stopped it or another process: a checkpoint is saved then. ``threads`` are by default
+    torch's.
 
     Raises:
         TrainingError: a loss or a gradient is not finite; the last checkpoint is from before.
         CheckpointError: a checkpoint or the metrics cannot be written.
     """
-    training, schedule = run.recipe.training, run.schedule
+    training, schedule, ranks = run.recipe.training, run.schedule, run.ranks
     threads = threads or default_threads()
-    workers, inside = division(run.window_tokens(), threads, run.model.embedder.device)
+    division_of_each = division(run.window_tokens() // ranks.count, threads, run.model.embedder.device)
+    workers, inside = min(ranks.heard(division_of_each))
     parameters = [parameter for _, parameter in run.parameters()]
     run.train_mode()
     with stop_signal() as stopped, computing(workers, inside) as mapped:
@@ -247,8 +287,11 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
                 for micro in schedule.window(run.step)
                 if phase_of(run.phases, epoch).trained[micro.task]  # it may have ended
             ]
-            divided = shares(window, run.data["train"], workers, training.micro_tokens, (training.seed, run.step))
-            losses = backward(divided, run.model.tasks, run.compute(epoch), run.weights, parameters, mapped)
+            seeds, count = (training.seed, run.step), workers * ranks.count
+            divided = shares(window, run.data["train"], count, training.micro_tokens, seeds)
+            own = backward(divided, run.model.tasks, run.compute(epoch), run.weights, parameters, mapped, ranks)
+            run.add_gradients(window, epoch)
+            losses, stopping = ranks.agree(own, stopped.is_set())
             norm = float(nn.utils.clip_grad_norm_(parameters, training.clip or math.inf))
             check_finite(losses, norm, run.step + 1)
             run.optimiser.step()
@@ -260,9 +303,9 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
             ends_epoch = run.step % schedule.steps_per_epoch == 0
             if ends_epoch:
                 finish_epoch(run, log, epoch, threads)
-            if ends_epoch or stopped.is_set() or (training.save_steps and run.step % training.save_steps == 0):
+            if ends_epoch or stopping or (training.save_steps and run.step % training.save_steps == 0):
                 run.save()
-            if stopped.is_set():
+            if stopping:
                 return False
     return True
 
@@ -282,13 +325,14 @@ def check_finite(losses: Mapping[str, float], norm: float, step: int) -> None:
 def finish_epoch(run: Run, log: Log, epoch: int, threads: int | None) -> None:
     """Measure on the dev data, and keep the weights if they are the best so far, or if nothing says otherwise."""
     tasks, dev = run.model.tasks, run.data["dev"]
-    metrics = measure(tasks, all_logits(run.model, dev, threads), dev)
+    logits = all_logits(run.model, dev, threads, run.ranks)
+    metrics = run.ranks.told(lambda: measure(tasks, logits, dev))
     log.epoch(run.step, epoch, metrics)
     value = chosen_metric(run.recipe.training.best, tasks, metrics) if metrics else None
     if value is not None and (run.best is None or value > run.best[1]):
         run.best = epoch, value
     if run.best is None or run.best[0] == epoch:
-        checkpoint.save_tensors(run.best_path, run.tensors())
+        run.ranks.told(lambda: checkpoint.save_tensors(run.best_path, run.tensors()))
 
 
 def stops_early(run: Run) -> bool:

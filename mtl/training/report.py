@@ -160,6 +160,22 @@ class Log:
             self.writer.close()
 
 
+class NoLog(Log):
+    """What all processes but the first have instead."""
+
+    def __init__(self) -> None:
+        pass
+
+    def step(self, *_: object) -> None:
+        pass
+
+    def epoch(self, *_: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def plot(log: Log, path: Path) -> None:
     """A picture of the losses, step by step and as means over epochs, and of the dev metrics."""
     import matplotlib

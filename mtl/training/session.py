@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import CheckpointError, RecipeError, TrainingError
 from mtl.training import checkpoint, embeddings, loop
 from mtl.training.data import SPLITS, Examples, load_data
+from mtl.training.distributed import ALONE, Processes, joined, own_device, own_threads
 from mtl.training.evaluate import all_logits, confusions, measure
 from mtl.training.recipe import Recipe, as_recipe
-from mtl.training.report import Log, confusion_table, metrics_table, plot, tasks_table
+from mtl.training.report import Log, NoLog, confusion_table, metrics_table, plot, tasks_table
 from weights.files import read_tensors
 
 
@@ -44,35 +46,83 @@ def train(
         folder: By default a new one, ``runs/<recipe>``.
         resume: Go on with the run in the folder; the outcome is that of a run that was never stopped.
         device: "cpu", "cuda", "cuda:1", ...
-        threads: CPU threads; by default, torch's setting.
+        threads: CPU threads; by default, torch's setting, or under torchrun an equal part of the processors.
         tensorboard: Write TensorBoard's files too.
+
+    Under torchrun, all processes that it started train one model: see docs/scale.md.
 
     Raises:
         MtlError: see mtl.errors.
-        KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
     read, name = as_recipe(recipe)
     notes = missing_extras(read, tensorboard)
-    folder = Path(folder) if folder else Path("runs") / name if resume else free_folder(name)
-    check_folder(folder, resume)
-    model = loop.create(read, usable(device))
-    data, cuts = load_data(read, model.embedder)
-    run = loop.Run(read, model, data, folder)
-    with claimed(folder):
-        check_folder(folder, resume)  # another process may have been quicker
-        begun = resume and checkpoint.begun(run.checkpoints)  # not, if it was stopped before its first step
-        notes += cuts + (run.restore() if begun else [])
-        show_settings(run, name if isinstance(recipe, Recipe) else str(recipe), notes, threads)
-        with closing(Log(folder, run.step, run.total, tensorboard)) as log:
-            if not begun:
-                run.save()  # from here on there is always something to go on from
-                show_start(run, threads)
-            if not loop.train(run, log, threads):
-                onward = how_to_go_on(recipe, folder)
-                click.echo(f"stopped after step {run.step} of {run.total}; go on with: {onward}", err=True)
-                raise KeyboardInterrupt
-            finish(run, log, threads)
+    place, threads = usable(own_device(device)), threads or own_threads()
+    with joined(place) as ranks, speaking(ranks.leads):
+        resume = resume or ranks.begun is not None
+        folder = Path(ranks.told(lambda: str(chosen_folder(folder or ranks.begun, name, resume))))
+        model = loop.create(read, place)
+        data, cuts = load_data(read, model.embedder)
+        run = loop.Run(read, model, data, folder, ranks)
+        with claimed(folder, resume, ranks):
+            begun = resume and ranks.told(lambda: checkpoint.begun(run.checkpoints))  # not, if it never made a step
+            notes += cuts + (restored(run) if begun else [])
+            check_alike(run)
+            show_settings(run, name if isinstance(recipe, Recipe) else str(recipe), notes, threads)
+            log = Log(folder, run.step, run.total, tensorboard) if ranks.leads else NoLog()
+            with closing(log):
+                if not begun:
+                    run.save()  # from here on there is always something to go on from
+                    show_start(run, threads)
+                if not loop.train(run, log, threads):
+                    onward = how_to_go_on(recipe, folder)
+                    click.echo(f"stopped after step {run.step} of {run.total}; go on with: {onward}", err=True)
+                    raise KeyboardInterrupt
+                finish(run, log, threads)
     return model
+
+
+@contextmanager
+def speaking(leads: bool) -> Iterator[None]:
+    """Of several processes, only the first one shows anything in the block."""
+    if leads:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def chosen_folder(given: str | Path | None, name: str, resume: bool) -> Path:
+    """The run's folder: as given, or runs/<name>, or where that is to be another one, a free name.
+
+    Raises:
+        CheckpointError: there is a run already, or there is none to go on with.
+    """
+    folder = Path(given) if given else Path("runs") / name if resume else free_folder(name)
+    check_folder(folder, resume)
+    return folder
+
+
+def restored(run: loop.Run) -> list[str]:
+    """Go back to the newest checkpoint, in all processes; see ``Run.restore``."""
+    notes = run.ranks.told(run.restore)  # it may set a damaged one aside, before the others look
+    if not run.ranks.leads:
+        run.restore()
+    return notes
+
+
+def check_alike(run: loop.Run) -> None:
+    """That all processes train the same.
+
+    Raises:
+        TrainingError: they do not; it says what differs.
+    """
+    first, *others = run.ranks.heard({**run.identity, "step": run.step, "weights": run.fingerprint})
+    for rank, other in enumerate(others, 1):
+        found = [f"{key} is {a!r} in process 0 and {b!r} in process {rank}"
+                 for key, a, b in checkpoint.differing(first, other)]  # fmt: skip
+        if found:
+            raise TrainingError(f"{'; '.join(found)}; start all processes with the same recipe, data and weights")
 
 
 def how_to_go_on(recipe: Recipe | str | Path, folder: Path) -> str:
@@ -122,15 +172,22 @@ def check_folder(folder: Path, resume: bool) -> None:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """The folder is there, and ours alone.
+def claimed(folder: Path, resume: bool, ranks: Processes) -> Iterator[None]:
+    """The folder is there, and ours alone: the first process has it locked, and all see it.
 
     Raises:
-        CheckpointError: it cannot be made, or another process trains in it.
+        CheckpointError: it cannot be made, another run is in it, or one of the processes does not see it.
     """
-    with writing(folder, CheckpointError):
-        folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder, CheckpointError):
+    with ExitStack() as held:
+        if ranks.leads:
+            with writing(folder, CheckpointError):
+                folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock(folder, CheckpointError))
+            check_folder(folder, resume)  # another run may have been quicker
+            ranks.begin(folder)
+        if not ranks.told(lambda: True) or not folder.is_dir():
+            raise CheckpointError(f"process {ranks.rank} does not see {folder}, which process 0 made; "
+                                  "expected a folder that all machines share")  # fmt: skip
         yield
 
 
@@ -157,7 +214,7 @@ def show_start(run: loop.Run, threads: int | None) -> None:
     for split in ("dev", "test"):
         own = {name: examples for name, examples in run.data[split].items() if name not in run.model.branches}
         if own:
-            show_metrics(run.model, own, f"{split}, before training", threads)
+            show_metrics(run.model, own, f"{split}, before training", threads, run.ranks)
 
 
 def finish(run: loop.Run, log: Log, threads: int | None) -> None:
@@ -169,7 +226,9 @@ def finish(run: loop.Run, log: Log, threads: int | None) -> None:
     click.echo(f"\n{best}")
     for split in ("dev", "test"):
         if run.data[split]:
-            show_metrics(run.model, run.data[split], split, threads)
+            show_metrics(run.model, run.data[split], split, threads, run.ranks)
+    if not run.ranks.leads:
+        return
     if not (model_folder / "config.json").exists():
         run.model.save(model_folder)
     click.echo(f"\nmodel    {model_folder}")
@@ -179,9 +238,17 @@ def finish(run: loop.Run, log: Log, threads: int | None) -> None:
     click.echo(f"metrics  {log.path}")
 
 
-def show_metrics(model: MultiTaskModel, data: Mapping[str, Examples], split: str, threads: int | None) -> None:
+def show_metrics(
+    model: MultiTaskModel,
+    data: Mapping[str, Examples],
+    split: str,
+    threads: int | None,
+    ranks: Processes = ALONE,
+) -> None:
     """Print tables of each task's metrics and confusion matrix."""
-    logits = all_logits(model, data, threads)
+    logits = all_logits(model, data, threads, ranks)
+    if not ranks.leads:
+        return
     click.echo(f"\n{split}\n{metrics_table(measure(model.tasks, logits, data))}")
     for name, counts in confusions(model.tasks, logits, data).items():
         click.echo(f"\n{split} {name}\n{confusion_table(model.tasks[name].labels, counts)}")
