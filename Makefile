@@ -9,6 +9,7 @@ TEXT ?=
 RECIPE ?=
 RUN ?=
 RESUME ?=
+PROCESSES ?=
 SPLIT ?=
 PRECISION ?= fp32
 DATA ?= ../shared/data
@@ -26,7 +27,7 @@ HEADS := $(if $(filter command environment,$(firstword $(origin MODEL))),$(value
 TRAINED := $(if $(filter runs/demo,$(HEADS)),runs/demo/model)
 # Passed through the environment and as they were typed, so that neither make nor the shell reads dollars in them; to
 # these targets alone, so that a make which another target runs does not take a default for the user's choice
-VERBATIM := HEADS MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME SPLIT PRECISION
+VERBATIM := HEADS MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME PROCESSES SPLIT PRECISION
 $(foreach name,$(VERBATIM),$(eval embed train predict evaluate: export override $(name) := $$(value $(name))))
 
 .DEFAULT_GOAL := help
@@ -47,11 +48,13 @@ embed: $(STAMP)-core ## Embed sample sentences, TEXT="...", or INPUT=file [FIELD
 		"He drove to the stadium." "The bread came out of the oven golden and loud."; fi; \
 	$(BIN)/mtl embed "$$@"
 
-train: $(STAMP)-train ## Train RECIPE=demo|file.toml [RUN=folder] [RESUME=1]
+train: $(STAMP)-train ## Train RECIPE=demo|file.toml [RUN=folder] [RESUME=1] [PROCESSES=2]
 	@set -- "$${RECIPE:-demo}"; \
 	if [ -n "$$RUN" ]; then set -- "$$@" --output "$$RUN"; fi; \
 	if [ -n "$$RESUME" ]; then set -- "$$@" --resume; fi; \
-	$(BIN)/mtl train "$$@"
+	if [ -n "$$PROCESSES" ]; then \
+		$(BIN)/torchrun --standalone --nproc-per-node "$$PROCESSES" -m mtl train "$$@"; \
+	else $(BIN)/mtl train "$$@"; fi
 
 predict: $(STAMP)-core | $(TRAINED) ## Every task's label for TEXT="..." [MODEL=runs/demo, trained if it is not there]
 	@$(BIN)/mtl predict --model "$$HEADS" --precision "$$PRECISION" -- "$${TEXT:-The train to Vienna was late, but the view was worth it.}"

@@ -36,12 +36,19 @@ MODEL = "all-MiniLM-L6-v2"
 PACKAGES = ("transformers", "accelerate")
 
 
-def ours(folder: Path, precision: str, freeze: Freeze = "none", epochs: int = 1, dev: Path | None = None) -> Run:
+def ours(
+    folder: Path,
+    precision: str,
+    freeze: Freeze = "none",
+    epochs: int = 1,
+    dev: Path | None = None,
+    batch: int = BATCH,
+) -> Run:
     """A run of our loop over folder/rows.jsonl that keeps no checkpoints."""
     labels = ("negative", "positive")
     task = TaskSpec("sst2", labels, train=str(folder / "rows.jsonl"), dev=str(dev) if dev else None, freeze=freeze)
     changed: dict[str, Any] = {} if precision == "fp32" else {"precision": precision}
-    training = Training(epochs=epochs, batch_size=BATCH, learning_rate=RATE, head_learning_rate=RATE, **changed)
+    training = Training(epochs=epochs, batch_size=batch, learning_rate=RATE, head_learning_rate=RATE, **changed)
     recipe = Recipe(MODEL, (task,), training)
     model = create(recipe)
     run = Run(recipe, model, load_data(recipe, model.embedder)[0], folder / "run")

@@ -40,6 +40,16 @@ def test_predict_too(tmp_path: Path) -> None:
     assert arguments_of(tmp_path, "predict", "MODEL=runs/$x", f"TEXT={TYPED}") == expected
 
 
+def test_train_in_several_processes(tmp_path: Path) -> None:
+    (tmp_path / ".installed-train").touch()
+    assert arguments_of(tmp_path, "train", "RUN=runs/$x", "RESUME=1") == [
+        "train", "demo", "--output", "runs/$x", "--resume"
+    ]  # fmt: skip
+    (tmp_path / "bin" / "mtl").rename(tmp_path / "bin" / "torchrun")
+    arguments = arguments_of(tmp_path, "train", "RECIPE=my $x.toml", PROCESSES="2")
+    assert arguments == ["--standalone", "--nproc-per-node", "2", "-m", "mtl", "train", "my $x.toml"]
+
+
 def test_a_default_is_no_choice_for_a_make_below(tmp_path: Path) -> None:
     """Tests that call make run under `make test-slow`; there a default of the outer one named a model of the inner."""
     python = tmp_path / "bin" / "python"
