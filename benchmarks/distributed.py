@@ -84,20 +84,19 @@ def main(data: Path, batch: int, steps: int, rounds: int, inside: int | None, sa
         found = measured(data, batch, steps, inside)
         print(json.dumps(found) if found else "", flush=True)
         return
-    if not (data / "sst2" / "train.jsonl").is_file():
-        raise click.ClickException(
-            f"{data / 'sst2' / 'train.jsonl'} is no file; expected rows of text and label (0, 1)"
-        )
+    source = data / "sst2" / "train.jsonl"
+    if not source.is_file():
+        raise click.ClickException(f"{source} is no file; expected rows of text and label (0, 1)")
     figures: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as name:
-        first_rows(data / "sst2" / "train.jsonl", Path(name), (steps + WARM_UP) * batch)
+        first_rows(source, Path(name), (steps + WARM_UP) * batch)
         for number in range(1, rounds + 1):
             for side, (processes, threads) in SIDES.items():
                 figures[side].append(one_side(Path(name), batch, steps, processes, threads))
                 print(f"round {number}, {side}: {figures[side][-1]['steps per second']:.3f} steps/s", flush=True)
     medians = {
-        side: {key: statistics.median(found[key] for found in all_) for key in all_[0]}
-        for side, all_ in figures.items()
+        side: {key: statistics.median(found[key] for found in every) for key in every[0]}
+        for side, every in figures.items()
     }
     print(table([["", *next(iter(medians.values()))], *([side, *values.values()] for side, values in medians.items())]))
     one, two = (values["steps per second"] for values in medians.values())

@@ -158,8 +158,6 @@ class Processes:
         ``rows`` has, by place in ``parameters``, the rows beside which a gradient is 0 in every process: only they are
         sent. The others travel in buckets, each under way while the next is filled.
         """
-        if self.count == 1:
-            return
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         parts = {i: grad[own] for i, own in rows.items() if (grad := parameters[i].grad) is not None}

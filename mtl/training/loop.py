@@ -231,6 +231,8 @@ class Run:
 
     def add_gradients(self, window: Sequence[MicroBatch], epoch: int) -> None:
         """Make the gradients of a window, of which each process has a part, the whole window's."""
+        if self.ranks.count == 1:
+            return
         phase, tasks = phase_of(self.phases, epoch), {micro.task for micro in window}
         names = {name for task in tasks for name in (*phase.trained[task], f"weights.log_variance.{task}")}
         trained = {name: parameter for name, parameter in self.parameters() if name in names}
