@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
+from mtl.encode.cores import cores
 from mtl.errors import MtlError, TrainingError, one_line
 
 T = TypeVar("T")
@@ -229,7 +230,10 @@ def own_device(name: str) -> str:
 
 
 def own_threads() -> int | None:
-    """This process's part of the processors that it may use, under torchrun, which would give it one thread."""
-    if not dist.is_torchelastic_launched():
+    """Under torchrun, this process's equal part of the cores; None where the user chose, or there is no torchrun.
+
+    torchrun sets one thread where the user says nothing.
+    """
+    if not dist.is_torchelastic_launched() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return None
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"]))
+    return max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"]))
