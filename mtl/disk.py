@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import re
 import secrets
@@ -42,6 +43,16 @@ def remove(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left unfinished: of one name in a folder, or all in it and below.
+
+    It is for the holder of the lock on that, since nobody else writes there.
+    """
+    pattern = f".{glob.escape(name) if name else '*'}.{'[0-9a-f]' * 8}{PARTIAL}"
+    for left in folder.glob(pattern) if name else folder.rglob(pattern):
+        remove(left)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from mtl.disk import atomic_write, lock, lock_path
+from mtl.disk import atomic_write, lock, lock_path, sweep
 from mtl.errors import CheckpointError, InputError
 
 
@@ -57,6 +57,19 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         with atomic_write(tmp_path / "a.txt", InputError):
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert os.listdir(tmp_path) == []
+
+
+def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
+    """Of one name, or all in a folder and below; never what another is writing beside it, or a user's own file."""
+    others = ["a[1].txt", ".a[1].txt.partial", ".a[1].txt.b.txt.0123abcd.partial", ".a1.txt.0123abcd.partial"]
+    for name in (*others, ".a[1].txt.0123abcd.partial"):
+        (tmp_path / name).touch()
+    (tmp_path / "deep" / ".a[1].txt.0123abcd.partial").mkdir(parents=True)
+    sweep(tmp_path, "a[1].txt")
+    assert set(os.listdir(tmp_path)) == {*others, "deep"}
+    sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".a[1].txt.partial", "a[1].txt", "deep"]
+    assert os.listdir(tmp_path / "deep") == []
 
 
 HOLD = """

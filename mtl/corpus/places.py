@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from mtl.disk import PARTIAL, atomic_write, reason, remove
+from mtl.disk import atomic_write, reason, sweep
 from mtl.errors import InputError
 
 log = logging.getLogger("mtl")
@@ -112,8 +112,8 @@ class Place:
 
     def sweep(self) -> None:
         """Remove what killed processes left unfinished in this folder."""
-        for left in self.local.rglob(f".*{PARTIAL}") if self.local else ():
-            remove(left)
+        if self.local:
+            sweep(self.local)
 
 
 def first_line(error: Exception) -> str:

@@ -33,6 +33,9 @@ BATCH_TOKENS = 768  # on a CPU: large enough for the products, small enough for 
 BATCH_TOKENS_GPU = 65536
 LEAST_TOKENS = 32  # per batch, where few texts are shared among threads
 
+# oneDNN keeps the code of its last 1,024 products, 0.4 MB for each number of rows that it has met; 128 are as fast
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
 
 def usable(device: str | torch.device) -> torch.device:
     """A device by name.

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl.disk import atomic_write, lock, remove, writing
+from mtl.disk import atomic_write, lock, remove, sweep, writing
 from mtl.display import counted
 from mtl.encode import formats
 from mtl.encode.files import TextRow
@@ -72,8 +72,9 @@ class Output:
         self.path, self.dim, self.precision = path, dim, precision
         self.settings = {**settings, "output_precision": precision}
         self.keeps_rows = path.suffix in formats.WITH_ROWS
-        self.partial, self.rows_path, self.state_path, self.made_path = (
-            path.with_name(path.name + end) for end in (".partial", ".partial.rows", ".partial.json", ".made.json")
+        self.partial, self.rows_path, self.state_path, self.made_path, self.ranges_path = (
+            path.with_name(path.name + end)
+            for end in (".partial", ".partial.rows", ".partial.json", ".made.json", ".ranges.npy")
         )
         self.rows, self.rows_bytes, self.digest = 0, 0, hashlib.sha256()
         self.complete = False  # whether the output was whole before we came
@@ -90,11 +91,13 @@ class Output:
         return formats.converted_shape(self.dim, self.precision)[1]
 
     def find(self, resume: bool, overwrite: bool) -> None:
-        """See what is there already.
+        """See what is there already, and remove what is left of writes in the middle of which a process was killed.
 
         Raises:
             InputError: something that may be neither thrown away nor continued.
         """
+        for path in (self.path, self.state_path, self.made_path, self.ranges_path):
+            sweep(path.parent, path.name)
         if overwrite:
             self.discard()
         state = read_state(self.state_path)
@@ -227,7 +230,7 @@ class Output:
         """The ranges of all vectors (2, dim), without which int8 and uint8 cannot be read back."""
         ends = [formats.value_ranges(vectors) for _, vectors in self.parts("float32")]
         ranges = formats.value_ranges(np.concatenate(ends))
-        with atomic_write(self.path.with_name(self.path.name + ".ranges.npy"), InputError) as temporary:
+        with atomic_write(self.ranges_path, InputError) as temporary:
             formats.write_npy(temporary, [((), ranges)], (2, self.dim), "float32")
         return ranges
 

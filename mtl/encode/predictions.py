@@ -10,7 +10,7 @@ from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtl.disk import atomic_write, lock
+from mtl.disk import atomic_write, lock, sweep
 from mtl.encode.files import TextRow
 from mtl.encode.formats import Fields, Vectors, csv_line, json_line
 from mtl.errors import InputError
@@ -99,6 +99,7 @@ def write_answers(path: Path, found: Iterable[Fields], overwrite: bool = False) 
 
     with ExitStack() as stack:
         stack.enter_context(lock(path, InputError))
+        sweep(path.parent, path.name)
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists; --overwrite replaces it, or choose another name")
         temporary = stack.enter_context(atomic_write(path, InputError))

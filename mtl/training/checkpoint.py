@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mtl.disk import PARTIAL, atomic_write, reason, remove, sync
+from mtl.disk import atomic_write, reason, remove, sweep, sync
 from mtl.errors import CheckpointError, WeightsError
 from weights.export import write_json, write_tensors
 from weights.fetch import sha256_of
@@ -58,8 +58,7 @@ def save(folder: Path, state: State) -> Path:
         CheckpointError: it cannot be written; those before it are as they were.
     """
     final = folder / f"step-{state.step:08d}"
-    for stale in folder.glob(f".*{PARTIAL}"):
-        remove(stale)
+    sweep(folder)
     with atomic_write(final, CheckpointError, folder=True) as partial:
         hashes = {}
         for name, tensors in state.tensors.items():

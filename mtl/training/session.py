@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from mtl.disk import lock, writing
+from mtl.disk import lock, sweep, writing
 from mtl.encode.cores import default_threads
 from mtl.encode.engine import usable
 from mtl.encode.fields import one_of
@@ -183,6 +183,7 @@ def claimed(folder: Path, resume: bool, ranks: Processes) -> Iterator[None]:
             with writing(folder, CheckpointError):
                 folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock(folder, CheckpointError))
+            sweep(folder)
             check_folder(folder, resume)  # another run may have been quicker
             ranks.begin(folder)
         if not ranks.told(lambda: True) or not folder.is_dir():

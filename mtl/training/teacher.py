@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,8 @@ def computed(name: str, folder: Path, texts: Sequence[str]) -> Tensor:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl" / "teachers"
     path = cache / f"{key}.npy"
     if path.is_file():
-        return read_vectors(path)
+        with suppress(RecipeError):  # damaged: it is made again
+            return read_vectors(path)
     vectors = model.encode(texts, overflow="truncate")
     try:
         cache.mkdir(parents=True, exist_ok=True)

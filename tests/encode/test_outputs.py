@@ -212,6 +212,8 @@ def test_resume_in_all_three_states(tmp_path: Path, suffix: str, caplog: pytest.
     assert path.read_bytes() == whole
     path.unlink()
     interrupted(path)
+    for name in (path.name, f"{path.name}.partial.json", f"{path.name}.made.json"):
+        (tmp_path / f".{name}.0123abcd.partial").write_text("as a process leaves it that is killed while it writes")
     assert caplog.messages == [f"2 rows kept in {path}.partial; --resume goes on"]
     assert go_on(path).shape == (3, 3)  # a part
     assert path.read_bytes() == whole

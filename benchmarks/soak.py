@@ -1,0 +1,158 @@
+"""Whether memory grows: over a million rows, and over minutes of everything that a service does.
+
+python -m benchmarks.soak [--minutes 20] [--rows 1000000] [--threads 1] [--save FOLDER]
+
+The model is small, so that as many texts as possible go through; what could grow grows with texts and calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks import machine
+from benchmarks.small import save_small_model
+from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
+from mtl.corpus.embed import embed_corpus
+from mtl.encode.outputs import open_output
+
+WORDS = ("the", "train", "to", "vienna", "was", "late", "but", "view", "from", "its", "window", "worth", "all", "of")
+CORPUS_FILES = 10
+WARM_UP = 0.2  # of the time, in which caches fill
+
+
+def resident_mib() -> float:
+    """The memory of this process that is in use now (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def rows(number: int) -> Iterator[str]:
+    """Short texts, no two alike."""
+    generator = random.Random(0)
+    for i in range(number):
+        yield f"{' '.join(generator.choices(WORDS, k=generator.randint(1, 12)))} {i}"
+
+
+def a_million_rows(encoder: SentenceEncoder, number: int, threads: int) -> dict[str, Any]:
+    """Memory while a stream of texts goes through ``encode_stream``, sampled some fifty times."""
+    started, done, samples = time.monotonic(), 0, []
+    for part in encoder.encode_stream(rows(number), threads=threads, progress=False):
+        done += len(part)
+        samples.append((done, resident_mib()))
+    kept = samples[:: max(1, len(samples) // 50)]
+    return {"rows": done, "seconds": time.monotonic() - started, "rows and MiB": [*kept, samples[-1]]}
+
+
+def a_corpus(folder: Path, model: Path, number: int, threads: int) -> dict[str, Any]:
+    """Memory after each file of a corpus, and the largest number of MiB on the way."""
+    (folder / "corpus").mkdir()
+    texts, share = rows(number), number // CORPUS_FILES
+    for i in range(CORPUS_FILES):
+        part = list(islice(texts, share))
+        pq.write_table(pa.table({"text": part, "id": [f"{i}-{j}" for j in range(len(part))]}),
+                       folder / "corpus" / f"{i}.parquet")  # fmt: skip
+    samples: list[tuple[int, float]] = []
+    out = folder / "vectors"
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            samples.append((len(list(out.glob("*.parquet"))), resident_mib()))
+
+    over, watcher = threading.Event(), threading.Thread(target=watch)
+    watcher.start()
+    done = embed_corpus([folder / "corpus"], out, model=model, threads=threads, progress=False)
+    over.set()
+    watcher.join()
+    peaks = {files: max(mib for count, mib in samples if count == files) for files in sorted(dict(samples))}
+    told = {"rows": done.rows, "files": done.files, "seconds": done.seconds}
+    return {**told, "files done and peak MiB": list(peaks.items())}
+
+
+def calls(model: MultiTaskModel, folder: Path, name: Path, threads: int) -> list[Callable[[random.Random], object]]:
+    """What a service does, each on some drawn texts."""
+    embedder = model.embedder
+    pool = list(rows(20_000))
+
+    def drawn(generator: random.Random, most: int) -> list[str]:
+        return generator.sample(pool, generator.randint(1, most))
+
+    def stream(generator: random.Random) -> None:
+        for _ in embedder.encode_stream(iter(drawn(generator, 2000)), window=512, threads=threads):
+            pass
+
+    def to_file(generator: random.Random) -> None:
+        texts = [(text, {"text": text}) for text in drawn(generator, 500)]
+        path = folder / "out.jsonl"
+        with open_output(path, embedder.dim, "float32", {}, overwrite=True) as output:
+            output.remaining(iter(()))
+            output.write(texts, embedder.encode([text for text, _ in texts], threads=threads))
+            output.finish()
+
+    def corpus(generator: random.Random) -> None:
+        pq.write_table(pa.table({"text": drawn(generator, 500)}), folder / "in.parquet")
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        embed_corpus([folder / "in.parquet"], folder / "out", model=name, id_column=None, threads=threads)
+
+    return [
+        lambda generator: embedder.encode(drawn(generator, 500), threads=threads),
+        lambda generator: embedder.encode(["word " * generator.randint(100, 2000)], overflow="chunk", threads=threads),
+        lambda generator: model.predict(drawn(generator, 500), threads=threads),
+        lambda generator: embedder.search(drawn(generator, 5), drawn(generator, 500), k=3),
+        stream, to_file, corpus,
+    ]  # fmt: skip
+
+
+def soak(model: MultiTaskModel, folder: Path, name: Path, minutes: float, threads: int) -> dict[str, Any]:
+    """All calls in turn for some minutes, memory after each turn, and its slope once warm."""
+    work, generator = calls(model, folder, name, threads), random.Random(1)
+    started, samples = time.monotonic(), []
+    while (passed := time.monotonic() - started) < minutes * 60:
+        for call in work:
+            call(generator)
+        samples.append((passed / 60, resident_mib()))
+    warm = np.array([sample for sample in samples if sample[0] >= WARM_UP * minutes])
+    slope = float(np.polyfit(warm[:, 0], warm[:, 1], 1)[0])
+    return {
+        "minutes": minutes, "turns": len(samples), "calls": len(samples) * len(work), "MiB per hour": slope * 60,
+        "first and last MiB": [float(warm[0, 1]), float(warm[-1, 1])],
+        "threads": threading.active_count(), "open files": len(os.listdir("/proc/self/fd")),
+        "minute and MiB": [tuple(map(float, sample)) for sample in warm[:: max(1, len(warm) // 50)]],
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--save", type=Path)
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {"machine": machine.describe("pyarrow"), "threads": arguments.threads}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        name = save_small_model(folder / "small")
+        model = MultiTaskModel(SentenceEncoder.from_pretrained(name), [TaskSpec("topic", ("x", "y", "z"))])
+        result["stream"] = a_million_rows(model.embedder, arguments.rows, arguments.threads)
+        print(result["stream"], flush=True)
+        result["corpus"] = a_corpus(folder, name, arguments.rows, arguments.threads)
+        print(result["corpus"], flush=True)
+        result["soak"] = soak(model, folder, name, arguments.minutes, arguments.threads)
+    machine.write_result(arguments.save and machine.result_path(arguments.save, "soak"), result)
+
+
+if __name__ == "__main__":
+    main()
