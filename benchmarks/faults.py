@@ -103,13 +103,23 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def disturb(subject: Subject, process: Any, pause: float, generator: random.Random) -> int:
-    """Wait, and kill; how many were."""
+def await_victims(subject: Subject, process: Any) -> Sequence[int]:
+    """The processes that may be killed, as soon as there are some; none, where the command ended before."""
+    while process.is_alive():
+        if found := subject.victims(process.pid):
+            return found
+        process.join(0.1)
+    return ()
+
+
+def disturb(subject: Subject, process: Any, pause: float, draw: random.Random) -> int:
+    """Kill something, after a pause from when there is something to kill; how many were killed."""
+    await_victims(subject, process)
     process.join(pause)
-    victims = subject.victims(process.pid) if process.is_alive() else ()
+    victims = await_victims(subject, process)
     if not victims:
         return 0
-    victim = generator.choice(victims)
+    victim = draw.choice(victims)
     try:
         os.kill(victim, signal.SIGKILL)
     except ProcessLookupError:
@@ -138,11 +148,15 @@ def one_life(
 
 
 def disturbed(subject: Subject, folder: Path, moments: int, draw: random.Random) -> Tally:
-    """A subject, killed at so many moments, beside itself undisturbed."""
+    """A subject, killed at so many moments, beside itself undisturbed.
+
+    Pauses are drawn up to the time that it takes undisturbed, from when there is something to kill.
+    """
     tally, log, whole = Tally(), folder / "log", folder / "whole"
     whole.mkdir(parents=True)
-    began = time.monotonic()
     process = start(subject.command(whole), log)
+    await_victims(subject, process)
+    began = time.monotonic()
     process.join()
     if process.exitcode:
         raise SystemExit(f"{subject.name}: {log.read_text()[-1000:]}")

@@ -142,10 +142,11 @@ def test_a_second_run_does_what_is_missing(embed: Callable[..., Any], tmp_path: 
     embed(corpus, output=tmp_path / "whole")
     good = (corpus / "c.parquet").read_bytes()
     time = (corpus / "c.parquet").stat()
-    write_lines(corpus / "c.parquet", TABLE)
-    with pytest.raises(InputError, match=r"c\.parquet cannot be read: Parquet magic bytes not found"):
-        embed(corpus)
-    assert not out.exists()  # seen before anything began
+    for damaged in (b'{"text": "a", "id": 1}\n', good[:-9], good[: len(good) // 2], b""):  # no Parquet, or cut short
+        (corpus / "c.parquet").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"c\.parquet cannot be read: Parquet .*(magic bytes|size is 0 bytes)"):
+            embed(corpus)
+        assert not out.exists()  # seen before anything began
     (corpus / "c.parquet").write_bytes(good)
     os.utime(corpus / "c.parquet", ns=(time.st_atime_ns, time.st_mtime_ns))
     (corpus / "d.jsonl").write_text('{"text": "a", "id": 1}\n{"text": null, "id": 2}\n')

@@ -301,13 +301,13 @@ def test_several_callers_at_once(tiny: SentenceEncoder) -> None:
     before, results = torch.get_num_threads(), []
     callers = [
         threading.Thread(target=lambda: results.append(tiny.encode(texts, batch_tokens=30, threads=2)))
-        for _ in range(6)
+        for _ in range(8)
     ]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
-    assert len(results) == 6
+    assert len(results) == 8
     assert all(np.array_equal(result, expected) for result in results)
     seen = []
     reader = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
