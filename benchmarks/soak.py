@@ -8,6 +8,8 @@ The model is small, so that as many texts as possible go through; what could gro
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import os
 import random
 import shutil
@@ -116,28 +118,41 @@ def calls(model: MultiTaskModel, folder: Path, name: Path, threads: int) -> list
     ]  # fmt: skip
 
 
+def held_mib() -> float:
+    """The memory that is in use once the allocator (glibc) has given back what it only keeps for later."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return resident_mib()
+
+
+def slope(samples: list[tuple[float, float]]) -> float:
+    """MiB per hour, of (minutes, MiB)."""
+    return float(np.polyfit(*np.array(samples).T, 1)[0]) * 60
+
+
 def soak(model: MultiTaskModel, folder: Path, name: Path, minutes: float, threads: int) -> dict[str, Any]:
-    """All calls in turn for some minutes, memory after each turn, and its slope once warm."""
+    """All calls in turn for some minutes: the memory after each turn and, ten times, what is held; slopes once warm."""
     work, generator = calls(model, folder, name, threads), random.Random(1)
-    started, samples = time.monotonic(), []
-    while (passed := time.monotonic() - started) < minutes * 60:
+    started, resident, held, objects = time.monotonic(), [], [], []
+    while (passed := (time.monotonic() - started) / 60) < minutes:
         for call in work:
             call(generator)
-        samples.append((passed / 60, resident_mib()))
-    warm = np.array([sample for sample in samples if sample[0] >= WARM_UP * minutes])
-    slope = float(np.polyfit(warm[:, 0], warm[:, 1], 1)[0])
+        resident.append((passed, resident_mib()))
+        if passed >= WARM_UP * minutes and passed >= minutes * len(held) / 10:
+            held.append((passed, held_mib()))
+            objects.append(len(gc.get_objects()))
+    warm = [sample for sample in resident if sample[0] >= WARM_UP * minutes]
     return {
-        "minutes": minutes, "turns": len(samples), "calls": len(samples) * len(work), "MiB per hour": slope * 60,
-        "first and last MiB": [float(warm[0, 1]), float(warm[-1, 1])],
-        "threads": threading.active_count(), "open files": len(os.listdir("/proc/self/fd")),
-        "minute and MiB": [tuple(map(float, sample)) for sample in warm[:: max(1, len(warm) // 50)]],
+        "minutes": minutes, "turns": len(resident), "calls": len(resident) * len(work),
+        "resident, MiB per hour": slope(warm), "held, MiB per hour": slope(held),
+        "held, minute and MiB": held, "Python objects": objects, "open files": len(os.listdir("/proc/self/fd")),
+        "resident, minute and MiB": [*warm[:: max(1, len(warm) // 50)], warm[-1]],
     }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--minutes", type=float, default=20, help="0: only the rows")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="0: only the minutes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
@@ -146,11 +161,11 @@ def main() -> None:
         folder = Path(place)
         name = save_small_model(folder / "small")
         model = MultiTaskModel(SentenceEncoder.from_pretrained(name), [TaskSpec("topic", ("x", "y", "z"))])
-        result["stream"] = a_million_rows(model.embedder, arguments.rows, arguments.threads)
-        print(result["stream"], flush=True)
-        result["corpus"] = a_corpus(folder, name, arguments.rows, arguments.threads)
-        print(result["corpus"], flush=True)
-        result["soak"] = soak(model, folder, name, arguments.minutes, arguments.threads)
+        if arguments.rows:
+            result["stream"] = a_million_rows(model.embedder, arguments.rows, arguments.threads)
+            result["corpus"] = a_corpus(folder, name, arguments.rows, arguments.threads)
+        if arguments.minutes:
+            result["soak"] = soak(model, folder, name, arguments.minutes, arguments.threads)
     machine.write_result(arguments.save and machine.result_path(arguments.save, "soak"), result)
 
 
