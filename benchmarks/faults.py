@@ -314,7 +314,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="those whose names hold this")
     parser.add_argument("--ray", action="store_true", help="on a Ray of this machine too")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", type=Path)
+    parser.add_argument("--save", type=Path, help="what was saved there before, of others than these, stays")
     arguments = parser.parse_args()
     found: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory() as place:
@@ -329,11 +329,14 @@ def main() -> int:
                 found[subject.name] = disturbed(subject, folder / subject.name, arguments.moments, draw)
                 told = f"{subject.name}: {found[subject.name]} in {time.monotonic() - began:.0f} s"
                 print(told, file=sys.stderr, flush=True)
-    tallies = {name: dataclasses.asdict(tally) for name, tally in found.items()}
     header = ["killed", *(field.name for field in dataclasses.fields(Tally))]
-    print(table([header, *([name, *tally.values()] for name, tally in tallies.items())]))
-    result = {"machine": machine.describe("pyarrow"), "seed": arguments.seed, "tallies": tallies}
-    machine.write_result(arguments.save and machine.result_path(arguments.save, "faults"), result)
+    print(table([header, *([name, *dataclasses.astuple(tally)] for name, tally in found.items())]))
+    described = machine.describe("pyarrow")
+    when = {"date": described["date"], "commit": described["commit"]}
+    path = arguments.save and machine.result_path(arguments.save, "faults")
+    before = json.loads(path.read_text(encoding="utf-8"))["tallies"] if path and path.exists() else {}
+    tallies = {name: dataclasses.asdict(tally) | when for name, tally in found.items()}
+    machine.write_result(path, {"machine": described, "seed": arguments.seed, "tallies": before | tallies})
     return int(any(t.survived < t.tried or t.lost or t.doubled for t in found.values()))
 
 

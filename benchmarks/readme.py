@@ -2,7 +2,7 @@
 
     python -m benchmarks.readme
 
-What stands between the lines <!-- speed:begin --> and <!-- speed:end --> in README.md is replaced.
+What stands between the lines <!-- speed:begin --> and <!-- speed:end --> in README.md is replaced, and so for faults.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from benchmarks.machine import RESULTS
 from benchmarks.show import PRECISIONS, of_precision, ours, rate
 
 README = Path(__file__).parents[1] / "README.md"
-MARKED = re.compile(r"(?<=<!-- speed:begin -->\n).*(?=<!-- speed:end -->)", re.DOTALL)
 MODELS = {"all-MiniLM-L6-v2": "MiniLM", "distilbert-shape": "DistilBERT shape"}
 SPEEDS = {"mixed-short": "short", "mixed-long": "long"}
 ONE_TEXT = "one-text"
+BESIDE = {"training", "corpus", "faults", "soak"}  # results that are of no model's speed
 Result = dict[str, Any]
 
 
@@ -161,7 +161,7 @@ def heading(results: list[Result]) -> str:
 def section(folder: Path) -> str:
     """All that is said of one processor."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-    models = sorted(set(found) - {"training", "corpus"}, key=lambda model: (model not in MODELS, model))
+    models = sorted(set(found) - BESIDE, key=lambda model: (model not in MODELS, model))
     results = [found[model] for model in models]
     blocks = [heading(results), speed_table(results), *map(beside_table, results)]
     lines = [line for result in results for line in sentences(result)]
@@ -177,9 +177,51 @@ def render(folder: Path = RESULTS) -> str:
     return "\n\n".join(section(processor) for processor in processors) + "\n"
 
 
+def fault_table(result: Result) -> str:
+    """What was killed, how often, and what came of it."""
+    columns = ["tried", "survived", "lost", "doubled"]
+    rows = [[name, *(str(tally[column]) for column in columns)] for name, tally in result["tallies"].items()]
+    return markdown([["killed", "moments tried", *columns[1:]], *rows])
+
+
+def memory_sentence(result: Result) -> str:
+    """What a million rows and minutes of calls do to memory."""
+    told = []
+    if "stream" in result:
+        stream, corpus = result["stream"]["rows and MiB"], result["corpus"]["files done and peak MiB"]
+        middle, last = stream[len(stream) // 2], stream[-1]
+        told.append(f"{last[0]:,} rows through `encode_stream`: {middle[1]:.0f} MiB half way, {last[1]:.0f} at the end")
+        told.append(f"as many through `embed_corpus`, in {result['corpus']['files']} files: at most {corpus[0][1]:.0f} "
+                    f"MiB in the first, {corpus[-1][1]:.0f} in the last")  # fmt: skip
+    if "soak" in result:
+        soak = result["soak"]
+        told.append(f"{soak['calls']:,} calls of all kinds in {soak['minutes']:g} minutes: what is held grows by "
+                    f"{soak['held, MiB per hour']:.0f} MiB an hour, with what the allocator keeps for later by "
+                    f"{soak['resident, MiB per hour']:.0f}")  # fmt: skip
+    return "; ".join(told) + "."
+
+
+def faults(folder: Path = RESULTS) -> str:
+    """The README's part on faults, of each processor that there are such results of."""
+    blocks = []
+    for path in sorted(folder.glob("*/faults.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        taken = spoken(sorted({tally["date"] for tally in result["tallies"].values()}))
+        blocks += [f"{result['machine']['cpu']}, taken {taken}:", fault_table(result)]
+        if (soak := path.with_name("soak.json")).exists():
+            blocks.append(memory_sentence(json.loads(soak.read_text(encoding="utf-8"))))
+    return "\n\n".join(blocks) + "\n"
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """A text with other content between the marks of this name."""
+    marked = re.compile(rf"(?<=<!-- {name}:begin -->\n).*(?=<!-- {name}:end -->)", re.DOTALL)
+    return marked.sub(lambda _: content, text)
+
+
 def main() -> None:
     text = README.read_text(encoding="utf-8")
-    README.write_text(MARKED.sub(lambda _: render(), text), encoding="utf-8")
+    README.write_text(replaced(replaced(text, "speed", render()), "faults", faults()), encoding="utf-8")
 
 
 if __name__ == "__main__":
