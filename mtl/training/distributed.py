@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 SILENCE = timedelta(seconds=60)  # for which a process may leave the others waiting for its tensors
 PATIENCE = timedelta(minutes=30)  # and for its words: it may be loading, measuring or saving
-BUCKET = 4 * 2**20  # bytes of gradients that are on their way at once
+LARGE = 2**18  # bytes of a gradient that is not copied to travel with others
 
 
 class Processes:
@@ -157,42 +157,24 @@ class Processes:
         """Make the gradients of these parameters the sums of all processes'; who has none of one adds 0.
 
         ``rows`` has, by place in ``parameters``, the rows beside which a gradient is 0 in every process: only they are
-        sent. The others travel in buckets, each under way while the next is filled.
+        sent. Large gradients travel as they are, small ones together; all are under way at once.
         """
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        parts = {i: grad[own] for i, own in rows.items() if (grad := parameters[i].grad) is not None}
-        finishing = [self.begin_to_add(part) for part in parts.values()]
-        whole = [parameter for i, parameter in enumerate(parameters) if i not in rows]
-        flats = []
-        for bucket in buckets(whole):
-            flats.append(torch.cat([p.grad.flatten() for p in bucket if p.grad is not None]))
-            finishing.append(self.begin_to_add(flats[-1]))
-        for finish in finishing:
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.contiguous() for p in parameters]
+        parts = {i: gradients[i][own] for i, own in rows.items()}
+        alone = [x for i, x in enumerate(gradients) if i not in rows and x.nbytes >= LARGE]
+        small = [x for i, x in enumerate(gradients) if i not in rows and x.nbytes < LARGE]
+        flat = torch.cat([x.flatten() for x in small]) if small else torch.zeros(0)
+        for finish in [self.begin_to_add(x) for x in (*parts.values(), *alone, flat) if x.numel()]:
             finish()
         for i, part in parts.items():
-            gradient = parameters[i].grad
-            assert gradient is not None
-            gradient[rows[i]] = part
-        for bucket, flat in zip(buckets(whole), flats, strict=True):
-            for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
-                parameter.grad = part.view_as(parameter)
+            gradients[i][rows[i]] = part
+        for gradient, part in zip(small, flat.split([x.numel() for x in small]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
 
 
 ALONE = Processes()
-
-
-def buckets(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Neighbours together, up to the size of a bucket."""
-    found: list[list[Tensor]] = []
-    room = 0
-    for parameter in parameters:
-        room -= parameter.nbytes
-        if room < 0:
-            found.append([])
-            room = BUCKET - parameter.nbytes
-        found[-1].append(parameter)
-    return found
 
 
 @contextmanager

@@ -144,9 +144,7 @@ def differing(recipe: Path, change: Callable[[Path], object]) -> list[str]:
         f"cd {recipe.parent}/$RANK && exec {sys.executable} -m mtl train {recipe.name} --output {recipe.parent}/run"
     )
     _, err = done(torchrun(2, "sh", "-c", script, options=("--no-python",)), 1)
-    lines = [line for line in said(err) if not line.startswith("note: ")]
-    assert len(lines) == 2
-    return lines
+    return [line for line in said(err) if not line.startswith("note: ")]
 
 
 @pytest.mark.slow
@@ -156,6 +154,7 @@ def test_processes_with_other_data(recipe: Path) -> None:
         path.write_text(path.read_text().replace("text,label\n", "text,label\na b,0.5\n"))
 
     lines = differing(recipe, change)
+    assert len(lines) == 2
     assert lines[0] == lines[1]
     assert lines[0].startswith("error: data.train.length is '")
     assert "' in process 1" in lines[0]
@@ -169,8 +168,8 @@ def test_processes_with_another_recipe_weights_or_without_data(recipe: Path) -> 
         path.write_text(path.read_text().replace("epochs = 3", "epochs = 4\nseed = 1"))
         (folder / "tiny" / "model.safetensors").write_bytes(b"x")
 
-    lines = differing(recipe, other)
-    assert sum("tiny" in line and "process 1 of 2 stopped" in line for line in lines) == 1
+    lines = differing(recipe, other)  # torchrun may end the first before it can say why it stops
+    assert any(line.startswith("error: tiny/model.safetensors is no whole") for line in lines)
     for folder in (recipe.parent / "0", recipe.parent / "1", recipe.parent / "run"):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -179,6 +178,7 @@ def test_processes_with_another_recipe_weights_or_without_data(recipe: Path) -> 
         path.write_text(path.read_text().replace("epochs = 3", "epochs = 4\nseed = 1"))
 
     lines = differing(recipe, change)
+    assert len(lines) == 2
     assert lines[0] == lines[1]
     assert "training.epochs is 3 in process 0 and 4 in process 1; training.seed is 0 in process 0" in lines[0]
     assert "weights is '" in lines[0]  # the heads follow from the seed
