@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -83,13 +84,13 @@ class Processes:
             ends = time.monotonic() + PATIENCE.total_seconds()
             while not self.store.check(keys):
                 if self.store.check(["stopped"]) or time.monotonic() > ends:
-                    raise RuntimeError
+                    raise RuntimeError(f"it said nothing for {PATIENCE}")
                 time.sleep(0.01)
             return [json.loads(self.store.get(key)) for key in keys]
 
     def stopped(self, error: MtlError) -> None:
         """Let the others know why this process stops."""
-        if self.store is not None:
+        if self.store is not None and not self.reason():  # of several, the first knows why
             with self.together():
                 self.store.set("stopped", f"process {self.rank} of {self.count} stopped: {error}")
 
@@ -99,8 +100,9 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            raise TrainingError(self.reason() or f"another process died, or its machine cannot be reached "
-                                f"({one_line(error, 80)}); the last checkpoint is kept") from None  # fmt: skip
+            what = re.sub(r"^\[\S+\] ", "", one_line(error)).split(". ")[0]  # without the place in gloo's source
+            raise TrainingError(self.reason() or "another process died, or its machine cannot be reached "
+                                f"({what}); the last checkpoint is kept") from None  # fmt: skip
 
     def reason(self) -> str:
         """What a process that stopped said of it."""

@@ -273,8 +273,8 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
     """
     training, schedule, ranks = run.recipe.training, run.schedule, run.ranks
     threads = threads or default_threads()
-    division_of_each = division(run.window_tokens() // ranks.count, threads, run.model.embedder.device)
-    workers, inside = min(ranks.heard(division_of_each))
+    own_division = division(run.window_tokens() // ranks.count, threads, run.model.embedder.device)
+    workers, inside = min(ranks.heard(own_division))  # as many shares in each process
     parameters = [parameter for _, parameter in run.parameters()]
     run.train_mode()
     with stop_signal() as stopped, computing(workers, inside) as mapped:

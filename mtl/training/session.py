@@ -186,7 +186,8 @@ def claimed(folder: Path, resume: bool, ranks: Processes) -> Iterator[None]:
             sweep(folder)
             check_folder(folder, resume)  # another run may have been quicker
             ranks.begin(folder)
-        if not ranks.told(lambda: True) or not folder.is_dir():
+        ranks.told(lambda: None)  # now it is there
+        if not folder.is_dir():
             raise CheckpointError(f"process {ranks.rank} does not see {folder}, which process 0 made; "
                                   "expected a folder that all machines share")  # fmt: skip
         yield
