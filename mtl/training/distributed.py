@@ -1,12 +1,11 @@
 """Processes that train one model together, started by torchrun; the one place that uses torch.distributed.
 
 Every process draws the same windows and computes its own shares of them (gradients.py); what they find is added up.
-So all hold the same weights after every step, and decide alike. What has to be said in words goes through torchrun's
-store, as JSON; tensors go through a process group: gloo on a CPU, NCCL on GPUs. Where there is one process, nothing
-here does anything.
+So all hold the same weights after every step, and decide alike. Tensors go through gloo on a CPU, NCCL on GPUs; what
+has to be said in words goes through gloo as JSON. Where there is one process, nothing here does anything.
 
 A process that dies closes its connections, at which the others stop at once; one that is silent, because its machine
-is gone, is waited for a minute.
+is gone, is waited for a minute. Why it stopped, and where a run began, stands in the store that torchrun keeps.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -44,7 +42,7 @@ class Processes:
         self.rank, self.count = rank, count
         self.store = store  # of this attempt
         self.launch = launch  # of all attempts that torchrun makes
-        self.said = 0  # how often something was said in words
+        self.words: dist.ProcessGroup | None = None  # the group that waits longer
         self.bytes = 0  # of tensors that this process had added up
 
     @property
@@ -75,18 +73,17 @@ class Processes:
         Raises:
             TrainingError: a process stopped, or said nothing for ``PATIENCE``.
         """
-        if self.store is None:
+        if self.words is None:
             return [value]
-        self.said += 1
-        keys = [f"{self.said}/{rank}" for rank in range(self.count)]
+        said = json.dumps(value).encode()
         with self.together():
-            self.store.set(keys[self.rank], json.dumps(value))
-            ends = time.monotonic() + PATIENCE.total_seconds()
-            while not self.store.check(keys):
-                if self.store.check(["stopped"]) or time.monotonic() > ends:
-                    raise RuntimeError(f"it said nothing for {PATIENCE}")
-                time.sleep(0.01)
-            return [json.loads(self.store.get(key)) for key in keys]
+            sizes = torch.zeros(self.count, dtype=torch.int64)
+            sizes[self.rank] = len(said)
+            dist.all_reduce(sizes, group=self.words)
+            texts = torch.zeros(self.count, int(sizes.max()), dtype=torch.uint8)
+            texts[self.rank, : len(said)] = torch.frombuffer(bytearray(said), dtype=torch.uint8)
+            dist.all_reduce(texts, group=self.words)
+        return [json.loads(bytes(row[:size].tolist())) for row, size in zip(texts, sizes.tolist(), strict=True)]
 
     def stopped(self, error: MtlError) -> None:
         """Let the others know why this process stops."""
@@ -192,13 +189,16 @@ def joined(device: torch.device) -> Iterator[Processes]:
     attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]  # torchrun's store outlives its attempts
     with ALONE.together():
         store, rank, count = next(iter(rendezvous("env://", timeout=PATIENCE)))
-    found = Processes(rank, count, PrefixStore(f"words/{attempt}", store), PrefixStore("launch", store))
+    own = PrefixStore(f"attempt/{attempt}", store)
+    found = Processes(rank, count, own, PrefixStore("launch", store))
     try:
-        found.heard("here")  # some machines start sooner than others
         with found.together():
+            own.set(str(rank), "here")
+            own.wait([str(other) for other in range(count)], PATIENCE)  # some machines start sooner
             backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
             group = PrefixStore(f"group/{attempt}", store)
             dist.init_process_group(backend, store=group, rank=rank, world_size=count, timeout=SILENCE)
+            found.words = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield found
     except MtlError as error:
         found.stopped(error)

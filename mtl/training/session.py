@@ -55,10 +55,10 @@ def train(
         MtlError: see mtl.errors.
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
-    read, name = as_recipe(recipe)
-    notes = missing_extras(read, tensorboard)
     place, threads = usable(own_device(device)), threads or own_threads()
     with joined(place) as ranks, speaking(ranks.leads):
+        read, name = as_recipe(recipe)
+        notes = missing_extras(read, tensorboard)
         resume = resume or ranks.begun is not None
         folder = Path(ranks.told(lambda: str(chosen_folder(folder or ranks.begun, name, resume))))
         model = loop.create(read, place)
