@@ -66,7 +66,7 @@ def step_ms(data: Path, steps: int, division: Callable[..., tuple[int, int]]) ->
     return statistics.median(seconds) * 1000
 
 
-def text_ms(model: SentenceEncoder, threads: int, repeats: int) -> float:
+def text_ms(model: SentenceEncoder, threads: int | None, repeats: int) -> float:
     """The median time of one text, in ms."""
     seconds = []
     for _ in range(repeats):
@@ -87,6 +87,7 @@ def main(data: Path, steps: int, repeats: int, save: Path | None) -> None:
     measures: dict[str, Callable[[], float]] = {
         "a step, in shares": lambda: step_ms(data, steps, loop.division),
         "a step, all threads at once": lambda: step_ms(data, max(2, steps // 4), lambda *_: (1, threads)),
+        "one text": lambda: text_ms(model, None, repeats),
         "one text, all threads": lambda: text_ms(model, threads, repeats),
         "one text, one thread": lambda: text_ms(model, 1, repeats),
     }

@@ -10,6 +10,8 @@ import torch
 
 GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+LOAD = Path("/proc/loadavg")
+OWN = Path("/proc/self/task")
 _at_start = torch.get_num_threads()
 
 
@@ -25,6 +27,19 @@ def cores() -> int:
     """The cores that affinity and control groups leave to this process, a part of one counted as one."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, math.ceil(min(quota(), allowed))))
+
+
+def idle() -> int:
+    """The machine's cores on which nothing but this process runs at this moment, at least one; all where that is not
+    known. It looks at all processes, for which Linux counts the threads that run (proc(5), /proc/loadavg)."""
+    machine, running = os.cpu_count() or 1, lines(LOAD)
+    if not running:
+        return machine
+    others = int(running[0].split()[3].partition("/")[0]) - 1
+    if others:  # some may be ours, which spin for a while after they have worked
+        states = [stat[0].rpartition(")")[2].split()[0] for task in OWN.glob("*/stat") if (stat := lines(task))]
+        others -= max(0, states.count("R") - 1)
+    return max(1, machine - max(0, others))
 
 
 def quota(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> float:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mtl.encode.batching import by_token_budget, in_shares
-from mtl.encode.cores import default_threads
+from mtl.encode.cores import default_threads, idle
 from mtl.errors import InputError, shown
 from mtl.model.packing import PackedBatch
 
@@ -140,6 +140,7 @@ class Engine:
         self.device = device
         self.on_cpu = device.type == "cpu"
         self.batch_tokens = batch_tokens or (BATCH_TOKENS if self.on_cpu else BATCH_TOKENS_GPU)
+        self.given = threads
         self.threads = threads or default_threads()
 
     def run(self, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -171,12 +172,20 @@ class Engine:
         elif len(packed) > 1:
             with side_by_side(min(self.threads, len(packed))) as pool:
                 yield from pool.map(self.compute, packed)
-        elif self.threads == torch.get_num_threads():
-            with _threads.blas_alone():
-                yield self.compute(packed[0])
         else:
-            with side_by_side(1, self.threads) as pool:
-                yield pool.submit(self.compute, packed[0]).result()
+            yield self.alone(packed[0])
+
+    def alone(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """One batch's vectors, on all threads; by default on no more than there are idle cores.
+
+        Threads that wait for each other would wait for the other processes too.
+        """
+        threads = self.given or min(self.threads, idle())
+        if threads == torch.get_num_threads():
+            with _threads.blas_alone():
+                return self.compute(rows)
+        with side_by_side(1, threads) as pool:
+            return pool.submit(self.compute, rows).result()
 
     @torch.inference_mode()
     def compute(self, rows: Sequence[Sequence[int]]) -> Tensor:

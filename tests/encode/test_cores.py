@@ -68,3 +68,19 @@ def test_affinity_is_kept_to() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == ["1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("running", "own", "expected"),
+    [("1/99", "R", 4), ("3/99", "R", 2), ("3/99", "RRS", 3), ("9/99", "R", 1), ("1/99", "RR", 4), (None, "R", 4)],
+)
+def test_idle_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, running: str, own: str, expected: int) -> None:
+    """Of a machine with four; what runs of this process itself is not counted."""
+    if running:
+        (tmp_path / "load").write_text(f"0.50 0.40 0.30 {running} 4711\n")
+    for number, state in enumerate(own):
+        group(tmp_path / "tasks" / str(number), stat=f"{number} (a) b) {state} 1 1\n")
+    monkeypatch.setattr(cores, "LOAD", tmp_path / "load")
+    monkeypatch.setattr(cores, "OWN", tmp_path / "tasks")
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert cores.idle() == expected
