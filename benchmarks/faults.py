@@ -51,6 +51,7 @@ WORDS = (
     "to",
     "them",
 )
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # a node dies with these
 FORK = multiprocessing.get_context("fork")
 Units = Callable[[Path], Counter[Any]]
 
@@ -192,7 +193,7 @@ def children(pid: int) -> Iterator[int]:
     yield from below - {pid}
 
 
-def named(start: str, but: str = "\0") -> Callable[[int], list[int]]:
+def named(start: str, but: tuple[str, ...] = ()) -> Callable[[int], list[int]]:
     """Victims by what their command line begins with, or its program is called."""
 
     def victims(pid: int) -> list[int]:
@@ -298,7 +299,7 @@ def subjects(folder: Path, ray: bool) -> list[Subject]:
     found.append(Subject("mtl embed-corpus", corpus(), ids))
     if ray:
         on_ray = corpus("--address", "local", "--actors", "2")
-        actor, worker, node = named("ray::MapWorker"), named("ray::", but="ray::MapWorker"), named("raylet")
+        actor, worker, node = named("ray::MapWorker"), named("ray::", but=("ray::MapWorker", *AGENTS)), named("raylet")
         found += [
             Subject("mtl embed-corpus on Ray: an actor", on_ray, ids, victims=actor, endures=True),
             Subject("mtl embed-corpus on Ray: another worker", on_ray, ids, victims=worker, endures=True),
