@@ -1,15 +1,16 @@
 """What each part of embedding a corpus takes by itself, and what an engine reaches of it: the figures of docs/scale.md.
 
-python -m benchmarks.corpus [--rows 4000] [--files 4] [--actors 2] [--save FOLDER]
+python -m benchmarks.corpus [--rows 4000] [--files 4] [--actors 2] [--no-one-thread] [--save FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import machine, workloads
+from benchmarks.memory import peaks
 from mtl import SentenceEncoder
 from mtl.corpus.embed import embed_corpus
 from mtl.corpus.places import Place, Source
@@ -77,30 +79,39 @@ def parts_alone(encoder: SentenceEncoder, texts: list[str], folder: Path) -> dic
     return {**rates, **sizes, "bytes per row, input": Path(source.place.path).stat().st_size / WINDOW}
 
 
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def same(one: Path, other: Path) -> bool:
     """Whether two folders hold the same files, to the byte."""
     names = [sorted(path.name for path in folder.iterdir()) for folder in (one, other)]
     return names[0] == names[1] and all((one / n).read_bytes() == (other / n).read_bytes() for n in names[0])
 
 
-def engines(folder: Path, actors: int, threads: int) -> dict[str, Any]:
-    """The whole command, in one process on one thread and on all, and on Ray."""
-    found: dict[str, Any] = {}
-    runs: dict[str, dict[str, Any]] = {"one process": {"threads": threads}, "one process, one thread": {"threads": 1}}
+def one_engine(folder: Path, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The whole command, in this process: what it says of itself, and its memory as files get done."""
+    with peaks(folder / name) as memory:
+        done = embed_corpus([folder / "in"], folder / name, model=MODEL, progress=False, **options)
+    print(f"{name}: {done}", flush=True)
+    return {
+        "rows": done.rows, "tokens": done.tokens, "seconds": done.seconds, "span": done.span, "busy": done.busy,
+        "actors": done.actors, "rows per second": done.rows / done.span,
+        "files done and peak MiB": list(memory.items()),
+    }  # fmt: skip
+
+
+def engines(folder: Path, actors: int, threads: int, one_thread: bool) -> dict[str, Any]:
+    """The command in one process on all threads, on one if wanted, and on Ray; each begun in a process of its own."""
+    runs: dict[str, dict[str, Any]] = {"one process": {"threads": threads}}
+    if one_thread:
+        runs["one process, one thread"] = {"threads": 1}
     if actors:
         runs["ray"] = {"address": "local", "actors": actors}
+    found: dict[str, Any] = {}
     for name, options in runs.items():
-        done = embed_corpus([folder / "in"], folder / name, model=MODEL, progress=False, **options)
-        found[name] = {
-            "rows": done.rows, "tokens": done.tokens, "seconds": done.seconds, "span": done.span, "busy": done.busy,
-            "actors": done.actors, "rows per second": done.rows / done.span, "driver's peak MiB": peak_mib(),
-            "same bytes": same(folder / "one process", folder / name),
-        }  # fmt: skip
-        print(f"{name}: {done}")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            found[name] = pool.submit(one_engine, folder, name, options).result()
+        found[name]["same bytes"] = same(folder / "one process", folder / name)
+    if actors:
+        ratio = found["ray"]["rows per second"] / found["one process"]["rows per second"]
+        print(f"ray: {ratio:.2f} times one process; the same bytes: {found['ray']['same bytes']}")
     return found
 
 
@@ -109,6 +120,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--files", type=int, default=4)
     parser.add_argument("--actors", type=int, default=0, help="on a Ray of this machine; 0: without Ray")
+    parser.add_argument("--no-one-thread", action="store_true", help="leave out the run on one thread")
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
     encoder = SentenceEncoder.from_pretrained(MODEL)
@@ -125,7 +137,7 @@ def main() -> None:
         result = {
             "machine": described, "model": MODEL, "texts": "mixed-short", "rows": arguments.rows,
             "files": arguments.files, "parts": alone,
-            "engines": engines(folder, arguments.actors, described["torch_threads"]),
+            "engines": engines(folder, arguments.actors, described["torch_threads"], not arguments.no_one_thread),
         }  # fmt: skip
     path = arguments.save and machine.result_path(arguments.save, "corpus")
     machine.write_result(path, result)

@@ -8,13 +8,11 @@ The model is small, so that as many texts as possible go through; what could gro
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import os
 import random
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -26,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import machine
+from benchmarks.memory import held_mib, peaks, resident_mib
 from benchmarks.small import save_small_model
 from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
 from mtl.corpus.embed import embed_corpus
@@ -34,12 +33,6 @@ from mtl.encode.outputs import open_output
 WORDS = ("the", "train", "to", "vienna", "was", "late", "but", "view", "from", "its", "window", "worth", "all", "of")
 CORPUS_FILES = 10
 WARM_UP = 0.2  # of the time, in which caches fill
-
-
-def resident_mib() -> float:
-    """The memory of this process that is in use now (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def rows(number: int) -> Iterator[str]:
@@ -67,21 +60,10 @@ def a_corpus(folder: Path, model: Path, number: int, threads: int) -> dict[str, 
         part = list(islice(texts, share))
         pq.write_table(pa.table({"text": part, "id": [f"{i}-{j}" for j in range(len(part))]}),
                        folder / "corpus" / f"{i}.parquet")  # fmt: skip
-    samples: list[tuple[int, float]] = []
-    out = folder / "vectors"
-
-    def watch() -> None:
-        while not over.wait(0.2):
-            samples.append((len(list(out.glob("*.parquet"))), resident_mib()))
-
-    over, watcher = threading.Event(), threading.Thread(target=watch)
-    watcher.start()
-    done = embed_corpus([folder / "corpus"], out, model=model, threads=threads, progress=False)
-    over.set()
-    watcher.join()
-    peaks = {files: max(mib for count, mib in samples if count == files) for files in sorted(dict(samples))}
+    with peaks(folder / "vectors") as found:
+        done = embed_corpus([folder / "corpus"], folder / "vectors", model=model, threads=threads, progress=False)
     told = {"rows": done.rows, "files": done.files, "seconds": done.seconds}
-    return {**told, "files done and peak MiB": list(peaks.items())}
+    return {**told, "files done and peak MiB": list(found.items())}
 
 
 def calls(model: MultiTaskModel, folder: Path, name: Path, threads: int) -> list[Callable[[random.Random], object]]:
@@ -116,12 +98,6 @@ def calls(model: MultiTaskModel, folder: Path, name: Path, threads: int) -> list
         lambda generator: embedder.search(drawn(generator, 5), drawn(generator, 500), k=3),
         stream, to_file, corpus,
     ]  # fmt: skip
-
-
-def held_mib() -> float:
-    """The memory that is in use once the allocator (glibc) has given back what it only keeps for later."""
-    ctypes.CDLL(None).malloc_trim(0)
-    return resident_mib()
 
 
 def slope(samples: list[tuple[float, float]]) -> float:

@@ -22,7 +22,6 @@ from mtl.encode.cores import cores
 from mtl.errors import InputError, MtlError
 
 PATIENCE = 5.0  # seconds that a cluster has to answer
-INIT_DEATHS = 3  # actors in a row that may die while they start, before a run gives up; Ray's own number is none
 
 
 def import_ray() -> Any:
@@ -136,9 +135,7 @@ def encoded(ray: Any, job: Job, sources: Sequence[Source], actors: int, threads:
     Raises:
         InputError: the cluster itself failed.
     """
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.max_consecutive_actor_init_deaths = INIT_DEATHS
+    ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     files = ray.data.from_items([{"file": i} for i in range(len(sources))], override_num_blocks=len(sources))
     rows = files.map_batches(
