@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +138,11 @@ def test_a_run_keeps_what_it_does_not_measure(
     assert len(measured["seconds"]) == 1
     assert measured["smallest_cosine"] == pytest.approx(1)
     assert path.with_suffix(".png").is_file()
+
+
+@pytest.mark.slow
+def test_a_batch_of_1024_pairs_takes_the_memory_of_its_micro_batches() -> None:
+    command = [sys.executable, "-m", "benchmarks.pairs", "memory"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    peaks = json.loads(done.stdout.splitlines()[-1])["peak_mib"]
+    assert peaks["1024"] <= 1.3 * peaks["32"]
