@@ -31,7 +31,7 @@ VERBATIM := HEADS MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME PROCESSES SPLI
 $(foreach name,$(VERBATIM),$(eval embed train predict evaluate: export override $(name) := $$(value $(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup embed train predict evaluate ablation bench bench-peers bench-train test test-slow test-reference lint docker clean
+.PHONY: help setup embed train predict evaluate ablation bench bench-peers bench-train bench-pairs test test-slow test-reference lint docker clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -76,6 +76,9 @@ bench-peers: .venv-bench/.installed ## The same beside sentence-transformers, on
 
 bench-train: $(STAMP)-reference ## Training speed against transformers' Trainer [DATA=folder with sst2/]
 	$(BIN)/python -m benchmarks.training --data "$(DATA)"
+
+bench-pairs: $(STAMP)-reference ## Training on pairs: quality by seed, beside sentence-transformers' trainer [DATA=folder with stsb/]
+	$(BIN)/python -m benchmarks.pairs quality --data "$(DATA)"
 
 test: $(STAMP)-test ## Run the tests (no hub needed)
 	$(BIN)/python -m pytest -m "not reference and not slow"

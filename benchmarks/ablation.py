@@ -2,9 +2,9 @@
 
     python -m benchmarks.ablation --data FOLDER
 
-FOLDER holds sst2/{train,dev}.jsonl (label 0, 1) and trec/train.jsonl (label, and fold, of which 0 is the dev
-set). Each experiment trains from the same pretrained trunk and is measured on the dev sets. The last line is the
-result as JSON; --output keeps it, and one made before is continued.
+FOLDER holds sst2/{train,dev}.jsonl (label 0, 1) and trec/train.jsonl (label, and fold, of which one is the dev set).
+Each experiment trains from the same pretrained trunk, with every seed and every fold of TREC, and is measured on the
+dev sets. The last line is the result as JSON; --output keeps it, and one made before is continued.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import statistics
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +36,8 @@ MODEL = "all-MiniLM-L6-v2"
 BASE = Training(epochs=3, batch_size=16, learning_rate=1e-4, head_learning_rate=1e-3, warmup=0.1)
 
 
-def prepare(data: Path, folder: Path, rows: int | None) -> tuple[TaskSpec, TaskSpec]:
-    """The two tasks, with TREC divided by its folds, and at most so many rows to train each on.
+def prepare(data: Path, folder: Path, rows: int | None, fold: int) -> tuple[TaskSpec, TaskSpec]:
+    """The two tasks, with a fold of TREC as its dev set, and at most so many rows to train each on.
 
     Raises:
         click.ClickException: a file is missing.
@@ -45,7 +48,7 @@ def prepare(data: Path, folder: Path, rows: int | None) -> tuple[TaskSpec, TaskS
             raise click.ClickException(f"{path} is no file; see `python -m benchmarks.ablation --help`")
     sst2 = {"train": read(files[0]), "dev": read(files[1])}
     folds = read(files[2])
-    trec = {"train": [r for r in folds if r["fold"] != 0], "dev": [r for r in folds if r["fold"] == 0]}
+    trec = {"train": [r for r in folds if r["fold"] != fold], "dev": [r for r in folds if r["fold"] == fold]}
     for name, splits in (("sst2", sst2), ("trec", trec)):
         random.Random(0).shuffle(splits["train"])
         splits["train"] = splits["train"][:rows]
@@ -112,43 +115,73 @@ def measure(tasks: tuple[TaskSpec, ...], training: Training, model_name: str) ->
         }
 
 
-def row(name: str, result: dict[str, Any]) -> list[object]:
-    """The best epoch by the mean of accuracies, as a line of the table."""
-    means = [sum(task["accuracy"] for task in dev.values()) / len(dev) for dev in result["dev"]]
-    best = max(range(len(means)), key=means.__getitem__)
-    dev = result["dev"][best]
-    accuracies: list[object] = [f"{dev[task]['accuracy']:.4f}" if task in dev else "" for task in ("sst2", "trec")]
-    f1 = [f"{dev[task]['macro_f1']:.4f}" if task in dev else "" for task in ("sst2", "trec")]
-    seconds = result["seconds"]
-    return [name, *accuracies, *f1, f"{best + 1} of {len(means)}", f"{seconds[0]:.1f}", f"{seconds[-1]:.1f}",
-            f"{result['trained']:,}"]  # fmt: skip
+def best_epoch(result: dict[str, Any]) -> dict[str, float]:
+    """The dev metrics of the epoch with the highest mean of accuracies, and what it took."""
+    best = max(result["dev"], key=lambda dev: statistics.mean(task["accuracy"] for task in dev.values()))
+    found = {f"{task} {name}": value for task, values in best.items() for name, value in values.items()}
+    return {**found, "s, epoch 1": result["seconds"][0], "s, last": result["seconds"][-1]}
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """The mean, and the standard deviation of single runs where there are several."""
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread}" if values else ""
+
+
+def summary_rows(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[list[object]]:
+    """An experiment a row, with the number of its runs and the mean and spread of each metric."""
+    columns = list(dict.fromkeys(key for found in runs.values() for run in found for key in run))
+    yield ["experiment", "runs", *columns]
+    for title, found in runs.items():
+        cells = (mean_and_spread([run[column] for run in found if column in run]) for column in columns)
+        yield [title, len(found), *cells]
+
+
+def kept_results(output: Path | None, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a file has from before: experiment -> run -> result.
+
+    Raises:
+        click.ClickException: it was made with other settings.
+    """
+    if not output or not output.exists():
+        return {}
+    kept = json.loads(output.read_text(encoding="utf-8"))
+    differing = [name for name in settings if name != "threads" and kept["settings"].get(name) != settings[name]]
+    if differing:
+        raise click.ClickException(f"{output} was made with another {', '.join(differing)}; name another --output")
+    return dict(kept["results"])
 
 
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder with sst2/ and trec/.")
 @click.option("--model", default=MODEL, show_default=True, help="The trunk to start from.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Seeds 0, 1, ... of each.")
+@click.option("--folds", default=2, show_default=True, type=click.IntRange(1, 10), help="TREC's dev folds 0, 1, ...")
 @click.option("--rows", type=click.IntRange(1), help="Rows to train each task on.  [default: all]")
 @click.option("--only", multiple=True, help="Names of experiments; all by default.")
 @click.option("--output", type=click.Path(path_type=Path), help="Where to keep the JSON.")
-def main(data: Path, model: str, seed: int, rows: int | None, only: tuple[str, ...], output: Path | None) -> None:
-    results: dict[str, Any] = json.loads(output.read_text())["results"] if output and output.exists() else {}
-    with tempfile.TemporaryDirectory() as name:
-        for title, (tasks, training) in experiments(*prepare(data, Path(name), rows)).items():
-            if (only and title not in only) or title in results:
-                continue
-            print(f"-- {title}", flush=True)
-            results[title] = measure(tasks, dataclasses.replace(training, seed=seed), model)
-            if output:
-                write_result(output, summary(model, rows, results))
-    header = ["experiment", "sst2", "trec", "sst2 F1", "trec F1", "best epoch", "s, epoch 1", "s, last", "trained"]
-    print(table([header, *(row(title, result) for title, result in results.items())]))
-    write_result(output, summary(model, rows, results))
+def main(
+    data: Path, model: str, seeds: int, folds: int, rows: int | None, only: tuple[str, ...], output: Path | None
+) -> None:
+    settings = {**dataclasses.asdict(BASE), "model": model, "rows": rows, "threads": torch.get_num_threads()}
+    results = kept_results(output, settings)
 
+    def whole() -> dict[str, Any]:
+        return {"machine": describe("scikit-learn"), "settings": settings, "results": results}
 
-def summary(model: str, rows: int | None, results: dict[str, Any]) -> dict[str, Any]:
-    settings = {**dataclasses.asdict(BASE), "rows": rows, "threads": torch.get_num_threads()}
-    return {"machine": describe("scikit-learn"), "model": model, "settings": settings, "results": results}
+    for seed, fold in product(range(seeds), range(folds)):
+        with tempfile.TemporaryDirectory() as name:
+            for title, (tasks, training) in experiments(*prepare(data, Path(name), rows, fold)).items():
+                key = f"seed {seed}, fold {fold}"
+                if (only and title not in only) or key in results.get(title, {}):
+                    continue
+                print(f"-- {title}, {key}", flush=True)
+                found = measure(tasks, dataclasses.replace(training, seed=seed), model)
+                results.setdefault(title, {})[key] = found
+                write_result(output, whole())
+    runs = {title: [best_epoch(result) for result in found.values()] for title, found in results.items()}
+    print(table(list(summary_rows(runs))))
+    write_result(output, whole())
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.ablation import TREC, read
+from benchmarks.ablation import TREC, kept_results, read, summary_rows
 from benchmarks.machine import describe, write_result
 from mtl.display import table
 from mtl.encode.multitask import MultiTaskModel
@@ -202,19 +201,6 @@ def result_of(title: str, tasks: Mapping[str, TaskSpec], folder: Path, seed: int
     return {**found, "seconds": perf_counter() - started}
 
 
-def summary_rows(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[list[object]]:
-    """Mean and spread (the standard deviation of single runs) of each metric, an experiment a row."""
-    columns = list(dict.fromkeys(key for runs in results.values() for run in runs.values() for key in run))
-    yield ["experiment", "seeds", *columns]
-    for title, runs in results.items():
-        cells = []
-        for column in columns:
-            values = [run[column] for run in runs.values() if column in run]
-            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 and column != "seconds" else ""
-            cells.append(f"{statistics.mean(values):.4f}{spread}" if values else "")
-        yield [title, len(runs), *cells]
-
-
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder with stsb/, sst2/ and trec/.")
 @click.option("--seeds", default=3, show_default=True, help="Seeds 0, 1, ... of each experiment.")
@@ -224,10 +210,7 @@ def summary_rows(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> It
 def quality(data: Path, seeds: int, rows: int | None, only: tuple[str, ...], output: Path | None) -> None:
     """Dev Spearman on STS-B and accuracy on SST-2 and TREC, of each experiment with each seed."""
     settings = {**dataclasses.asdict(BASE), "rows": rows, "threads": torch.get_num_threads()}
-    kept = json.loads(output.read_text()) if output and output.exists() else {"results": {}}
-    if kept["results"] and kept["settings"] | {"threads": 0} != settings | {"threads": 0}:
-        raise click.ClickException(f"{output} was made with other settings: {kept['settings']}; name another --output")
-    results: dict[str, dict[str, dict[str, float]]] = kept["results"]
+    results: dict[str, dict[str, dict[str, float]]] = kept_results(output, settings)
     found = splits(data, rows)
 
     def whole() -> dict[str, Any]:
@@ -242,5 +225,5 @@ def quality(data: Path, seeds: int, rows: int | None, only: tuple[str, ...], out
                 print(f"-- {title}, seed {seed}", flush=True)
                 results.setdefault(title, {})[str(seed)] = result_of(title, tasks, Path(name), seed)
                 write_result(output, whole())
-    print(table(list(summary_rows(results))))
+    print(table(list(summary_rows({title: list(runs.values()) for title, runs in results.items()}))))
     write_result(output, whole())

@@ -341,6 +341,10 @@ def train(recipe: str, output: Path | None, resume: bool, device: str, threads: 
 )  # fmt: skip
 @click.option("--fields", help="The fields of the --sts file: A,B,SCORE.  [default: its own three]")
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
+@click.option(
+    "--plot", type=click.Path(path_type=Path),
+    help="Draw scores and cosines, and a map of the vectors, to this .png, .svg or .pdf file.",
+)  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 def evaluate(
@@ -350,6 +354,7 @@ def evaluate(
     retrieval: Path | None,
     fields: str | None,
     split: str,
+    plot: Path | None,
     device: str,
     threads: int | None,
 ) -> None:
@@ -358,12 +363,14 @@ def evaluate(
 
     if [recipe, sts, retrieval].count(None) != 2 or (fields and not sts):
         raise click.UsageError("expected one of --recipe, --sts and --retrieval; --fields goes with --sts")
+    if plot and retrieval:
+        raise click.UsageError("--plot goes with --recipe and --sts; a search has no picture")
     if retrieval:
         session.show_retrieval(model, retrieval, split, device, threads)
     elif sts:
-        session.show_sts(model, sts, fields.split(",") if fields else [], device, threads)
+        session.show_sts(model, sts, fields.split(",") if fields else [], device, threads, plot)
     else:
-        session.show_evaluation(model, str(recipe), split, device, threads)
+        session.show_evaluation(model, str(recipe), split, device, threads, plot)
 
 
 @cli.command()

@@ -1,5 +1,6 @@
 """The examples run as their first lines say, and find what they should."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +41,21 @@ def test_two_tasks(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_few_shot(tmp_path: Path) -> None:
     assert run("few_shot.py", tmp_path / "run")[-1] == "['food']"
+
+
+@pytest.mark.slow
+def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One epoch finds unseen questions' answers better than none; a search gives the right answer first."""
+    spec = importlib.util.spec_from_file_location("questions", ROOT / "examples" / "questions.py")
+    assert spec
+    assert spec.loader
+    questions = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(questions)
+    assert len(questions.ROWS.read_text().splitlines()) == 300
+    questions.main(str(tmp_path / "run"), "Do you have a drill that I could take home?", epochs=1)
+    lines = capsys.readouterr().out.splitlines()
+    before, after = (
+        float(line.split()[1]) for line in lines if line.startswith("answers  ") and "contrastive" not in line
+    )
+    assert after > before
+    assert "Small tools may leave the house for three nights" in lines[-3]

@@ -45,6 +45,7 @@ class Kind:
     negatives: A row's first two texts belong together, and the texts of all other rows of the window do not belong to
         them, nor do the row's own further texts, of which there may be any number. Targets are the texts' numbers
         (rows, texts), equal for equal texts, and no window is drawn that holds a text twice.
+    teacher: Targets are vectors too, and are cut to a size with those that are trained.
     losses: What ``loss`` may be set to, where there are several.
     options: The settings of its loss, with their defaults.
     reading: The settings by which its data are read.
@@ -64,6 +65,7 @@ class Kind:
     embeds: bool = False
     joint: bool = False
     negatives: bool = False
+    teacher: bool = False
     losses: tuple[str, ...] = ()
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reading: tuple[str, ...] = ()
@@ -71,6 +73,10 @@ class Kind:
     @property
     def main_metric(self) -> str:
         return next(iter(self.metrics))
+
+    def cut(self, vectors: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """The first so many dimensions of vectors, and the targets that these have."""
+        return vectors[..., :size], targets[..., :size] if self.teacher else targets
 
 
 # One label of several
@@ -326,6 +332,7 @@ DISTILLATION = Kind(
     losses=("squared", "cosine"),
     options={"loss": "squared"},
     reading=("teacher",),
+    teacher=True,
     uncertainty=0.5,
 )
 

@@ -63,7 +63,7 @@ class TaskSpec:
     "distillation": A text, whose vector is to become the ``teacher``'s: a model by name, whose vectors are computed
         once and remembered, or an .npy or .safetensors file beside the recipe with one for each row, whose name holds
         "{split}" for train, dev and test. ``loss`` is "squared" (the default) or "cosine". A recipe's ``layers`` make
-        the student smaller. It has no ``matryoshka``.
+        the student smaller. ``matryoshka`` compares the first dimensions of both.
     """
 
     name: str
@@ -114,7 +114,7 @@ class TaskSpec:
 
     def _check_settings(self, kind: Kind) -> None:
         """That nothing is set which a task of this kind has not."""
-        known = {*kind.options, *kind.reading, *(SIZES if kind.joint else ()), *(() if kind.embeds else BRANCH)}
+        known = {*kind.options, *kind.reading, *(SIZES if kind.embeds else BRANCH)}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in OWN - known and value != field.default:
@@ -123,7 +123,7 @@ class TaskSpec:
     def _check_pairs(self, kind: Kind) -> None:
         if self.loss is not None:
             one_of("loss", self.loss, kind.losses)
-        if "teacher" in kind.reading and not self.teacher:
+        if kind.teacher and not self.teacher:
             expected = "a model, or a file of vectors as teacher-{split}.npy"
             raise RecipeError(f"teacher is missing; expected {expected}", "kind")
         if self.scale is not None and not 0 < self.scale < math.inf:
@@ -180,7 +180,7 @@ class TaskSpec:
         options = {name: KINDS[self.kind].options[name] if value is None else value for name, value in given.items()}
         loss = partial(KINDS[self.kind].loss, **options)
         weights = self.matryoshka_weights or (1.0,) * len(self.matryoshka)
-        return partial(matryoshka, loss, self.matryoshka, weights) if self.matryoshka else loss
+        return partial(matryoshka, loss, KINDS[self.kind].cut, self.matryoshka, weights) if self.matryoshka else loss
 
     @property
     def metrics(self) -> dict[str, int]:

@@ -31,14 +31,23 @@ def cosent(cosine: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, int]:
 
 def matryoshka(
     criterion: Callable[[Tensor, Tensor], tuple[Tensor, int]],
+    cut: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
     sizes: Sequence[int],
     weights: Sequence[float],
     vectors: Tensor,
     targets: Tensor,
 ) -> tuple[Tensor, int]:
-    """The weighted sum of a loss of the first so many dimensions, for each size (Kusupati et al. 2022, 2205.13147)."""
-    losses, counts = zip(*(criterion(vectors[..., :size], targets) for size in sizes), strict=True)
-    return sum((loss * weight for loss, weight in zip(losses, weights, strict=True)), vectors.new_zeros(())), counts[0]
+    """The weighted sum of a loss of the first so many dimensions, for each size (Kusupati et al. 2022, 2205.13147).
+
+    ``cut`` gives vectors and targets of a size. Where it leaves fewer labels, each counts for more.
+    """
+    total, count = vectors.new_zeros(()), 0
+    for size, weight in zip(sizes, weights, strict=True):
+        shorter, labels = cut(vectors, targets, size)
+        loss, own = criterion(shorter, labels)
+        total = total + loss * (weight * targets.numel() / labels.numel())
+        count = own * targets.numel() // labels.numel()
+    return total, count
 
 
 def contrastive(vectors: Tensor, numbers: Tensor, scale: float, symmetric: bool) -> tuple[Tensor, int]:

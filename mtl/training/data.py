@@ -184,7 +184,7 @@ def load_data(
             continue
         texts, targets = read_split(task, split, recipe.folder)
         tokenized = embedder.tokenizer([embedder.default_prompt + text for text in texts], "truncate", limit)
-        if "teacher" in KINDS[task.kind].reading:
+        if KINDS[task.kind].teacher:
             targets = teacher_vectors(task, split, texts, recipe.folder, embedder.dim)
         if KINDS[task.kind].negatives:
             targets = text_numbers(tokenized.rows, len(task.text_field))

@@ -17,19 +17,27 @@ from mtl.encode.tasks import TaskSpec
 from mtl.errors import InputError, shown
 from mtl.training.data import load_data
 from mtl.training.evaluate import all_logits, measure
+from mtl.training.plots import check_picture, plot_vectors
 from mtl.training.recipe import Recipe
 
 
 def sts(
-    model: SentenceEncoder, path: Path, fields: Sequence[str] = (), threads: int | None = None
+    model: SentenceEncoder,
+    path: Path,
+    fields: Sequence[str] = (),
+    threads: int | None = None,
+    picture: Path | None = None,
 ) -> tuple[dict[str, float], list[str]]:
     """How the cosines of pairs of texts follow their scores, and a line for what was cut.
 
     ``fields`` are the names of the two texts and the score; by default the file's own, of which it must have three.
+    ``picture`` is a file to draw scores and cosines to.
 
     Raises:
         InputError, RecipeError: the file cannot be read, has other fields, or a row is wrong; it names the line.
     """
+    if picture:
+        check_picture(picture)
     names = list(fields) or list(next(read_rows(path), (0, {}))[1])
     if len(names) != 3:
         given = "fields are" if fields else f"{path} has the fields"
@@ -38,8 +46,11 @@ def sts(
     *texts, score = names
     task = TaskSpec("sts", kind="similarity", test=str(path.absolute()), text_field=tuple(texts), label_field=score)
     data, notes = load_data(Recipe("", (task,)), model, ["test"])
-    outputs = all_logits(MultiTaskModel(model, (task,)), data["test"], threads)
-    return measure({"sts": task}, outputs, data["test"])["sts"], notes
+    both = MultiTaskModel(model, (task,))
+    found = measure(both.tasks, all_logits(both, data["test"], threads), data["test"])["sts"]
+    if picture:
+        plot_vectors(both, data["test"], picture, threads)
+    return found, notes
 
 
 def texts_by_id(path: Path) -> dict[str, str]:

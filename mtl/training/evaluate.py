@@ -46,7 +46,7 @@ def task_metrics(task: TaskSpec, outputs: Tensor, targets: Tensor) -> dict[str, 
     kind = KINDS[task.kind]
     found = kind.measure(outputs, targets, len(task.labels))
     for size in task.matryoshka:
-        cut = kind.measure(outputs[..., :size], targets, len(task.labels))
+        cut = kind.measure(*kind.cut(outputs, targets, size), len(task.labels))
         found[f"{kind.main_metric}-{size}"] = cut[kind.main_metric]
     return found
 

@@ -16,13 +16,15 @@ from mtl.disk import lock, sweep, writing
 from mtl.encode.cores import default_threads
 from mtl.encode.engine import usable
 from mtl.encode.fields import one_of
+from mtl.encode.kinds import KINDS
 from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.sentence_encoder import SentenceEncoder
-from mtl.errors import CheckpointError, RecipeError, TrainingError
+from mtl.errors import CheckpointError, InputError, RecipeError, TrainingError
 from mtl.training import checkpoint, embeddings, loop
 from mtl.training.data import SPLITS, Examples, load_data
 from mtl.training.distributed import ALONE, Processes, joined, own_device, own_threads
 from mtl.training.evaluate import all_logits, confusions, measure
+from mtl.training.plots import check_picture, drawable, plot_vectors
 from mtl.training.recipe import Recipe, as_recipe
 from mtl.training.report import Log, NoLog, confusion_table, metrics_table, plot, tasks_table
 from weights.files import read_tensors
@@ -39,7 +41,7 @@ def train(
 ) -> MultiTaskModel:
     """Train the tasks of a recipe in a folder, or go on there; gives the model of the best epoch, in eval mode.
 
-    The folder ends up with that model, a picture of the losses, and metrics.jsonl.
+    The folder ends up with that model, pictures of the losses and of the vectors, and metrics.jsonl.
 
     Args:
         recipe: A ``Recipe``, a .toml file, or the name of a recipe that comes with the package.
@@ -237,6 +239,9 @@ def finish(run: loop.Run, log: Log, threads: int | None) -> None:
     if find_spec("matplotlib"):
         plot(log, picture)
         click.echo(f"picture  {picture}")
+        vectors = run.folder / "vectors.png"
+        if plot_vectors(run.model, run.data["dev"] or run.data["test"], vectors, threads):
+            click.echo(f"vectors  {vectors}")
     click.echo(f"metrics  {log.path}")
 
 
@@ -276,22 +281,43 @@ def evaluate(
     return measure(loaded.tasks, all_logits(loaded, data, threads), data)
 
 
-def show_evaluation(model: str, recipe: str, split: str, device: str = "cpu", threads: int | None = None) -> None:
-    """Print a model's metrics and confusion matrices on one split of a recipe's data; see ``evaluate``."""
+def show_evaluation(
+    model: str, recipe: str, split: str, device: str = "cpu", threads: int | None = None, picture: Path | None = None
+) -> None:
+    """Print a model's metrics and confusion matrices on one split of a recipe's data; see ``evaluate``.
+
+    ``picture`` is a file to draw its vectors to.
+
+    Raises:
+        InputError: no task of the recipe has a picture, or the file's name ends in no format of ours.
+    """
+    if picture:
+        check_picture(picture)
     loaded = MultiTaskModel.from_pretrained(model, device=usable(device))
     data = split_of(loaded, as_recipe(recipe)[0], split)
+    if picture and not any(drawable(loaded.tasks[name]) for name in data):
+        kinds = ", ".join(kind.name for kind in KINDS.values() if kind.joint or kind.confusion)
+        raise InputError(f"--plot has nothing to draw: no task of the recipe is {kinds}")
     started = time.perf_counter()
     show_metrics(loaded, data, split, threads)
     texts, seconds = sum(map(len, data.values())), time.perf_counter() - started
     click.echo(f"\n{texts} texts in {seconds:.1f} s", err=True)
+    if picture:
+        plot_vectors(loaded, data, picture, threads)
+        click.echo(f"vectors  {picture}")
 
 
-def show_sts(model: str, path: Path, fields: Sequence[str], device: str, threads: int | None = None) -> None:
-    """Print how the cosines of a model's vectors follow the scores of pairs of texts."""
-    found, notes = embeddings.sts(SentenceEncoder.from_pretrained(model, device=device), path, fields, threads)
+def show_sts(
+    model: str, path: Path, fields: Sequence[str], device: str, threads: int | None = None, picture: Path | None = None
+) -> None:
+    """Print how the cosines of a model's vectors follow the scores of pairs of texts, and draw it."""
+    embedder = SentenceEncoder.from_pretrained(model, device=device)
+    found, notes = embeddings.sts(embedder, path, fields, threads, picture)
     for note in notes:
         click.echo(f"note: {note}", err=True)
     click.echo(metrics_table({path.stem: found}))
+    if picture:
+        click.echo(f"picture  {picture}")
 
 
 def show_retrieval(model: str, folder: Path, split: str, device: str, threads: int | None = None) -> None:

@@ -68,6 +68,25 @@ def test_matryoshka_by_hand() -> None:
     """The first dimension alone has cosines of 1, 0 (a vector of nothing) and 1."""
     criterion = partial(pair_losses.similarity, loss="squared", scale=1.0)
     targets = torch.tensor([[0.5], [0.0], [0.0]])
-    loss, count = pair_losses.matryoshka(criterion, (2, 1), (1.0, 0.25), VECTORS, targets)
+
+    def cut(x: torch.Tensor, other: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return x[..., :size], other
+
+    loss, count = pair_losses.matryoshka(criterion, cut, (2, 1), (1.0, 0.25), VECTORS, targets)
     assert count == 3
     assert loss.item() == pytest.approx(1.01 + 0.25 * (0.25 + 1), abs=1e-6)
+
+
+def test_a_teacher_is_cut_with_its_student() -> None:
+    """The mean over all labels is the sum of the sizes' own means, whether or not a size is the whole."""
+    student, teacher = torch.tensor([[3.0, 1.0], [0.0, 0.0]]), torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+    criterion = partial(pair_losses.distillation, loss="squared")
+
+    def cut(x: torch.Tensor, other: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return x[:, :size], other[:, :size]
+
+    loss, count = pair_losses.matryoshka(criterion, cut, (2, 1), (1.0, 0.5), student, teacher)
+    assert count == 4
+    assert loss / count == (4 + 1 + 9 + 0) / 4 + 0.5 * (4 + 9) / 2
+    loss, count = pair_losses.matryoshka(criterion, cut, (1,), (1.0,), student, teacher)
+    assert (loss / count, count) == ((4 + 9) / 2, 4)

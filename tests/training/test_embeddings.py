@@ -112,8 +112,9 @@ def test_mistakes_in_a_search(tiny: SentenceEncoder, beir: Path, name: str, cont
 
 
 def test_the_command(mtl: Callable[..., Done], folder: Path, file: Path, beir: Path) -> None:
-    done = mtl("evaluate", "--model", folder, "--sts", file)
+    done = mtl("evaluate", "--model", folder, "--sts", file, "--plot", file.with_suffix(".png"))
     assert done.returncode == 0, done.stderr
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert done.stdout.split()[:3] == ["task", "spearman", "pearson"]
     assert "pairs" in done.stdout
     done = mtl("evaluate", "--model", folder, "--retrieval", beir)
@@ -121,3 +122,6 @@ def test_the_command(mtl: Callable[..., Done], folder: Path, file: Path, beir: P
     done = mtl("evaluate", "--model", folder, "--retrieval", beir, "--split", "dev")
     assert "dev.tsv cannot be read: No such file" in done.stderr
     assert mtl("evaluate", "--model", folder).returncode == 2
+    done = mtl("evaluate", "--model", folder, "--retrieval", beir, "--plot", "a.png")
+    assert done.returncode == 2
+    assert "--plot goes with --recipe and --sts; a search has no picture" in done.stderr

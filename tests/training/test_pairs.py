@@ -31,14 +31,18 @@ SQUARED = dataclasses.replace(SIMILAR, loss="squared", scale=None)
 STUDENT = TaskSpec("alike", kind="distillation", text_field=("a",), train="-", teacher="-")
 SIZES = dataclasses.replace(SIMILAR, matryoshka=(12, 4), matryoshka_weights=(1.0, 0.5))
 NEGATIVES = TaskSpec("alike", kind="contrastive", text_field=("a", "b", "c"), train="-", scale=5.0, symmetric=True)
+SHORT = dataclasses.replace(STUDENT, matryoshka=(6, 3), matryoshka_weights=(1.0, 0.5))
+SAME = TaskSpec("alike", ("p", "q"), kind="few-shot", train="-")
 KINDS_OF_PAIRS = pytest.mark.parametrize(
-    "task", [SIMILAR, SQUARED, NEGATIVES, STUDENT], ids=["cosent", "squared", "contrastive", "distillation"]
+    "task",
+    [SIMILAR, SQUARED, NEGATIVES, STUDENT, SHORT, SAME],
+    ids=["cosent", "squared", "contrastive", "distillation", "distillation-sizes", "few-shot"],
 )
 
 
 def pairs(task: TaskSpec, size: int, seed: int, dim: int = 12) -> Examples:
     generator = torch.Generator().manual_seed(seed)
-    width = len(task.text_field)
+    width = 2 if task.kind == "few-shot" else len(task.text_field)
     lengths = torch.randint(1, 12, (size * width,), generator=generator).tolist()
     rows = [[2, *torch.randint(5, 38, (n,), generator=generator).tolist(), 3] for n in lengths]
     targets = torch.rand(size, dim if task.kind == "distillation" else 1, generator=generator)
@@ -50,7 +54,7 @@ def pairs(task: TaskSpec, size: int, seed: int, dim: int = 12) -> Examples:
 
 def dataset(*tasks: TaskSpec, size: int = 13, dim: int = 12) -> dict:
     def make(task: TaskSpec, size: int, seed: int) -> Examples:
-        return labelled(task, size, seed) if task.labels else pairs(task, size, seed, dim)
+        return pairs(task, size, seed, dim) if KINDS[task.kind].embeds else labelled(task, size, seed)
 
     return {
         "train": {task.name: make(task, size, i) for i, task in enumerate(tasks)},

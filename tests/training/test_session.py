@@ -57,12 +57,27 @@ kind = "contrastive"
 train = "alike.tsv"
 dev = "alike.tsv"
 text_field = ["one", "other"]
+
+[[task]]
+name = "student"
+kind = "distillation"
+train = "vowel.jsonl"
+teacher = "tiny"
+matryoshka = [12, 4]
+
+[[task]]
+name = "same"
+kind = "few-shot"
+labels = ["yes", "no"]
+train = "vowel.jsonl"
+pairs = 1
 """
 
 
 @pytest.fixture
-def recipe(folder: Path, tmp_path: Path) -> Path:
+def recipe(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe beside the tiny model, with data of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where a teacher's vectors are remembered
     generator = random.Random(1)
     texts = [" ".join(generator.choices("abcdefghijklmnop", k=generator.randint(1, 9))) for _ in range(30)]
     rows = [{"text": text, "label": "yes" if set(text) & set("aeo") else "no"} for text in texts]
@@ -96,8 +111,11 @@ def test_train_evaluate_predict(mtl: Callable[..., Done], recipe: Path, tmp_path
     for expected in [*expectations, "spearman", "true \\ predicted", "best epoch"]:
         assert expected in done.stdout, expected
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
-    done = mtl("evaluate", "--model", run, "--recipe", recipe, "--split", "dev")
+    assert (run / "vectors.png").read_bytes().startswith(b"\x89PNG")
+    picture = run.parent / "vectors.svg"
+    done = mtl("evaluate", "--model", run, "--recipe", recipe, "--split", "dev", "--plot", picture)
     assert done.returncode == 0, done.stderr
+    assert picture.read_text().startswith("<?xml")
     assert "vowel" in done.stdout
     done = mtl("predict", "--model", run, "a b", "c", "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
