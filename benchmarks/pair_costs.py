@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -53,7 +54,7 @@ def speed(data: Path, steps: int, rounds: int, save: Path | None) -> None:
     """STS-B pairs per second with CoSENT, beside sentence-transformers' trainer: rows, batch and rates are the same."""
     rates: dict[str, list[float]] = {"mtl": [], "sentence-transformers": []}
     found = splits(data, steps * BATCH)
-    training = Training(**{**BASE.__dict__, "batch_size": BATCH})
+    training = dataclasses.replace(BASE, batch_size=BATCH)
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as name:
             stsb = tasks_of(found, Path(name), 0)["stsb"]
