@@ -20,7 +20,6 @@ README = Path(__file__).parents[1] / "README.md"
 MODELS = {"all-MiniLM-L6-v2": "MiniLM", "distilbert-shape": "DistilBERT shape"}
 SPEEDS = {"mixed-short": "short", "mixed-long": "long"}
 ONE_TEXT = "one-text"
-BESIDE = {"training", "corpus", "faults", "soak"}  # results that are of no model's speed
 Result = dict[str, Any]
 
 
@@ -161,7 +160,8 @@ def heading(results: list[Result]) -> str:
 def section(folder: Path) -> str:
     """All that is said of one processor."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-    models = sorted(set(found) - BESIDE, key=lambda model: (model not in MODELS, model))
+    speeds = [name for name, result in found.items() if result.keys() == {"model", "parts"}]
+    models = sorted(speeds, key=lambda model: (model not in MODELS, model))
     results = [found[model] for model in models]
     blocks = [heading(results), speed_table(results), *map(beside_table, results)]
     lines = [line for result in results for line in sentences(result)]
@@ -195,9 +195,10 @@ def memory_sentence(result: Result) -> str:
                     f"MiB in the first, {corpus[-1][1]:.0f} in the last")  # fmt: skip
     if "soak" in result:
         soak = result["soak"]
-        told.append(f"{soak['calls']:,} calls of all kinds in {soak['minutes']:g} minutes: what is held grows by "
-                    f"{soak['held, MiB per hour']:.0f} MiB an hour, with what the allocator keeps for later by "
-                    f"{soak['resident, MiB per hour']:.0f}")  # fmt: skip
+        held = [mib for _, mib in soak["held, minute and MiB"]]
+        told.append(f"{soak['calls']:,} calls of all kinds in {soak['minutes']:g} minutes: {min(held):.0f} to "
+                    f"{max(held):.0f} MiB are held ({soak['held, MiB per hour']:+.0f} MiB an hour), beside what the "
+                    f"allocator keeps for later (with it, {soak['resident, MiB per hour']:+.0f} MiB an hour)")  # fmt: skip
     return "; ".join(told) + "."
 
 
