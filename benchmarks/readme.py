@@ -198,7 +198,7 @@ def memory_sentence(result: Result) -> str:
         held = [mib for _, mib in soak["held, minute and MiB"]]
         told.append(f"{soak['calls']:,} calls of all kinds in {soak['minutes']:g} minutes: {min(held):.0f} to "
                     f"{max(held):.0f} MiB are held ({soak['held, MiB per hour']:+.0f} MiB an hour), beside what the "
-                    f"allocator keeps for later (with it, {soak['resident, MiB per hour']:+.0f} MiB an hour)")  # fmt: skip
+                    f"allocator keeps (with it, {soak['resident, MiB per hour']:+.0f} MiB an hour)")  # fmt: skip
     return "; ".join(told) + "."
 
 
