@@ -294,7 +294,7 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
             own = backward(divided, run.model.tasks, run.compute(epoch), run.weights, parameters, mapped, ranks)
             run.add_gradients(window, epoch)
             losses, stopping = ranks.agree(own, stopped.is_set())
-            norm = float(nn.utils.clip_grad_norm_(parameters, training.clip or math.inf))
+            norm = clip(parameters, training.clip)
             check_finite(losses, norm, run.step + 1)
             run.optimiser.step()
             run.optimiser.zero_grad(set_to_none=True)
@@ -310,6 +310,14 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
             if stopping:
                 return False
     return True
+
+
+def clip(parameters: Sequence[Tensor], most: float) -> float:
+    """The norm of all gradients together, which are scaled down to ``most`` where that is less and not 0."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if 0 < most < norm:  # otherwise they stay as they are, and a pass over all of them is saved
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return float(norm)
 
 
 def check_finite(losses: Mapping[str, float], norm: float, step: int) -> None:

@@ -109,6 +109,7 @@ def test_a_silent_process_is_waited_for_a_while(tmp_path: Path) -> None:
     assert line.endswith("the last checkpoint is kept")
 
 
+@pytest.mark.slow
 def test_the_command(mtl: Callable[..., Done], recipe: Path, tmp_path: Path) -> None:
     """Told to stop, it saves once, and goes on in one process; what it shows is shown once."""
     run = tmp_path / "run"

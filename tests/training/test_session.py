@@ -132,6 +132,7 @@ def test_train_evaluate_predict(mtl: Callable[..., Done], recipe: Path, tmp_path
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_and_go_on(recipe: Path, tmp_path: Path) -> None:
     """kill -9 between and during saves; the end is the same to the bit."""
     whole = process("train", recipe, "--output", tmp_path / "whole", "--threads", 1)
