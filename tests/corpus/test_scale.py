@@ -73,6 +73,13 @@ def test_addresses_where_no_cluster_is(folder: Path, tmp_path: Path, monkeypatch
         assert time.monotonic() - started < 30
 
 
+def is_actor(process: Path) -> bool:
+    try:
+        return (process / "cmdline").read_bytes().startswith(b"ray::MapWorker")
+    except OSError:
+        return False
+
+
 class Run:
     """The command on the tiny model, in a process group of its own."""
 
@@ -83,8 +90,14 @@ class Run:
         )
 
     def kill(self) -> None:
+        """Kill the process, and wait until Ray has ended the actors that it leaves behind, which may finish a file."""
+        actors = self.actors()
         self.process.kill()
         self.process.wait()
+        deadline = time.monotonic() + 60
+        while any(is_actor(Path("/proc") / str(pid)) for pid in actors):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
     def finish(self) -> str:
         """What the command said, once it has ended well."""
@@ -98,7 +111,7 @@ class Run:
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
-                if path.joinpath("cmdline").read_bytes().startswith(b"ray::MapWorker") and self.is_ours(path):
+                if is_actor(path) and self.is_ours(path):
                     found.append(int(path.name))
             except OSError:
                 continue
