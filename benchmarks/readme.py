@@ -143,17 +143,22 @@ def training_sentence(result: Result) -> str:
     return f"- Training: {'; '.join(told)}."
 
 
-def heading(results: list[Result]) -> str:
-    """What it ran on, when, and what is to be known about it."""
-    parts = [part for result in results for part in result["parts"].values()]
+def heading(result: Result) -> str:
+    """What a model's figures were measured on, when, and what is to be known about them."""
+    parts = list(result["parts"].values())
     machine = parts[0]["machine"]
     limits = [limit for part in parts for limit in part.get("gflops_limit", [])]
-    rounds, limit = parts[0]["rounds"], statistics.median(limits)
+    family = "".join(f", family {f[0]} model {f[1]}" for f in [machine.get("family")] if f)
     taken = spoken(sorted({f"{part['machine']['date']} at {part['machine']['commit']}" for part in parts}))
-    notes = "".join(f"\n\nNote: {note}." for note in sorted({part["note"] for part in parts if "note" in part}))
+    noted: dict[str, list[str]] = {}
+    for workload, part in result["parts"].items():
+        if "note" in part:
+            noted.setdefault(part["note"], []).append({**SPEEDS, ONE_TEXT: "one text"}.get(workload, workload))
+    notes = "".join(f" Note on {spoken(labels)}: {note}." for note, labels in noted.items())
     return (
-        f"**{machine['processor']}**: {machine['cpu']}, {parts[0]['threads']} threads, {machine['instructions']}, "
-        f"{limit:.0f} GFLOP/s in fp32; medians of {rounds} rounds; taken {taken}.{notes}"
+        f"- {MODELS.get(result['model'], result['model'])}: {machine['cpu']}{family}, {parts[0]['threads']} threads, "
+        f"{machine['instructions']}, {statistics.median(limits):.0f} GFLOP/s in fp32; medians of {parts[0]['rounds']} "
+        f"rounds; taken {taken}.{notes}"
     )
 
 
@@ -163,7 +168,8 @@ def section(folder: Path) -> str:
     speeds = [name for name, result in found.items() if result.keys() == {"model", "parts"}]
     models = sorted(speeds, key=lambda model: (model not in MODELS, model))
     results = [found[model] for model in models]
-    blocks = [heading(results), speed_table(results), *map(beside_table, results)]
+    headings = "\n".join(map(heading, results))
+    blocks = [f"**{folder.name}**", headings, speed_table(results), *map(beside_table, results)]
     lines = [line for result in results for line in sentences(result)]
     if "training" in found:
         lines.append(training_sentence(found["training"]))
