@@ -48,15 +48,17 @@ def shares(
 ) -> list[list[Piece]]:
     """A window in ``count`` parts of nearly equal work: the rows of each micro-batch by length, dealt out in turn.
 
-    A piece has at most ``tokens`` tokens, or one row; where that is 0, it is a share's part of a micro-batch.
+    The pieces that are computed at once, one of each share, have at most ``tokens`` tokens together, or a row each;
+    where that is 0, a piece is a share's part of a micro-batch.
     """
+    budget = max(1, tokens // count)
     found: list[list[Piece]] = [[] for _ in range(count)]
     for nth, micro in enumerate(window):
         examples = data[micro.task]
         rows = sorted(micro.rows, key=examples.tokens, reverse=True)
         for i, share in enumerate(found):
             own = rows[(i + nth) % count :: count]  # the longest goes to another share each time
-            budgets = by_token_budget([examples.tokens(row) for row in own], tokens) if tokens else [range(len(own))]
+            budgets = by_token_budget([examples.tokens(row) for row in own], budget) if tokens else [range(len(own))]
             for j, part in enumerate(budgets if own else []):
                 piece = MicroBatch(micro.task, tuple(own[k] for k in part))
                 share.append(Piece(piece, examples.targets[list(piece.rows)], one_seed(*seeds, nth, i, j)))

@@ -35,8 +35,8 @@ class Training:
         float32), or "auto", which is bf16 where the processor or GPU computes it natively.
     best: The dev metric by which the best epoch is kept: "task.metric", or "mean" over the tasks' main ones.
     patience: Stop after so many epochs without a better one; 0 never stops early.
-    micro_tokens: How many tokens are computed with a graph at once; larger micro-batches are computed in pieces, which
-        bounds memory and changes nothing else. 0: micro-batches are computed whole.
+    micro_tokens: How many tokens are computed with a graph at once, by all threads together; larger micro-batches are
+        computed in pieces, which bounds memory and changes nothing else. 0: micro-batches are computed whole.
     cache_mb: Memory for the hidden states of blocks that no task trains.
     """
 
