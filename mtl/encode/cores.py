@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ def default_threads() -> int:
 def cores() -> int:
     """The cores that affinity and control groups leave to this process, a part of one counted as one."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, math.ceil(min(quota(), allowed))))
+    return max(1, math.ceil(min(quota(), allowed)))
 
 
 def idle() -> int:
@@ -42,8 +43,9 @@ def idle() -> int:
     return max(1, machine - max(0, others))
 
 
+@cache
 def quota(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> float:
-    """The time that control groups give a process, in cores; infinite where there is no limit.
+    """The time that control groups give a process, in cores; infinite where there is no limit. It is read once.
 
     Version 2 has it in cpu.max, as "200000 100000" or "max 100000", and an outer group may be the narrower one;
     version 1 in two files, -1 being no limit (Linux, Documentation/admin-guide/cgroup-v2.rst and
