@@ -83,7 +83,7 @@ def backward(
     joint = {name for name, task in tasks.items() if KINDS[task.kind].joint}
     firsts: list[list[Tensor | None]] = [[None] * len(share) for share in divided]
     firsts[mine.start : mine.stop] = mapped(lambda i: list(vectors_of(divided[i], joint, forward)), mine)
-    losses, handed, own = joint_losses(divided, firsts, tasks, weights, parameters, ranks)
+    losses, handed, own = joint_losses(divided, joint, firsts, tasks, weights, parameters, ranks)
     labels: Counter[str] = Counter()
     for piece in (piece for share in divided for piece in share if piece.micro.task not in joint):
         labels[piece.micro.task] += piece.targets.numel()
@@ -144,6 +144,7 @@ def vectors_of(share: Share, joint: set[str], forward: Outputs) -> Iterator[Tens
 
 def joint_losses(
     divided: Sequence[Share],
+    joint: set[str],
     firsts: Sequence[Sequence[Tensor | None]],
     tasks: Mapping[str, TaskSpec],
     weights: LossWeights,
@@ -160,7 +161,7 @@ def joint_losses(
     places: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for i, share in enumerate(divided):
         for j, piece in enumerate(share):
-            if KINDS[tasks[piece.micro.task].kind].joint:
+            if piece.micro.task in joint:
                 places[piece.micro.task].append((i, j))
     for name, at in places.items():
         sizes = [len(divided[i][j].micro.rows) for i, j in at]
