@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl.disk import atomic_write
 from mtl.encode.engine import Engine
-from mtl.encode.kinds import KINDS
+from mtl.encode.kinds import KINDS, Kind
 from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.tasks import TaskSpec
-from mtl.errors import CheckpointError, InputError, TrainingError
+from mtl.errors import InputError, TrainingError
 from mtl.model.pair_losses import cosines
 from mtl.training.data import Examples
+from mtl.training.report import drawing
 
 POINTS = 2000  # a picture shows no more of a task's rows
 FORMATS = (".png", ".svg", ".pdf")
@@ -36,9 +36,8 @@ def check_picture(path: Path) -> None:
         raise TrainingError("a picture needs matplotlib; pip install 'mtl[train]'")
 
 
-def drawable(task: TaskSpec) -> bool:
-    """Whether there is a picture for tasks of this kind: those of several texts, and those of one label each."""
-    kind = KINDS[task.kind]
+def drawable(kind: Kind) -> bool:
+    """Whether there is a picture for tasks of a kind: those of several texts, and those of one label each."""
     return kind.joint or kind.confusion is not None
 
 
@@ -94,19 +93,10 @@ def plot_vectors(model: MultiTaskModel, data: Mapping[str, Examples], path: Path
     Raises:
         CheckpointError: it cannot be written.
     """
-    chosen = {name: some(examples) for name, examples in data.items() if drawable(model.tasks[name])}
+    chosen = {name: some(examples) for name, examples in data.items() if drawable(KINDS[model.tasks[name].kind])}
     if not chosen:
         return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    size = (5.5 * len(chosen), 4.5)
-    figure, panels = pyplot.subplots(1, len(chosen), figsize=size, layout="constrained", squeeze=False)
-    for axes, (name, examples) in zip(panels[0], chosen.items(), strict=True):
-        draw_task(axes, model.tasks[name], task_vectors(model, examples, threads), examples.targets)
-    with atomic_write(path, CheckpointError) as partial:
-        figure.savefig(partial, dpi=120, format=path.suffix[1:].lower())
-    pyplot.close(figure)
+    with drawing(path, len(chosen), (5.5 * len(chosen), 4.5)) as panels:
+        for axes, (name, examples) in zip(panels, chosen.items(), strict=True):
+            draw_task(axes, model.tasks[name], task_vectors(model, examples, threads), examples.targets)
     return True

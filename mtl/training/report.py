@@ -7,8 +7,8 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,14 +176,35 @@ class NoLog(Log):
         pass
 
 
-def plot(log: Log, path: Path) -> None:
-    """A picture of the losses, step by step and as means over epochs, and of the dev metrics."""
+@contextmanager
+def drawing(path: Path, panels: int, size: tuple[float, float]) -> Iterator[Any]:
+    """Axes side by side, of a picture of so many inches that is written in the end; its suffix says in which format.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, axes = pyplot.subplots(1, panels, figsize=size, layout="constrained", squeeze=False)
+    try:
+        yield axes[0]
+        with atomic_write(path, CheckpointError) as partial:
+            figure.savefig(partial, dpi=120, format=path.suffix[1:].lower())
+    finally:
+        pyplot.close(figure)
+
+
+def plot(log: Log, path: Path) -> None:
+    """A picture of the losses, step by step and as means over epochs, and of the dev metrics."""
+    with drawing(path, 2, (11, 4)) as (left, right):
+        draw_curves(left, right, log)
+
+
+def draw_curves(left: Any, right: Any, log: Log) -> None:
+    """The losses on the left, the dev metrics on the right."""
     names = sorted({name for record in log.steps for name in record["loss"]})
     epochs = sorted({record["epoch"] for record in log.steps})
     ends = {epoch: max(r["step"] for r in log.steps if r["epoch"] == epoch) for epoch in epochs}
@@ -201,6 +222,3 @@ def plot(log: Log, path: Path) -> None:
     for axes in (left, right):
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    with atomic_write(path, CheckpointError) as partial:
-        figure.savefig(partial, dpi=120, format="png")
-    pyplot.close(figure)

@@ -295,8 +295,8 @@ def show_evaluation(
         check_picture(picture)
     loaded = MultiTaskModel.from_pretrained(model, device=usable(device))
     data = split_of(loaded, as_recipe(recipe)[0], split)
-    if picture and not any(drawable(loaded.tasks[name]) for name in data):
-        kinds = ", ".join(kind.name for kind in KINDS.values() if kind.joint or kind.confusion)
+    if picture and not any(drawable(KINDS[loaded.tasks[name].kind]) for name in data):
+        kinds = ", ".join(kind.name for kind in KINDS.values() if drawable(kind))
         raise InputError(f"--plot has nothing to draw: no task of the recipe is {kinds}")
     started = time.perf_counter()
     show_metrics(loaded, data, split, threads)
