@@ -1,11 +1,7 @@
-"""What each part of embedding a corpus takes by itself, and what an engine reaches of it: the figures of docs/scale.md.
-
-python -m benchmarks.corpus [--rows 4000] [--files 4] [--actors 2] [--no-one-thread] [--save FOLDER]
-"""
+"""What each part of embedding a corpus takes by itself, and what an engine reaches of it: for docs/scale.md."""
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import tempfile
 import time
@@ -14,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -115,32 +112,30 @@ def engines(folder: Path, actors: int, threads: int, one_thread: bool) -> dict[s
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--rows", type=int, default=4000)
-    parser.add_argument("--files", type=int, default=4)
-    parser.add_argument("--actors", type=int, default=0, help="on a Ray of this machine; 0: without Ray")
-    parser.add_argument("--no-one-thread", action="store_true", help="leave out the run on one thread")
-    parser.add_argument("--save", type=Path)
-    arguments = parser.parse_args()
+@click.command(help=__doc__)
+@click.option("--rows", default=4000, show_default=True)
+@click.option("--files", default=4, show_default=True)
+@click.option("--actors", default=0, show_default=True, help="On a Ray of this machine; 0: without Ray.")
+@click.option("--one-thread/--no-one-thread", default=True, show_default=True, help="A run on one thread too.")
+@click.option("--save", type=click.Path(path_type=Path), help="Results folder to keep the result in.")
+def main(rows: int, files: int, actors: int, one_thread: bool, save: Path | None) -> None:
     encoder = SentenceEncoder.from_pretrained(MODEL)
-    texts = workloads.texts("mixed-short", encoder.tokenizer, arguments.rows)
-    described = machine.describe("pyarrow", *(["ray"] if arguments.actors else []))
+    texts = workloads.texts("mixed-short", encoder.tokenizer, rows)
+    described = machine.describe("pyarrow", *(["ray"] if actors else []))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for each in ("in", "alone"):
             (folder / each).mkdir()
-        write_corpus(folder / "in", texts, arguments.files)
+        write_corpus(folder / "in", texts, files)
         alone = parts_alone(encoder, texts, folder / "alone")
         for part, rate in alone.items():
             print(f"{part}: {rate:,.0f}")
         result = {
-            "machine": described, "model": MODEL, "texts": "mixed-short", "rows": arguments.rows,
-            "files": arguments.files, "parts": alone,
-            "engines": engines(folder, arguments.actors, described["torch_threads"], not arguments.no_one_thread),
+            "machine": described, "model": MODEL, "texts": "mixed-short", "rows": rows,
+            "files": files, "parts": alone,
+            "engines": engines(folder, actors, described["torch_threads"], one_thread),
         }  # fmt: skip
-    path = arguments.save and machine.result_path(arguments.save, "corpus")
-    machine.write_result(path, result)
+    machine.write_result(machine.result_path(save, "corpus") if save else None, result)
 
 
 if __name__ == "__main__":

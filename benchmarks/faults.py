@@ -1,7 +1,5 @@
 """kill -9 at random moments of all that writes, then going on: the bytes of a run that nobody disturbed, or not?
 
-python -m benchmarks.faults [--moments 20] [--only WORD] [--ray] [--save FOLDER]
-
 Each process is killed somewhere in its life, and the next one goes on, and is killed in turn, until one comes to its
 end. Then every file must be as after an undisturbed run, and nothing else be there. What is lost or doubled is counted
 in rows (by text, id or vector) or, of a training run, in steps.
@@ -9,7 +7,6 @@ in rows (by text, id or vector) or, of a training run, in steps.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import hashlib
@@ -27,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import torch  # noqa: F401 (loaded once, here, so that a process begins its work at once)
 
 from benchmarks import machine
@@ -309,37 +307,36 @@ def subjects(folder: Path, ray: bool) -> list[Subject]:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--moments", type=int, default=20)
-    parser.add_argument("--only", default="", help="those whose names hold this")
-    parser.add_argument("--ray", action="store_true", help="on a Ray of this machine too")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", type=Path, help="what was saved there before, of others than these, stays")
-    arguments = parser.parse_args()
+@click.command(help=__doc__)
+@click.option("--moments", default=20, show_default=True, help="How often each is killed.")
+@click.option("--only", default="", help="Those whose names hold this.")
+@click.option("--ray", is_flag=True, help="On a Ray of this machine too.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--save", type=click.Path(path_type=Path), help="Results folder; what was not tried now stays there.")
+def main(moments: int, only: str, ray: bool, seed: int, save: Path | None) -> None:
     found: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         preparing = FORK.Process(target=prepare, args=(folder,))  # no thread of torch's may run before the others
         preparing.start()
         preparing.join()
-        for subject in subjects(folder, arguments.ray):
-            if arguments.only in subject.name:
-                draw = random.Random(f"{arguments.seed} {subject.name}")
+        for subject in subjects(folder, ray):
+            if only in subject.name:
+                draw = random.Random(f"{seed} {subject.name}")
                 began = time.monotonic()
-                found[subject.name] = disturbed(subject, folder / subject.name, arguments.moments, draw)
+                found[subject.name] = disturbed(subject, folder / subject.name, moments, draw)
                 told = f"{subject.name}: {found[subject.name]} in {time.monotonic() - began:.0f} s"
                 print(told, file=sys.stderr, flush=True)
     header = ["killed", *(field.name for field in dataclasses.fields(Tally))]
     print(table([header, *([name, *dataclasses.astuple(tally)] for name, tally in found.items())]))
     described = machine.describe("pyarrow")
     when = {"date": described["date"], "commit": described["commit"]}
-    path = arguments.save and machine.result_path(arguments.save, "faults")
+    path = machine.result_path(save, "faults") if save else None
     before = json.loads(path.read_text(encoding="utf-8"))["tallies"] if path and path.exists() else {}
     tallies = {name: dataclasses.asdict(tally) | when for name, tally in found.items()}
-    machine.write_result(path, {"machine": described, "seed": arguments.seed, "tallies": before | tallies})
-    return int(any(t.survived < t.tried or t.lost or t.doubled for t in found.values()))
+    machine.write_result(path, {"machine": described, "seed": seed, "tallies": before | tallies})
+    sys.exit(int(any(t.survived < t.tried or t.lost or t.doubled for t in found.values())))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

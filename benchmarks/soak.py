@@ -1,14 +1,12 @@
 """Whether memory grows: over a million rows, and over minutes of everything that a service does.
 
-python -m benchmarks.soak [--minutes 20] [--rows 1000000] [--threads 1] [--save FOLDER]
-
 The model is small, so that as many texts as possible go through; what could grow grows with texts and calls.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
+import json
 import os
 import random
 import shutil
@@ -19,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +34,7 @@ CORPUS_FILES = 10
 WARM_UP = 0.2  # of the time, in which caches fill
 
 
-def rows(number: int) -> Iterator[str]:
+def short_texts(number: int) -> Iterator[str]:
     """Short texts, no two alike."""
     generator = random.Random(0)
     for i in range(number):
@@ -45,7 +44,7 @@ def rows(number: int) -> Iterator[str]:
 def a_million_rows(encoder: SentenceEncoder, number: int, threads: int) -> dict[str, Any]:
     """Memory while a stream of texts goes through ``encode_stream``, sampled some fifty times."""
     started, done, samples = time.monotonic(), 0, []
-    for part in encoder.encode_stream(rows(number), threads=threads, progress=False):
+    for part in encoder.encode_stream(short_texts(number), threads=threads, progress=False):
         done += len(part)
         samples.append((done, resident_mib()))
     kept = samples[:: max(1, len(samples) // 50)]
@@ -55,7 +54,7 @@ def a_million_rows(encoder: SentenceEncoder, number: int, threads: int) -> dict[
 def a_corpus(folder: Path, model: Path, number: int, threads: int) -> dict[str, Any]:
     """Memory after each file of a corpus, and the largest number of MiB on the way."""
     (folder / "corpus").mkdir()
-    texts, share = rows(number), number // CORPUS_FILES
+    texts, share = short_texts(number), number // CORPUS_FILES
     for i in range(CORPUS_FILES):
         part = list(islice(texts, share))
         pq.write_table(pa.table({"text": part, "id": [f"{i}-{j}" for j in range(len(part))]}),
@@ -69,7 +68,7 @@ def a_corpus(folder: Path, model: Path, number: int, threads: int) -> dict[str, 
 def calls(model: MultiTaskModel, folder: Path, name: Path, threads: int) -> list[Callable[[random.Random], object]]:
     """What a service does, each on some drawn texts."""
     embedder = model.embedder
-    pool = list(rows(20_000))
+    pool = list(short_texts(20_000))
 
     def drawn(generator: random.Random, most: int) -> list[str]:
         return generator.sample(pool, generator.randint(1, most))
@@ -125,24 +124,27 @@ def soak(model: MultiTaskModel, folder: Path, name: Path, minutes: float, thread
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--minutes", type=float, default=20, help="0: only the rows")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="0: only the minutes")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--save", type=Path)
-    arguments = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine.describe("pyarrow"), "threads": arguments.threads}
+@click.command(help=__doc__)
+@click.option("--minutes", type=float, default=20, show_default=True, help="0: only the rows.")
+@click.option("--rows", default=1_000_000, show_default=True, help="0: only the minutes.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--save", type=click.Path(path_type=Path), help="Results folder; a part that is left out stays there.")
+def main(minutes: float, rows: int, threads: int, save: Path | None) -> None:
+    path = machine.result_path(save, "soak") if save else None
+    before = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
+    described = machine.describe("pyarrow")
+    when = {"date": described["date"], "commit": described["commit"]}
+    result: dict[str, Any] = before | {"machine": described, "threads": threads}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         name = save_small_model(folder / "small")
         model = MultiTaskModel(SentenceEncoder.from_pretrained(name), [TaskSpec("topic", ("x", "y", "z"))])
-        if arguments.rows:
-            result["stream"] = a_million_rows(model.embedder, arguments.rows, arguments.threads)
-            result["corpus"] = a_corpus(folder, name, arguments.rows, arguments.threads)
-        if arguments.minutes:
-            result["soak"] = soak(model, folder, name, arguments.minutes, arguments.threads)
-    machine.write_result(arguments.save and machine.result_path(arguments.save, "soak"), result)
+        if rows:
+            result["stream"] = a_million_rows(model.embedder, rows, threads) | when
+            result["corpus"] = a_corpus(folder, name, rows, threads) | when
+        if minutes:
+            result["soak"] = soak(model, folder, name, minutes, threads) | when
+    machine.write_result(path, result)
 
 
 if __name__ == "__main__":
