@@ -26,8 +26,8 @@ from mtl.model.encoder import DistilBert, SelfAttention, TransformerBlock
 from mtl.model.forms import joined, rebuilt, release, with_attention
 from mtl.model.packing import PackedBatch
 
-SMOOTHING = 0.5
-HIDDEN_SHARE = 0.75  # of the largest activation: clipping the few above it leaves finer steps for all others
+SMOOTHING = 0.55
+HIDDEN_SHARE = 0.65  # of the largest activation: clipping the few above it leaves finer steps for all others
 Ranges = dict[str, Tensor]  # a linear layer's name -> the least and the largest of each input, (2, in)
 
 
