@@ -12,7 +12,6 @@ result as one JSON document.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import torch
 
 from benchmarks import show, workloads
 from benchmarks.engines import ENGINES
-from benchmarks.machine import cpu_fields, describe, flags, native_bf16, result_path, write_result
+from benchmarks.machine import cpu_fields, describe, earlier, flags, native_bf16, result_path, write_result
 from benchmarks.measure import measure
 from benchmarks.processes import Place
 from mtl.encode.sentence_encoder import SentenceEncoder
@@ -74,8 +73,7 @@ def export_for_peers(folder: str, scratch: Path) -> None:
 
 def merged(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     """The result with those parts of an earlier one that it has not measured itself."""
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"parts": {}}
-    return result | {"parts": earlier["parts"] | result["parts"]}
+    return result | {"parts": earlier(path).get("parts", {}) | result["parts"]}
 
 
 @click.command(help=__doc__)

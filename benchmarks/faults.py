@@ -330,10 +330,9 @@ def main(moments: int, only: str, ray: bool, seed: int, save: Path | None) -> No
     header = ["killed", *(field.name for field in dataclasses.fields(Tally))]
     print(table([header, *([name, *dataclasses.astuple(tally)] for name, tally in found.items())]))
     described = machine.describe("pyarrow")
-    when = {"date": described["date"], "commit": described["commit"]}
     path = machine.result_path(save, "faults") if save else None
-    before = json.loads(path.read_text(encoding="utf-8"))["tallies"] if path and path.exists() else {}
-    tallies = {name: dataclasses.asdict(tally) | when for name, tally in found.items()}
+    before = machine.earlier(path).get("tallies", {})
+    tallies = {name: dataclasses.asdict(tally) | machine.when(described) for name, tally in found.items()}
     machine.write_result(path, {"machine": described, "seed": seed, "tallies": before | tallies})
     sys.exit(int(any(t.survived < t.tried or t.lost or t.doubled for t in found.values())))
 

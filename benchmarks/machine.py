@@ -93,6 +93,16 @@ def result_path(folder: Path, model: str) -> Path:
     return folder / slug(cpu_fields()) / f"{model.rstrip('/').rsplit('/', 1)[-1]}.json"
 
 
+def earlier(path: Path | None) -> dict[str, Any]:
+    """What a result's file holds from before; empty where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+
+
+def when(described: dict[str, Any]) -> dict[str, str]:
+    """The date and commit of a part that is kept beside parts of other runs."""
+    return {"date": described["date"], "commit": described["commit"]}
+
+
 def write_result(path: Path | None, result: dict[str, Any]) -> None:
     """The result as JSON: to a file if one is named, and as one line on standard output, the last."""
     if path is not None:

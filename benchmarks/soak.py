@@ -6,7 +6,6 @@ The model is small, so that as many texts as possible go through; what could gro
 from __future__ import annotations
 
 import gc
-import json
 import os
 import random
 import shutil
@@ -131,10 +130,9 @@ def soak(model: MultiTaskModel, folder: Path, name: Path, minutes: float, thread
 @click.option("--save", type=click.Path(path_type=Path), help="Results folder; a part that is left out stays there.")
 def main(minutes: float, rows: int, threads: int, save: Path | None) -> None:
     path = machine.result_path(save, "soak") if save else None
-    before = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
     described = machine.describe("pyarrow")
-    when = {"date": described["date"], "commit": described["commit"]}
-    result: dict[str, Any] = before | {"machine": described, "threads": threads}
+    when = machine.when(described)
+    result = machine.earlier(path) | {"machine": described, "threads": threads}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         name = save_small_model(folder / "small")
