@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtl.encode.engine import side_by_side
 from mtl.encode.precision import calibration_texts
 from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.threads import with_threads
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
 from mtl.model.int8 import Int8Linear
@@ -49,11 +49,10 @@ def levels() -> dict[str, dict[str, str]]:
     return {**capped, "as it is": {}}
 
 
-@contextmanager
-def inside(threads: int) -> Iterator[Callable[..., Tensor]]:
-    """Calls a function as the engine does, with so many threads inside."""
-    with side_by_side(1, threads) as pool:
-        yield lambda compute, *arguments: pool.submit(torch.inference_mode()(compute), *arguments).result()
+@torch.inference_mode()
+def compute(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """As an engine computes: without gradients."""
+    return function(*arguments)
 
 
 def kernels(model: SentenceEncoder) -> dict[tuple[str, int, int], Packed | Int8Linear]:
@@ -68,28 +67,26 @@ def linear_trials(model: SentenceEncoder, threads: int) -> Iterator[tuple[str, l
     for (kind, inputs, outputs), layer in kernels(model).items():
         x = torch.randn(max(ROWS) + 40, inputs, generator=generator)
         x = (x * 40 + 100).clamp(0, 255).to(layer.dtype) if layer.dtype == torch.uint8 else x.to(layer.dtype)
-        with inside(1) as run:
-            whole = run(layer, x)
-        with inside(threads) as run:
-            parts = {rows: run(layer, x[23 : 23 + rows].contiguous()) for rows in ROWS}
+        whole = with_threads(1, compute, layer, x)
+        parts = {rows: with_threads(threads, compute, layer, x[23 : 23 + rows].contiguous()) for rows in ROWS}
         wrong = [rows for rows, part in parts.items() if not torch.equal(part, whole[23 : 23 + rows])]
         yield f"{kind} {inputs} -> {outputs}", wrong
 
 
-def attention_trials(config: EncoderConfig, threads: int) -> Iterator[tuple[str, list[int]]]:
+def attention_trials(
+    config: EncoderConfig, threads: int, dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[str, list[int]]]:
     """Attention at several lengths, and the numbers of texts at which one gets other bits than alone on one thread."""
     generator = torch.Generator().manual_seed(0)
     size = (max(TEXTS), config.n_heads, max(LENGTHS), config.dim // config.n_heads)
-    q, k, v = (torch.randn(size, generator=generator) for _ in range(3))
+    q, k, v = (torch.randn(size, generator=generator).to(dtype) for _ in range(3))
 
     def attention(texts: int, length: int) -> Tensor:
         return F.scaled_dot_product_attention(q[:texts, :, :length], k[:texts, :, :length], v[:texts, :, :length])
 
     for length in LENGTHS:
-        with inside(1) as run:
-            alone = run(attention, 1, length)
-        with inside(threads) as run:
-            parts = {texts: run(attention, texts, length) for texts in TEXTS}
+        alone = with_threads(1, compute, attention, 1, length)
+        parts = {texts: with_threads(threads, compute, attention, texts, length) for texts in TEXTS}
         yield f"attention of {length} tokens", [n for n, part in parts.items() if not torch.equal(part[:1], alone)]
 
 
@@ -127,7 +124,8 @@ def trials(model: SentenceEncoder) -> Iterator[tuple[str, str]]:
     for threads in THREADS:
         for name, rows in linear_trials(model, threads):
             yield f"{name}, {threads} threads", f"{', '.join(map(str, rows))} rows" if rows else ""
-        for name, texts in attention_trials(model.encoder.config, threads):
+        dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
+        for name, texts in attention_trials(model.encoder.config, threads, dtype):
             yield f"{name}, {threads} threads", f"{', '.join(map(str, texts))} texts" if texts else ""
     for name, different in text_trials(model):
         yield name, f"{different} texts" if different else ""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from functools import cache
+import time
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -31,14 +32,23 @@ def cores() -> int:
 
 
 def idle() -> int:
-    """The machine's cores on which nothing but this process runs at this moment, at least one; all where that is not
-    known. It looks at all processes, for which Linux counts the threads that run (proc(5), /proc/loadavg)."""
+    """The machine's cores on which nothing but this process runs, as they were found within the last 50 ms."""
+    return idle_at(int(time.monotonic() * 20))
+
+
+@lru_cache(maxsize=1)
+def idle_at(moment: int) -> int:
+    """The cores that are idle now, at least one; all where that is not known. ``moment`` tells one call from the next.
+
+    It looks at all processes, for which Linux counts the threads that run (proc(5), /proc/loadavg).
+    """
     machine, running = os.cpu_count() or 1, lines(LOAD)
     if not running:
         return machine
     others = int(running[0].split()[3].partition("/")[0]) - 1
     if others:  # some may be ours, which spin for a while after they have worked
-        states = [stat[0].rpartition(")")[2].split()[0] for task in OWN.glob("*/stat") if (stat := lines(task))]
+        stats = [lines(f"{OWN}/{task}/stat") for task in os.listdir(OWN)]
+        states = [stat[0].rpartition(")")[2].split()[0] for stat in stats if stat]
         others -= max(0, states.count("R") - 1)
     return max(1, machine - max(0, others))
 
@@ -71,9 +81,10 @@ def ratio(limit: str, period: str) -> float:
     return int(limit) / int(period) if limit.isdecimal() and int(limit) else math.inf
 
 
-def lines(path: Path) -> list[str]:
+def lines(path: str | Path) -> list[str]:
     """A file's lines; none where it cannot be read."""
     try:
-        return path.read_text().splitlines()
+        with open(path, "rb", buffering=0) as file:  # which takes a third of the time of a buffered text file
+            return file.read().decode().splitlines()
     except OSError:
         return []

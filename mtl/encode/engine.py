@@ -4,18 +4,14 @@ On a CPU, batches side by side with one thread each are faster than one batch on
 ever waits for the slowest part of a product. A single batch has all threads to itself instead.
 
 A text's vector must not depend, to the bit, on what stands beside it. The packed layout, the prepacked linear
-layers and their one-row rule (linear.py) see to that. One thing is left: attention's small products go to BLAS, which
-divides them by the number of threads that it is set to, even where it runs on one. So that number is 1 while an
-engine computes, whatever the threads around it.
+layers and their one-row rule (linear.py) see to that, and threads.py to attention.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +20,7 @@ from torch import Tensor
 
 from mtl.encode.batching import by_token_budget, in_shares
 from mtl.encode.cores import default_threads, idle
+from mtl.encode.threads import side_by_side, with_threads
 from mtl.errors import InputError, shown
 from mtl.model.packing import PackedBatch
 
@@ -61,66 +58,6 @@ def check_counts(**counts: int | None) -> None:
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if value is not None and (not whole or value < 1):
             raise InputError(f"{name} is {shown(value)}; expected {'1 or more' if whole else 'a whole number'}")
-
-
-class _Threads:
-    """The process's thread settings while engines compute.
-
-    ``torch.set_num_threads`` sets two things: OpenMP's number, which belongs to the calling thread, and that of the
-    BLAS, which belongs to the process. ``setter`` is a thread whose own number nobody minds: through it the first
-    engine to compute sets the BLAS to 1, and the last puts it back.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.running = self.before = 0
-        self.setter: ThreadPoolExecutor | None = None
-        self.forked = False
-
-    def set(self, threads: int) -> None:
-        self.setter = self.setter or ThreadPoolExecutor(1, "mtl-threads")
-        self.setter.submit(torch.set_num_threads, threads).result()
-
-    @contextmanager
-    def blas_alone(self) -> Iterator[None]:
-        with self.lock:
-            if self.running == 0:
-                self.before = torch.get_num_threads()
-                self.set(1)
-            self.running += 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.running -= 1
-                if self.running == 0:
-                    self.set(self.before)
-
-    def after_fork(self) -> None:
-        """In a forked child, the parent's threads are gone: OpenMP would wait for its own for ever."""
-        self.__init__()  # type: ignore[misc]
-        self.forked = True
-        torch.set_num_threads(1)
-
-
-_threads = _Threads()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.after_fork)
-
-
-@contextmanager
-def side_by_side(workers: int, inside: int = 1) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads that compute with ``inside`` threads each; the caller's settings stay as they are."""
-    inside = 1 if _threads.forked else inside
-    with _threads.blas_alone():
-        pool = ThreadPoolExecutor(workers, "mtl", initializer=torch.set_num_threads, initargs=(inside,))
-        try:
-            if inside > 1:  # the worker's setting reached the BLAS too
-                pool.submit(int).result()
-                _threads.set(1)
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 class Engine:
@@ -180,12 +117,7 @@ class Engine:
 
         Threads that wait for each other would wait for the other processes too.
         """
-        threads = self.given or min(self.threads, idle())
-        if threads == torch.get_num_threads():
-            with _threads.blas_alone():
-                return self.compute(rows)
-        with side_by_side(1, threads) as pool:
-            return pool.submit(self.compute, rows).result()
+        return with_threads(self.given or min(self.threads, idle()), self.compute, rows)
 
     @torch.inference_mode()
     def compute(self, rows: Sequence[Sequence[int]]) -> Tensor:

@@ -67,7 +67,7 @@ class PackedBatch:
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Each group's part of x (tokens, ...) as a view (texts, length, ...)."""
-        parts = x.split([group.texts * group.length for group in self.groups])
+        parts = x.split_with_sizes([group.texts * group.length for group in self.groups])
         return [part.unflatten(0, (group.texts, group.length)) for group, part in zip(self.groups, parts, strict=True)]
 
     @cached_property

@@ -83,4 +83,6 @@ def test_idle_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, running: st
     monkeypatch.setattr(cores, "LOAD", tmp_path / "load")
     monkeypatch.setattr(cores, "OWN", tmp_path / "tasks")
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    cores.idle_at.cache_clear()
     assert cores.idle() == expected
+    cores.idle_at.cache_clear()
