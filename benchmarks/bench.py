@@ -110,7 +110,7 @@ def main(
             parts[w] = {"machine": describe(*packages), "threads": threads, "device": device, **part}
     result = {"model": model, "parts": parts}
     print(show.tables(result))
-    path = result_path(save, model) if save else None
+    path = result_path(save, model)
     if path:
         result = merged(path, result)
         show.picture(result, path.with_suffix(".png"))

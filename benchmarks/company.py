@@ -100,7 +100,7 @@ def main(data: Path, steps: int, repeats: int, save: Path | None) -> None:
     print(table([["median ms", "alone", "beside 1", "beside 2"], *([name, *ms] for name, ms in found.items())]))
     settings = {"model": MODEL, "steps": steps, "repeats": repeats, "threads": threads, "batch": 32}
     result = {"machine": describe(), "settings": settings, "milliseconds": found}
-    write_result(result_path(save, "company") if save else None, result)
+    write_result(result_path(save, "company"), result)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def main(rows: int, files: int, actors: int, one_thread: bool, save: Path | None
             "files": files, "parts": alone,
             "engines": engines(folder, actors, described["torch_threads"], one_thread),
         }  # fmt: skip
-    machine.write_result(machine.result_path(save, "corpus") if save else None, result)
+    machine.write_result(machine.result_path(save, "corpus"), result)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def main(data: Path, batch: int, steps: int, rounds: int, inside: int | None, sa
     print(f"two processes: {two / one:.2f} times the steps of one")
     settings = {"model": MODEL, "batch": batch, "steps": steps}
     write_result(
-        result_path(save, "distributed") if save else None,
+        result_path(save, "distributed"),
         {"machine": describe(), "settings": settings, "rounds": figures, "ratio": two / one},
     )
 

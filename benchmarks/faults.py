@@ -330,7 +330,7 @@ def main(moments: int, only: str, ray: bool, seed: int, save: Path | None) -> No
     header = ["killed", *(field.name for field in dataclasses.fields(Tally))]
     print(table([header, *([name, *dataclasses.astuple(tally)] for name, tally in found.items())]))
     described = machine.describe("pyarrow")
-    path = machine.result_path(save, "faults") if save else None
+    path = machine.result_path(save, "faults")
     before = machine.earlier(path).get("tallies", {})
     tallies = {name: dataclasses.asdict(tally) | machine.when(described) for name, tally in found.items()}
     machine.write_result(path, {"machine": described, "seed": seed, "tallies": before | tallies})

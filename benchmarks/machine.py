@@ -88,9 +88,9 @@ def describe(*packages: str) -> dict[str, Any]:
     }
 
 
-def result_path(folder: Path, model: str) -> Path:
-    """Where this processor's result for a model belongs."""
-    return folder / slug(cpu_fields()) / f"{model.rstrip('/').rsplit('/', 1)[-1]}.json"
+def result_path(folder: Path | None, name: str) -> Path | None:
+    """Where this processor's result of a name belongs in the results folder; none where none is to be kept."""
+    return folder / slug(cpu_fields()) / f"{name.rstrip('/').rsplit('/', 1)[-1]}.json" if folder else None
 
 
 def earlier(path: Path | None) -> dict[str, Any]:

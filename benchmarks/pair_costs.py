@@ -67,7 +67,7 @@ def speed(data: Path, steps: int, rounds: int, save: Path | None) -> None:
     print(f"ratio {medians['mtl'] / medians['sentence-transformers']:.2f}")
     settings = {"model": MODEL, "batch": BATCH, "steps": steps, "threads": torch.get_num_threads()}
     result = {"machine": describe(*PACKAGES), "settings": settings, "pairs_per_second": rates}
-    write_result(result_path(save, "pairs-speed") if save else None, result)
+    write_result(result_path(save, "pairs-speed"), result)
 
 
 def peak(pairs: int) -> float:
@@ -99,4 +99,4 @@ def memory(pairs: int | None, save: Path | None) -> None:
     print(f"ratio {found['1024'] / found['32']:.2f}")
     settings = {"model": MODEL, "micro_tokens": MICRO_TOKENS, "threads": torch.get_num_threads()}
     result = {"machine": describe(), "settings": settings, "peak_mib": found}
-    write_result(result_path(save, "pairs-memory") if save else None, result)
+    write_result(result_path(save, "pairs-memory"), result)

@@ -162,25 +162,41 @@ def heading(result: Result) -> str:
     )
 
 
+def results_of(folder: Path) -> dict[str, Result]:
+    """What was measured on one processor, by the file's name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def speeds(found: dict[str, Result]) -> list[Result]:
+    """The results of engines beside each other, the models that are known first."""
+    names = [name for name, result in found.items() if result.keys() == {"model", "parts"}]
+    return [found[name] for name in sorted(names, key=lambda name: (name not in MODELS, name))]
+
+
 def section(folder: Path) -> str:
     """All that is said of one processor."""
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-    speeds = [name for name, result in found.items() if result.keys() == {"model", "parts"}]
-    models = sorted(speeds, key=lambda model: (model not in MODELS, model))
-    results = [found[model] for model in models]
+    found = results_of(folder)
+    results = speeds(found)
     headings = "\n".join(map(heading, results))
-    blocks = [f"**{folder.name}**", headings, speed_table(results), *map(beside_table, results)]
     lines = [line for result in results for line in sentences(result)]
     if "training" in found:
         lines.append(training_sentence(found["training"]))
     pictures = [f"![texts per second](benchmarks/results/{folder.name}/{r['model']}.png)" for r in results[:1]]
-    return "\n\n".join([*blocks, "\n".join(lines), *pictures])
+    return "\n\n".join([headings, speed_table(results), *map(beside_table, results), "\n".join(lines), *pictures])
+
+
+def last_taken(folder: Path) -> str:
+    """The date of the latest of one processor's speeds."""
+    parts = [part for result in speeds(results_of(folder)) for part in result["parts"].values()]
+    return max((part["machine"]["date"] for part in parts), default="")
 
 
 def render(folder: Path = RESULTS) -> str:
-    """The README's part, a section per processor that there are results of."""
-    processors = sorted({path.parent for path in folder.glob("*/*.json")})
-    return "\n\n".join(section(processor) for processor in processors) + "\n"
+    """The README's part: the processor that was measured last, and the others folded up."""
+    processors = sorted({path.parent for path in folder.glob("*/*.json")}, key=lambda p: (last_taken(p), p.name))
+    first, *others = reversed(processors)
+    folded = [f"<details><summary>{p.name}</summary>\n\n{section(p)}\n\n</details>" for p in others]
+    return "\n\n".join([f"**{first.name}**", section(first), *folded]) + "\n"
 
 
 def fault_table(result: Result) -> str:

@@ -129,7 +129,7 @@ def soak(model: MultiTaskModel, folder: Path, name: Path, minutes: float, thread
 @click.option("--threads", default=1, show_default=True)
 @click.option("--save", type=click.Path(path_type=Path), help="Results folder; a part that is left out stays there.")
 def main(minutes: float, rows: int, threads: int, save: Path | None) -> None:
-    path = machine.result_path(save, "soak") if save else None
+    path = machine.result_path(save, "soak")
     described = machine.describe("pyarrow")
     when = machine.when(described)
     result = machine.earlier(path) | {"machine": described, "threads": threads}

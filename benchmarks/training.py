@@ -176,7 +176,7 @@ def main(data: Path, steps: int, rounds: int, accuracy: int, save: Path | None) 
     print(table([["", "texts per second, median", "dev accuracy"], *rows]))
     settings = {"model": MODEL, "batch": BATCH, "steps": steps, "threads": torch.get_num_threads(), "rows": accuracy}
     result = {"machine": describe(*PACKAGES), "settings": settings, "texts_per_second": measured, "accuracy": found}
-    write_result(result_path(save, "training") if save else None, result)
+    write_result(result_path(save, "training"), result)
 
 
 if __name__ == "__main__":

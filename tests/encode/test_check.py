@@ -5,13 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from mtl.encode.check import LEVELS, VARIABLES, levels
+from mtl.encode.precision import native_bf16
 
 SHORT = """
 from mtl import SentenceEncoder
 from mtl.encode.check import attention_trials, distilbert_shape, linear_trials
-from mtl.encode.precision import native_bf16
 found = []
 for precision in ("fp32", "int8"):
     minilm = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2", precision=precision)
