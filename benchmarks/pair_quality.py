@@ -30,7 +30,7 @@ from weights.fetch import fetch
 
 MODEL = "all-MiniLM-L6-v2"
 SIZES = (384, 256, 128, 64)
-BASE = Training(epochs=1, batch_size=16, learning_rate=2e-5, head_learning_rate=1e-3, warmup=0.1)
+BASE = Training(epochs=1, batch_size=16, learning_rate=5e-6, head_learning_rate=1e-3, warmup=0.1)
 SHOTS = 8  # labelled examples a class, where they are few
 UNTRAINED, THEIRS = "untrained", "stsb, sentence-transformers' trainer"
 PACKAGES = ("scikit-learn", "sentence-transformers", "transformers")

@@ -192,11 +192,11 @@ def last_taken(folder: Path) -> str:
 
 
 def render(folder: Path = RESULTS) -> str:
-    """The README's part: the processor that was measured last, and the others folded up."""
+    """The README's part: the processor with the latest date, by name among equals, and the others folded up."""
     processors = sorted({path.parent for path in folder.glob("*/*.json")}, key=lambda p: (last_taken(p), p.name))
-    first, *others = reversed(processors)
-    folded = [f"<details><summary>{p.name}</summary>\n\n{section(p)}\n\n</details>" for p in others]
-    return "\n\n".join([f"**{first.name}**", section(first), *folded]) + "\n"
+    open_, *folded = [(p.name, section(p)) for p in reversed(processors)]
+    details = [f"<details><summary>{name}</summary>\n\n{text}\n\n</details>" for name, text in folded]
+    return "\n\n".join([f"**{open_[0]}**", open_[1], *details]) + "\n"
 
 
 def fault_table(result: Result) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mtl.encode.precision import calibration_texts
 from mtl.encode.sentence_encoder import SentenceEncoder
-from mtl.encode.threads import with_threads
+from mtl.encode.threads import computing_with
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
 from mtl.model.int8 import Int8Linear
@@ -50,9 +50,10 @@ def levels() -> dict[str, dict[str, str]]:
 
 
 @torch.inference_mode()
-def compute(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """As an engine computes: without gradients."""
-    return function(*arguments)
+def compute(threads: int, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """As an engine computes: with so many threads inside, and without gradients."""
+    with computing_with(threads):
+        return function(*arguments)
 
 
 def kernels(model: SentenceEncoder) -> dict[tuple[str, int, int], Packed | Int8Linear]:
@@ -67,8 +68,8 @@ def linear_trials(model: SentenceEncoder, threads: int) -> Iterator[tuple[str, l
     for (kind, inputs, outputs), layer in kernels(model).items():
         x = torch.randn(max(ROWS) + 40, inputs, generator=generator)
         x = (x * 40 + 100).clamp(0, 255).to(layer.dtype) if layer.dtype == torch.uint8 else x.to(layer.dtype)
-        whole = with_threads(1, compute, layer, x)
-        parts = {rows: with_threads(threads, compute, layer, x[23 : 23 + rows].contiguous()) for rows in ROWS}
+        whole = compute(1, layer, x)
+        parts = {rows: compute(threads, layer, x[23 : 23 + rows].contiguous()) for rows in ROWS}
         wrong = [rows for rows, part in parts.items() if not torch.equal(part, whole[23 : 23 + rows])]
         yield f"{kind} {inputs} -> {outputs}", wrong
 
@@ -85,8 +86,8 @@ def attention_trials(
         return F.scaled_dot_product_attention(q[:texts, :, :length], k[:texts, :, :length], v[:texts, :, :length])
 
     for length in LENGTHS:
-        alone = with_threads(1, compute, attention, 1, length)
-        parts = {texts: with_threads(threads, compute, attention, texts, length) for texts in TEXTS}
+        alone = compute(1, attention, 1, length)
+        parts = {texts: compute(threads, attention, texts, length) for texts in TEXTS}
         yield f"attention of {length} tokens", [n for n, part in parts.items() if not torch.equal(part[:1], alone)]
 
 

@@ -47,7 +47,8 @@ def idle_at(moment: int) -> int:
         return machine
     others = int(running[0].split()[3].partition("/")[0]) - 1
     if others:  # some may be ours, which spin for a while after they have worked
-        stats = [lines(f"{OWN}/{task}/stat") for task in os.listdir(OWN)]
+        tasks = os.listdir(OWN) if OWN.is_dir() else []
+        stats = [lines(f"{OWN}/{task}/stat") for task in tasks]
         states = [stat[0].rpartition(")")[2].split()[0] for stat in stats if stat]
         others -= max(0, states.count("R") - 1)
     return max(1, machine - max(0, others))
@@ -85,6 +86,6 @@ def lines(path: str | Path) -> list[str]:
     """A file's lines; none where it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:  # which takes a third of the time of a buffered text file
-            return file.read().decode().splitlines()
+            return file.read().decode(errors="replace").splitlines()
     except OSError:
         return []

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mtl.encode.batching import by_token_budget, in_shares
 from mtl.encode.cores import default_threads, idle
-from mtl.encode.threads import side_by_side, with_threads
+from mtl.encode.threads import computing_with, side_by_side
 from mtl.errors import InputError, shown
 from mtl.model.packing import PackedBatch
 
@@ -117,7 +117,8 @@ class Engine:
 
         Threads that wait for each other would wait for the other processes too.
         """
-        return with_threads(self.given or min(self.threads, idle()), self.compute, rows)
+        with computing_with(self.given or min(self.threads, idle())):
+            return self.compute(rows)
 
     @torch.inference_mode()
     def compute(self, rows: Sequence[Sequence[int]]) -> Tensor:

@@ -1,8 +1,8 @@
-"""How many threads OpenMP and BLAS use while a model computes; a caller's own settings stay as they are.
+"""How many threads OpenMP and BLAS use while a model computes; all other threads' settings stay as they are.
 
-``torch.set_num_threads`` sets two numbers: OpenMP's, which belongs to the calling thread, and that of the BLAS, which
-belongs to the process. Attention's small products go to the BLAS, which divides them by its number even where it runs
-on one thread, so that a text's bits would depend on it: it is 1 while anything computes here.
+Both numbers belong to the calling thread. ``torch.set_num_threads`` sets both to the same, and what threads begin with
+that are new; an engine wants OpenMP's as it is asked for and the BLAS's at 1, since attention's small products go to
+the BLAS, which divides them by its number even where it runs on one thread: a text's bits would depend on it.
 """
 
 from __future__ import annotations
@@ -10,113 +10,90 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from pathlib import Path
 
 import torch
 
-T = TypeVar("T")
+Setting = Callable[[int], int]
+forked = False
 
 
-def find_openmp() -> Callable[[int], Any] | None:
+def find_openmp() -> Setting | None:
     """OpenMP's own setting of the calling thread's number, where torch is seen to follow it."""
-    setting = getattr(ctypes.CDLL(None), "omp_set_num_threads", None) if sys.platform != "win32" else None
-    if setting is None:
+    library = ctypes.CDLL(None) if sys.platform != "win32" else None
+    setting, asking = (getattr(library, name, None) for name in ("omp_set_num_threads", "omp_get_max_threads"))
+    if setting is None or asking is None:
         return None
-    before = torch.get_num_threads()
-    setting(before + 1)
-    followed = torch.get_num_threads() == before + 1
+    ours, before = torch.get_num_threads(), asking()
+    setting(ours + 1)
+    followed = torch.get_num_threads() == ours + 1
     setting(before)
     return setting if followed else None
 
 
-set_openmp = find_openmp()
+def find_blas() -> Setting | None:
+    """MKL's setting of the calling thread's number, which gives the number before. Other BLASes have nothing to set."""
+    if not torch.backends.mkl.is_available():
+        return lambda threads: threads
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    except OSError:
+        return None
+    return getattr(library, "MKL_Set_Num_Threads_Local", None)
 
 
-class _Blas:
-    """The BLAS's number of threads: the first to compute sets it to 1, the last puts it back."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.running = self.before = 0
-        self.setter: ThreadPoolExecutor | None = None
-        self.forked = False
-
-    def set(self, threads: int) -> None:
-        """Set the BLAS's number alone: OpenMP's is put back, or is that of a thread whose number nobody minds."""
-        if set_openmp is not None:
-            own = torch.get_num_threads()
-            torch.set_num_threads(threads)
-            set_openmp(own)
-        else:
-            self.setter = self.setter or ThreadPoolExecutor(1, "mtl-threads")
-            self.setter.submit(torch.set_num_threads, threads).result()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        with self.lock:
-            if self.running == 0:
-                self.before = torch.get_num_threads()
-                self.set(1)
-            self.running += 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.running -= 1
-                if self.running == 0:
-                    self.set(self.before)
-
-    def after_fork(self) -> None:
-        """In a forked child, the parent's threads are gone: OpenMP would wait for its own for ever."""
-        self.__init__()  # type: ignore[misc]
-        self.forked = True
-        torch.set_num_threads(1)
+set_openmp, set_blas = find_openmp(), find_blas()
 
 
-_blas = _Blas()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_blas.after_fork)
+def set_threads(openmp: int, blas: int) -> int:
+    """Set the calling thread's numbers, and give the BLAS's from before; both to ``openmp``, where nothing better is
+    found than torch's own function."""
+    if set_openmp is None or set_blas is None:
+        torch.set_num_threads(openmp)
+        return openmp
+    set_openmp(openmp)
+    return set_blas(blas)
+
+
+@contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """Within it, the calling thread computes with so many threads."""
+    before = torch.get_num_threads()
+    blas = set_threads(1 if forked else threads, 1)
+    try:
+        yield
+    finally:
+        set_threads(before, blas)
 
 
 def settle(threads: int) -> None:
-    """Make a new thread compute with so many threads, and leave the BLAS at 1."""
-    torch.get_num_threads()  # asked for the first time, a thread takes over the process's number: not after this
-    if set_openmp is not None:
-        set_openmp(threads)
-    else:
-        torch.set_num_threads(threads)
-        _blas.set(1)
+    """Make a new thread compute with so many."""
+    torch.get_num_threads()  # at its first question a thread takes over the process's number: before this, not after
+    set_threads(threads, 1)
 
 
 @contextmanager
 def side_by_side(workers: int, inside: int = 1) -> Iterator[ThreadPoolExecutor]:
     """A pool of threads that compute with ``inside`` threads each."""
-    with _blas.alone():
-        initargs = (1 if _blas.forked else inside,)
-        pool = ThreadPoolExecutor(workers, "mtl", initializer=settle, initargs=initargs)
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, "mtl", initializer=settle, initargs=(1 if forked else inside,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if set_openmp is None or set_blas is None:  # they have set what new threads begin with
+            torch.set_num_threads(before)
 
 
-def with_threads(threads: int, compute: Callable[..., T], *arguments: Any) -> T:
-    """What a call gives, computed with so many threads inside."""
-    own = torch.get_num_threads()
-    threads = 1 if _blas.forked else threads
-    if threads == own:
-        with _blas.alone():
-            return compute(*arguments)
-    if set_openmp is None:
-        with side_by_side(1, threads) as pool:
-            return pool.submit(compute, *arguments).result()
-    with _blas.alone():
-        set_openmp(threads)
-        try:
-            return compute(*arguments)
-        finally:
-            set_openmp(own)
+def after_fork() -> None:
+    """In a forked child, the parent's threads are gone: OpenMP would wait for its own for ever."""
+    global forked
+    forked = True
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=after_fork)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mtl.encode.threads import side_by_side
+from mtl.encode.threads import computing_with, side_by_side
 
 LEAST_TOKENS = 64  # of a share: below it, making and adding up its gradients costs more than it saves
 MOST_SHARES = 8  # each holds gradients of its own
@@ -34,15 +34,13 @@ def computing(shares: int, inside: int) -> Iterator[Callable[..., Iterable[Any]]
     Numbers too small for full precision count as 0: they can take a processor ten times as long, and AdamW's moments
     of words that were not seen for long sink among them. A new thread takes that setting over from its maker (POSIX).
     """
-    threads, flushed = torch.get_num_threads(), flushes()
-    torch.set_num_threads(1)
+    flushed = flushes()
     torch.set_flush_denormal(True)
     try:
-        with side_by_side(shares, inside) as pool:
+        with computing_with(1), side_by_side(shares, inside) as pool:
             yield pool.map
     finally:
         torch.set_flush_denormal(flushed)
-        torch.set_num_threads(threads)
 
 
 def flushes() -> bool:

@@ -83,6 +83,13 @@ def test_idle_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, running: st
     monkeypatch.setattr(cores, "LOAD", tmp_path / "load")
     monkeypatch.setattr(cores, "OWN", tmp_path / "tasks")
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    cores.idle_at.cache_clear()
-    assert cores.idle() == expected
-    cores.idle_at.cache_clear()
+    assert cores.idle_at.__wrapped__(0) == expected
+
+
+def test_idle_cores_are_looked_for_every_50_ms(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(cores, "idle_at", lambda moment: looked.append(moment) or 1)
+    for seconds in (7.0, 7.04, 7.051):
+        monkeypatch.setattr(cores.time, "monotonic", lambda seconds=seconds: seconds)
+        cores.idle()
+    assert looked == [140, 140, 141]
