@@ -117,9 +117,10 @@ def experiments(tasks: Mapping[str, TaskSpec], seed: int) -> dict[str, Recipe]:
         few = tasks[f"{name}-few"]
         head = dataclasses.replace(few, freeze="encoder", dropout=0.0)
         pairs = TaskSpec("pairs", few.labels, kind="few-shot", train=few.train, freeze={"1": "none", "2": "encoder"})
-        options = {"head_learning_rate": 1e-2, "schedule": "constant", "batch_size": 8}
+        quick = {"learning_rate": 2e-5}  # so few rows are few steps
+        options = {**quick, "head_learning_rate": 1e-2, "schedule": "constant", "batch_size": 8}
         found[f"{name} few: head on a frozen trunk"] = recipe(head, epochs=30, **options)
-        found[f"{name} few: everything on labels"] = recipe(dataclasses.replace(few, dropout=0.0), epochs=30)
+        found[f"{name} few: everything on labels"] = recipe(dataclasses.replace(few, dropout=0.0), epochs=30, **quick)
         found[f"{name} few: pairs, then the head"] = recipe(pairs, head, epochs=3, sampling="uniform", **options)
     return found
 
