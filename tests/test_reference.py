@@ -54,6 +54,7 @@ def test_distilbert_every_kept_token(tmp_path: Path, heads: int, layers: int, si
 
 
 def test_the_goldens_are_what_their_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for rounding: they were made under AVX2, and AVX-512 gives transformers other last bits, 1.6e-6 at most."""
     monkeypatch.syspath_prepend(str(GOLDENS))
     import make
 
@@ -63,7 +64,7 @@ def test_the_goldens_are_what_their_script_makes(tmp_path: Path, monkeypatch: py
         ours, theirs = load_file(path), load_file(tmp_path / path.name)
         assert ours.keys() == theirs.keys()
         for name in ours:
-            torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=0)
+            torch.testing.assert_close(ours[name], theirs[name], atol=5e-6, rtol=0)
 
 
 @pytest.fixture(scope="module")
