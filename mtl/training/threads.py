@@ -20,11 +20,13 @@ MOST_SHARES = 8  # each holds gradients of its own
 
 
 def division(tokens: int, threads: int, device: torch.device) -> tuple[int, int]:
-    """In how many shares a window of about so many tokens is computed, and with how many threads each."""
+    """In how many shares a window of about so many tokens is computed, and with how many threads each.
+
+    That is one: two processes of one thread, which sum as many shares, end with the bits of one process of two.
+    """
     if device.type != "cpu":
         return 1, 1
-    shares = max(1, min(threads, MOST_SHARES, tokens // LEAST_TOKENS))
-    return shares, threads // shares
+    return max(1, min(threads, MOST_SHARES, tokens // LEAST_TOKENS)), 1
 
 
 @contextmanager

@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("tokens", "threads", "expected"),
-    [(400, 2, (2, 1)), (400, 1, (1, 1)), (100, 2, (1, 2)), (400, 16, (6, 2)), (100_000, 64, (8, 8)), (0, 3, (1, 3))],
+    [(400, 2, (2, 1)), (400, 1, (1, 1)), (100, 2, (1, 1)), (400, 16, (6, 1)), (100_000, 64, (8, 1)), (0, 3, (1, 1))],
 )
 def test_threads_are_divided_among_shares(tokens: int, threads: int, expected: tuple[int, int]) -> None:
     assert division(tokens, threads, CPU) == expected
