@@ -173,30 +173,31 @@ def speeds(found: dict[str, Result]) -> list[Result]:
     return [found[name] for name in sorted(names, key=lambda name: (name not in MODELS, name))]
 
 
-def section(folder: Path) -> str:
+def section(processor: str, found: dict[str, Result]) -> str:
     """All that is said of one processor."""
-    found = results_of(folder)
     results = speeds(found)
     headings = "\n".join(map(heading, results))
     lines = [line for result in results for line in sentences(result)]
     if "training" in found:
         lines.append(training_sentence(found["training"]))
-    pictures = [f"![texts per second](benchmarks/results/{folder.name}/{r['model']}.png)" for r in results[:1]]
+    pictures = [f"![texts per second](benchmarks/results/{processor}/{r['model']}.png)" for r in results[:1]]
     return "\n\n".join([headings, speed_table(results), *map(beside_table, results), "\n".join(lines), *pictures])
 
 
-def last_taken(folder: Path) -> str:
+def last_taken(found: dict[str, Result]) -> str:
     """The date of the latest of one processor's speeds."""
-    parts = [part for result in speeds(results_of(folder)) for part in result["parts"].values()]
+    parts = [part for result in speeds(found) for part in result["parts"].values()]
     return max((part["machine"]["date"] for part in parts), default="")
 
 
 def render(folder: Path = RESULTS) -> str:
     """The README's part: the processor with the latest date, by name among equals, and the others folded up."""
-    processors = sorted({path.parent for path in folder.glob("*/*.json")}, key=lambda p: (last_taken(p), p.name))
-    open_, *folded = [(p.name, section(p)) for p in reversed(processors)]
-    details = [f"<details><summary>{name}</summary>\n\n{text}\n\n</details>" for name, text in folded]
-    return "\n\n".join([f"**{open_[0]}**", open_[1], *details]) + "\n"
+    found = {path.name: results_of(path) for path in {path.parent for path in folder.glob("*/*.json")}}
+    latest_first = sorted(found, key=lambda name: (last_taken(found[name]), name), reverse=True)
+    blocks = [f"**{name}**\n\n{section(name, found[name])}" for name in latest_first[:1]]
+    blocks += [f"<details><summary>{name}</summary>\n\n{section(name, found[name])}\n\n</details>"
+               for name in latest_first[1:]]  # fmt: skip
+    return "\n\n".join(blocks) + "\n"
 
 
 def fault_table(result: Result) -> str:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtl.encode.precision import calibration_texts
+from mtl.encode.precision import DTYPES, calibration_texts
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.threads import computing_with
 from mtl.model.config import EncoderConfig
@@ -125,7 +125,7 @@ def trials(model: SentenceEncoder) -> Iterator[tuple[str, str]]:
     for threads in THREADS:
         for name, rows in linear_trials(model, threads):
             yield f"{name}, {threads} threads", f"{', '.join(map(str, rows))} rows" if rows else ""
-        dtype = torch.bfloat16 if model.precision == "bf16" else torch.float32
+        dtype = DTYPES.get(model.precision, torch.float32)
         for name, texts in attention_trials(model.encoder.config, threads, dtype):
             yield f"{name}, {threads} threads", f"{', '.join(map(str, texts))} texts" if texts else ""
     for name, different in text_trials(model):

@@ -45,15 +45,22 @@ def find_blas() -> Setting | None:
     return getattr(library, "MKL_Set_Num_Threads_Local", None)
 
 
-set_openmp, set_blas = find_openmp(), find_blas()
+def find_setters() -> tuple[Setting, Setting] | None:
+    """OpenMP's and the BLAS's, where both are found."""
+    openmp, blas = find_openmp(), find_blas()
+    return None if openmp is None or blas is None else (openmp, blas)
+
+
+setters = find_setters()
 
 
 def set_threads(openmp: int, blas: int) -> int:
     """Set the calling thread's numbers, and give the BLAS's from before; both to ``openmp``, where nothing better is
     found than torch's own function."""
-    if set_openmp is None or set_blas is None:
+    if setters is None:
         torch.set_num_threads(openmp)
         return openmp
+    set_openmp, set_blas = setters
     set_openmp(openmp)
     return set_blas(blas)
 
@@ -69,22 +76,22 @@ def computing_with(threads: int) -> Iterator[None]:
         set_threads(before, blas)
 
 
-def settle(threads: int) -> None:
-    """Make a new thread compute with so many."""
+def settle() -> None:
+    """Make a new thread compute alone."""
     torch.get_num_threads()  # at its first question a thread takes over the process's number: before this, not after
-    set_threads(threads, 1)
+    set_threads(1, 1)
 
 
 @contextmanager
-def side_by_side(workers: int, inside: int = 1) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads that compute with ``inside`` threads each."""
+def side_by_side(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads that compute alone, each."""
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, "mtl", initializer=settle, initargs=(1 if forked else inside,))
+    pool = ThreadPoolExecutor(workers, "mtl", initializer=settle)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        if set_openmp is None or set_blas is None:  # they have set what new threads begin with
+        if setters is None:  # they have set what new threads begin with
             torch.set_num_threads(before)
 
 

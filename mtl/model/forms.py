@@ -109,22 +109,26 @@ class Watched:
     def __init__(self, module: nn.Module) -> None:
         parts = list(module.modules())
         self.children = [(p._modules, name, child) for p in parts for name, child in p._modules.items()]
-        self.tensors = [(p._parameters, name, x) for p in parts for name, x in p._parameters.items() if x is not None]
-        tensors = [x for _, _, x in self.tensors]
-        self.addresses = [(x, x.data_ptr()) for x in tensors]
-        self.versions = [(x, x._version) for x in tensors if not x.is_inference()]  # inference mode counts none
-        weights = [x.detach().flatten() for x in tensors if x.ndim == 2 and x.device.type == "cpu"]
+        tensors = [(p._parameters, name, x) for p in parts for name, x in p._parameters.items() if x is not None]
+        self.tensors = [(where, name, x, version(x), x.data_ptr()) for where, name, x in tensors]
+        weights = [x.detach().flatten() for _, _, x in tensors if x.ndim == 2 and x.device.type == "cpu"]
         self.samples = [x[:: max(1, len(x) // SAMPLE)].numpy() for x in weights if x.dtype == torch.float32]
         self.values = [sample.tobytes() for sample in self.samples]
 
     def unchanged(self) -> bool:
         return (
-            all([where.get(name) is part for where, name, part in self.children])
-            and all([where.get(name) is x for where, name, x in self.tensors])
-            and all([x._version == version for x, version in self.versions])
-            and all([x.data_ptr() == address for x, address in self.addresses])
-            and [sample.tobytes() for sample in self.samples] == self.values
+            all(where.get(name) is child for where, name, child in self.children)
+            and all(
+                where.get(name) is x and version(x) == count and x.data_ptr() == address
+                for where, name, x, count, address in self.tensors
+            )
+            and all(sample.tobytes() == value for sample, value in zip(self.samples, self.values, strict=True))
         )
+
+
+def version(x: Tensor) -> int:
+    """How often a tensor was written to; what inference mode has made does not count it."""
+    return 0 if x.is_inference() else x._version
 
 
 class Forms(Generic[M]):

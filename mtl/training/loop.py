@@ -274,10 +274,10 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
     training, schedule, ranks = run.recipe.training, run.schedule, run.ranks
     threads = threads or default_threads()
     own_division = division(run.window_tokens() // ranks.count, threads, run.model.embedder.device)
-    workers, inside = min(ranks.heard(own_division))  # as many shares in each process
+    workers = min(ranks.heard(own_division))  # as many shares in each process
     parameters = [parameter for _, parameter in run.parameters()]
     run.train_mode()
-    with stop_signal() as stopped, computing(workers, inside) as mapped:
+    with stop_signal() as stopped, computing(workers) as mapped:
         while run.step < (until or run.total) and not stops_early(run):
             epoch = run.step // schedule.steps_per_epoch + 1
             factor = rate_factor(run.step, run.total, training)

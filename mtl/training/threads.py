@@ -19,18 +19,18 @@ LEAST_TOKENS = 64  # of a share: below it, making and adding up its gradients co
 MOST_SHARES = 8  # each holds gradients of its own
 
 
-def division(tokens: int, threads: int, device: torch.device) -> tuple[int, int]:
-    """In how many shares a window of about so many tokens is computed, and with how many threads each.
+def division(tokens: int, threads: int, device: torch.device) -> int:
+    """In how many shares a window of about so many tokens is computed.
 
-    That is one: two processes of one thread, which sum as many shares, end with the bits of one process of two.
+    Each has one thread: two processes of one, which sum as many shares, end with the bits of one process of two.
     """
     if device.type != "cpu":
-        return 1, 1
-    return max(1, min(threads, MOST_SHARES, tokens // LEAST_TOKENS)), 1
+        return 1
+    return max(1, min(threads, MOST_SHARES, tokens // LEAST_TOKENS))
 
 
 @contextmanager
-def computing(shares: int, inside: int) -> Iterator[Callable[..., Iterable[Any]]]:
+def computing(shares: int) -> Iterator[Callable[..., Iterable[Any]]]:
     """A map over shares on as many threads; within it, the caller's own computes alone.
 
     Numbers too small for full precision count as 0: they can take a processor ten times as long, and AdamW's moments
@@ -39,7 +39,7 @@ def computing(shares: int, inside: int) -> Iterator[Callable[..., Iterable[Any]]
     flushed = flushes()
     torch.set_flush_denormal(True)
     try:
-        with computing_with(1), side_by_side(shares, inside) as pool:
+        with computing_with(1), side_by_side(shares) as pool:
             yield pool.map
     finally:
         torch.set_flush_denormal(flushed)
