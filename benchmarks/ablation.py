@@ -27,9 +27,11 @@ from benchmarks.machine import describe, write_result
 from mtl.display import table
 from mtl.encode.tasks import TaskSpec
 from mtl.training.data import load_data
-from mtl.training.loop import Run, create, train
+from mtl.training.loop import train
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
+from mtl.training.run import Run
+from mtl.training.start import create
 
 TREC = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 MODEL = "all-MiniLM-L6-v2"

@@ -23,9 +23,11 @@ from mtl.display import table
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
 from mtl.training.data import load_data
-from mtl.training.loop import Run, create, train
+from mtl.training.loop import train
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
+from mtl.training.run import Run
+from mtl.training.start import create
 
 BATCH = 32
 MICRO_TOKENS = 512  # what has a graph at once: some 23 pairs of the memory's texts

@@ -22,10 +22,12 @@ from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import Freeze, TaskSpec
 from mtl.training.data import load_data
-from mtl.training.evaluate import all_logits, measure
-from mtl.training.loop import Run, create, train
+from mtl.training.loop import train
+from mtl.training.metrics import all_logits, measure
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
+from mtl.training.run import Run
+from mtl.training.start import create
 from weights.fetch import fetch
 
 MODEL = "all-MiniLM-L6-v2"

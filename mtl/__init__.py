@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from mtl.encode.multitask import MultiTaskModel
     from mtl.encode.sentence_encoder import SentenceEncoder
     from mtl.encode.tasks import TaskSpec
+    from mtl.training.evaluate import evaluate
     from mtl.training.recipe import Recipe, Training
-    from mtl.training.session import evaluate, train
+    from mtl.training.session import train
 
 PLACES = {
     "MultiTaskModel": "mtl.encode.multitask",
@@ -32,7 +33,7 @@ PLACES = {
     "Recipe": "mtl.training.recipe",
     "Training": "mtl.training.recipe",
     "train": "mtl.training.session",
-    "evaluate": "mtl.training.session",
+    "evaluate": "mtl.training.evaluate",
     "embed_corpus": "mtl.corpus.embed",
 }
 

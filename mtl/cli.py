@@ -359,18 +359,18 @@ def evaluate(
     threads: int | None,
 ) -> None:
     """A trained model's metrics and confusion matrices on a recipe's data; any model's on pairs or a search."""
-    from mtl.training import session
+    from mtl.training.evaluate import show_evaluation, show_retrieval, show_sts
 
     if [recipe, sts, retrieval].count(None) != 2 or (fields and not sts):
         raise click.UsageError("expected one of --recipe, --sts and --retrieval; --fields goes with --sts")
     if plot and retrieval:
         raise click.UsageError("--plot goes with --recipe and --sts; a search has no picture")
     if retrieval:
-        session.show_retrieval(model, retrieval, split, device, threads)
+        show_retrieval(model, retrieval, split, device, threads)
     elif sts:
-        session.show_sts(model, sts, fields.split(",") if fields else [], device, threads, plot)
+        show_sts(model, sts, fields.split(",") if fields else [], device, threads, plot)
     else:
-        session.show_evaluation(model, str(recipe), split, device, threads, plot)
+        show_evaluation(model, str(recipe), split, device, threads, plot)
 
 
 @cli.command()

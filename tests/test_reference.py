@@ -15,8 +15,9 @@ from mtl import MultiTaskModel, SentenceEncoder
 from mtl.encode.tasks import TaskSpec
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Dense, Normalize
-from mtl.training.loop import Run, create
 from mtl.training.recipe import Recipe, Training
+from mtl.training.run import Run
+from mtl.training.start import create
 from weights.export import save
 from weights.fetch import fetch
 from weights.load import Checkpoint, load, load_encoder

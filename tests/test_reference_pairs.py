@@ -13,8 +13,8 @@ from training.test_loop import build, go
 from training.test_pairs import NEGATIVES, SIMILAR, SIZES, SQUARED, STUDENT, dataset
 
 from mtl.encode.tasks import TaskSpec
-from mtl.training.loop import Run
 from mtl.training.recipe import Recipe, Training
+from mtl.training.run import Run
 from weights.load import Checkpoint
 
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="needs the reference extra")

@@ -16,7 +16,7 @@ from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import InputError, shown
 from mtl.training.data import load_data
-from mtl.training.evaluate import all_logits, measure
+from mtl.training.metrics import all_logits, measure
 from mtl.training.plots import check_picture, plot_vectors
 from mtl.training.recipe import Recipe
 

@@ -1,95 +1,121 @@
-"""How good a model is at each task: scikit-learn's metrics over logits."""
+"""How good a model is on a recipe's data, on scored pairs or at retrieval: numbers, and what a user sees of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from torch import Tensor
+import click
 
-from mtl.encode.engine import Engine
+from mtl.encode.engine import usable
+from mtl.encode.fields import one_of
 from mtl.encode.kinds import KINDS
 from mtl.encode.multitask import MultiTaskModel
-from mtl.encode.tasks import TaskSpec
-from mtl.errors import TrainingError
-from mtl.model.packing import PackedBatch
-from mtl.training.data import Examples
+from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.errors import InputError, RecipeError
+from mtl.training import embeddings
+from mtl.training.data import SPLITS, Examples, load_data
 from mtl.training.distributed import ALONE, Processes
+from mtl.training.metrics import all_logits, confusions, measure
+from mtl.training.plots import check_picture, drawable, plot_vectors
+from mtl.training.recipe import Recipe, as_recipe
+from mtl.training.report import confusion_table, metrics_table
 
 
-def task_logits(
-    model: MultiTaskModel, task: str, examples: Examples, threads: int | None = None, ranks: Processes = ALONE
-) -> Tensor:
-    """A task's logits (rows, outputs), or vectors (rows, texts, dim), on the CPU; each process computes a part."""
-    form = model.form()
-
-    def forward(batch: PackedBatch) -> Tensor:
-        return form.branch(task)(form.hidden(batch), batch)
-
-    count, rank, texts = ranks.count, ranks.rank, len(examples.rows)
-    own = examples.rows[rank::count]
-    part = Engine(forward, model.embedder.device, threads=threads).run(own or examples.rows[:1]).cpu()
-    outputs = part.new_zeros(texts, part.shape[1])
-    outputs[rank::count] = part[: len(own)]
-    ranks.add(outputs)
-    return outputs.unflatten(0, (-1, examples.width)) if examples.width > 1 else outputs
-
-
-def all_logits(
-    model: MultiTaskModel, data: Mapping[str, Examples], threads: int | None = None, ranks: Processes = ALONE
-) -> dict[str, Tensor]:
-    """Each task's logits on its examples."""
-    return {name: task_logits(model, name, examples, threads, ranks) for name, examples in data.items()}
-
-
-def task_metrics(task: TaskSpec, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """A task's metrics, and the main one at each size of its vectors."""
-    kind = KINDS[task.kind]
-    found = kind.measure(outputs, targets, len(task.labels))
-    for size in task.matryoshka:
-        cut = kind.measure(*kind.cut(outputs, targets, size), len(task.labels))
-        found[f"{kind.main_metric}-{size}"] = cut[kind.main_metric]
-    return found
-
-
-def measure(
-    tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]
+def evaluate(
+    model: MultiTaskModel | str | Path, recipe: Recipe | str | Path, split: str = "test", threads: int | None = None
 ) -> dict[str, dict[str, float]]:
-    """Each task's metrics.
+    """A model's metrics on one split of a recipe's data, by task.
+
+    Args:
+        model: A model, or the folder of one or of a run.
+        recipe: A ``Recipe``, a .toml file, or the name of a recipe that comes with the package.
+        split: "train", "dev" or "test". A task that names no such data is left out, with a note on stderr.
+        threads: CPU threads; by default, torch's setting.
 
     Raises:
-        TrainingError: scikit-learn is not installed.
+        RecipeError: the model lacks a task, or has other labels for it; no task names data of this split.
+        MtlError: see mtl.errors.
     """
-    try:
-        return {name: task_metrics(tasks[name], x, data[name].targets) for name, x in logits.items()}
-    except ImportError:
-        raise TrainingError("metrics need scikit-learn; pip install 'mtl[train]'") from None
+    loaded = model if isinstance(model, MultiTaskModel) else MultiTaskModel.from_pretrained(model)
+    data = split_of(loaded, as_recipe(recipe)[0], split)
+    return measure(loaded.tasks, all_logits(loaded, data, threads), data)
 
 
-def confusions(
-    tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]
-) -> dict[str, list[list[int]]]:
-    """The confusion matrices of the tasks whose kind has one."""
-    return {
-        name: confusion(x, data[name].targets, len(tasks[name].labels))
-        for name, x in logits.items()
-        if (confusion := KINDS[tasks[name].kind].confusion)
-    }
+def show_evaluation(
+    model: str, recipe: str, split: str, device: str = "cpu", threads: int | None = None, picture: Path | None = None
+) -> None:
+    """Print a model's metrics and confusion matrices on one split of a recipe's data; see ``evaluate``.
 
-
-def check_metric(best: str, tasks: Mapping[str, TaskSpec]) -> None:
-    """That "mean" or ``task.metric`` names a metric of these tasks.
+    ``picture`` is a file to draw its vectors to.
 
     Raises:
-        TrainingError: it does not.
+        InputError: no task of the recipe has a picture, or the file's name ends in no format of ours.
     """
-    known = [f"{name}.{metric}" for name, task in tasks.items() for metric in task.metrics]
-    if best != "mean" and best not in known:
-        raise TrainingError(f"best is {best!r}; expected mean{''.join(f', {name}' for name in known)} (of dev data)")
+    if picture:
+        check_picture(picture)
+    loaded = MultiTaskModel.from_pretrained(model, device=usable(device))
+    data = split_of(loaded, as_recipe(recipe)[0], split)
+    if picture and not any(drawable(KINDS[loaded.tasks[name].kind]) for name in data):
+        kinds = ", ".join(kind.name for kind in KINDS.values() if drawable(kind))
+        raise InputError(f"--plot has nothing to draw: no task of the recipe is {kinds}")
+    started = time.perf_counter()
+    show_metrics(loaded, data, split, threads)
+    texts, seconds = sum(map(len, data.values())), time.perf_counter() - started
+    click.echo(f"\n{texts} texts in {seconds:.1f} s", err=True)
+    if picture:
+        plot_vectors(loaded, data, picture, threads)
+        click.echo(f"vectors  {picture}")
 
 
-def chosen_metric(best: str, tasks: Mapping[str, TaskSpec], metrics: Mapping[str, Mapping[str, float]]) -> float:
-    """The value of ``task.metric``, or for "mean" the mean of the tasks' main ones; more is better."""
-    if best == "mean":
-        return sum(values[KINDS[tasks[name].kind].main_metric] for name, values in metrics.items()) / len(metrics)
-    task, _, metric = best.partition(".")
-    return metrics[task][metric] * tasks[task].metrics[metric]
+def show_sts(
+    model: str, path: Path, fields: Sequence[str], device: str, threads: int | None = None, picture: Path | None = None
+) -> None:
+    """Print how the cosines of a model's vectors follow the scores of pairs of texts, and draw it."""
+    embedder = SentenceEncoder.from_pretrained(model, device=device)
+    found, notes = embeddings.sts(embedder, path, fields, threads, picture)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(metrics_table({path.stem: found}))
+    if picture:
+        click.echo(f"picture  {picture}")
+
+
+def show_retrieval(model: str, folder: Path, split: str, device: str, threads: int | None = None) -> None:
+    """Print how well a model's vectors find what is relevant."""
+    found = embeddings.retrieval(SentenceEncoder.from_pretrained(model, device=device), folder, split, threads=threads)
+    click.echo(metrics_table({folder.resolve().name: found}))
+
+
+def split_of(model: MultiTaskModel, recipe: Recipe, split: str) -> dict[str, Examples]:
+    """One split of a recipe's tasks, which must be the model's too; what is left out is said on stderr."""
+    one_of("split", split, SPLITS)
+    for task in recipe.tasks:
+        ours = model.tasks.get(task.name)
+        if ours is None or ours.labels != task.labels or ours.kind != task.kind:
+            has = ", ".join(f"{name} ({', '.join(t.labels) or t.kind})" for name, t in model.tasks.items())
+            raise RecipeError(f"the model has no task {task.name!r} with labels {list(task.labels)}; it has {has}")
+    without = [task.name for task in recipe.tasks if getattr(task, split) is None]
+    if len(without) == len(recipe.tasks):
+        raise RecipeError(f"no task of the recipe names {split} data")
+    data, notes = load_data(recipe, model.embedder, [split])
+    for note in [*notes, *(f"task {name!r} names no {split} data; it is left out" for name in without)]:
+        click.echo(f"note: {note}", err=True)
+    return data[split]
+
+
+def show_metrics(
+    model: MultiTaskModel,
+    data: Mapping[str, Examples],
+    split: str,
+    threads: int | None,
+    ranks: Processes = ALONE,
+) -> None:
+    """Print tables of each task's metrics and confusion matrix."""
+    logits = all_logits(model, data, threads, ranks)
+    if not ranks.leads:
+        return
+    click.echo(f"\n{split}\n{metrics_table(measure(model.tasks, logits, data))}")
+    for name, counts in confusions(model.tasks, logits, data).items():
+        click.echo(f"\n{split} {name}\n{confusion_table(model.tasks[name].labels, counts)}")

@@ -1,11 +1,10 @@
-"""What a user sees of training and evaluating: settings before, tables and pictures after, and what to do next."""
+"""What a user sees of training: settings before, tables and pictures after, and what to do next."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,18 +14,17 @@ import click
 from mtl.disk import lock, sweep, writing
 from mtl.encode.cores import default_threads
 from mtl.encode.engine import usable
-from mtl.encode.fields import one_of
-from mtl.encode.kinds import KINDS
 from mtl.encode.multitask import MultiTaskModel
-from mtl.encode.sentence_encoder import SentenceEncoder
-from mtl.errors import CheckpointError, InputError, RecipeError, TrainingError
-from mtl.training import checkpoint, embeddings, loop
-from mtl.training.data import SPLITS, Examples, load_data
-from mtl.training.distributed import ALONE, Processes, joined, own_device, own_threads
-from mtl.training.evaluate import all_logits, confusions, measure
-from mtl.training.plots import check_picture, drawable, plot_vectors
+from mtl.errors import CheckpointError, TrainingError
+from mtl.training import checkpoint, loop
+from mtl.training.data import load_data
+from mtl.training.distributed import Processes, joined, own_device, own_threads
+from mtl.training.evaluate import show_metrics
+from mtl.training.plots import plot_vectors
 from mtl.training.recipe import Recipe, as_recipe
-from mtl.training.report import Log, NoLog, confusion_table, metrics_table, plot, tasks_table
+from mtl.training.report import Log, NoLog, plot, tasks_table
+from mtl.training.run import Run
+from mtl.training.start import create
 from weights.files import read_tensors
 
 
@@ -63,9 +61,9 @@ def train(
         notes = missing_extras(read, tensorboard)
         resume = resume or ranks.begun is not None
         folder = Path(ranks.told(lambda: str(chosen_folder(folder or ranks.begun, name, resume))))
-        model = loop.create(read, place)
+        model = create(read, place)
         data, cuts = load_data(read, model.embedder)
-        run = loop.Run(read, model, data, folder, ranks)
+        run = Run(read, model, data, folder, ranks)
         with claimed(folder, resume, ranks):
             begun = resume and ranks.told(lambda: checkpoint.begun(run.checkpoints))  # not, if it never made a step
             notes += cuts + (restored(run) if begun else [])
@@ -105,7 +103,7 @@ def chosen_folder(given: str | Path | None, name: str, resume: bool) -> Path:
     return folder
 
 
-def restored(run: loop.Run) -> list[str]:
+def restored(run: Run) -> list[str]:
     """Go back to the newest checkpoint, in all processes; see ``Run.restore``."""
     notes = run.ranks.told(run.restore)  # it may set a damaged one aside, before the others look
     if not run.ranks.leads:
@@ -113,7 +111,7 @@ def restored(run: loop.Run) -> list[str]:
     return notes
 
 
-def check_alike(run: loop.Run) -> None:
+def check_alike(run: Run) -> None:
     """That all processes train the same.
 
     Raises:
@@ -195,7 +193,7 @@ def claimed(folder: Path, resume: bool, ranks: Processes) -> Iterator[None]:
         yield
 
 
-def show_settings(run: loop.Run, name: str, notes: list[str], threads: int | None) -> None:
+def show_settings(run: Run, name: str, notes: list[str], threads: int | None) -> None:
     """The effective settings, before anything long begins."""
     training = run.recipe.training
     values = {"recipe": name, "model": run.recipe.model, "output": run.folder, "device": run.model.embedder.device,
@@ -213,7 +211,7 @@ def show_settings(run: loop.Run, name: str, notes: list[str], threads: int | Non
     click.echo(f"\n{run.schedule.steps_per_epoch} steps an epoch, {run.total} in all{at}")
 
 
-def show_start(run: loop.Run, threads: int | None) -> None:
+def show_start(run: Run, threads: int | None) -> None:
     """What the embeddings are worth before they are trained, where some task trains them as they are."""
     for split in ("dev", "test"):
         own = {name: examples for name, examples in run.data[split].items() if name not in run.model.branches}
@@ -221,7 +219,7 @@ def show_start(run: loop.Run, threads: int | None) -> None:
             show_metrics(run.model, own, f"{split}, before training", threads, run.ranks)
 
 
-def finish(run: loop.Run, log: Log, threads: int | None) -> None:
+def finish(run: Run, log: Log, threads: int | None) -> None:
     """Take the best weights, measure them, and write the model and the picture."""
     model_folder, picture = run.folder / "model", run.folder / "loss.png"
     run.load_tensors(read_tensors(run.best_path))
@@ -243,101 +241,3 @@ def finish(run: loop.Run, log: Log, threads: int | None) -> None:
         if plot_vectors(run.model, run.data["dev"] or run.data["test"], vectors, threads):
             click.echo(f"vectors  {vectors}")
     click.echo(f"metrics  {log.path}")
-
-
-def show_metrics(
-    model: MultiTaskModel,
-    data: Mapping[str, Examples],
-    split: str,
-    threads: int | None,
-    ranks: Processes = ALONE,
-) -> None:
-    """Print tables of each task's metrics and confusion matrix."""
-    logits = all_logits(model, data, threads, ranks)
-    if not ranks.leads:
-        return
-    click.echo(f"\n{split}\n{metrics_table(measure(model.tasks, logits, data))}")
-    for name, counts in confusions(model.tasks, logits, data).items():
-        click.echo(f"\n{split} {name}\n{confusion_table(model.tasks[name].labels, counts)}")
-
-
-def evaluate(
-    model: MultiTaskModel | str | Path, recipe: Recipe | str | Path, split: str = "test", threads: int | None = None
-) -> dict[str, dict[str, float]]:
-    """A model's metrics on one split of a recipe's data, by task.
-
-    Args:
-        model: A model, or the folder of one or of a run.
-        recipe: A ``Recipe``, a .toml file, or the name of a recipe that comes with the package.
-        split: "train", "dev" or "test". A task that names no such data is left out, with a note on stderr.
-        threads: CPU threads; by default, torch's setting.
-
-    Raises:
-        RecipeError: the model lacks a task, or has other labels for it; no task names data of this split.
-        MtlError: see mtl.errors.
-    """
-    loaded = model if isinstance(model, MultiTaskModel) else MultiTaskModel.from_pretrained(model)
-    data = split_of(loaded, as_recipe(recipe)[0], split)
-    return measure(loaded.tasks, all_logits(loaded, data, threads), data)
-
-
-def show_evaluation(
-    model: str, recipe: str, split: str, device: str = "cpu", threads: int | None = None, picture: Path | None = None
-) -> None:
-    """Print a model's metrics and confusion matrices on one split of a recipe's data; see ``evaluate``.
-
-    ``picture`` is a file to draw its vectors to.
-
-    Raises:
-        InputError: no task of the recipe has a picture, or the file's name ends in no format of ours.
-    """
-    if picture:
-        check_picture(picture)
-    loaded = MultiTaskModel.from_pretrained(model, device=usable(device))
-    data = split_of(loaded, as_recipe(recipe)[0], split)
-    if picture and not any(drawable(KINDS[loaded.tasks[name].kind]) for name in data):
-        kinds = ", ".join(kind.name for kind in KINDS.values() if drawable(kind))
-        raise InputError(f"--plot has nothing to draw: no task of the recipe is {kinds}")
-    started = time.perf_counter()
-    show_metrics(loaded, data, split, threads)
-    texts, seconds = sum(map(len, data.values())), time.perf_counter() - started
-    click.echo(f"\n{texts} texts in {seconds:.1f} s", err=True)
-    if picture:
-        plot_vectors(loaded, data, picture, threads)
-        click.echo(f"vectors  {picture}")
-
-
-def show_sts(
-    model: str, path: Path, fields: Sequence[str], device: str, threads: int | None = None, picture: Path | None = None
-) -> None:
-    """Print how the cosines of a model's vectors follow the scores of pairs of texts, and draw it."""
-    embedder = SentenceEncoder.from_pretrained(model, device=device)
-    found, notes = embeddings.sts(embedder, path, fields, threads, picture)
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
-    click.echo(metrics_table({path.stem: found}))
-    if picture:
-        click.echo(f"picture  {picture}")
-
-
-def show_retrieval(model: str, folder: Path, split: str, device: str, threads: int | None = None) -> None:
-    """Print how well a model's vectors find what is relevant."""
-    found = embeddings.retrieval(SentenceEncoder.from_pretrained(model, device=device), folder, split, threads=threads)
-    click.echo(metrics_table({folder.resolve().name: found}))
-
-
-def split_of(model: MultiTaskModel, recipe: Recipe, split: str) -> dict[str, Examples]:
-    """One split of a recipe's tasks, which must be the model's too; what is left out is said on stderr."""
-    one_of("split", split, SPLITS)
-    for task in recipe.tasks:
-        ours = model.tasks.get(task.name)
-        if ours is None or ours.labels != task.labels or ours.kind != task.kind:
-            has = ", ".join(f"{name} ({', '.join(t.labels) or t.kind})" for name, t in model.tasks.items())
-            raise RecipeError(f"the model has no task {task.name!r} with labels {list(task.labels)}; it has {has}")
-    without = [task.name for task in recipe.tasks if getattr(task, split) is None]
-    if len(without) == len(recipe.tasks):
-        raise RecipeError(f"no task of the recipe names {split} data")
-    data, notes = load_data(recipe, model.embedder, [split])
-    for note in [*notes, *(f"task {name!r} names no {split} data; it is left out" for name in without)]:
-        click.echo(f"note: {note}", err=True)
-    return data[split]

@@ -28,9 +28,10 @@ from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
 from mtl.training import distributed
 from mtl.training.distributed import ALONE, Processes, joined
-from mtl.training.loop import Run, train
+from mtl.training.loop import train
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log, NoLog
+from mtl.training.run import Run
 from weights.load import Checkpoint
 
 PAIRS = {"alike": SIMILAR, "belong": NEGATIVES, "learn": STUDENT, "sizes": SIZES}

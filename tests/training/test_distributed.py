@@ -91,7 +91,8 @@ def test_two_processes_are_one_with_two_threads(tmp_path: Path) -> None:
 def test_any_number_of_processes(tmp_path: Path, processes: int) -> None:
     """With all kinds of task, prefixes remembered by each process, bf16, and windows of one row.
 
-    Measured beside one thread, at a rate of 0.01: losses within 2e-6, weights within 1e-5 but for one, at 1.3e-5.
+    Measured beside one thread over 50 steps at 1e-4: losses within 5e-7, weights within 4.5e-6. (At a rate of 0.01:
+    2e-6 and 1.3e-5.)
     """
     scenarios = ("mixed", "prefix", "bf16", "lone rows")
     done(torchrun(processes, ROOT / "tests" / "training" / "ranks.py", tmp_path, *scenarios))
@@ -99,7 +100,7 @@ def test_any_number_of_processes(tmp_path: Path, processes: int) -> None:
         if processes < 3:
             compare(tmp_path, scenario, processes, (0, 0))
         if scenario != "bf16":
-            compare(tmp_path, scenario, 1, (2e-6, 2e-5))
+            compare(tmp_path, scenario, 1, (1e-6, 1e-5))
 
 
 @pytest.mark.slow

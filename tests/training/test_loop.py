@@ -19,11 +19,13 @@ from mtl.model.encoder import DistilBert
 from mtl.model.packing import PackedBatch
 from mtl.training import checkpoint as checkpoints
 from mtl.training.data import Examples
-from mtl.training.evaluate import all_logits
 from mtl.training.gradients import Piece, backward, shares
-from mtl.training.loop import LossWeights, Run, train
+from mtl.training.loop import train
+from mtl.training.metrics import all_logits
+from mtl.training.optim import LossWeights
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
+from mtl.training.run import Run
 from mtl.training.schedule import MicroBatch
 from weights.load import Checkpoint
 

@@ -17,10 +17,10 @@ from mtl.encode.tasks import TaskSpec
 from mtl.errors import MtlError, TrainingError
 from mtl.model.pooling import Dense, Normalize
 from mtl.training.data import Examples, drawn_pairs, load_data, read_split, text_numbers
-from mtl.training.evaluate import all_logits
 from mtl.training.gradients import Piece, backward, shares
-from mtl.training.loop import Run
+from mtl.training.metrics import all_logits
 from mtl.training.recipe import Recipe, Training, read_recipe
+from mtl.training.run import Run
 from mtl.training.schedule import MicroBatch
 from weights.load import Checkpoint
 

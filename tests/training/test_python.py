@@ -17,6 +17,7 @@ from mtl import MultiTaskModel, Recipe, TaskSpec, Training
 from mtl.disk import lock
 from mtl.errors import CheckpointError, RecipeError, TrainingError
 from mtl.training import session
+from mtl.training.start import create
 
 TEXTS = ["a b", "c d e", "f", "a g h", "i", "e j"]
 
@@ -110,7 +111,7 @@ def test_missing_extras(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Monk
     """Metrics are refused before any work; a picture is left out with a line."""
     with monkeypatch.context() as patch:
         without(patch, "sklearn")
-        patch.setattr("mtl.training.loop.create", lambda *_: pytest.fail("work began"))
+        patch.setattr("mtl.training.session.create", lambda *_: pytest.fail("work began"))
         with pytest.raises(
             TrainingError, match=r"metrics of dev and test data need scikit-learn; pip install 'mtl\[tr"
         ):
@@ -146,11 +147,11 @@ def test_more_epochs_start_from_the_run_s_weights(recipe: Recipe, tmp_path: Path
     ):
         mtl.train(longer, tmp_path / "run", resume=True)
     onward = dataclasses.replace(longer, model=str(tmp_path / "run"))
-    model = session.loop.create(onward)
+    model = create(onward)
     for name, x in first.state_dict().items():
         assert torch.equal(model.state_dict()[name], x), name
     tasks = [dataclasses.replace(recipe.tasks[0], labels=("no", "yes")), recipe.tasks[1]]
-    other = session.loop.create(dataclasses.replace(onward, tasks=tasks))
+    other = create(dataclasses.replace(onward, tasks=tasks))
     same = {name for name, x in first.state_dict().items() if torch.equal(other.state_dict()[name], x)}
     new = {f"branches.vowel.head.classifier.{name}" for name in ("weight", "bias")}
     assert first.state_dict().keys() - same == new

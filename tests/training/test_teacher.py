@@ -14,8 +14,9 @@ from mtl import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import MtlError
 from mtl.training.data import load_data
-from mtl.training.loop import Run, create
 from mtl.training.recipe import Recipe, Training, read_recipe
+from mtl.training.run import Run
+from mtl.training.start import create
 
 TEXTS = ["a b", "c d e", "f", "g h i j", "k"]
 TASK = TaskSpec("student", kind="distillation", train="train.jsonl", dev="train.jsonl", teacher="tiny")

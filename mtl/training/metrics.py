@@ -1,0 +1,95 @@
+"""How good a model is at each task: scikit-learn's metrics over logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from mtl.encode.engine import Engine
+from mtl.encode.kinds import KINDS
+from mtl.encode.multitask import MultiTaskModel
+from mtl.encode.tasks import TaskSpec
+from mtl.errors import TrainingError
+from mtl.model.packing import PackedBatch
+from mtl.training.data import Examples
+from mtl.training.distributed import ALONE, Processes
+
+
+def task_logits(
+    model: MultiTaskModel, task: str, examples: Examples, threads: int | None = None, ranks: Processes = ALONE
+) -> Tensor:
+    """A task's logits (rows, outputs), or vectors (rows, texts, dim), on the CPU; each process computes a part."""
+    form = model.form()
+
+    def forward(batch: PackedBatch) -> Tensor:
+        return form.branch(task)(form.hidden(batch), batch)
+
+    count, rank, texts = ranks.count, ranks.rank, len(examples.rows)
+    own = examples.rows[rank::count]
+    part = Engine(forward, model.embedder.device, threads=threads).run(own or examples.rows[:1]).cpu()
+    outputs = part.new_zeros(texts, part.shape[1])
+    outputs[rank::count] = part[: len(own)]
+    ranks.add(outputs)
+    return outputs.unflatten(0, (-1, examples.width)) if examples.width > 1 else outputs
+
+
+def all_logits(
+    model: MultiTaskModel, data: Mapping[str, Examples], threads: int | None = None, ranks: Processes = ALONE
+) -> dict[str, Tensor]:
+    """Each task's logits on its examples."""
+    return {name: task_logits(model, name, examples, threads, ranks) for name, examples in data.items()}
+
+
+def task_metrics(task: TaskSpec, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    """A task's metrics, and the main one at each size of its vectors."""
+    kind = KINDS[task.kind]
+    found = kind.measure(outputs, targets, len(task.labels))
+    for size in task.matryoshka:
+        cut = kind.measure(*kind.cut(outputs, targets, size), len(task.labels))
+        found[f"{kind.main_metric}-{size}"] = cut[kind.main_metric]
+    return found
+
+
+def measure(
+    tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]
+) -> dict[str, dict[str, float]]:
+    """Each task's metrics.
+
+    Raises:
+        TrainingError: scikit-learn is not installed.
+    """
+    try:
+        return {name: task_metrics(tasks[name], x, data[name].targets) for name, x in logits.items()}
+    except ImportError:
+        raise TrainingError("metrics need scikit-learn; pip install 'mtl[train]'") from None
+
+
+def confusions(
+    tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]
+) -> dict[str, list[list[int]]]:
+    """The confusion matrices of the tasks whose kind has one."""
+    return {
+        name: confusion(x, data[name].targets, len(tasks[name].labels))
+        for name, x in logits.items()
+        if (confusion := KINDS[tasks[name].kind].confusion)
+    }
+
+
+def check_metric(best: str, tasks: Mapping[str, TaskSpec]) -> None:
+    """That "mean" or ``task.metric`` names a metric of these tasks.
+
+    Raises:
+        TrainingError: it does not.
+    """
+    known = [f"{name}.{metric}" for name, task in tasks.items() for metric in task.metrics]
+    if best != "mean" and best not in known:
+        raise TrainingError(f"best is {best!r}; expected mean{''.join(f', {name}' for name in known)} (of dev data)")
+
+
+def chosen_metric(best: str, tasks: Mapping[str, TaskSpec], metrics: Mapping[str, Mapping[str, float]]) -> float:
+    """The value of ``task.metric``, or for "mean" the mean of the tasks' main ones; more is better."""
+    if best == "mean":
+        return sum(values[KINDS[tasks[name].kind].main_metric] for name, values in metrics.items()) / len(metrics)
+    task, _, metric = best.partition(".")
+    return metrics[task][metric] * tasks[task].metrics[metric]

@@ -1,0 +1,63 @@
+"""The model that a recipe starts from: a pretrained trunk, with a head for each task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mtl.encode.multitask import MultiTaskModel
+from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.tasks import TaskSpec
+from mtl.errors import RecipeError
+from mtl.model.encoder import DistilBert
+from mtl.training.recipe import Recipe
+from weights import load
+from weights.fetch import fetch
+
+
+def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel:
+    """The recipe's pretrained trunk with new heads; what is random follows from the recipe's seed.
+
+    A task that has DistilBERT's own head and the checkpoint's labels starts from the checkpoint's head, and one
+    that the checkpoint has too, with the same labels, pooling and form of head, from that one's.
+    """
+    torch.manual_seed(recipe.training.seed)
+    source = Path(recipe.model)
+    beside = recipe.folder / source
+    pretrained = load.load(fetch(str(beside if beside.is_dir() and not source.is_dir() else recipe.model)))
+    if recipe.layers:
+        keep_layers(pretrained.encoder, recipe.layers)
+    model = MultiTaskModel(SentenceEncoder.from_checkpoint(pretrained), recipe.tasks)
+    for task in recipe.tasks:
+        if pretrained.head and task.head == "distilbert" and task.labels == pretrained.labels:
+            model.branch(task.name).head.load_state_dict(pretrained.head)
+    if pretrained.tasks:
+        before = MultiTaskModel.from_checkpoint(pretrained)
+        for name, task in before.tasks.items():
+            if name in model.tasks and alike(task, model.tasks[name]):
+                model.branch(name).load_state_dict(before.branch(name).state_dict())
+    return model.to(device)
+
+
+def keep_layers(encoder: DistilBert, layers: Sequence[int]) -> None:
+    """Leave only these blocks of an encoder, as DistilBERT began with every second one of BERT's.
+
+    Raises:
+        RecipeError: it has not so many.
+    """
+    blocks = list(encoder.transformer.layer)
+    if max(layers) >= len(blocks):
+        raise RecipeError(
+            f"layers are {list(layers)}; expected numbers below {len(blocks)}, the model's blocks", "layers"
+        )
+    encoder.transformer.layer = nn.ModuleList(blocks[i] for i in layers)
+    encoder.config = dataclasses.replace(encoder.config, n_layers=len(layers))
+
+
+def alike(one: TaskSpec, other: TaskSpec) -> bool:
+    """Whether a head that was trained for one task is right for another."""
+    return all(getattr(one, field) == getattr(other, field) for field in ("labels", "kind", "pooling", "head"))
