@@ -35,6 +35,7 @@ from mtl.training.start import create
 
 TREC = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 MODEL = "all-MiniLM-L6-v2"
+PLAIN = "nothing frozen"
 BASE = Training(epochs=3, batch_size=16, learning_rate=1e-4, head_learning_rate=1e-3, warmup=0.1)
 
 
@@ -79,7 +80,7 @@ def experiments(sst2: TaskSpec, trec: TaskSpec) -> dict[str, tuple[tuple[TaskSpe
         "embeddings and 4 blocks frozen": (both(freeze=4), BASE),
         "embeddings and 2 blocks frozen": (both(freeze=2), BASE),
         "embeddings frozen": (both(freeze=0), BASE),
-        "nothing frozen": (both(), BASE),
+        PLAIN: (both(), BASE),
         "one head frozen (sst2's), the rest trained": ((dataclasses.replace(sst2, freeze_head=True), trec), BASE),
         "all frozen but the heads for one epoch, then 3, then nothing": (
             both(freeze={"1": "encoder", "2": 3, "3": "none"}),
@@ -139,6 +140,22 @@ def summary_rows(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[
         yield [title, len(found), *cells]
 
 
+def differences(results: Mapping[str, Mapping[str, Any]]) -> Iterator[list[object]]:
+    """How far each experiment's accuracies lie from ``PLAIN``'s, run by run: the mean, and its standard error."""
+    base = {run: best_epoch(result) for run, result in results.get(PLAIN, {}).items()}
+    yield [f"less {PLAIN!r}", "runs", *(f"{task} accuracy" for task in ("sst2", "trec"))]
+    for title, found in results.items():
+        pairs = [(best_epoch(result), base[run]) for run, result in found.items() if run in base]
+        cells = [[one[name] - other[name] for one, other in pairs if name in one]
+                 for name in ("sst2 accuracy", "trec accuracy")]  # fmt: skip
+        if title != PLAIN and len(pairs) > 1:
+            yield [title, len(pairs), *(mean_and_error(cell) for cell in cells)]
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):+.4f} ± {statistics.stdev(values) / len(values) ** 0.5:.4f}" if values else ""
+
+
 def kept_results(output: Path | None, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What a file has from before: experiment -> run -> result.
 
@@ -182,7 +199,7 @@ def main(
                 results.setdefault(title, {})[key] = found
                 write_result(output, whole())
     runs = {title: [best_epoch(result) for result in found.values()] for title, found in results.items()}
-    print(table(list(summary_rows(runs))))
+    print(table(list(summary_rows(runs))), table(list(differences(results))), sep="\n\n")
     write_result(output, whole())
 
 

@@ -110,6 +110,8 @@ def experiments(tasks: Mapping[str, TaskSpec], seed: int) -> dict[str, Recipe]:
         "stsb, matryoshka": recipe(dataclasses.replace(stsb, matryoshka=SIZES)),
         "sst2": recipe(sst2),
         "stsb and sst2": recipe(stsb, sst2),
+        "stsb and sst2, two micro-batches a step": recipe(stsb, sst2, accumulate=2),
+        "stsb and sst2, of weight 0.5": recipe(stsb, dataclasses.replace(sst2, weight=0.5)),
         "stsb, embeddings frozen": frozen(0),
         "stsb, embeddings and 2 blocks frozen": frozen(2),
         "stsb, embeddings and 4 blocks frozen": frozen(4),
