@@ -14,6 +14,7 @@ from conftest import randomized
 from test_cli import Done, mtl
 
 from mtl import MultiTaskModel, SentenceEncoder
+from mtl.encode.predictions import answers, write_answers
 from mtl.encode.tasks import TaskSpec
 from weights.load import Checkpoint
 
@@ -69,6 +70,12 @@ def test_files_in_and_out(mtl: Callable[..., Done], run: Path, tmp_path: Path) -
     assert mtl(*arguments, "--output", tmp_path / "o.csv", "--overwrite").returncode == 0
     done = mtl(*arguments, "--output", tmp_path / "in.jsonl", "--overwrite")
     assert (done.returncode, "in.jsonl is the input itself" in done.stderr) == (1, True)
+
+
+def test_half_of_a_surrogate_pair_in_a_table(run: Path, tmp_path: Path) -> None:
+    rows = [("a", {"text": "a", "x": "\ud800"})]
+    write_answers(tmp_path / "o.csv", (fields for _, fields in answers(MultiTaskModel.from_pretrained(run), rows)))
+    assert "\\ud800" in (tmp_path / "o.csv").read_text()
 
 
 def test_standard_input_and_tables(mtl: Callable[..., Done], run: Path) -> None:

@@ -59,6 +59,10 @@ def config_fields(checkpoint: Checkpoint, architecture: Architecture) -> dict[st
     if checkpoint.labels:
         fields["id2label"] = {str(i): label for i, label in enumerate(checkpoint.labels)}
         fields["label2id"] = {label: i for i, label in enumerate(checkpoint.labels)}
+    elif checkpoint.head:  # transformers would take two outputs for granted
+        outputs = len(checkpoint.head["classifier.weight"])
+        fields["id2label"] = {str(i): f"LABEL_{i}" for i in range(outputs)}
+        fields |= {"problem_type": "regression"} if outputs == 1 else {}
     return {"architectures": [name], "model_type": architecture, "pad_token_id": 0, **fields}
 
 

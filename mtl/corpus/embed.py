@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import time
 from collections.abc import Sequence
@@ -20,11 +21,13 @@ from mtl.corpus.work import Done, Job, VectorType, Worker
 from mtl.disk import lock, reason
 from mtl.display import counted
 from mtl.encode.engine import usable
+from mtl.encode.keywords import own_keywords
 from mtl.encode.precision import Precision
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import InputError
 
-FREE = ("threads", "batch_tokens", "progress")  # options that change no bit of a vector
+OPTIONS = [name for name in inspect.signature(SentenceEncoder.encode).parameters
+           if name not in ("self", "texts", "as_tensor")]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,7 @@ def embed_corpus(
         import_ray()
     elif actors is not None:
         raise InputError(f"actors is {actors} without an address; expected an address, as 'local' for this machine")
+    options = own_keywords("embed_corpus", OPTIONS, usable(device), options)
     sources = find_sources(inputs, place)
     sizes = row_counts(sources, columns)
     encoder = SentenceEncoder.from_pretrained(str(model), None, usable(device), precision)
@@ -146,11 +150,11 @@ def plan(
     settings = {
         "fingerprint": encoder.fingerprint,
         "precision": encoder.precision,
-        "max_length": options.get("max_length") or encoder.tokenizer.max_length,
+        "max_length": int(options.get("max_length") or encoder.tokenizer.max_length),
         "overflow": "truncate" if overflow == "warn" else overflow,
         "prompt": encoder.prompt_for(options.get("prompt"), options.get("prompt_name")),
-        "normalize": options.get("normalize", False),
-        "dim": options.get("truncate_dim") or encoder.dim,
+        "normalize": bool(options.get("normalize", False)),
+        "dim": int(options.get("truncate_dim") or encoder.dim),
         "vectors": vectors,
         "columns": dataclasses.asdict(columns) | {"keep": list(columns.keep)},
     }

@@ -77,8 +77,8 @@ class Engine:
         self.device = device
         self.on_cpu = device.type == "cpu"
         self.batch_tokens = batch_tokens or (BATCH_TOKENS if self.on_cpu else BATCH_TOKENS_GPU)
-        self.given = threads
-        self.threads = threads or default_threads()
+        self.given = int(threads) if threads else None  # a number of numpy's is none to OpenMP
+        self.threads = self.given or default_threads()
 
     def run(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """One vector per row of token ids, in the order of rows: (rows, dim) on the model's device."""

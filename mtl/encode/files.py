@@ -20,6 +20,7 @@ from mtl.errors import InputError
 Row = tuple[int, dict[str, Any]]  # line number, fields
 TextRow = tuple[str, dict[str, Any]]  # the text, and all fields of its row
 
+csv.field_size_limit(2**31 - 1)  # its own limit, 131,072 characters, is less than a document may have
 INPUTS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 BATCH_ROWS = 8192  # of a .parquet file, held at once
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -95,7 +96,24 @@ def json_numbers(vector: Vectors) -> str:
 
 def json_line(fields: Fields) -> str:
     """A row's fields as an object in one line; what JSON has no type for, such as a date, becomes a string."""
-    return json.dumps(fields, ensure_ascii=False, default=str)
+    return as_json(fields)
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON, in which a number that is not finite is null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(without_infinite(value), ensure_ascii=False, default=str)
+
+
+def without_infinite(value: Any) -> Any:
+    """The same value with None for each number in it that is not finite."""
+    if isinstance(value, dict):
+        return {key: without_infinite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_infinite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_jsonl(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str) -> None:
@@ -110,7 +128,7 @@ def write_jsonl(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype
 def csv_line(values: Iterable[Any]) -> str:
     """A line of a .csv file; a list or an object stands in it as JSON."""
     line = io.StringIO()
-    nested = (json.dumps(v, ensure_ascii=False) if isinstance(v, (list, dict)) else v for v in values)
+    nested = (as_json(v) if isinstance(v, (list, dict)) else v for v in values)
     csv.writer(line, lineterminator="\n").writerow(nested)
     return line.getvalue()
 
@@ -148,7 +166,7 @@ def write_parquet(path: Path, parts: Iterable[Part], shape: tuple[int, int], dty
                 numbers = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), shape[1])
                 fields = pyarrow.Table.from_pylist(list(rows), schema=schema)
                 writer.write_table(fields.append_column(vector, numbers))
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
         raise InputError(f"{path} cannot be written as Parquet: {error}; write .jsonl instead") from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,35 +31,49 @@ OTHERS: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def accepts_their_keywords(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of an encoder that takes sentence-transformers' keywords, too.
+def is_on(device: torch.device, name: Any) -> bool:
+    """Whether a device of this name is of the same type."""
+    try:
+        return torch.device(name).type == device.type
+    except (RuntimeError, TypeError):  # there is none
+        return False
+
+
+def own_keywords(name: str, names: Sequence[str], device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of something called ``name``, whose own are ``names``, by their own names.
 
     Raises:
         InputError: a keyword that it does not take; the line says which is meant.
     """
+    found: dict[str, Any] = {}
+    for given, value in options.items():
+        if given == "device" and value is not None and is_on(device, value):
+            continue
+        if given == "convert_to_numpy" and options.get("convert_to_tensor"):
+            continue  # as there, the other one wins
+        known, instead = OTHERS.get(given, ((), ""))
+        if given in OTHERS and value not in known:
+            raise InputError(f"{given} is {shown(value)}, as in sentence-transformers; here, {instead}")
+        if given in OTHERS:
+            continue
+        translated = SAME.get(given, given)
+        if translated not in names:
+            near = ", ".join(difflib.get_close_matches(given, names, 1) or names)
+            raise InputError(f"{name} has no option {given!r}; expected one of {near}")
+        if translated in found:
+            raise InputError(f"{given} is given, and another keyword that means {translated}; expected one of them")
+        found[translated] = value
+    return found
+
+
+def accepts_their_keywords(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of an encoder that takes sentence-transformers' keywords, too; see ``own_keywords``."""
     parameters = inspect.signature(method).parameters
     names = [name for name in parameters if name != "self"]
 
     @functools.wraps(method)
     def with_theirs(self: Any, *args: Any, **options: Any) -> Any:
-        if options.get("convert_to_tensor"):
-            options.pop("convert_to_numpy", None)  # as there, the other one wins
-        ours: dict[str, Any] = {}
-        for name, value in options.items():
-            if name == "device" and value is not None and torch.device(value).type == self.device.type:
-                continue
-            known, instead = OTHERS.get(name, ((), ""))
-            if name in OTHERS and value not in known:
-                raise InputError(f"{name} is {shown(value)}, as in sentence-transformers; here, {instead}")
-            if name in OTHERS:
-                continue
-            translated = SAME.get(name, name)
-            if translated not in names:
-                near = ", ".join(difflib.get_close_matches(name, names, 1) or names)
-                raise InputError(f"{method.__name__} has no option {name!r}; expected one of {near}")
-            if translated in ours:
-                raise InputError(f"{name} is given, and another keyword that means {translated}; expected one of them")
-            ours[translated] = value
+        ours = own_keywords(method.__name__, names, self.device, options)
         return method(self, *args, **ours)
 
     return with_theirs

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtl.encode import retrieval
+from mtl.errors import shown
 from mtl.model import losses, pair_losses
 
 Target = int | list[float]
@@ -208,10 +209,10 @@ MULTI_LABEL = Kind(
 def finite_number(value: Any, labels: Sequence[str]) -> list[float]:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"is {value!r}; expected a finite number")
+    if not abs(number) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"is {shown(value)}; expected a finite number, at most 3.4e38")
     return [number]
 
 

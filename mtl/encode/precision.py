@@ -63,5 +63,11 @@ def calibration_texts() -> list[str]:
 def form(encoder: DistilBert, precision: Precision, tokenizer: Tokenizer, mapped: bool = False) -> DistilBert:
     """An encoder's form in a format. ``mapped`` says that its weights are mapped from a file."""
     if precision == "int8":
+        weight = encoder.embeddings.word_embeddings.weight
+        if weight.dtype != torch.float32:
+            given = str(weight.dtype).removeprefix("torch.")
+            raise InputError(
+                f"precision is 'int8' and the weights are {given}; expected float32, as model.float() gives"
+            )
         return int8(encoder, tokenizer(calibration_texts(), "truncate").rows, mapped)
     return packed(encoder, DTYPES[precision], mapped)

@@ -74,7 +74,7 @@ def flat(answer: Fields) -> Fields:
 def write_csv(file: Any, rows: Iterable[Fields]) -> None:
     """Rows as .csv, a column for each field of any row; they are kept aside until all fields are known."""
     names: dict[str, None] = {}
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as aside:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass") as aside:
         for row in rows:
             names |= dict.fromkeys(row)
             aside.write(json_line(row) + "\n")

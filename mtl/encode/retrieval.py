@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from mtl.encode.search import Similarity, scores
 
 BLOCK = 2048  # vectors of either side that are compared at once
 DEPTH = 100  # results of a query that the metrics look at
@@ -16,27 +17,28 @@ METRICS = {"ndcg@10": 1, "mrr@10": 1, "recall@10": 1, "recall@100": 1}
 Relevance = Mapping[int, float]  # a document's place, and how relevant it is
 
 
-def nearest(queries: Tensor, corpus: Iterable[Tensor], k: int) -> list[list[int]]:
-    """For each query the places of the k vectors of highest cosine, best first; of equal ones, the first.
+def nearest(queries: Tensor, corpus: Iterable[Tensor], k: int, measure: Similarity = "cosine") -> list[list[int]]:
+    """For each query the places of the k most similar vectors, best first; of equal ones, the first.
 
     ``corpus`` comes in blocks (any number, dim), none of which is needed any more once the next one comes.
     """
-    groups = F.normalize(queries.float(), dim=-1).split(BLOCK)
+    groups = queries.float().split(BLOCK)
     best = [(group.new_empty(len(group), 0), torch.empty(len(group), 0, dtype=torch.long)) for group in groups]
     start = 0
     for block in corpus:
-        units, places = F.normalize(block.float(), dim=-1), torch.arange(start, start + len(block))
-        best = [merged(*kept, group @ units.T, places, k) for group, kept in zip(groups, best, strict=True)]
+        places = torch.arange(start, start + len(block))
+        found = (scores(group, block.float(), measure) for group in groups)
+        best = [merged(*kept, others, places, k) for others, kept in zip(found, best, strict=True)]
         start += len(block)
     return [row for _, places in best for row in places.tolist()]
 
 
-def merged(scores: Tensor, places: Tensor, others: Tensor, new: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def merged(found: Tensor, places: Tensor, others: Tensor, new: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best of (queries, any) scores and of others, at new places (any,), with where they are."""
-    scores = torch.cat([scores, others], dim=1)
+    found = torch.cat([found, others], dim=1)
     places = torch.cat([places, new.expand_as(others)], dim=1)
-    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return scores.gather(1, order), places.gather(1, order)
+    order = found.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return found.gather(1, order), places.gather(1, order)
 
 
 def gain(relevances: Sequence[float]) -> float:
@@ -63,9 +65,10 @@ def ranking_metrics(rankings: Sequence[Sequence[int]], relevant: Sequence[Releva
 
 
 def search_metrics(
-    queries: Tensor, corpus: Iterable[Tensor], relevant: Sequence[Relevance], same: Sequence[int | None]
-) -> dict[str, float]:
+    queries: Tensor, corpus: Iterable[Tensor], relevant: Sequence[Relevance], same: Sequence[int | None],
+    measure: Similarity = "cosine",
+) -> dict[str, float]:  # fmt: skip
     """Those of exact search. ``same[i]`` is the place of query i itself in the corpus, which does not count."""
-    found = nearest(queries, corpus, DEPTH + 1)
+    found = nearest(queries, corpus, DEPTH + 1, measure)
     others = [[place for place in places if place != own][:DEPTH] for places, own in zip(found, same, strict=True)]
     return ranking_metrics(others, relevant)

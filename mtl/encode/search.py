@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtl.encode.engine import check_counts
 from mtl.errors import InputError, shown
 
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
@@ -29,7 +30,9 @@ def as_matrix(vectors: Vectors, name: str) -> Tensor:
     Raises:
         InputError: they have another shape, or are no floating-point numbers.
     """
-    tensor = torch.from_numpy(np.array(vectors)) if isinstance(vectors, np.ndarray) else vectors
+    if isinstance(vectors, np.ndarray):
+        vectors = torch.from_numpy(vectors.astype(vectors.dtype.newbyteorder("=")))
+    tensor = vectors
     if not tensor.is_floating_point() or tensor.dim() not in (1, 2):
         kind = str(tensor.dtype).removeprefix("torch.")
         raise InputError(f"{name} is {kind} {tuple(tensor.shape)}; expected floating-point vectors (vectors, dim)")
@@ -80,8 +83,7 @@ def search(
     Raises:
         InputError: k is less than 1; an unknown measure, or vectors that do not go together.
     """
-    if k < 1:
-        raise InputError(f"k is {k}; expected 1 or more")
+    check_counts(k=k)
     wanted = as_matrix(queries, "queries")
     check_measure(measure, (wanted.shape[1], corpus.shape[-1]))
     parts = [best(part, corpus, k, measure) for part in wanted.split(QUERIES)]

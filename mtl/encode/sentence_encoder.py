@@ -29,7 +29,9 @@ from mtl.model.pooling import Dense, Normalize, Pooling
 from weights import export, load
 from weights.fetch import fetch
 
+CHUNK = "; overflow='chunk' embeds texts whole"
 WINDOW = 8192  # texts that are tokenized, sorted and held at once
+QUERY, DOCUMENT = ("query",), ("document", "passage", "corpus")  # what prompts are called, as sentence-transformers
 
 
 class SentenceEncoder(nn.Module):
@@ -141,7 +143,8 @@ class SentenceEncoder(nn.Module):
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """Short hashes of what makes a vector of a text: where they are equal, the same texts give equal vectors.
+        """Short hashes of what makes a vector of token ids, and those of a text: where they are equal, the same texts
+        give equal vectors, with the same prompt before them and the same limit of tokens.
 
         ``encoder`` is the encoder's config and all weights, ``tokenizer`` the tokenizer, ``pooling`` what follows.
         """
@@ -307,7 +310,7 @@ class SentenceEncoder(nn.Module):
         windows = tokenized_windows(several(texts), window, self.tokenizer, prefix, overflow, max_length)
         if not (isinstance(texts, Sized) and len(texts) <= window):
             windows = prefetch(windows)
-        windows = warn_of_cuts(windows, limit) if overflow == "warn" else windows
+        windows = warn_of_cuts(windows, limit, CHUNK) if overflow == "warn" else windows
 
         def parts() -> Iterator[NDArray[np.float32] | Tensor]:
             for part in with_bar(windows, texts, progress):
@@ -317,18 +320,19 @@ class SentenceEncoder(nn.Module):
 
         return parts()
 
-    def encode_query(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.float32]:
-        """As ``encode``, with the checkpoint's prompt for queries, if it has one."""
-        return self.encode(texts, **self.prompted(("query",), options))
+    def encode_query(self, *texts: str | Iterable[str], **options: Any) -> NDArray[np.float32]:
+        """As ``encode``, with the checkpoint's prompt for queries, if it has one and no other is given."""
+        return self.encode(*texts, **self.prompted(QUERY, options))
 
-    def encode_document(self, texts: str | Iterable[str], **options: Any) -> NDArray[np.float32]:
-        """As ``encode``, with the checkpoint's prompt for what is searched, if it has one."""
-        return self.encode(texts, **self.prompted(("document", "passage", "corpus"), options))
+    def encode_document(self, *texts: str | Iterable[str], **options: Any) -> NDArray[np.float32]:
+        """As ``encode``, with the checkpoint's prompt for what is searched, if it has one and no other is given."""
+        return self.encode(*texts, **self.prompted(DOCUMENT, options))
 
     def prompted(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
         """Options with the first of these prompts that the checkpoint has, unless they name one themselves."""
         name = next((name for name in names if name in self.prompts), None)
-        return options if {"prompt", "prompt_name"} & options.keys() else {**options, "prompt_name": name}
+        given = any(options.get(key) is not None for key in ("prompt", "prompt_name"))
+        return options if given else {**options, "prompt_name": name}
 
     def similarity(self, a: Vectors, b: Vectors) -> Any:
         """How similar each vector of a (n, dim) is to each of b (m, dim), (n, m), by the model's own measure."""

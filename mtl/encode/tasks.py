@@ -38,6 +38,8 @@ class TaskSpec:
         declared label; for "regression" a number. What could be read in two ways is refused.
     text_field, label_field: The names of a row's fields; as many for its texts as the kind takes.
     pooling: Names of pooling modes side by side, or "attention" for a learned one.
+    head: "linear", or "distilbert": a hidden layer with ReLU, as DistilBERT's own classifier has it.
+    dropout: The share of the features that the head drops in training.
     weight: The loss is multiplied by it.
     freeze: Blocks held fixed, counted from the embeddings, which are held with the first: a number, "encoder" for
         all or "none"; or a table that says so from an epoch on, as {1 = "encoder", 2 = 4, 3 = "none"}.
@@ -58,7 +60,8 @@ class TaskSpec:
     "contrastive": An anchor, its positive, and any number of hard negatives, each a field of ``text_field``; no label.
         All texts of a window's other rows are negatives too, so ``batch_size`` (times ``accumulate``) matters;
         ``micro_tokens`` bounds the memory, and changes nothing else. What equals the anchor or the positive is no
-        negative, and rows are drawn so that no text stands twice in a window, as far as the data allow.
+        negative, and rows are drawn so that no text stands twice in a window, as far as the data allow, and the window
+        does not begin another pass through them.
         ``scale`` multiplies cosines (20); ``symmetric`` has positives find their anchors too.
     "distillation": A text, whose vector is to become the ``teacher``'s: a model by name, whose vectors are computed
         once and remembered, or an .npy or .safetensors file beside the recipe with one for each row, whose name holds

@@ -130,6 +130,8 @@ def several(texts: Iterable[str]) -> Iterable[str]:
     """
     if isinstance(texts, (str, bytes)):
         raise InputError(f"texts is a single string ({shown(texts)}); expected several, as in [text]")
+    if hasattr(texts, "to_pylist") and not hasattr(texts, "columns"):
+        return list(texts.to_pylist())  # a column of pyarrow's gives scalars of its own one by one
     try:
         iter(texts)
         in_order = not isinstance(texts, (set, frozenset, Mapping)) and not hasattr(texts, "columns")

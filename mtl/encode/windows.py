@@ -113,12 +113,12 @@ def cuts_in_words(texts: int, tokens: int, limit: int) -> str:
     return f"{longer} and lost {counted(tokens, 'token')}"
 
 
-def warn_of_cuts(windows: Iterable[Window], limit: int) -> Iterator[Window]:
-    """The same windows, and after the last one line in the log, if anything was cut."""
+def warn_of_cuts(windows: Iterable[Window], limit: int, advice: str = "") -> Iterator[Window]:
+    """The same windows, and after the last one line in the log, with advice, if anything was cut."""
     texts = tokens = 0
     for window in windows:
         more_texts, more_tokens = window.cuts
         texts, tokens = texts + more_texts, tokens + more_tokens
         yield window
     if texts:
-        log.warning("%s; overflow='chunk' embeds texts whole", cuts_in_words(texts, tokens, limit))
+        log.warning("%s%s", cuts_in_words(texts, tokens, limit), advice)

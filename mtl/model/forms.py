@@ -109,6 +109,7 @@ class Watched:
     def __init__(self, module: nn.Module) -> None:
         parts = list(module.modules())
         self.children = [(p._modules, name, child) for p in parts for name, child in p._modules.items()]
+        self.counts = [(where, len(where)) for p in parts for where in (p._modules, p._parameters)]
         tensors = [(p._parameters, name, x) for p in parts for name, x in p._parameters.items() if x is not None]
         self.tensors = [(where, name, x, version(x), x.data_ptr()) for where, name, x in tensors]
         weights = [x.detach().flatten() for _, _, x in tensors if x.ndim == 2 and x.device.type == "cpu"]
@@ -118,6 +119,7 @@ class Watched:
     def unchanged(self) -> bool:
         return (
             all(where.get(name) is child for where, name, child in self.children)
+            and all(len(where) == count for where, count in self.counts)
             and all(
                 where.get(name) is x and version(x) == count and x.data_ptr() == address
                 for where, name, x, count, address in self.tensors

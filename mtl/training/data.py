@@ -19,7 +19,8 @@ from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tasks import TaskSpec
 from mtl.encode.windows import cuts_in_words
 from mtl.errors import RecipeError, TrainingError, shown
-from mtl.training.recipe import Recipe, Training
+from mtl.training.recipe import Recipe
+from mtl.training.schedule import Schedule
 from mtl.training.teacher import teacher_vectors
 from weights.fetch import fetch_data
 
@@ -126,7 +127,7 @@ def text_numbers(rows: Sequence[Sequence[int]], width: int) -> Tensor:
     return torch.tensor([known.setdefault(tuple(row), len(known)) for row in rows]).view(-1, width)
 
 
-def drawn_pairs(task: TaskSpec, examples: Examples, seed: int) -> Examples:
+def drawn_pairs(task: TaskSpec, split: str, examples: Examples, seed: int) -> Examples:
     """Pairs of texts: each text with one of its label (1.0) and with one of another (0.0), ``pairs`` times.
 
     Raises:
@@ -137,7 +138,8 @@ def drawn_pairs(task: TaskSpec, examples: Examples, seed: int) -> Examples:
     lone = [task.labels[label] for label, rows in of_label.items() if len(rows) == 1]
     if lone or len(of_label) < 2:
         given = f"one example of {shown(lone[0])}" if lone else f"examples of {shown(task.labels[labels[0]])} alone"
-        raise RecipeError(f"task {task.name!r} has {given}; expected two or more labels, and examples of each")
+        given = f"task {task.name!r}: its {split} data have {given}"
+        raise RecipeError(f"{given}; expected two or more labels, and examples of each")
     generator = random.Random(seed)
     drawn: list[tuple[int, int, float]] = []
     for i in [*everyone] * task.pairs:
@@ -190,7 +192,7 @@ def load_data(
             targets = text_numbers(tokenized.rows, len(task.text_field))
         examples = Examples(tokenized.rows, targets, len(task.text_field))
         if "pairs" in KINDS[task.kind].reading:
-            examples = drawn_pairs(task, examples, recipe.training.seed)
+            examples = drawn_pairs(task, split, examples, recipe.training.seed)
         data[split][task.name] = examples
         if split == "train":
             check_distinct(task, tokenized.rows)
@@ -200,18 +202,25 @@ def load_data(
     return data, notes
 
 
-def told_apart(
-    tasks: Mapping[str, TaskSpec], data: Mapping[str, Examples], training: Training
-) -> dict[str, list[list[int]]]:
-    """The texts, as numbers and by row, of the tasks in whose windows no text may stand twice.
+def told_apart(tasks: Mapping[str, TaskSpec], data: Mapping[str, Examples]) -> dict[str, list[list[int]]]:
+    """The texts, as numbers and by row, of the tasks in whose windows no text may stand twice."""
+    found = {name: examples for name, examples in data.items() if KINDS[tasks[name].kind].negatives}
+    return {name: examples.targets.tolist() for name, examples in found.items()}
+
+
+def check_company(data: Mapping[str, Examples], schedule: Schedule, steps: int) -> None:
+    """That no window holds one pair alone, which has nothing to be told apart from.
 
     Raises:
-        TrainingError: a window would hold one pair alone, which has nothing to be told apart from.
+        TrainingError: one of so many steps' does.
     """
-    found = {name: examples for name, examples in data.items() if KINDS[tasks[name].kind].negatives}
-    for name, examples in found.items():
-        rows, size = len(examples), training.batch_size
-        if examples.width == 2 and (rows == 1 or (training.accumulate == 1 and 1 in (size, rows % size))):
-            given = f"{rows} pairs in batches of {size} leave a batch of one pair, which has no negatives"
-            raise TrainingError(f"task {name!r}: {given}; expected another batch_size, or more rows")
-    return {name: examples.targets.tolist() for name, examples in found.items()}
+    size = schedule.batch_size
+    pairs = {name: len(data[name]) for name in schedule.apart if data[name].width == 2}
+    lone = {name for name, rows in pairs.items() if 1 in (size, rows % size)}  # some micro-batch has one pair
+    for step in range(steps if lone else 0):
+        window = schedule.window(step)
+        for name in lone & {micro.task for micro in window}:
+            if sum(len(micro.rows) for micro in window if micro.task == name) == 1:
+                given = f"{pairs[name]} pairs in batches of {size} leave one pair alone in step {step + 1}"
+                expected = "another batch_size, or more rows"
+                raise TrainingError(f"task {name!r}: {given}, which has no negatives; expected {expected}")

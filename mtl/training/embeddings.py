@@ -12,7 +12,7 @@ import torch
 from mtl.encode.files import read_rows
 from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.retrieval import BLOCK, search_metrics
-from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.sentence_encoder import DOCUMENT, SentenceEncoder
 from mtl.encode.tasks import TaskSpec
 from mtl.errors import InputError, shown
 from mtl.training.data import load_data
@@ -105,9 +105,10 @@ def judgements(path: Path, queries: Mapping[str, str], documents: Mapping[str, i
 def retrieval(model: SentenceEncoder, folder: Path, split: str = "test", **options: Any) -> dict[str, float]:
     """How well a model finds what is relevant, by exact search in a folder of BEIR's layout.
 
-    The folder has corpus.jsonl, queries.jsonl and qrels/<split>.tsv. Queries without a relevant document are left out,
-    and a document with the query's own id is never a result. Memory holds the queries' vectors and one window of the
-    corpus's.
+    The folder has corpus.jsonl, queries.jsonl and qrels/<split>.tsv. The checkpoint's prompts for queries and documents
+    go before the texts, and vectors are compared by the model's own measure. Queries without a relevant document are
+    left out, and a document with the query's own id is never a result. Memory holds the queries' vectors and one window
+    of the corpus's.
 
     Raises:
         InputError: a file cannot be read, or a row is wrong; it names the line.
@@ -115,6 +116,8 @@ def retrieval(model: SentenceEncoder, folder: Path, split: str = "test", **optio
     corpus, queries = (texts_by_id(folder / name) for name in ("corpus.jsonl", "queries.jsonl"))
     places = {key: place for place, key in enumerate(corpus)}
     relevant = judgements(folder / "qrels" / f"{split}.tsv", queries, places)
-    vectors = model.encode([queries[key] for key in relevant], as_tensor=True, **options).cpu()
-    blocks = map(torch.from_numpy, model.encode_stream(corpus.values(), window=BLOCK, **options))
-    return search_metrics(vectors, blocks, [*relevant.values()], [places.get(key) for key in relevant])
+    vectors = torch.from_numpy(model.encode_query([queries[key] for key in relevant], **options))
+    of_documents = model.prompted(DOCUMENT, options)
+    blocks = map(torch.from_numpy, model.encode_stream(corpus.values(), window=BLOCK, **of_documents))
+    return search_metrics(vectors, blocks, [*relevant.values()], [places.get(key) for key in relevant],
+                          model.similarity_fn_name)  # fmt: skip

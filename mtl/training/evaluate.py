@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,7 +100,8 @@ def split_of(model: MultiTaskModel, recipe: Recipe, split: str) -> dict[str, Exa
     without = [task.name for task in recipe.tasks if getattr(task, split) is None]
     if len(without) == len(recipe.tasks):
         raise RecipeError(f"no task of the recipe names {split} data")
-    data, notes = load_data(recipe, model.embedder, [split])
+    named = dataclasses.replace(recipe, tasks=[task for task in recipe.tasks if task.name not in without])
+    data, notes = load_data(named, model.embedder, [split])
     for note in [*notes, *(f"task {name!r} names no {split} data; it is left out" for name in without)]:
         click.echo(f"note: {note}", err=True)
     return data[split]

@@ -26,6 +26,8 @@ from mtl.model.pooling import Pooling
 from mtl.training.data import Examples
 from mtl.training.schedule import MicroBatch
 
+Ids = tuple[int, ...]  # a text's tokens
+
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
@@ -102,23 +104,23 @@ def ever_trained(found: Sequence[Phase]) -> set[str]:
 
 
 class Cache:
-    """What was computed for a text of a task, remembered as long as there is room."""
+    """What was computed for a text's token ids by a task, remembered as long as there is room."""
 
     def __init__(self, room: int) -> None:
         self.room = room  # bytes
         self.lock = threading.Lock()  # threads compute side by side
-        self.kept: dict[tuple[str, int], Tensor] = {}
+        self.kept: dict[tuple[str, Ids], Tensor] = {}
 
-    def get(self, task: str, places: Sequence[int], make: Callable[[Sequence[int]], list[Tensor]]) -> list[Tensor]:
+    def get(self, task: str, rows: Sequence[Ids], make: Callable[[Sequence[Ids]], list[Tensor]]) -> list[Tensor]:
         """A tensor per text; ``make`` gives those of the texts that are not remembered."""
-        missing = [place for place in places if (task, place) not in self.kept]
+        missing = [row for row in dict.fromkeys(rows) if (task, row) not in self.kept]
         made = dict(zip(missing, make(missing), strict=True)) if missing else {}
-        found = [made[place] if place in made else self.kept[task, place] for place in places]
+        found = [made[row] if row in made else self.kept[task, row] for row in rows]
         size = sum(tensor.nbytes for tensor in made.values())
         with self.lock:
             if size <= self.room:
                 self.room -= size
-                self.kept.update({(task, place): tensor for place, tensor in made.items()})
+                self.kept.update({(task, row): tensor for row, tensor in made.items()})
         return found
 
 
@@ -172,11 +174,10 @@ class Forward:
     ) -> list[Tensor]:
         """For each text, what ``pieces`` makes of the output of the embeddings and ``depth`` blocks."""
 
-        def make(missing: Sequence[int]) -> list[Tensor]:
-            rows = [self.data[task].rows[place] for place in missing]
-            batch = PackedBatch.pack(rows).to(self.model.embedder.device)
+        def make(missing: Sequence[Ids]) -> list[Tensor]:
+            batch = PackedBatch.pack(missing).to(self.model.embedder.device)
             # The packed form gives the same bits whatever else is missing, as on resuming; it is fp32, always
             with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False):
                 return pieces(self.frozen.lower(batch, depth), batch)
 
-        return self.cache.get(task, places, make)
+        return self.cache.get(task, [tuple(self.data[task].rows[place]) for place in places], make)

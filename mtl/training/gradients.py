@@ -71,19 +71,22 @@ def backward(
     forward: Outputs,
     weights: LossWeights,
     parameters: Sequence[Tensor],
+    trained: Mapping[str, Sequence[int]] | None = None,
     mapped: Map = map,
     ranks: Processes = ALONE,
 ) -> dict[str, float]:
     """Set a window's gradients as those of the parameters, and give each task's mean loss over it.
 
-    A parameter that nothing depends on has None, as torch's optimisers want it. ``divided`` are the shares of all
-    processes; gradients and losses are this process's part of the sums.
+    A parameter that nothing depends on has None, as torch's optimisers want it. ``trained`` says by their places which
+    parameters each task trains, all by default. ``divided`` are the shares of all processes; gradients and losses are
+    this process's part of the sums.
     """
+    places = trained or dict.fromkeys(tasks, range(len(parameters)))
     mine = ranks.block(len(divided))
     joint = {name for name, task in tasks.items() if KINDS[task.kind].joint}
     firsts: list[list[Tensor | None]] = [[None] * len(share) for share in divided]
     firsts[mine.start : mine.stop] = mapped(lambda i: list(vectors_of(divided[i], joint, forward)), mine)
-    losses, handed, own = joint_losses(divided, joint, firsts, tasks, weights, parameters, ranks)
+    losses, handed, of_losses = joint_losses(divided, joint, firsts, tasks, weights, parameters, ranks)
     labels: Counter[str] = Counter()
     for piece in (piece for share in divided for piece in share if piece.micro.task not in joint):
         labels[piece.micro.task] += piece.targets.numel()
@@ -98,14 +101,17 @@ def backward(
                 loss, count = tasks[name].criterion(outputs, piece.targets.to(outputs.device))
                 sums[name] += float(loss.detach()) / labels[name]
                 outputs = weights(name, loss / labels[name], count / labels[name])
-            total = added(total, torch.autograd.grad(outputs, parameters, gradient, allow_unused=True))
+            own = [parameters[i] for i in places[name]]
+            found = torch.autograd.grad(outputs, own, gradient, allow_unused=True) if own else ()
+            for i, part in zip(places[name], found, strict=True):
+                (total[i],) = added([total[i]], [part])
         return sums, total
 
     results = list(mapped(of_share, mine))
     for sums, _ in results:
         for name, loss in sums.items():
             losses[name] = losses.get(name, 0.0) + loss
-    gradients = [own, *(total for _, total in results)]
+    gradients = [of_losses, *(total for _, total in results)]
 
     def set_gradient(i: int) -> None:
         (parameters[i].grad,) = added([None], *([total[i]] for total in gradients))

@@ -57,7 +57,8 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
             ]
             seeds, count = (training.seed, run.step), workers * ranks.count
             divided = shares(window, run.data["train"], count, training.micro_tokens, seeds)
-            own = backward(divided, run.model.tasks, run.compute(epoch), run.weights, parameters, mapped, ranks)
+            forward, trained = run.compute(epoch), run.trained(epoch)
+            own = backward(divided, run.model.tasks, forward, run.weights, parameters, trained, mapped, ranks)
             run.add_gradients(window, epoch)
             losses, stopping = ranks.agree(own, stopped.is_set())
             norm = clip(parameters, training.clip)

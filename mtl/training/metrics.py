@@ -92,4 +92,10 @@ def chosen_metric(best: str, tasks: Mapping[str, TaskSpec], metrics: Mapping[str
     if best == "mean":
         return sum(values[KINDS[tasks[name].kind].main_metric] for name, values in metrics.items()) / len(metrics)
     task, _, metric = best.partition(".")
-    return metrics[task][metric] * tasks[task].metrics[metric]
+    return metrics[task][metric] * metric_sign(best, tasks)
+
+
+def metric_sign(best: str, tasks: Mapping[str, TaskSpec]) -> int:
+    """1 where more of "mean" or ``task.metric`` is better, else -1."""
+    task, _, metric = best.partition(".")
+    return 1 if best == "mean" else tasks[task].metrics[metric]

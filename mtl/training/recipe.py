@@ -24,10 +24,15 @@ BUNDLED = Path(__file__).parents[1] / "recipes"
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How to train. Rates are AdamW's; ``warmup`` is a share of all steps.
+    """How to train. A step is a window of ``accumulate`` micro-batches of ``batch_size`` rows of one task each.
 
-    A step is a window of ``accumulate`` micro-batches of ``batch_size`` texts of one task each.
+    epochs: As often as every task's rows are seen where ``sampling`` is "proportional".
+    learning_rate, head_learning_rate: AdamW's, of the trunk and of the tasks' own poolings and heads.
+    weight_decay: AdamW's (Loshchilov and Hutter 2019, arXiv 1711.05101), of matrices alone.
+    schedule, warmup: Rates rise over the share ``warmup`` of all steps, then fall to 0 as a line or a "cosine", or stay
+        "constant".
     layer_decay: Each block's rate is the one above it times this (Howard and Ruder 2018, arXiv 1801.06146).
+    clip: The largest norm of all gradients together, to which larger ones are scaled down; 0: never.
     sampling: How often tasks are drawn: "proportional" to their rows (each row once per epoch), "uniform", or
         "temperature": rows ** (1 / temperature).
     loss_weights: "fixed", as the tasks say, or "uncertainty", learned (Kendall et al. 2018, arXiv 1705.07115).
@@ -35,9 +40,12 @@ class Training:
         float32), or "auto", which is bf16 where the processor or GPU computes it natively.
     best: The dev metric by which the best epoch is kept: "task.metric", or "mean" over the tasks' main ones.
     patience: Stop after so many epochs without a better one; 0 never stops early.
+    max_length: Tokens of a text, special ones included, in training and in the model that is saved; by default its own.
     micro_tokens: How many tokens are computed with a graph at once, by all threads together; larger micro-batches are
         computed in pieces, which bounds memory and changes nothing else. 0: micro-batches are computed whole.
     cache_mb: Memory for the hidden states of blocks that no task trains.
+    save_steps: A checkpoint every so many steps, besides that of each epoch; 0: none.
+    seed: Decides new heads, the order of the rows, and dropout.
     """
 
     epochs: int = 3

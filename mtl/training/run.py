@@ -15,7 +15,7 @@ from mtl.encode.precision import effective
 from mtl.errors import CheckpointError
 from mtl.model.dropout import drawing_from
 from mtl.training import checkpoint
-from mtl.training.data import Data, fingerprints, told_apart
+from mtl.training.data import Data, check_company, fingerprints, told_apart
 from mtl.training.distributed import ALONE, Processes
 from mtl.training.freezing import Cache, Forward, ever_trained, phase_of, phases
 from mtl.training.gradients import Piece
@@ -57,9 +57,10 @@ class Run:
             training.sampling,
             training.temperature,
             training.seed,
-            told_apart(model.tasks, data["train"], training),
+            told_apart(model.tasks, data["train"]),
         )
         self.total = training.epochs * self.schedule.steps_per_epoch
+        check_company(data["train"], self.schedule, self.total)
         self.checkpoints = folder / "checkpoints"
         self.step = 0
         self.best: tuple[int, float] | None = None  # the best epoch on the dev data and its metric
@@ -143,13 +144,20 @@ class Run:
 
         return outputs
 
+    def trained(self, epoch: int) -> dict[str, list[int]]:
+        """Which parameters each task trains in an epoch, its loss weight among them, by their places."""
+        found = {}
+        for task, own in phase_of(self.phases, epoch).trained.items():
+            names = own | {f"weights.log_variance.{task}"}
+            found[task] = [i for i, (name, _) in enumerate(self.parameters()) if name in names]
+        return found
+
     def add_gradients(self, window: Sequence[MicroBatch], epoch: int) -> None:
         """Make the gradients of a window, of which each process has a part, the whole window's."""
         if self.ranks.count == 1:
             return
-        phase, tasks = phase_of(self.phases, epoch), {micro.task for micro in window}
-        names = {name for task in tasks for name in (*phase.trained[task], f"weights.log_variance.{task}")}
-        trained = {name: parameter for name, parameter in self.parameters() if name in names}
+        parameters, by_task = self.parameters(), self.trained(epoch)
+        trained = dict(parameters[i] for i in sorted({i for micro in window for i in by_task[micro.task]}))
         rows = {}
         if WORDS in trained:
             data = self.data["train"]

@@ -20,6 +20,7 @@ from mtl.training import checkpoint, loop
 from mtl.training.data import load_data
 from mtl.training.distributed import Processes, joined, own_device, own_threads
 from mtl.training.evaluate import show_metrics
+from mtl.training.metrics import metric_sign
 from mtl.training.plots import plot_vectors
 from mtl.training.recipe import Recipe, as_recipe
 from mtl.training.report import Log, NoLog, plot, tasks_table
@@ -66,6 +67,8 @@ def train(
         run = Run(read, model, data, folder, ranks)
         with claimed(folder, resume, ranks):
             begun = resume and ranks.told(lambda: checkpoint.begun(run.checkpoints))  # not, if it never made a step
+            patient = read.training.patience and not data["dev"]
+            notes += ["patience is set, but no task has dev data to stop by"] if patient else []
             notes += cuts + (restored(run) if begun else [])
             check_alike(run)
             show_settings(run, name if isinstance(recipe, Recipe) else str(recipe), notes, threads)
@@ -224,8 +227,12 @@ def finish(run: Run, log: Log, threads: int | None) -> None:
     model_folder, picture = run.folder / "model", run.folder / "loss.png"
     run.load_tensors(read_tensors(run.best_path))
     run.model.eval()
-    best = f"best epoch: {run.best[0]} ({run.recipe.training.best} {run.best[1]:.4f})" if run.best else "no dev data"
-    click.echo(f"\n{best}")
+    if run.best:
+        epoch, value = run.best
+        metric, sign = run.recipe.training.best, metric_sign(run.recipe.training.best, run.model.tasks)
+        click.echo(f"\nbest epoch: {epoch} ({metric} {sign * value:.4f})")
+    else:
+        click.echo("\nno dev data")
     for split in ("dev", "test"):
         if run.data[split]:
             show_metrics(run.model, run.data[split], split, threads, run.ranks)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.sentence_encoder import SentenceEncoder
@@ -22,8 +22,9 @@ from weights.fetch import fetch
 def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel:
     """The recipe's pretrained trunk with new heads; what is random follows from the recipe's seed.
 
-    A task that has DistilBERT's own head and the checkpoint's labels starts from the checkpoint's head, and one
-    that the checkpoint has too, with the same labels, pooling and form of head, from that one's.
+    A task that has DistilBERT's own head over [CLS] and the checkpoint's labels starts from the checkpoint's head, and
+    one that the checkpoint has too, with the same labels, pooling and form of head, from that one's. Its embedder has
+    the recipe's ``max_length``, which the model is saved with.
     """
     torch.manual_seed(recipe.training.seed)
     source = Path(recipe.model)
@@ -31,16 +32,24 @@ def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel
     pretrained = load.load(fetch(str(beside if beside.is_dir() and not source.is_dir() else recipe.model)))
     if recipe.layers:
         keep_layers(pretrained.encoder, recipe.layers)
-    model = MultiTaskModel(SentenceEncoder.from_checkpoint(pretrained), recipe.tasks)
+    embedder = SentenceEncoder.from_checkpoint(pretrained)
+    embedder.tokenizer.max_length = embedder.length_limit(recipe.training.max_length)
+    model = MultiTaskModel(embedder, recipe.tasks)
     for task in recipe.tasks:
-        if pretrained.head and task.head == "distilbert" and task.labels == pretrained.labels:
-            model.branch(task.name).head.load_state_dict(pretrained.head)
+        if task.head == "distilbert" and task.labels == pretrained.labels and task.pooling == ("cls",):
+            head = model.branch(task.name).head
+            if shapes(head.state_dict()) == shapes(pretrained.head):
+                head.load_state_dict(pretrained.head)
     if pretrained.tasks:
         before = MultiTaskModel.from_checkpoint(pretrained)
         for name, task in before.tasks.items():
             if name in model.tasks and alike(task, model.tasks[name]):
                 model.branch(name).load_state_dict(before.branch(name).state_dict())
     return model.to(device)
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def keep_layers(encoder: DistilBert, layers: Sequence[int]) -> None:

@@ -30,7 +30,9 @@ def teacher_vectors(task: TaskSpec, split: str, texts: Sequence[str], folder: Pa
         MtlError: the file cannot be read, or the model cannot be loaded.
     """
     source = task.teacher.replace("{split}", split)
-    vectors = read_vectors(folder / source) if source.endswith(FILES) else computed(source, folder, texts)
+    vectors = (
+        read_vectors(folder / Path(source).expanduser()) if source.endswith(FILES) else computed(source, folder, texts)
+    )
     if vectors.shape != (len(texts), dim):
         expected = f"({len(texts)}, {dim}): one for each text of {split}, as wide as the student's"
         raise RecipeError(f"task {task.name!r}: {source} has vectors {tuple(vectors.shape)}; expected {expected}")
@@ -58,9 +60,10 @@ def read_vectors(path: Path) -> Tensor:
 
 def computed(name: str, folder: Path, texts: Sequence[str]) -> Tensor:
     """A model's vectors of texts, remembered in the user's cache folder under a hash of the model and the texts."""
-    beside = folder / name
+    beside = folder / Path(name).expanduser()
     model = SentenceEncoder.from_pretrained(beside if beside.is_dir() else name)
-    key = hashlib.sha256(json.dumps([model.fingerprint, list(texts)]).encode()).hexdigest()[:32]
+    about = [model.fingerprint, model.default_prompt, model.tokenizer.max_length, list(texts)]
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl" / "teachers"
     path = cache / f"{key}.npy"
     if path.is_file():

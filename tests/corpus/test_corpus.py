@@ -79,6 +79,17 @@ def test_every_format_gives_the_vectors_of_encode(embed: Callable[..., Any], fol
     assert not list((tmp_path / "out").rglob(".*"))
 
 
+def test_keywords_of_sentence_transformers(embed: Callable[..., Any], tmp_path: Path) -> None:
+    """They mean in the manifest what they mean in the vectors; numbers of numpy's are numbers."""
+    source = write_parquet(tmp_path / "a.parquet")
+    embed(source, normalize_embeddings=True, show_progress_bar=False, max_length=np.int64(8))
+    settings = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]
+    assert (settings["normalize"], settings["max_length"]) == (True, 8)
+    np.testing.assert_allclose(np.linalg.norm(vectors_of(tmp_path / "out" / "a.parquet"), axis=1), 1, rtol=1e-5)
+    with pytest.raises(InputError, match="embed_corpus has no option 'as_tensor'"):
+        embed(source, as_tensor=True)
+
+
 @pytest.mark.parametrize(("kind", "step"), [("float32", 0), ("float16", 1e-3), ("int8", 1 / 254)])
 def test_number_formats(embed: Callable[..., Any], folder: Path, tmp_path: Path, kind: Any, step: float) -> None:
     """int8 comes back to half a step of each vector's own largest value."""

@@ -53,12 +53,18 @@ def test_a_search_in_blocks_is_exact(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_what_does_not_go_together() -> None:
     for arguments, message in (
         ((A, B, 0), "k is 0; expected 1 or more"),
+        ((A, B, 2.0), "k is 2.0; expected a whole number"),
         ((A, B[:, :1]), "the vectors have 2 and 1 dimensions; expected as many in both"),
         ((A, B, 3, "cosin"), "similarity is 'cosin'; expected one of cosine, dot, euclidean, manhattan"),
         ((A, B.astype(np.int8)), r"corpus is int8 \(3, 2\); expected floating-point vectors"),
     ):
         with pytest.raises(InputError, match=message):
             search(*arguments)
+
+
+def test_numbers_of_another_byte_order() -> None:
+    for one, other in zip(search(A, B), search(A.astype(">f4"), B.astype(">f8")), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_a_model_searches_by_its_own_measure(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from conftest import WORDS
@@ -116,7 +117,8 @@ class Frame(Column):
 def test_many_kinds_of_several(tiny: SentenceEncoder) -> None:
     texts = ["a b", "日", "a b", ""]
     expected = tiny.encode(texts)
-    for several in (tuple(texts), np.array(texts), np.array(texts, object), Column(*texts), (t for t in texts)):
+    column = pyarrow.chunked_array([texts])
+    for several in (tuple(texts), np.array(texts), np.array(texts, object), Column(*texts), (t for t in texts), column):
         assert np.array_equal(tiny.encode(several), expected)
     assert np.array_equal(next(tiny.encode_stream(Column(*texts))), expected)
     assert tiny.encode(np.array(texts)[0]).shape == (12,)
@@ -191,6 +193,7 @@ def test_keywords_of_sentence_transformers(tiny: SentenceEncoder) -> None:
     for options, message in (
         ({"batch_size": 32}, "batch_size is 32, as in sentence-transformers; here, batch_tokens=, the tokens that"),
         ({"device": "cuda"}, r"device is 'cuda', as in sentence-transformers; here, move the model with model.to"),
+        ({"device": "gpu"}, r"device is 'gpu', as in sentence-transformers; here, move the model with model.to"),
         ({"output_value": "token_embeddings"}, "output_value is 'token_embeddings'.* here, model.encoder gives"),
         ({"normalise": True}, "encode has no option 'normalise'; expected one of normalize"),
         ({"normalize": True, "normalize_embeddings": True}, "normalize_embeddings is given, and another keyword"),
@@ -314,3 +317,17 @@ def test_several_callers_at_once(tiny: SentenceEncoder) -> None:
     reader.start()
     reader.join()
     assert seen == [before] == [torch.get_num_threads()]
+
+
+def test_a_prompt_of_none_is_none_given(checkpoint: Checkpoint) -> None:
+    about = {"prompts": {"query": "q ", "passage": "z "}}
+    model = SentenceEncoder.from_checkpoint(dataclasses.replace(checkpoint, **about))
+    expected = model.encode(["q a"])
+    for options in ({}, {"prompt": None}, {"prompt_name": None}, {"prompt": None, "prompt_name": None}):
+        assert np.array_equal(model.encode_query(["a"], **options), expected)
+    assert np.array_equal(model.encode_query(sentences=["a"]), expected)
+    assert np.array_equal(model.encode_document(["a"], prompt=""), model.encode(["a"]))
+
+
+def test_a_number_of_threads_of_numpy_s(tiny: SentenceEncoder) -> None:
+    assert np.array_equal(tiny.encode(["a b"], threads=np.int64(2)), tiny.encode(["a b"]))

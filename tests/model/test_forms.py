@@ -17,6 +17,7 @@ from mtl.model import linear
 from mtl.model.forms import Watched, packed, rebuilt
 from mtl.model.linear import Joined, Packed, has_packed
 from mtl.model.packing import PackedBatch
+from mtl.model.pooling import Dense
 
 TEXTS = ["a b c", "d", "e f g h a b", ""]
 PRECISIONS = ["fp32", "bf16", "int8"]
@@ -160,6 +161,18 @@ def test_moving_makes_another_form(tiny: SentenceEncoder) -> None:
     assert tiny.form() is not form
     tiny.to(torch.float32)
     assert tiny.encode(TEXTS).dtype == np.float32
+
+
+def test_a_layer_more(tiny: SentenceEncoder) -> None:
+    before, layer = tiny.encode(["a b"], as_tensor=True), Dense(12, 5, activation="Identity")
+    tiny.after.append(layer)
+    np.testing.assert_allclose(tiny.encode(["a b"]), layer(before).detach(), rtol=1e-4)
+
+
+def test_int8_of_weights_that_are_no_float32(tiny: SentenceEncoder) -> None:
+    tiny.precision = "int8"
+    with pytest.raises(InputError, match="precision is 'int8' and the weights are float16; expected float32"):
+        tiny.half().encode("a")
 
 
 def test_what_is_watched(tiny: SentenceEncoder) -> None:

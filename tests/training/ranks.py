@@ -26,6 +26,7 @@ from mtl.encode.tasks import TaskSpec
 from mtl.errors import MtlError
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
+from mtl.model.pooling import Dense
 from mtl.training import distributed
 from mtl.training.distributed import ALONE, Processes, joined
 from mtl.training.loop import train
@@ -56,6 +57,10 @@ SCENARIOS: dict[str, tuple[tuple[TaskSpec, ...], dict]] = {
     "lone rows": ((A, VALUE), SETTINGS | {"batch_size": 1, "accumulate": 1}),
     "not finite": ((A, VALUE), SETTINGS),
     "silent": ((A, VALUE), SETTINGS),
+    "held layers": (
+        (SIMILAR, dataclasses.replace(NEGATIVES, name="belong", freeze_head=True)),
+        SETTINGS | {"accumulate": 1, "weight_decay": 0.0},
+    ),
 }
 
 
@@ -64,7 +69,9 @@ def run_of(scenario: str, folder: Path, ranks: Processes = ALONE) -> Run:
     tasks, settings = SCENARIOS[scenario]
     config = EncoderConfig(len(WORDS), max_position_embeddings=16, n_layers=2, n_heads=3, dim=12, hidden_dim=20)
     tokenizer = Tokenizer(WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    model = build(Checkpoint(randomized(DistilBert(config)), tokenizer, 16), tasks)
+    torch.manual_seed(0)
+    after = (Dense(12, 12),) if scenario == "held layers" else ()
+    model = build(Checkpoint(randomized(DistilBert(config)), tokenizer, 16, after=after), tasks)
     data = dataset(*tasks)
     data["dev"] = {name: rows for name, rows in data["dev"].items() if name in ("topic", "alike")}
     if scenario == "not finite":

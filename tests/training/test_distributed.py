@@ -78,8 +78,9 @@ def compare(folder: Path, scenario: str, threads: int, tolerances: tuple[float, 
 
 def test_two_processes_are_one_with_two_threads(tmp_path: Path) -> None:
     """To the bit, and to rounding one that does not divide its windows; then a loss that is NaN in one process."""
-    done(torchrun(2, ROOT / "tests" / "training" / "ranks.py", tmp_path, "mixed", "not finite"))
+    done(torchrun(2, ROOT / "tests" / "training" / "ranks.py", tmp_path, "mixed", "held layers", "not finite"))
     compare(tmp_path, "mixed", 2, (0, 0))
+    compare(tmp_path, "held layers", 1, (1e-6, 2e-5))
     compare(tmp_path, "mixed", 1, (1e-6, 1e-5))
     lines = [(tmp_path / f"not finite.{rank}.txt").read_text() for rank in (0, 1)]
     assert lines[0] == lines[1]

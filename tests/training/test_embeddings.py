@@ -1,5 +1,6 @@
 """A model's embeddings, measured on files without a recipe."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -86,6 +87,18 @@ def test_a_search_by_hand(tiny: SentenceEncoder, beir: Path) -> None:
             "recall@100": recall,
         }
     )
+
+
+def test_a_search_as_a_user_gets_it(tiny: SentenceEncoder, beir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the model's prompts, and by its own measure."""
+    about = {"prompts": {"query": "q ", "document": "z "}, "similarity_fn_name": "dot"}
+    model = SentenceEncoder.from_checkpoint(dataclasses.replace(tiny.to_checkpoint(), **about))
+    ids, texts, measures = model.tokenizer.ids, [], []
+    monkeypatch.setattr(model.tokenizer, "ids", lambda given: texts.extend(given) or ids(given))
+    monkeypatch.setattr("mtl.encode.retrieval.scores", lambda a, b, measure: measures.append(measure) or a @ b.T)
+    retrieval(model, beir)
+    assert {text[:2] for text in texts} == {"q ", "z "}
+    assert measures == ["dot"]
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,22 @@ def test_freeze_head_holds_the_layers_behind_the_pooling(checkpoint: Checkpoint,
         assert torch.equal(parameter, before[name]) == name.startswith("embedder.after."), name
 
 
+def test_a_task_leaves_the_layers_that_it_holds_to_others(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Steps of its rows alone do not move them."""
+    tasks = (SIMILAR, dataclasses.replace(NEGATIVES, name="belong", freeze_head=True))
+    model, data = build(rich(checkpoint), tasks), dataset(*tasks)
+    training = Training(epochs=1, batch_size=4, weight_decay=0.0)
+    run = Run(Recipe("tiny", tasks, training), model, data, tmp_path / "run")
+    layer, moved = model.embedder.after[0].linear.weight, []
+    while run.step < run.total:
+        ((task,),) = [{micro.task for micro in run.schedule.window(run.step)}]
+        before = layer.detach().clone(), model.encoder.transformer.layer[0].ffn.lin1.weight.detach().clone()
+        go(run, 1)
+        moved.append((task, not torch.equal(layer, before[0])))
+        assert not torch.equal(model.encoder.transformer.layer[0].ffn.lin1.weight, before[1])
+    assert set(moved) == {("alike", True), ("belong", False)}
+
+
 @KINDS_OF_PAIRS
 def test_resume_to_the_bit(start, tmp_path: Path, task: TaskSpec) -> None:
     """Several micro-batches a window, beside a classifier, dropout on, prefix remembered, mid-epoch."""
@@ -164,8 +180,13 @@ def test_a_lone_pair_and_pieces_by_tokens(start) -> None:
     """micro_tokens changes no loss; a batch of one pair is refused, but with hard negatives."""
     two = dataclasses.replace(NEGATIVES, text_field=("a", "b"), symmetric=None)
     for options in ({"batch_size": 4}, {"batch_size": 1}):
-        with pytest.raises(TrainingError, match=r"13 pairs in batches of \d leave a batch of one pair, which has no"):
+        with pytest.raises(
+            TrainingError, match=r"13 pairs in batches of \d leave one pair alone in step \d, which has no"
+        ):
             start((two,), data=dataset(two), accumulate=1, **options)
+    with pytest.raises(TrainingError, match="13 pairs in batches of 1 leave one pair alone in step 4, which has no"):
+        start((two,), data=dataset(two), accumulate=4, batch_size=1)
+    start((two,), data=dataset(two), accumulate=7, batch_size=2)  # the one that is left over has company
     start((NEGATIVES,), data=dataset(NEGATIVES), accumulate=1)
     whole = go(start((two,), "whole", data=dataset(two), batch_size=13, accumulate=1))
     parts = go(start((two,), "parts", data=dataset(two), batch_size=13, accumulate=1, micro_tokens=40))
@@ -224,7 +245,7 @@ FEW = TaskSpec("near", ("x", "y", "z"), kind="few-shot", train="few.jsonl", pair
 def few(folder: Path, labels: str, task: TaskSpec = FEW) -> Examples:
     write(folder / "few.jsonl", *({"text": chr(97 + i) * 2, "label": label} for i, label in enumerate(labels)))
     texts, targets = read_split(task, "train", folder)
-    return drawn_pairs(task, Examples([[2, 5 + i, 3] for i in range(len(texts))], targets), 7)
+    return drawn_pairs(task, "train", Examples([[2, 5 + i, 3] for i in range(len(texts))], targets), 7)
 
 
 def test_pairs_are_drawn_as_setfit_does(tmp_path: Path) -> None:
@@ -245,8 +266,8 @@ def test_pairs_are_drawn_as_setfit_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("xxx", "task 'near' has examples of 'x' alone; exp"),
-        ("xxy", "task 'near' has one example of 'y'; exp"),
+        ("xxx", "task 'near': its train data have examples of 'x' alone; exp"),
+        ("xxy", "task 'near': its train data have one example of 'y'; exp"),
     ],
 )
 def test_too_few_for_few_shot(tmp_path: Path, labels: str, message: str) -> None:

@@ -129,6 +129,8 @@ def test_targets(tmp_path: Path, task: TaskSpec, labels: list, targets: list) ->
         (MANY, {"text": "a", "label": [1, 0]}, "line 2: label 1 is not declared; expected names in a list"),
         (SCORE, {"text": "a", "label": "high"}, "line 2: label is 'high'; expected a finite number"),
         (SCORE, {"text": "a", "label": "nan"}, "line 2: label is 'nan'; expected a finite number"),
+        (SCORE, {"text": "a", "label": 1e39}, "line 2: label is 1e\\+39; expected a finite number, at most 3.4e38"),
+        (SCORE, {"text": "a", "label": 10**400}, "line 2: label is 10+.*; expected a finite number"),
         (TOPIC, {"body": "a", "label": "x"}, "line 2: no field 'text'; it has body, label"),
         (TOPIC, {"text": 5, "label": "x"}, "line 2: field 'text' is a int; expected a string"),
     ],

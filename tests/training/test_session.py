@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -268,3 +269,13 @@ def test_the_demo_of_pairs(mtl: Callable[..., Done], tmp_path: Path) -> None:
     ]
     assert found[0][1] > found[0][0] + 0.02  # measured: 0.650 to 0.707
     assert found[1][1] > found[1][0]  # and 0.714 to 0.725
+
+
+def test_settings_that_come_through(mtl: Callable[..., Done], recipe: Path, tmp_path: Path) -> None:
+    """max_length is the saved model's, a metric of which less is better is shown as it is, patience needs dev data."""
+    text = recipe.read_text().replace("[training]", '[training]\nmax_length = 4\nbest = "length.rmse"')
+    recipe.write_text(text)
+    done = mtl("train", recipe, "--output", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"best epoch: \d+ \(length.rmse \d", done.stdout)
+    assert MultiTaskModel.from_pretrained(tmp_path / "run").embedder.tokenizer.max_length == 4

@@ -49,6 +49,15 @@ def test_a_model_s_vectors_are_computed_once(
     assert np.array_equal(np.load(kept), expected.numpy())
 
 
+def test_teachers_that_differ_in_prompt_or_length_alone(rows: Path, folder: Path, tiny: SentenceEncoder) -> None:
+    for name, change in (("prompt", {"default_prompt": "z z "}), ("short", {"max_length": 4})):
+        teacher = SentenceEncoder.from_checkpoint(dataclasses.replace(tiny.to_checkpoint(), **change))
+        teacher.save(rows / name)
+        found = load(dataclasses.replace(TASK, teacher=name), tiny, rows)
+        assert torch.equal(found, torch.from_numpy(teacher.encode(TEXTS, overflow="truncate"))), name
+        assert not torch.equal(found, load(TASK, tiny, rows))
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
 def test_vectors_from_a_file(rows: Path, tiny: SentenceEncoder, suffix: str) -> None:
     vectors = np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32)
