@@ -20,4 +20,6 @@ def main(path: str, *queries: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3 or not Path(sys.argv[1]).is_file():
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 INPUT_HELP = f"A file of texts: {', '.join(INPUTS)}, or these with .gz behind; - is standard input."
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "auto")
+WINDOW = 2048  # texts of an output that are finished and kept at once
 SHOWN = 10  # texts up to which a table shows all cosines
 
 
@@ -92,6 +93,8 @@ def choose_rows(texts: tuple[str, ...], source: Path | None, field: str | None) 
     if field and not from_file:
         raise click.UsageError("--field goes with --input FILE")
     if texts:
+        for path in {text for text in texts if kind_of(Path(text)) in INPUTS and is_file(text)}:
+            click.echo(f"note: {path} is taken as a text; --input {path} reads the file", err=True)
         return ((text, {"text": text}) for text in map(decoded, texts))
     if source is not None and from_file:
         if kind_of(source) not in INPUTS:
@@ -103,6 +106,13 @@ def choose_rows(texts: tuple[str, ...], source: Path | None, field: str | None) 
     if sys.stdin is None or (source is None and sys.stdin.isatty()):
         raise click.UsageError('no texts; expected arguments ("..."), --input FILE, or lines on standard input')
     return texts_of(text_rows(sys.stdin.buffer, "standard input"), "standard input")
+
+
+def is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # it is no name at all
+        return False
 
 
 def check_output(output: Path, source: Path | None, suffixes: Sequence[str]) -> None:
@@ -141,7 +151,7 @@ def with_vectors(
 ) -> Iterator[tuple[list[TextRow], Vectors]]:
     """Texts beside their vectors, a window at a time."""
     to_encode, to_pair = tee(rows)  # holds no more than the windows that are under way
-    for vectors in model.encode_stream((text for text, _ in to_encode), **options):
+    for vectors in model.encode_stream((text for text, _ in to_encode), window=WINDOW, **options):
         yield [next(to_pair) for _ in range(len(vectors))], vectors
 
 
@@ -199,7 +209,8 @@ def embed(
     """Vectors of TEXTS, of a file's texts, or of the lines on standard input.
 
     Without --output, a table. An output appears under its name only when it is whole; one that was interrupted
-    is kept as OUTPUT.partial, and --resume goes on with it. Of a row, .jsonl, .csv and .parquet keep all fields.
+    is kept as OUTPUT.partial, some 2,000 texts at a time, and --resume goes on with it; OUTPUT.made.json says what
+    the output was made with, by which --resume knows it again. Of a row, .jsonl, .csv and .parquet keep all fields.
     """
     if output is None and (resume or overwrite or output_precision != "float32"):
         raise click.UsageError("--resume, --overwrite and --output-precision go with --output")
@@ -287,11 +298,12 @@ def predict(
     rows = choose_rows(texts, source, field)
     if output:
         check_output(output, source, ANSWERS)
+    from mtl.encode.cores import default_threads
     from mtl.encode.engine import usable
     from mtl.encode.multitask import MultiTaskModel
 
     loaded = MultiTaskModel.from_pretrained(model, device=usable(device), precision=precision)
-    settings(model=model, device=device, precision=loaded.embedder.precision, threads=threads or "all")
+    settings(model=model, device=device, precision=loaded.embedder.precision, threads=threads or default_threads())
     found = answers(loaded, rows, threads)
     if output:
         count = write_answers(output, (answer for _, answer in found), overwrite)
@@ -323,7 +335,7 @@ def answer_table(text: str, answer: dict[str, Any]) -> str:
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too.")
 def train(recipe: str, output: Path | None, resume: bool, device: str, threads: int | None, tensorboard: bool) -> None:
-    """Train the tasks of a RECIPE: a .toml file, or one that comes with the package (demo)."""
+    """Train the tasks of a RECIPE: a .toml file, or one that comes with the package (demo, the default; demo-pairs)."""
     from mtl.training.session import train as train_in_folder
 
     train_in_folder(recipe, output, resume=resume, device=device, threads=threads, tensorboard=tensorboard)

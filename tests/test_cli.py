@@ -177,7 +177,8 @@ def test_failures_are_one_line_and_write_nothing(mtl: Callable[..., Done], folde
         (["a", "--truncate-dim", 99], 1, "truncate_dim is 99; expected 1 to 12"),
         (["a b c d", "--overflow", "error", "--max-length", 4], 1, "text 0 has 6 tokens; the limit is 4"),
         (["a", "--device", "cuda:9"], 1, "device 'cuda:9' cannot be used"),
-        (["a", "--device", "toaster"], 1, "device 'toaster' cannot be used"),
+        (["a", "--device", "mps"], 1, "device is 'mps'; expected cpu, cuda, or cuda:1 and so on"),
+        (["a", "--device", "toaster"], 1, "device is 'toaster'; expected cpu, cuda, or cuda:1"),
     ]
     for arguments, code, message in cases:
         arguments = [
@@ -205,6 +206,13 @@ def test_unwritable_output(
     done = mtl("embed", "--model", folder, "--output", tmp_path / output, "a")
     assert done.returncode == code
     assert message in done.stderr
+
+
+def test_a_file_s_name_among_the_texts(mtl: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("a\n")
+    done = mtl("embed", "--model", folder, tmp_path / "notes.txt", "b")
+    assert done.returncode == 0, done.stderr
+    assert f"note: {tmp_path}/notes.txt is taken as a text; --input {tmp_path}/notes.txt reads the file" in done.stderr
 
 
 def test_unknown_model(mtl: Callable[..., Done]) -> None:

@@ -213,3 +213,11 @@ def test_a_trained_folder_is_theirs_too(checkpoint: Checkpoint, tmp_path: Path) 
         logits = theirs(**tokenizer(texts, padding=True, return_tensors="pt")).logits
     np.testing.assert_allclose(model.predict(texts).logits["a"], logits.numpy(), atol=1e-5, rtol=0)
     assert theirs.config.id2label == {0: "x", 1: "y"}
+
+    value = (TaskSpec("v", kind="regression", head="distilbert", pooling=("cls",)),)
+    model = MultiTaskModel(embedder, value).eval()
+    model.save(tmp_path / "value")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "value").eval()
+    with torch.no_grad():
+        values = theirs(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    np.testing.assert_allclose(model.predict(texts).logits["v"], values.numpy(), atol=1e-5, rtol=0)

@@ -93,8 +93,10 @@ def fetch(name: str, revision: str | None = None) -> Path:
     """
     folder = local_folder(name)
     if folder is not None:
+        if (folder / "checkpoints").is_dir() and not (folder / "config.json").exists():
+            raise WeightsError(f"{folder} is a run that has not ended; go on with `mtl train ... --resume`")
         return folder
-    if name.startswith((".", "/", "~")):
+    if name.startswith((".", "/", "~", "runs/")):
         raise WeightsError(f"{shown(name)} is no folder; expected a model's folder or name")
     name, _, tag = name.partition("@")
     revision = revision or tag or None

@@ -42,8 +42,13 @@ def usable(device: str | torch.device) -> torch.device:
     """
     try:
         found = torch.device(device)
-        torch.empty(1, device=found).cpu()  # which "meta" cannot do
-    except (RuntimeError, NotImplementedError, AssertionError) as error:
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {shown(str(device))}; expected cpu, cuda, or cuda:1 and so on")
+    try:
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
     return found
 

@@ -21,13 +21,28 @@ SAME = {
 }
 # Keywords without an equal: the values that ask for nothing but what is done anyway, and what to write instead
 OTHERS: dict[str, tuple[tuple[Any, ...], str]] = {
-    "batch_size": ((None,), "batch_tokens=, the tokens that are computed at once, bounds memory here; leave it out"),
     "convert_to_numpy": ((True, None), "as_tensor=True gives a tensor"),
     "precision": (("float32", None), "convert vectors with mtl.encode.formats.convert(vectors, precision)"),
     "output_value": (("sentence_embedding",), "model.encoder gives the vectors of tokens"),
     "device": ((None,), "move the model with model.to(device)"),
     "chunk_size": ((None,), "window= of encode_stream says how many texts are held at once"),
     "pool": ((None,), "threads= says how many CPU threads to use"),
+}
+
+
+IGNORED = ("batch_size",)  # batches are made by number of tokens, and change no bit of a vector
+# Methods without an equal, and what an AttributeError says of each
+THEIR_METHODS = {
+    "save_pretrained": "save_pretrained is called save here: model.save(folder)",
+    "save_to_hub": "there is no save_to_hub; model.save(folder), then huggingface_hub's upload_folder",
+    "push_to_hub": "there is no push_to_hub; model.save(folder), then huggingface_hub's upload_folder",
+    "get_sentence_embedding_dimension": "get_sentence_embedding_dimension() is called dim here: model.dim",
+    "get_embedding_dimension": "get_embedding_dimension() is called dim here: model.dim",
+    "tokenize": "there is no tokenize; model.tokenizer(texts).rows are the token ids",
+    "similarity_pairwise": "there is no similarity_pairwise; (a * b).sum(axis=-1) of vectors of length 1 are cosines",
+    "encode_multi_process": "there is no encode_multi_process; encode uses all cores, or as many as threads= says",
+    "start_multi_process_pool": "there is no pool of processes; encode uses all cores, or as many as threads= says",
+    "fit": "there is no fit; mtl.train trains a recipe (see README.md, Embeddings for your own texts)",
 }
 
 
@@ -51,6 +66,8 @@ def own_keywords(name: str, names: Sequence[str], device: torch.device, options:
             continue
         if given == "convert_to_numpy" and options.get("convert_to_tensor"):
             continue  # as there, the other one wins
+        if given in IGNORED:
+            continue
         known, instead = OTHERS.get(given, ((), ""))
         if given in OTHERS and value not in known:
             raise InputError(f"{given} is {shown(value)}, as in sentence-transformers; here, {instead}")

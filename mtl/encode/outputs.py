@@ -298,6 +298,8 @@ def open_output(
         output.find(resume, overwrite)
         try:
             yield output
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and not output.rows:
+                log.warning("no part of %s was finished yet", path)
             output.close()
             raise

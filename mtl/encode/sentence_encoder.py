@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mtl.encode import precision as formats
 from mtl.encode import search
 from mtl.encode.engine import Engine, check_counts, prefetch, usable
-from mtl.encode.keywords import accepts_their_keywords
+from mtl.encode.keywords import THEIR_METHODS, accepts_their_keywords
 from mtl.encode.precision import Precision
 from mtl.encode.search import Similarity, Vectors
 from mtl.encode.tokenizer import Overflow, Tokenizer, several
@@ -29,7 +29,7 @@ from mtl.model.pooling import Dense, Normalize, Pooling
 from weights import export, load
 from weights.fetch import fetch
 
-CHUNK = "; overflow='chunk' embeds texts whole"
+CHUNK = "; with overflow 'chunk' texts are embedded whole"
 WINDOW = 8192  # texts that are tokenized, sorted and held at once
 QUERY, DOCUMENT = ("query",), ("document", "passage", "corpus")  # what prompts are called, as sentence-transformers
 
@@ -160,6 +160,16 @@ class SentenceEncoder(nn.Module):
             **{name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()},
         }
 
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens of a text, special ones included, beyond which it is cut; it may be set."""
+        return self.tokenizer.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, tokens: int) -> None:
+        check_counts(max_seq_length=tokens)
+        self.tokenizer.max_length = self.tokenizer.check_limit(self.length_limit(int(tokens)))
+
     def length_limit(self, max_length: int | None) -> int:
         """Tokens per text: max_length, or the model's own limit.
 
@@ -189,6 +199,12 @@ class SentenceEncoder(nn.Module):
             return rebuilt(self, lambda part: encoder if part is self.encoder else packed(part))
 
         return self.forms.of(self, self.precision, make)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(THEIR_METHODS.get(name, str(error))) from None
 
     def train(self, mode: bool = True) -> Self:
         if mode:  # the form would only take memory while the parameters change

@@ -99,7 +99,8 @@ def split_of(model: MultiTaskModel, recipe: Recipe, split: str) -> dict[str, Exa
             raise RecipeError(f"the model has no task {task.name!r} with labels {list(task.labels)}; it has {has}")
     without = [task.name for task in recipe.tasks if getattr(task, split) is None]
     if len(without) == len(recipe.tasks):
-        raise RecipeError(f"no task of the recipe names {split} data")
+        others = [name for name in SPLITS if any(getattr(task, name) for task in recipe.tasks)]
+        raise RecipeError(f"no task of the recipe names {split} data; expected another split: {', '.join(others)}")
     named = dataclasses.replace(recipe, tasks=[task for task in recipe.tasks if task.name not in without])
     data, notes = load_data(named, model.embedder, [split])
     for note in [*notes, *(f"task {name!r} names no {split} data; it is left out" for name in without)]:

@@ -200,5 +200,6 @@ def build(cls: type[T], fields: Any, path: Path, source: str, header: str, nth: 
     try:
         return cls(**fields)
     except RecipeError as error:
-        where = f"{path}{line_of(source, error.field or '', header, nth)}"
-        raise RecipeError(f"{where}: {error}", error.field) from None
+        line = line_of(source, error.field or "", header, nth)
+        line = line or line_of(source, "name", header, nth)  # of the task, where what is wrong stands nowhere
+        raise RecipeError(f"{path}{line}: {error}", error.field) from None

@@ -67,6 +67,9 @@ def train(
         run = Run(read, model, data, folder, ranks)
         with claimed(folder, resume, ranks):
             begun = resume and ranks.told(lambda: checkpoint.begun(run.checkpoints))  # not, if it never made a step
+            unmeasured = [task.name for task in read.tasks if task.name not in data["dev"]]
+            if unmeasured and data["dev"]:
+                notes.append(f"{', '.join(unmeasured)}: no dev data, so no say in which epoch is the best")
             patient = read.training.patience and not data["dev"]
             notes += ["patience is set, but no task has dev data to stop by"] if patient else []
             notes += cuts + (restored(run) if begun else [])
@@ -169,9 +172,8 @@ def check_folder(folder: Path, resume: bool) -> None:
     if not resume and folder.exists():
         taken = not folder.is_dir() or any(path.name != ".lock" for path in folder.iterdir())
         if taken:
-            raise CheckpointError(
-                f"{folder} exists and is not empty; --resume goes on there, or choose another --output"
-            )
+            onward = "go on there with --resume (resume=True), or choose another output folder"
+            raise CheckpointError(f"{folder} exists and is not empty; {onward}")
 
 
 @contextmanager

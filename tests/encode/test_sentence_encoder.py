@@ -11,6 +11,7 @@ from conftest import WORDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import mtl
 from mtl import SentenceEncoder
 from mtl.errors import InputError, WeightsError
 from mtl.model.pooling import Dense, Normalize
@@ -191,7 +192,6 @@ def test_keywords_of_sentence_transformers(tiny: SentenceEncoder) -> None:
     assert isinstance(found, torch.Tensor)
     assert np.array_equal(found.numpy(), tiny.encode(texts, normalize=True))
     for options, message in (
-        ({"batch_size": 32}, "batch_size is 32, as in sentence-transformers; here, batch_tokens=, the tokens that"),
         ({"device": "cuda"}, r"device is 'cuda', as in sentence-transformers; here, move the model with model.to"),
         ({"device": "gpu"}, r"device is 'gpu', as in sentence-transformers; here, move the model with model.to"),
         ({"output_value": "token_embeddings"}, "output_value is 'token_embeddings'.* here, model.encoder gives"),
@@ -219,11 +219,12 @@ def test_chunks_of_a_normalizing_model_are_normalized(minilm: SentenceEncoder) -
 def test_overflow_warns_once_with_counts(tiny: SentenceEncoder, caplog: pytest.LogCaptureFixture) -> None:
     tiny.encode(["a b c d", "a", "a b c"], max_length=4)
     assert caplog.messages == [
-        "2 texts were longer than 4 tokens and lost 3 tokens; overflow='chunk' embeds texts whole"
+        "2 texts were longer than 4 tokens and lost 3 tokens; with overflow 'chunk' texts are embedded whole"
     ]
     caplog.clear()
     tiny.encode(["a b c"], max_length=4)
-    assert caplog.messages == ["1 text was longer than 4 tokens and lost 1 token; overflow='chunk' embeds texts whole"]
+    advice = "with overflow 'chunk' texts are embedded whole"
+    assert caplog.messages == [f"1 text was longer than 4 tokens and lost 1 token; {advice}"]
     caplog.clear()
     tiny.encode(["a b c d"], max_length=4, overflow="truncate")
     assert caplog.messages == []
@@ -331,3 +332,30 @@ def test_a_prompt_of_none_is_none_given(checkpoint: Checkpoint) -> None:
 
 def test_a_number_of_threads_of_numpy_s(tiny: SentenceEncoder) -> None:
     assert np.array_equal(tiny.encode(["a b"], threads=np.int64(2)), tiny.encode(["a b"]))
+
+
+def test_a_limit_that_is_set_as_in_sentence_transformers(tiny: SentenceEncoder) -> None:
+    tiny.max_seq_length = 4
+    assert tiny.max_seq_length == 4
+    cut = tiny.encode(["a b c d e"], overflow="truncate", batch_size=7)
+    assert np.array_equal(cut, tiny.encode(["a b"]))
+    for tokens, message in (
+        (17, "max_length is 17; expected at most 16, the encoder's positions"),
+        (2, "max_length is 2; expected at least 3"),
+        (4.5, "max_seq_length is 4.5; expected a whole number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tiny.max_seq_length = tokens  # type: ignore[assignment]
+    assert tiny.max_seq_length == 4
+
+
+def test_methods_of_sentence_transformers_are_named(tiny: SentenceEncoder) -> None:
+    assert not hasattr(tiny, "push_to_hub")
+    with pytest.raises(AttributeError, match=r"save_pretrained is called save here: model.save\(folder\)"):
+        tiny.save_pretrained("x")
+    with pytest.raises(AttributeError, match="'SentenceEncoder' object has no attribute 'nothing'"):
+        _ = tiny.nothing
+
+
+def test_the_package_names_what_it_has() -> None:
+    assert {"SentenceEncoder", "train", "Recipe"} <= set(dir(mtl))

@@ -187,7 +187,7 @@ def test_what_is_watched(tiny: SentenceEncoder) -> None:
     [
         ("fp64", "cpu", "precision is 'fp64'; expected one of fp32, bf16, fp16, int8, auto"),
         ("fp16", "cpu", "precision is 'fp16' and device 'cpu'; expected a GPU"),
-        ("int8", "meta", "device 'meta' cannot be used: Cannot copy out of meta tensor"),
+        ("int8", "meta", "device is 'meta'; expected cpu, cuda, or cuda:1 and so on"),
     ],
 )
 def test_a_precision_that_is_not_to_be_had(folder, precision: str, device: str, message: str) -> None:

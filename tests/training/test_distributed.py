@@ -220,5 +220,5 @@ def test_a_restart_does_not_go_on_with_another_run(mtl: Callable[..., Done], rec
     assert mtl("train", recipe, "--output", run).returncode == 0
     before = (run / "metrics.jsonl").stat()
     _, err = done(torchrun(2, "-m", "mtl", "train", recipe, "--output", run, options=("--max-restarts", 1)), 1)
-    assert f"{run} exists and is not empty; --resume goes on there" in err
+    assert f"{run} exists and is not empty; go on there with --resume" in err
     assert (run / "metrics.jsonl").stat() == before

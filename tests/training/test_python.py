@@ -83,7 +83,7 @@ def test_killed_while_the_first_checkpoint_is_written(recipe: Recipe, tmp_path: 
     run = tmp_path / "run"
     (run / "checkpoints" / ".step-00000000.0a1b2c3d.partial").mkdir(parents=True)
     (run / "metrics.jsonl").touch()
-    with pytest.raises(CheckpointError, match="is not empty; --resume goes on there"):
+    with pytest.raises(CheckpointError, match="is not empty; go on there with --resume"):
         mtl.train(recipe, run)
     mtl.train(recipe, run, resume=True)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [

@@ -128,7 +128,7 @@ def test_train_evaluate_predict(mtl: Callable[..., Done], recipe: Path, tmp_path
     assert "probability" in done.stdout
     done = mtl("train", recipe, "--output", run)
     assert done.returncode == 1
-    assert "is not empty; --resume goes on there" in done.stderr
+    assert "is not empty; go on there with --resume" in done.stderr
     done = mtl("train", recipe, "--output", run, "--resume")
     assert done.returncode == 0, done.stderr
 
@@ -191,6 +191,11 @@ def test_mistakes_are_one_line(mtl: Callable[..., Done], recipe: Path, tmp_path:
         ("save_steps = 1", 'best = "vowel.f1"', "best is 'vowel.f1'; expected mean, vowel.accuracy"),
         ("save_steps = 1", "max_length = 99", "max_length is 99; expected at most 16, the encoder's positions"),
         ('model = "tiny"', 'model = "tinny"', "no model is called 'tinny'"),
+        (
+            'labels = ["yes", "no"]\n',
+            "",
+            "letters.toml, line 11: labels are []; expected at least 2 for a single-label",
+        ),
     ]:
         recipe.write_text(RECIPE.replace(before, after))
         done = mtl("train", recipe, "--output", run)
@@ -278,4 +283,12 @@ def test_settings_that_come_through(mtl: Callable[..., Done], recipe: Path, tmp_
     done = mtl("train", recipe, "--output", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert re.search(r"best epoch: \d+ \(length.rmse \d", done.stdout)
+    assert "note: student, same: no dev data, so no say in which epoch is the best" in done.stderr
+    recipe.write_text(re.sub("^(dev|best) = .*\n", "", text, flags=re.MULTILINE).replace("epochs = 3", "patience = 1"))
+    done = mtl("train", recipe, "--output", tmp_path / "blind")
+    assert "note: patience is set, but no task has dev data to stop by" in done.stderr
+    done = mtl("evaluate", "--model", tmp_path / "blind", "--recipe", recipe, "--split", "dev")
+    assert "no task of the recipe names dev data; expected another split: train, test" in done.stderr
+    done = mtl("evaluate", "--model", tmp_path / "run", "--recipe", tmp_path / "letters.toml", "--split", "train")
+    assert done.returncode == 0, done.stderr
     assert MultiTaskModel.from_pretrained(tmp_path / "run").embedder.tokenizer.max_length == 4

@@ -159,11 +159,16 @@ def test_hub_unreachable(pinned: Path, tmp_path: Path) -> None:
     assert "me/tiny is not in the local cache and http://127.0.0.1:9 cannot be reached" in printed
 
 
-def test_unknown_name_offers_the_nearest() -> None:
+def test_unknown_name_offers_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no model is called 'all-MiniLM-L6-v3'; nearest: all-MiniLM-L6-v2"):
         fetch("all-MiniLM-L6-v3")
     with pytest.raises(WeightsError, match=r"no model is called 'qqq'; nearest: all-MiniLM-L6-v2, distilbert"):
         fetch("qqq")
+    with pytest.raises(WeightsError, match="'runs/mine' is no folder; expected a model's folder or name"):
+        fetch("runs/mine")
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(WeightsError, match="begun is a run that has not ended; go on with `mtl train ... --resume`"):
+        fetch(str(tmp_path / "begun"))
     with pytest.raises(WeightsError, match=r"'./nothing' is no folder"):
         fetch("./nothing")
 
