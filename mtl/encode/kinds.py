@@ -149,10 +149,13 @@ def named_set(names: Sequence[Any], labels: Sequence[str]) -> list[float] | None
     return [float(label in given) for label in labels] if given <= set(labels) else None
 
 
+def are_flags(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, (int, float)) and value in (0, 1) for value in values)
+
+
 def multi_hot(values: Sequence[Any], labels: Sequence[str]) -> list[float] | None:
     """A 0 or 1 for each label, as it stands; None where it is something else."""
-    flags = all(isinstance(value, (int, float)) and value in (0, 1) for value in values)
-    return [float(value) for value in values] if flags and len(values) == len(labels) else None
+    return [float(value) for value in values] if are_flags(values) and len(values) == len(labels) else None
 
 
 def label_set(value: Any, labels: Sequence[str]) -> list[float]:
@@ -168,6 +171,8 @@ def label_set(value: Any, labels: Sequence[str]) -> list[float]:
         names = [part for part in value.split("|") if part] if isinstance(value, str) else [value]
         found = {"as one name": named_set([value], labels), "as names between |": named_set(names, labels)}
     readings = {how: reading for how, reading in found.items() if reading is not None}
+    if not readings and isinstance(value, list) and are_flags(value):
+        raise ValueError(f"is {value}; expected a 0 or 1 for each of the {len(labels)} labels, or names in a list")
     if not readings:
         undeclared = next(name for name in names if str(name) not in labels)
         forms = 'names in a list or as "a|b", or a list with a 0 or 1 for each'

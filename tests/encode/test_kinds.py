@@ -66,7 +66,7 @@ def test_sets_of_labels(value: object, labels: list[str], expected: list[float])
             "xyz",
             r"0 is not declared; expected names in a list or as \"a|b\", or a list with a 0 or 1 for each of x",
         ),
-        ([1, 0, 0], "xy", "1 is not declared"),
+        ([1, 0, 0], "xy", r"is \[1, 0, 0\]; expected a 0 or 1 for each of the 2 labels, or names in a list"),
         ([1, 0.5], "xy", "1 is not declared"),
         (0, "xy", "0 is not declared"),
         (None, "xy", "None is not declared"),

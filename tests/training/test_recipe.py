@@ -126,7 +126,11 @@ def test_targets(tmp_path: Path, task: TaskSpec, labels: list, targets: list) ->
         (TOPIC, {"text": "a", "label": "q"}, r"train.jsonl, line 2: label 'q' is not declared; expected one of x, y"),
         (TOPIC, {"text": "a", "label": None}, "line 2: label None is not declared"),
         (MANY, {"text": "a", "label": ["x", "q"]}, "line 2: label 'q' is not declared; expected names in a list"),
-        (MANY, {"text": "a", "label": [1, 0]}, "line 2: label 1 is not declared; expected names in a list"),
+        (
+            MANY,
+            {"text": "a", "label": [1, 0]},
+            r"line 2: label is \[1, 0\]; expected a 0 or 1 for each of the 3 labels, or names in a list",
+        ),
         (SCORE, {"text": "a", "label": "high"}, "line 2: label is 'high'; expected a finite number"),
         (SCORE, {"text": "a", "label": "nan"}, "line 2: label is 'nan'; expected a finite number"),
         (SCORE, {"text": "a", "label": 1e39}, "line 2: label is 1e\\+39; expected a finite number, at most 3.4e38"),
