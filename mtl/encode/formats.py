@@ -94,13 +94,11 @@ def json_numbers(vector: Vectors) -> str:
     return f"[{', '.join(map(str, vector))}]"
 
 
-def json_line(fields: Fields) -> str:
-    """A row's fields as an object in one line; what JSON has no type for, such as a date, becomes a string."""
-    return as_json(fields)
+def json_line(value: Any) -> str:
+    """A value, as the fields of a row, in a line of JSON.
 
-
-def as_json(value: Any) -> str:
-    """A value as JSON, in which a number that is not finite is null."""
+    What JSON has no type for, such as a date, becomes a string, and a number that is not finite null.
+    """
     try:
         return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError:
@@ -128,7 +126,7 @@ def write_jsonl(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype
 def csv_line(values: Iterable[Any]) -> str:
     """A line of a .csv file; a list or an object stands in it as JSON."""
     line = io.StringIO()
-    nested = (as_json(v) if isinstance(v, (list, dict)) else v for v in values)
+    nested = (json_line(v) if isinstance(v, (list, dict)) else v for v in values)
     csv.writer(line, lineterminator="\n").writerow(nested)
     return line.getvalue()
 

@@ -67,12 +67,7 @@ def train(
         run = Run(read, model, data, folder, ranks)
         with claimed(folder, resume, ranks):
             begun = resume and ranks.told(lambda: checkpoint.begun(run.checkpoints))  # not, if it never made a step
-            unmeasured = [task.name for task in read.tasks if task.name not in data["dev"]]
-            if unmeasured and data["dev"]:
-                notes.append(f"{', '.join(unmeasured)}: no dev data, so no say in which epoch is the best")
-            patient = read.training.patience and not data["dev"]
-            notes += ["patience is set, but no task has dev data to stop by"] if patient else []
-            notes += cuts + (restored(run) if begun else [])
+            notes += cuts + unmeasured(read) + (restored(run) if begun else [])
             check_alike(run)
             show_settings(run, name if isinstance(recipe, Recipe) else str(recipe), notes, threads)
             log = Log(folder, run.step, run.total, tensorboard) if ranks.leads else NoLog()
@@ -151,6 +146,14 @@ def missing_extras(recipe: Recipe, tensorboard: bool) -> list[str]:
         raise TrainingError("--tensorboard needs TensorBoard; pip install 'mtl[tensorboard]'")
     drawn = find_spec("matplotlib")
     return [] if drawn else ["no picture of the losses: it needs matplotlib; pip install 'mtl[train]'"]
+
+
+def unmeasured(recipe: Recipe) -> list[str]:
+    """A line for what nobody can tell without dev data."""
+    names = [task.name for task in recipe.tasks if not task.dev]
+    if len(names) < len(recipe.tasks):
+        return [f"{', '.join(names)}: no dev data, so no say in which epoch is the best"] if names else []
+    return ["patience is set, but no task has dev data to stop by"] if recipe.training.patience else []
 
 
 def free_folder(name: str) -> Path:
