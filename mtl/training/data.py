@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -214,13 +215,15 @@ def check_company(data: Mapping[str, Examples], schedule: Schedule, steps: int) 
     Raises:
         TrainingError: one of so many steps' does.
     """
-    size = schedule.batch_size
-    pairs = {name: len(data[name]) for name in schedule.apart if data[name].width == 2}
-    lone = {name for name, rows in pairs.items() if 1 in (size, rows % size)}  # some micro-batch has one pair
-    for step in range(steps if lone else 0):
-        window = schedule.window(step)
-        for name in lone & {micro.task for micro in window}:
-            if sum(len(micro.rows) for micro in window if micro.task == name) == 1:
-                given = f"{pairs[name]} pairs in batches of {size} leave one pair alone in step {step + 1}"
+    pairs = {name for name in schedule.apart if data[name].width == 2}
+    for step in range(steps if pairs else 0):
+        rows: Counter[str] = Counter()
+        for name, nth in schedule.drawn(step):
+            rows[name] += schedule.rows(name, nth)
+        for name in pairs:
+            if rows[name] == 1:
+                given = (
+                    f"{len(data[name])} pairs in batches of {schedule.batch_size} leave one alone in step {step + 1}"
+                )
                 expected = "another batch_size, or more rows"
                 raise TrainingError(f"task {name!r}: {given}, which has no negatives; expected {expected}")

@@ -160,15 +160,21 @@ class Schedule:
         """How often each task's rows are seen in so many epochs."""
         return {task: epochs * count / self.passes[task] for task, count in self.counts.items()}
 
-    def window(self, step: int) -> list[MicroBatch]:
-        """The micro-batches of a step, counted from 0."""
+    def drawn(self, step: int) -> list[tuple[str, int]]:
+        """A step's micro-batches: each one's task, and which of that task's it is, counted over all its passes."""
         epoch, place = divmod(step, self.steps_per_epoch)
         mixed = mix(tuple(self.counts.items()), self.seed, epoch)
         start = place * self.accumulate
-        return [
-            self.micro_batch(task, epoch * self.counts[task] + nth)
-            for task, nth in mixed[start : start + self.accumulate]
-        ]
+        return [(task, epoch * self.counts[task] + nth) for task, nth in mixed[start : start + self.accumulate]]
+
+    def window(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of a step, counted from 0."""
+        return [self.micro_batch(task, nth) for task, nth in self.drawn(step)]
+
+    def rows(self, task: str, nth: int) -> int:
+        """How many rows the nth micro-batch of a task has."""
+        place = nth % self.passes[task]
+        return min(self.batch_size, self.sizes[task] - place * self.batch_size)
 
     def micro_batch(self, task: str, nth: int) -> MicroBatch:
         """The nth micro-batch of a task, counted over all its passes."""

@@ -180,11 +180,9 @@ def test_a_lone_pair_and_pieces_by_tokens(start) -> None:
     """micro_tokens changes no loss; a batch of one pair is refused, but with hard negatives."""
     two = dataclasses.replace(NEGATIVES, text_field=("a", "b"), symmetric=None)
     for options in ({"batch_size": 4}, {"batch_size": 1}):
-        with pytest.raises(
-            TrainingError, match=r"13 pairs in batches of \d leave one pair alone in step \d, which has no"
-        ):
+        with pytest.raises(TrainingError, match=r"13 pairs in batches of \d leave one alone in step \d, which has no"):
             start((two,), data=dataset(two), accumulate=1, **options)
-    with pytest.raises(TrainingError, match="13 pairs in batches of 1 leave one pair alone in step 4, which has no"):
+    with pytest.raises(TrainingError, match="13 pairs in batches of 1 leave one alone in step 4, which has no"):
         start((two,), data=dataset(two), accumulate=4, batch_size=1)
     start((two,), data=dataset(two), accumulate=7, batch_size=2)  # the one that is left over has company
     start((NEGATIVES,), data=dataset(NEGATIVES), accumulate=1)

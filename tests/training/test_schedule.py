@@ -24,6 +24,9 @@ def test_proportional_sees_each_row_once_an_epoch(sizes, batch_size, accumulate,
         micros = [m for step in range(epoch * steps, (epoch + 1) * steps) for m in schedule.window(step)]
         for task, size in sizes.items():
             assert sorted(i for m in micros if m.task == task for i in m.rows) == list(range(size))
+    for step in range(2 * steps):  # known before the rows are drawn
+        told = [(task, schedule.rows(task, nth)) for task, nth in schedule.drawn(step)]
+        assert told == [(m.task, len(m.rows)) for m in schedule.window(step)]
     windows = [len(schedule.window(step)) for step in range(steps)]
     assert all(length == accumulate for length in windows[:-1])
     assert 1 <= windows[-1] <= accumulate
