@@ -231,7 +231,7 @@ def faults(folder: Path = RESULTS) -> str:
     for path in sorted(folder.glob("*/faults.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         taken = spoken(sorted({tally["date"] for tally in result["tallies"].values()}))
-        blocks += [f"{result['machine']['cpu']}, taken {taken}:", fault_table(result)]
+        blocks += [f"{path.parent.name}, taken {taken}:", fault_table(result)]
         if (soak := path.with_name("soak.json")).exists():
             blocks.append(memory_sentence(json.loads(soak.read_text(encoding="utf-8"))))
     return "\n\n".join(blocks) + "\n"
