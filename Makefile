@@ -66,7 +66,7 @@ runs/demo/model: $(STAMP)-train
 	$(BIN)/mtl train demo --output runs/demo $(if $(wildcard runs/demo),--resume)
 
 ablation: $(STAMP)-train ## Run the experiments of analysis.md again [DATA=folder with sst2/ and trec/]
-	$(BIN)/python -m benchmarks.ablation --data "$(DATA)"
+	$(BIN)/python -m benchmarks.ablation --data "$(DATA)" --rows 1000
 
 bench: $(STAMP)-train ## Throughput, latency and cold start on this machine [DEVICE=cuda] [BENCH="--option ..."]
 	$(BIN)/python -m benchmarks.bench --device "$(DEVICE)" $(BENCH)
