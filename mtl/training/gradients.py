@@ -101,10 +101,8 @@ def backward(
                 loss, count = tasks[name].criterion(outputs, piece.targets.to(outputs.device))
                 sums[name] += float(loss.detach()) / labels[name]
                 outputs = weights(name, loss / labels[name], count / labels[name])
-            own = [parameters[i] for i in places[name]]
-            found = torch.autograd.grad(outputs, own, gradient, allow_unused=True) if own else ()
-            for i, part in zip(places[name], found, strict=True):
-                (total[i],) = added([total[i]], [part])
+            # by no name of their own, which would keep them while the next piece computes
+            total = added(total, gradients_at(places[name], parameters, outputs, gradient))
         return sums, total
 
     results = list(mapped(of_share, mine))
@@ -119,6 +117,18 @@ def backward(
     list(mapped(set_gradient, range(len(parameters))))
     drawn = {piece.micro.task for share in divided for piece in share}
     return {name: losses.get(name, 0.0) for name in tasks if name in drawn}
+
+
+def gradients_at(
+    places: Sequence[int], parameters: Sequence[Tensor], outputs: Tensor, gradient: Tensor | None
+) -> Gradients:
+    """The gradients of the parameters at these places, and None for the others."""
+    found: Gradients = [None] * len(parameters)
+    wanted = [parameters[i] for i in places]
+    parts = torch.autograd.grad(outputs, wanted, gradient, allow_unused=True) if wanted else ()
+    for i, part in zip(places, parts, strict=True):
+        found[i] = part
+    return found
 
 
 def added(total: Sequence[Tensor | None], *others: Sequence[Tensor | None]) -> Gradients:
