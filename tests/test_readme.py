@@ -112,12 +112,11 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "corpus").mkdir()
     for name in ("rows.jsonl", "corpus/part-1.jsonl", "topic-train.jsonl", "topic-dev.jsonl"):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "about.jsonl").write_text(
-        "".join(json.dumps({"text": row["text"], "label": []}) + "\n" for row in rows)
-    )
-    (tmp_path / "stars.csv").write_text(
-        "text,label\n" + "".join(f'"{row["text"]}",{i % 5}\n' for i, row in enumerate(rows))
-    )
+    about = "".join(json.dumps({"text": row["text"], "label": []}) + "\n" for row in rows)
+    stars = "text,label\n" + "".join(f'"{row["text"]}",{i % 5}\n' for i, row in enumerate(rows))
+    for part in ("", "-dev"):
+        (tmp_path / f"about{part}.jsonl").write_text(about)
+        (tmp_path / f"stars{part}.csv").write_text(stars)
     pairs = [{"text_a": rows[i - 1]["text"], "text_b": rows[i]["text"], "score": i % 3} for i in range(len(rows))]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     texts = [{"_id": str(i), "text": row["text"]} for i, row in enumerate(rows)]
