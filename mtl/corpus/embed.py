@@ -101,10 +101,11 @@ def embed_corpus(
         import_ray()
     elif actors is not None:
         raise InputError(f"actors is {actors} without an address; expected an address, as 'local' for this machine")
-    options = own_keywords("embed_corpus", OPTIONS, usable(device), options)
+    where = usable(device)
+    options = own_keywords("embed_corpus", OPTIONS, where, options)
     sources = find_sources(inputs, place)
     sizes = row_counts(sources, columns)
-    encoder = SentenceEncoder.from_pretrained(str(model), None, usable(device), precision)
+    encoder = SentenceEncoder.from_pretrained(str(model), None, where, precision)
     job = plan(encoder, str(model), device, columns, vectors, place, options)
     with held(place):
         claim(place, job.model, job.settings)

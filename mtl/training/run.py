@@ -17,7 +17,7 @@ from mtl.model.dropout import drawing_from
 from mtl.training import checkpoint
 from mtl.training.data import Data, check_company, fingerprints, told_apart
 from mtl.training.distributed import ALONE, Processes
-from mtl.training.freezing import Cache, Forward, ever_trained, phase_of, phases
+from mtl.training.freezing import Cache, Forward, Phase, ever_trained, phase_of, phases
 from mtl.training.gradients import Piece
 from mtl.training.metrics import check_metric
 from mtl.training.optim import LossWeights, optimiser
@@ -47,6 +47,7 @@ class Run:
         self.weights = LossWeights(recipe.tasks, training.loss_weights == "uncertainty").to(model.embedder.device)
         names = ever_trained(self.phases)
         self.optimiser = optimiser(model, self.weights, names, training)
+        self.places = {phase.first: self.places_in(phase) for phase in self.phases}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in names)
         sizes = {task: len(examples) for task, examples in data["train"].items()}
@@ -144,13 +145,17 @@ class Run:
 
         return outputs
 
-    def trained(self, epoch: int) -> dict[str, list[int]]:
-        """Which parameters each task trains in an epoch, its loss weight among them, by their places."""
+    def places_in(self, phase: Phase) -> dict[str, list[int]]:
+        """Which parameters each task trains in a phase, its loss weight among them, by their places."""
         found = {}
-        for task, own in phase_of(self.phases, epoch).trained.items():
+        for task, own in phase.trained.items():
             names = own | {f"weights.log_variance.{task}"}
             found[task] = [i for i, (name, _) in enumerate(self.parameters()) if name in names]
         return found
+
+    def trained(self, epoch: int) -> dict[str, list[int]]:
+        """Which parameters each task trains in an epoch, by their places."""
+        return self.places[phase_of(self.phases, epoch).first]
 
     def add_gradients(self, window: Sequence[MicroBatch], epoch: int) -> None:
         """Make the gradients of a window, of which each process has a part, the whole window's."""

@@ -33,7 +33,8 @@ def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel
     if recipe.layers:
         keep_layers(pretrained.encoder, recipe.layers)
     embedder = SentenceEncoder.from_checkpoint(pretrained)
-    embedder.max_seq_length = embedder.length_limit(recipe.training.max_length)
+    if recipe.training.max_length is not None:
+        embedder.max_seq_length = recipe.training.max_length
     model = MultiTaskModel(embedder, recipe.tasks)
     for task in recipe.tasks:
         if task.head == "distilbert" and task.labels == pretrained.labels and task.pooling == ("cls",):
