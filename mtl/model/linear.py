@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+AMX_DEPTH = 384  # at 512 the order begins to change, and at 768 and more it does on one thread, too
+
 
 def has_packed(dtype: torch.dtype = torch.float32) -> bool:
     """Whether this build of torch and this processor have oneDNN's prepacked product for a number format."""
@@ -22,13 +24,19 @@ def has_packed(dtype: torch.dtype = torch.float32) -> bool:
 
 
 class Packed(nn.Module):
-    """A linear layer with prepacked weights: (rows, in) -> (rows, out), in the weights' float32 or bfloat16."""
+    """A linear layer with prepacked weights: (rows, in) -> (rows, out), in the weights' float32 or bfloat16.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    ``depth`` is how many inputs are summed at a time; by default all, but for bfloat16 on AMX.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, depth: int | None = None) -> None:
         super().__init__()
         self.outputs, self.inputs = weight.shape
         self.dtype = weight.dtype
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        amx = self.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+        self.depth = depth or (AMX_DEPTH if amx else self.inputs)
+        pieces = weight.split(self.depth, dim=1)
+        self.weights = [torch.ops.mkldnn._reorder_linear_weight(piece.contiguous(), None) for piece in pieces]
         self.bias = bias
 
     @property
@@ -39,7 +47,11 @@ class Packed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if len(x) == 1:  # AVX-512 has another kernel for one row alone, which gives other bits
             return self(x.expand(2, -1).contiguous())[:1]
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        weight, *weights = self.weights
+        piece, *pieces = x.split(self.depth, dim=1) if weights else (x,)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(piece, weight, self.bias, "none", [], "")
+        for piece, weight in zip(pieces, weights, strict=True):
+            product = torch.ops.mkldnn._linear_pointwise.binary(piece, product, weight, None, "add")
         return product
 
 
