@@ -6,6 +6,9 @@ What is trained, saved and exported is torch's ``nn.Linear`` in float32. Its pro
 arithmetic with the number of rows, at other numbers on every processor, so that a text's bits would depend on the
 texts beside it. ``Packed`` has its weights laid out once as oneDNN's kernel reads them, and that kernel gives a row
 the same bits whatever stands above and below it (`mtl check` tries it out). int8.py has the same in integers.
+
+bfloat16 on AMX is the exception: that kernel adds up a long sum in another order at some numbers of rows. It is given
+sums of ``AMX_DEPTH`` values, one after another.
 """
 
 from __future__ import annotations
