@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-AMX_DEPTH = 384  # up to 448 no number of rows was seen to change the order, from 512 on many are
+AMX_DEPTH = 384  # up to 448, no number of rows was seen to change the order; from 512 on, many were
 
 
 def has_packed(dtype: torch.dtype = torch.float32) -> bool:
@@ -27,17 +27,14 @@ def has_packed(dtype: torch.dtype = torch.float32) -> bool:
 
 
 class Packed(nn.Module):
-    """A linear layer with prepacked weights: (rows, in) -> (rows, out), in the weights' float32 or bfloat16.
+    """A linear layer with prepacked weights: (rows, in) -> (rows, out), in the weights' float32 or bfloat16."""
 
-    ``depth`` is how many inputs are summed at a time; by default all, but for bfloat16 on AMX.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, depth: int | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.outputs, self.inputs = weight.shape
         self.dtype = weight.dtype
         amx = self.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
-        self.depth = depth or (AMX_DEPTH if amx else self.inputs)
+        self.depth = AMX_DEPTH if amx else self.inputs  # how many inputs are summed at a time
         pieces = weight.split(self.depth, dim=1)
         self.weights = [torch.ops.mkldnn._reorder_linear_weight(piece.contiguous(), None) for piece in pieces]
         self.bias = bias
