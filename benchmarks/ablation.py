@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.machine import describe, write_result
 from mtl.display import table
-from mtl.encode.tasks import TaskSpec
+from mtl.tasks.spec import TaskSpec
 from mtl.training.data import load_data
 from mtl.training.loop import train
 from mtl.training.recipe import Recipe, Training

@@ -27,14 +27,14 @@ from benchmarks.engines import ENGINES
 from benchmarks.machine import cpu_fields, describe, earlier, flags, native_bf16, result_path, write_result
 from benchmarks.measure import measure
 from benchmarks.processes import Place
+from mtl.checkpoints import save as export
+from mtl.checkpoints.fetch import fetch
+from mtl.checkpoints.load import Checkpoint
+from mtl.checkpoints.tokenizer import load_tokenizer
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
 from mtl.model.pooling import Normalize
-from weights import export
-from weights.fetch import fetch
-from weights.load import Checkpoint
-from weights.tokenizer import load_tokenizer
 
 DEFAULT = ("mixed-short", "mixed-long", workloads.ONE_TEXT)
 EXPORTED = ("onnxruntime", "openvino", "ctranslate2")

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from benchmarks import machine, workloads
 from benchmarks.memory import peaks
 from mtl import SentenceEncoder
-from mtl.corpus.embed import embed_corpus
-from mtl.corpus.places import Place, Source
-from mtl.corpus.read import Columns, blocks
-from mtl.corpus.work import WINDOW, open_writer, with_vectors
+from mtl.rows.blocks import Columns, blocks
+from mtl.rows.corpus import embed_corpus
+from mtl.rows.uris import Place, Source
+from mtl.rows.work import WINDOW, open_writer, with_vectors
 
 MODEL = "all-MiniLM-L6-v2"
 

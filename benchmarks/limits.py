@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from mtl.encode.threads import side_by_side
+from mtl.kernels.threads import side_by_side
 from mtl.model.config import EncoderConfig
 
 

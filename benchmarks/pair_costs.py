@@ -21,7 +21,7 @@ from benchmarks.pair_quality import BASE, MODEL, PACKAGES, splits, tasks_of, the
 from benchmarks.worker import peak_mib
 from mtl.display import table
 from mtl.encode.sentence_encoder import SentenceEncoder
-from mtl.encode.tasks import TaskSpec
+from mtl.tasks.spec import TaskSpec
 from mtl.training.data import load_data
 from mtl.training.loop import train
 from mtl.training.recipe import Recipe, Training

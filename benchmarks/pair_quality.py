@@ -17,10 +17,11 @@ import torch
 
 from benchmarks.ablation import TREC, kept_results, read, summary_rows
 from benchmarks.machine import describe, write_result
+from mtl.checkpoints.fetch import fetch
 from mtl.display import table
-from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.sentence_encoder import SentenceEncoder
-from mtl.encode.tasks import Freeze, TaskSpec
+from mtl.tasks.multitask import MultiTaskModel
+from mtl.tasks.spec import Freeze, TaskSpec
 from mtl.training.data import load_data
 from mtl.training.loop import train
 from mtl.training.metrics import all_logits, measure
@@ -28,7 +29,6 @@ from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
 from mtl.training.run import Run
 from mtl.training.start import create
-from weights.fetch import fetch
 
 MODEL = "all-MiniLM-L6-v2"
 SIZES = (384, 256, 128, 64)

@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from mtl import SentenceEncoder
+from mtl.checkpoints.save import save
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
-from weights.export import save
 
 
 def save_small_model(folder: Path) -> Path:

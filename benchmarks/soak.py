@@ -25,8 +25,8 @@ from benchmarks import machine
 from benchmarks.memory import held_mib, peaks, resident_mib
 from benchmarks.small import save_small_model
 from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
-from mtl.corpus.embed import embed_corpus
-from mtl.encode.outputs import open_output
+from mtl.rows.corpus import embed_corpus
+from mtl.rows.outputs import open_output
 
 WORDS = ("the", "train", "to", "vienna", "was", "late", "but", "view", "from", "its", "window", "worth", "all", "of")
 CORPUS_FILES = 10

@@ -21,15 +21,15 @@ import click
 import torch
 
 from benchmarks.machine import cpu_fields, describe, flags, native_bf16, result_path, write_result
+from mtl.checkpoints.fetch import fetch
 from mtl.display import table
-from mtl.encode.tasks import Freeze, TaskSpec
+from mtl.tasks.spec import Freeze, TaskSpec
 from mtl.training.data import load_data
 from mtl.training.loop import train
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
 from mtl.training.run import Run
 from mtl.training.start import create
-from weights.fetch import fetch
 
 BATCH = 32
 RATE = 5e-5

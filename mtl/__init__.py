@@ -18,23 +18,23 @@ from mtl.errors import (
 
 if TYPE_CHECKING:
     __version__: str
-    from mtl.corpus.embed import embed_corpus
-    from mtl.encode.multitask import MultiTaskModel
     from mtl.encode.sentence_encoder import SentenceEncoder
-    from mtl.encode.tasks import TaskSpec
+    from mtl.rows.corpus import embed_corpus
+    from mtl.tasks.multitask import MultiTaskModel
+    from mtl.tasks.spec import TaskSpec
     from mtl.training.evaluate import evaluate
     from mtl.training.recipe import Recipe, Training
     from mtl.training.session import train
 
 PLACES = {
-    "MultiTaskModel": "mtl.encode.multitask",
+    "MultiTaskModel": "mtl.tasks.multitask",
     "SentenceEncoder": "mtl.encode.sentence_encoder",
-    "TaskSpec": "mtl.encode.tasks",
+    "TaskSpec": "mtl.tasks.spec",
     "Recipe": "mtl.training.recipe",
     "Training": "mtl.training.recipe",
     "train": "mtl.training.session",
     "evaluate": "mtl.training.evaluate",
-    "embed_corpus": "mtl.corpus.embed",
+    "embed_corpus": "mtl.rows.corpus",
 }
 
 __all__ = [

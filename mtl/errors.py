@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import reprlib
 
 BRIEF = reprlib.Repr()
@@ -52,3 +53,15 @@ class TrainingError(MtlError):
 
 class CheckpointError(MtlError):
     """A training checkpoint cannot be written or read."""
+
+
+def check_counts(**counts: int | None) -> None:
+    """That each of these, where it is given, is a whole number of at least 1.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name, value in counts.items():
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if value is not None and (not whole or value < 1):
+            raise InputError(f"{name} is {shown(value)}; expected {'1 or more' if whole else 'a whole number'}")

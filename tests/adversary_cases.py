@@ -21,13 +21,13 @@ from conftest import WORDS, randomized
 from safetensors.torch import load_file, save_file
 
 from mtl import MultiTaskModel, SentenceEncoder
-from mtl.encode.tasks import TaskSpec
+from mtl.checkpoints.load import Checkpoint
+from mtl.checkpoints.save import save
+from mtl.checkpoints.tokenizer import wordpiece
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
 from mtl.model.pooling import Dense, Normalize
-from weights.export import save
-from weights.load import Checkpoint
-from weights.tokenizer import wordpiece
+from mtl.tasks.spec import TaskSpec
 
 NUMBER = count()
 ROOT = Path(__file__).parents[1]
@@ -522,7 +522,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def processes(folder: Path, model: Path) -> Iterator[Case]:
-    embed = '"$PY" -m mtl.cli embed -m "$1" '
+    embed = '"$PY" -m mtl embed -m "$1" '
     yield Case("B16 stdin closed", partial(process, f"{embed} <&-", model))
     yield Case("B16 stdin closed, texts given", partial(process, f"{embed} a <&-", model), "right")
     yield Case("stdout to a full device", partial(process, f"{embed} a > /dev/full", model))

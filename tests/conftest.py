@@ -13,11 +13,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mtl import SentenceEncoder
+from mtl.checkpoints.load import Checkpoint
+from mtl.checkpoints.save import save
+from mtl.checkpoints.tokenizer import wordpiece
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
-from weights.export import save
-from weights.load import Checkpoint
-from weights.tokenizer import wordpiece
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,9 +14,9 @@ from conftest import randomized
 
 from benchmarks import bench, machine, measure, readme, search, workloads
 from benchmarks.processes import Place, Setting, Worker
+from mtl.checkpoints.load import Checkpoint
+from mtl.checkpoints.save import save
 from mtl.model.encoder import DistilBert
-from weights.export import save
-from weights.load import Checkpoint
 
 EPYC = {"vendor_id": "AuthenticAMD", "model name": "AMD EPYC", "flags": "sse4_1 avx2 fma"}
 XEON = {"vendor_id": "GenuineIntel", "model name": "Intel(R) Xeon(R) CPU", "flags": "avx2 avx512f amx_tile amx_bf16"}

@@ -23,10 +23,11 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from mtl import SentenceEncoder
-from mtl.cli import PRECISIONS, main
-from mtl.encode.files import read_rows
+from mtl.cli import main
+from mtl.cli.options import PRECISIONS
 from mtl.encode.precision import Precision
 from mtl.model.linear import Packed
+from mtl.rows.read import read_rows
 
 TEXTS = ["a b c", "d, e", "", 'f "g"']
 
@@ -235,7 +236,7 @@ def test_an_earlier_output_survives_a_failure(mtl: Callable[..., Done], folder: 
 def test_interrupt_leaves_no_output(folder: Path, tmp_path: Path) -> None:
     """Standard input stays open, so that it waits in the middle of writing."""
     output = tmp_path / "out.npy"
-    command = [sys.executable, "-m", "mtl.cli", "embed", "--model", str(folder), "--output", str(output)]
+    command = [sys.executable, "-m", "mtl", "embed", "--model", str(folder), "--output", str(output)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not output.with_name("out.npy.partial").exists() and time.monotonic() < deadline:
@@ -250,7 +251,7 @@ def test_interrupt_leaves_no_output(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_reader_that_stops_reading(folder: Path) -> None:
-    command = f"yes 'a b' | head -n 20000 | '{sys.executable}' -m mtl.cli embed --model '{folder}' | head -n 2"
+    command = f"yes 'a b' | head -n 20000 | '{sys.executable}' -m mtl embed --model '{folder}' | head -n 2"
     done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, env=os.environ)
     assert done.stdout.count(b"\n") == 2
     assert b"Traceback" not in done.stderr
@@ -259,9 +260,8 @@ def test_a_reader_that_stops_reading(folder: Path) -> None:
 def test_help_is_quick_to_import() -> None:
     """Neither torch nor the model files are loaded for --help."""
     code = "import sys; sys.argv = ['mtl', '--help']\nfrom mtl.cli import cli\n"
-    code += (
-        "try: cli()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'weights.load' not in sys.modules"
-    )
+    code += "try: cli()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code += " and 'mtl.checkpoints.load' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 

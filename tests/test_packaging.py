@@ -24,7 +24,7 @@ PINS = {
 }
 SOURCES = [
     path.relative_to(ROOT)
-    for room in ("mtl", "weights")
+    for room in ("mtl",)
     for path in sorted((ROOT / room).rglob("*"))
     if path.is_file() and "__pycache__" not in path.parts
 ]
@@ -70,7 +70,7 @@ def test_the_image_gets_every_file_that_it_copies() -> None:
     copied = [
         path for line in re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile, re.MULTILINE) for path in line.split()
     ]
-    assert {"mtl", "weights", "pyproject.toml", "constraints.txt"} <= set(copied)
+    assert {"mtl", "pyproject.toml", "constraints.txt"} <= set(copied)
     for path in copied:
         assert (ROOT / path).exists(), path
         assert let_in(Path(path)), path

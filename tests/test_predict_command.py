@@ -14,9 +14,9 @@ from conftest import randomized
 from test_cli import Done, mtl
 
 from mtl import MultiTaskModel, SentenceEncoder
-from mtl.encode.predictions import answers, write_answers
-from mtl.encode.tasks import TaskSpec
-from weights.load import Checkpoint
+from mtl.checkpoints.load import Checkpoint
+from mtl.tasks.predictions import answers, write_answers
+from mtl.tasks.spec import TaskSpec
 
 __all__ = ["mtl"]  # the fixture
 
@@ -122,7 +122,7 @@ def test_what_nobody_foresaw_is_one_line(mtl: Callable[..., Done], monkeypatch: 
     def fail(*_: object) -> None:
         raise ZeroDivisionError("once\nin a while")
 
-    monkeypatch.setattr("mtl.cli.choose_rows", fail)
+    monkeypatch.setattr("mtl.cli.embed.choose_rows", fail)
     done = mtl("embed", "a")
     hint = "this was not foreseen: please report it, with what `mtl --debug ...` shows"
     assert (done.returncode, done.stderr) == (1, f"error: ZeroDivisionError: once in a while; {hint}\n")

@@ -49,18 +49,6 @@ def test_the_recipes_are_some(tmp_path: Path) -> None:
     assert kinds == ["single-label", "multi-label", "regression", "similarity", "contrastive"]
 
 
-def test_the_tree_names_every_module_and_nothing_else() -> None:
-    tree = README.split("## What is where")[1].split("\n## ")[0]
-    columns = re.findall(r"^    ( *\S.*?)(?:  .*)?$", tree, re.MULTILINE)
-    named = [name for column in columns for name in column.strip().split(", ")]
-    inside = [path.name for room in ("mtl", "weights") for path in (ROOT / room).rglob("*")]
-    assert {name for name in named if name.endswith(".py")} == {
-        name for name in inside if name.endswith(".py") and name[0] != "_"
-    }
-    for name in named:
-        assert name.rstrip("/") in inside or (ROOT / name).exists(), name
-
-
 def test_every_link_leads_somewhere() -> None:
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path

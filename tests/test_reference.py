@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from training.test_loop import examples, go
 
 from mtl import MultiTaskModel, SentenceEncoder
-from mtl.encode.tasks import TaskSpec
+from mtl.checkpoints.fetch import fetch
+from mtl.checkpoints.load import Checkpoint, load, load_encoder
+from mtl.checkpoints.save import save
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Dense, Normalize
+from mtl.tasks.spec import TaskSpec
 from mtl.training.recipe import Recipe, Training
 from mtl.training.run import Run
 from mtl.training.start import create
-from weights.export import save
-from weights.fetch import fetch
-from weights.load import Checkpoint, load, load_encoder
 
 transformers = pytest.importorskip("transformers", reason="needs the reference extra")
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="needs the reference extra")

@@ -12,10 +12,10 @@ from torch.nn.utils.rnn import pad_sequence
 from training.test_loop import build, go
 from training.test_pairs import NEGATIVES, SIMILAR, SIZES, SQUARED, STUDENT, dataset
 
-from mtl.encode.tasks import TaskSpec
+from mtl.checkpoints.load import Checkpoint
+from mtl.tasks.spec import TaskSpec
 from mtl.training.recipe import Recipe, Training
 from mtl.training.run import Run
-from weights.load import Checkpoint
 
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="needs the reference extra")
 losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses", reason="needs the reference extra")

@@ -1,1 +1,1 @@
-"""Texts to vectors: tokenizing, batching, running, reading and writing. Imports mtl.errors, mtl.model and weights."""
+"""Texts to vectors: tokenizing, batching, running."""

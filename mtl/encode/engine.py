@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mtl.encode.batching import by_token_budget, in_shares
-from mtl.encode.cores import default_threads, idle
-from mtl.encode.threads import computing_with, side_by_side
 from mtl.errors import InputError, shown
+from mtl.kernels.cores import default_threads, idle
+from mtl.kernels.threads import computing_with, side_by_side
 from mtl.model.packing import PackedBatch
 
 T = TypeVar("T")
@@ -51,18 +50,6 @@ def usable(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
     return found
-
-
-def check_counts(**counts: int | None) -> None:
-    """That each of these, where it is given, is a whole number of at least 1.
-
-    Raises:
-        InputError: one is not.
-    """
-    for name, value in counts.items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if value is not None and (not whole or value < 1):
-            raise InputError(f"{name} is {shown(value)}; expected {'1 or more' if whole else 'a whole number'}")
 
 
 class Engine:

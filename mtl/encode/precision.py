@@ -19,7 +19,7 @@ log = logging.getLogger("mtl")
 
 Precision = Literal["fp32", "bf16", "fp16", "int8", "auto"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CALIBRATION = Path(__file__).with_name("calibration.txt")
+CALIBRATION = Path(__file__).parents[1] / "kernels" / "calibration.txt"
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -13,21 +13,22 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mtl import search
+from mtl.checkpoints import load
+from mtl.checkpoints import save as export
+from mtl.checkpoints.fetch import fetch
 from mtl.encode import precision as formats
-from mtl.encode import search
-from mtl.encode.engine import Engine, check_counts, prefetch, usable
-from mtl.encode.keywords import THEIR_METHODS, accepts_their_keywords
+from mtl.encode.compat import THEIR_METHODS, accepts_their_keywords
+from mtl.encode.engine import Engine, prefetch, usable
 from mtl.encode.precision import Precision
-from mtl.encode.search import Similarity, Vectors
 from mtl.encode.tokenizer import Overflow, Tokenizer, several
 from mtl.encode.windows import tokenized_windows, warn_of_cuts, with_bar
-from mtl.errors import ConfigError, InputError, WeightsError, shown
+from mtl.errors import ConfigError, InputError, WeightsError, check_counts, shown
 from mtl.model.encoder import DistilBert
 from mtl.model.forms import Forms, packed, rebuilt
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Dense, Normalize, Pooling
-from weights import export, load
-from weights.fetch import fetch
+from mtl.search import Similarity, Vectors
 
 CHUNK = "; with overflow 'chunk' texts are embedded whole"
 WINDOW = 8192  # texts that are tokenized, sorted and held at once
@@ -357,7 +358,7 @@ class SentenceEncoder(nn.Module):
     def search(
         self, queries: str | Iterable[str] | Vectors, corpus: Iterable[str] | Vectors, k: int = 10
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The k most similar of the corpus for each query, by the model's own measure: see ``mtl.encode.search``.
+        """The k most similar of the corpus for each query, by the model's own measure: see ``mtl.search``.
 
         Texts are embedded first; a corpus that is searched more than once is better embedded once.
         """

@@ -114,7 +114,7 @@ class Transformer(nn.Module):
 
 
 class DistilBert(nn.Module):
-    """Token ids in, one hidden state per token out. A new one has random weights; weights.load fills it."""
+    """Token ids in, one hidden state per token out. A new one has random weights; mtl.checkpoints.load fills it."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()

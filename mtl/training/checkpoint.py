@@ -18,11 +18,11 @@ from typing import Any
 
 from torch import Tensor
 
+from mtl.checkpoints.fetch import sha256_of
+from mtl.checkpoints.files import read_tensors
+from mtl.checkpoints.save import write_json, write_tensors
 from mtl.disk import atomic_write, reason, remove, sweep, sync
 from mtl.errors import CheckpointError, WeightsError
-from weights.export import write_json, write_tensors
-from weights.fetch import sha256_of
-from weights.files import read_tensors
 
 KEPT = 2
 

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl.encode.files import read_rows
-from mtl.encode.kinds import KINDS, Target
+from mtl.checkpoints.fetch import fetch_data
 from mtl.encode.sentence_encoder import SentenceEncoder
-from mtl.encode.tasks import TaskSpec
 from mtl.encode.windows import cuts_in_words
 from mtl.errors import RecipeError, TrainingError, shown
+from mtl.rows.read import read_rows
+from mtl.tasks.kinds import KINDS, Target
+from mtl.tasks.spec import TaskSpec
 from mtl.training.recipe import Recipe
 from mtl.training.schedule import Schedule
 from mtl.training.teacher import teacher_vectors
-from weights.fetch import fetch_data
 
 SPLITS = ("train", "dev", "test")
 

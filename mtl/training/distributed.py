@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from mtl.encode.cores import cores
 from mtl.errors import MtlError, TrainingError, one_line
+from mtl.kernels.cores import cores
 
 T = TypeVar("T")
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from mtl.encode.files import read_rows
-from mtl.encode.multitask import MultiTaskModel
-from mtl.encode.retrieval import BLOCK, search_metrics
 from mtl.encode.sentence_encoder import DOCUMENT, SentenceEncoder
-from mtl.encode.tasks import TaskSpec
 from mtl.errors import InputError, shown
+from mtl.retrieval import BLOCK, search_metrics
+from mtl.rows.read import read_rows
+from mtl.tasks.multitask import MultiTaskModel
+from mtl.tasks.spec import TaskSpec
 from mtl.training.data import load_data
 from mtl.training.metrics import all_logits, measure
 from mtl.training.plots import check_picture, plot_vectors

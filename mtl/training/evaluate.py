@@ -10,11 +10,11 @@ from pathlib import Path
 import click
 
 from mtl.encode.engine import usable
-from mtl.encode.fields import one_of
-from mtl.encode.kinds import KINDS
-from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import InputError, RecipeError
+from mtl.tasks.fields import one_of
+from mtl.tasks.kinds import KINDS
+from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import embeddings
 from mtl.training.data import SPLITS, Examples, load_data
 from mtl.training.distributed import ALONE, Processes

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from mtl.encode.batching import by_token_budget
-from mtl.encode.kinds import KINDS
-from mtl.encode.tasks import TaskSpec
+from mtl.tasks.kinds import KINDS
+from mtl.tasks.spec import TaskSpec
 from mtl.training.data import Examples
 from mtl.training.distributed import ALONE, Processes
 from mtl.training.optim import LossWeights

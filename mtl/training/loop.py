@@ -15,13 +15,13 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from mtl.encode.cores import default_threads
 from mtl.errors import TrainingError
+from mtl.kernels.cores import default_threads
 from mtl.training import checkpoint
-from mtl.training.freezing import phase_of
 from mtl.training.gradients import backward, shares
 from mtl.training.metrics import all_logits, chosen_metric, measure
 from mtl.training.optim import rate_factor
+from mtl.training.phases import phase_of
 from mtl.training.report import Log
 from mtl.training.run import Run
 from mtl.training.threads import computing, division

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mtl.encode.engine import Engine
-from mtl.encode.kinds import KINDS
-from mtl.encode.multitask import MultiTaskModel
-from mtl.encode.tasks import TaskSpec
 from mtl.errors import TrainingError
 from mtl.model.packing import PackedBatch
+from mtl.tasks.kinds import KINDS
+from mtl.tasks.multitask import MultiTaskModel
+from mtl.tasks.spec import TaskSpec
 from mtl.training.data import Examples
 from mtl.training.distributed import ALONE, Processes
 

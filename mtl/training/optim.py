@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.encode.kinds import KINDS
-from mtl.encode.multitask import MultiTaskModel
-from mtl.encode.tasks import TaskSpec
-from mtl.training.freezing import layer_of
+from mtl.tasks.kinds import KINDS
+from mtl.tasks.multitask import MultiTaskModel
+from mtl.tasks.spec import TaskSpec
+from mtl.training.phases import layer_of
 from mtl.training.recipe import Training
 
 

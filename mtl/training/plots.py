@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from mtl.encode.engine import Engine
-from mtl.encode.kinds import KINDS, Kind
-from mtl.encode.multitask import MultiTaskModel
-from mtl.encode.tasks import TaskSpec
 from mtl.errors import InputError, TrainingError
 from mtl.model.pair_losses import cosines
+from mtl.tasks.kinds import KINDS, Kind
+from mtl.tasks.multitask import MultiTaskModel
+from mtl.tasks.spec import TaskSpec
 from mtl.training.data import Examples
 from mtl.training.report import drawing
 

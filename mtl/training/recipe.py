@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from mtl.encode.fields import one_of, settle
-from mtl.encode.tasks import TaskSpec
 from mtl.errors import RecipeError, one_line, shown
+from mtl.tasks.fields import one_of, settle
+from mtl.tasks.spec import TaskSpec
 
 T = TypeVar("T")
 

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from mtl.disk import atomic_write, writing
 from mtl.display import table
-from mtl.encode.multitask import MultiTaskModel
 from mtl.errors import CheckpointError
+from mtl.tasks.multitask import MultiTaskModel
 from mtl.training.data import Data
-from mtl.training.freezing import Phase
+from mtl.training.phases import Phase
 from mtl.training.schedule import Schedule
 
 

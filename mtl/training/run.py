@@ -10,17 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtl.encode.multitask import MultiTaskModel
 from mtl.encode.precision import effective
 from mtl.errors import CheckpointError
 from mtl.model.dropout import drawing_from
+from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint
 from mtl.training.data import Data, check_company, fingerprints, told_apart
 from mtl.training.distributed import ALONE, Processes
-from mtl.training.freezing import Cache, Forward, Phase, ever_trained, phase_of, phases
+from mtl.training.forward import Cache, Forward
 from mtl.training.gradients import Piece
 from mtl.training.metrics import check_metric
 from mtl.training.optim import LossWeights, optimiser
+from mtl.training.phases import Phase, ever_trained, phase_of, phases
 from mtl.training.recipe import Recipe
 from mtl.training.schedule import MicroBatch, Schedule
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import click
 
+from mtl.checkpoints.files import read_tensors
 from mtl.disk import lock, sweep, writing
-from mtl.encode.cores import default_threads
 from mtl.encode.engine import usable
-from mtl.encode.multitask import MultiTaskModel
 from mtl.errors import CheckpointError, TrainingError
+from mtl.kernels.cores import default_threads
+from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint, loop
 from mtl.training.data import load_data
 from mtl.training.distributed import Processes, joined, own_device, own_threads
@@ -26,7 +27,6 @@ from mtl.training.recipe import Recipe, as_recipe
 from mtl.training.report import Log, NoLog, plot, tasks_table
 from mtl.training.run import Run
 from mtl.training.start import create
-from weights.files import read_tensors
 
 
 def train(

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mtl.encode.multitask import MultiTaskModel
+from mtl.checkpoints import load
+from mtl.checkpoints.fetch import fetch
 from mtl.encode.sentence_encoder import SentenceEncoder
-from mtl.encode.tasks import TaskSpec
 from mtl.errors import RecipeError
 from mtl.model.encoder import DistilBert
+from mtl.tasks.multitask import MultiTaskModel
+from mtl.tasks.spec import TaskSpec
 from mtl.training.recipe import Recipe
-from weights import load
-from weights.fetch import fetch
 
 
 def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel:

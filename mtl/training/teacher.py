@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtl.checkpoints.files import read_tensors
 from mtl.disk import atomic_write
 from mtl.encode.sentence_encoder import SentenceEncoder
-from mtl.encode.tasks import TaskSpec
 from mtl.errors import RecipeError, TrainingError
-from weights.files import read_tensors
+from mtl.tasks.spec import TaskSpec
 
 FILES = (".npy", ".safetensors")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mtl.encode.threads import computing_with, side_by_side
+from mtl.kernels.threads import computing_with, side_by_side
 
 LEAST_TOKENS = 64  # of a share: below it, making and adding up its gradients costs more than it saves
 MOST_SHARES = 8  # each holds gradients of its own

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import mtl
 from mtl import SentenceEncoder
+from mtl.checkpoints.load import Checkpoint
 from mtl.errors import InputError, WeightsError
 from mtl.model.pooling import Dense, Normalize
-from weights.load import Checkpoint
 
 # Lengths on both sides of every threshold: a few tokens, a batch, more than the model's limit
 CORPUS = [

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtl import SentenceEncoder
+from mtl.checkpoints.tokenizer import wordpiece
 from mtl.encode.tokenizer import Tokenizer
 from mtl.errors import InputError, WeightsError
-from weights.tokenizer import wordpiece
 
 CLS, SEP = 2, 3
 

@@ -8,12 +8,12 @@ import torch
 from conftest import golden, randomized
 from safetensors.torch import save_file
 
+from mtl.checkpoints.load import load_encoder
 from mtl.errors import ConfigError
 from mtl.model import attention
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert, gelu, sinusoids
 from mtl.model.packing import PackedBatch
-from weights.load import load_encoder
 
 CONFIG = EncoderConfig(vocab_size=30, max_position_embeddings=16, n_layers=3, n_heads=2, dim=8, hidden_dim=12)
 

@@ -11,13 +11,13 @@ from torch import nn
 
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.encode.precision import effective
-from mtl.encode.tasks import TaskSpec
 from mtl.errors import InputError
 from mtl.model import linear
 from mtl.model.forms import Watched, packed, rebuilt
 from mtl.model.linear import Joined, Packed, has_packed
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Dense
+from mtl.tasks.spec import TaskSpec
 
 TEXTS = ["a b c", "d", "e f g h a b", ""]
 PRECISIONS = ["fp32", "bf16", "int8"]

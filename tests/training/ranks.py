@@ -22,18 +22,18 @@ from torch import Tensor
 from training.test_loop import SETS, VALUE, A, B, build
 from training.test_pairs import NEGATIVES, SIMILAR, SIZES, STUDENT, dataset
 
-from mtl.encode.tasks import TaskSpec
+from mtl.checkpoints.load import Checkpoint
 from mtl.errors import MtlError
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
 from mtl.model.pooling import Dense
+from mtl.tasks.spec import TaskSpec
 from mtl.training import distributed
 from mtl.training.distributed import ALONE, Processes, joined
 from mtl.training.loop import train
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log, NoLog
 from mtl.training.run import Run
-from weights.load import Checkpoint
 
 PAIRS = {"alike": SIMILAR, "belong": NEGATIVES, "learn": STUDENT, "sizes": SIZES}
 ALL = (A, B, SETS, VALUE, *(dataclasses.replace(task, name=name) for name, task in PAIRS.items()))

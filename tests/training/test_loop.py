@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mtl import MultiTaskModel, SentenceEncoder
-from mtl.encode.kinds import KINDS
-from mtl.encode.tasks import TaskSpec
+from mtl.checkpoints.load import Checkpoint
 from mtl.errors import CheckpointError, TrainingError
 from mtl.model.encoder import DistilBert
 from mtl.model.packing import PackedBatch
+from mtl.tasks.kinds import KINDS
+from mtl.tasks.spec import TaskSpec
 from mtl.training import checkpoint as checkpoints
 from mtl.training.data import Examples
 from mtl.training.gradients import Piece, backward, shares
@@ -27,7 +28,6 @@ from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
 from mtl.training.run import Run
 from mtl.training.schedule import MicroBatch
-from weights.load import Checkpoint
 
 A = TaskSpec("topic", ("x", "y", "z"), dropout=0.0, train="-")
 B = TaskSpec("mood", ("good", "bad"), dropout=0.0, train="-", pooling=("max", "cls"))
@@ -349,7 +349,7 @@ def test_no_room_on_the_disk(start, monkeypatch, error: Exception) -> None:
         Path(args[1]).write_bytes(b"half of it")
         raise error
 
-    monkeypatch.setattr("weights.export.save_file", full)
+    monkeypatch.setattr("mtl.checkpoints.save.save_file", full)
     with pytest.raises(CheckpointError, match="step-00000002 cannot be written: No space left on device$"):
         go(run)
     monkeypatch.undo()

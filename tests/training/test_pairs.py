@@ -12,17 +12,17 @@ from training.test_loop import A, build, go, start, state
 from training.test_loop import examples as labelled
 
 from mtl import MultiTaskModel, SentenceEncoder
-from mtl.encode.kinds import KINDS
-from mtl.encode.tasks import TaskSpec
+from mtl.checkpoints.load import Checkpoint
 from mtl.errors import MtlError, TrainingError
 from mtl.model.pooling import Dense, Normalize
+from mtl.tasks.kinds import KINDS
+from mtl.tasks.spec import TaskSpec
 from mtl.training.data import Examples, drawn_pairs, load_data, read_split, text_numbers
 from mtl.training.gradients import Piece, backward, shares
 from mtl.training.metrics import all_logits
 from mtl.training.recipe import Recipe, Training, read_recipe
 from mtl.training.run import Run
 from mtl.training.schedule import MicroBatch
-from weights.load import Checkpoint
 
 __all__ = ["start"]  # the fixture
 

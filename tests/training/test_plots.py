@@ -9,9 +9,9 @@ import torch
 from training.test_loop import SETS, A, build, examples
 from training.test_pairs import NEGATIVES, SIMILAR, dataset
 
+from mtl.checkpoints.load import Checkpoint
 from mtl.errors import InputError, TrainingError
 from mtl.training import plots
-from weights.load import Checkpoint
 
 matplotlib.use("Agg")
 

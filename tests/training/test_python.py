@@ -162,7 +162,7 @@ def test_a_full_disk_at_the_end(recipe: Recipe, tmp_path: Path, monkeypatch: pyt
     real = MultiTaskModel.save
 
     def full(self: MultiTaskModel, folder: Path) -> None:
-        monkeypatch.setattr("weights.export.save_file", fail)
+        monkeypatch.setattr("mtl.checkpoints.save.save_file", fail)
         real(self, folder)
 
     def fail(tensors: object, path: Path, metadata: object) -> None:

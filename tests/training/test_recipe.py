@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mtl import SentenceEncoder
-from mtl.encode.tasks import TaskSpec
 from mtl.errors import InputError, MtlError, RecipeError
+from mtl.tasks.spec import TaskSpec
 from mtl.training.data import load_data, read_split
 from mtl.training.recipe import BUNDLED, find_recipe, read_recipe
 

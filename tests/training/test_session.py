@@ -100,7 +100,7 @@ def short(recipe: Path) -> Path:
 
 
 def process(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mtl.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "mtl", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from training.test_loop import go
 
 from mtl import SentenceEncoder
-from mtl.encode.tasks import TaskSpec
 from mtl.errors import MtlError
+from mtl.tasks.spec import TaskSpec
 from mtl.training.data import load_data
 from mtl.training.recipe import Recipe, Training, read_recipe
 from mtl.training.run import Run

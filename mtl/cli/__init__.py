@@ -1,0 +1,82 @@
+"""The command line: mtl embed, embed-corpus, train, predict, evaluate, check, models. One file a command."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from mtl.cli import check, embed, evaluate, models, predict, train
+from mtl.disk import reason
+from mtl.errors import MtlError, one_line
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mtl")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error that nobody foresaw.")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """A sentence transformer and multi-task model in plain PyTorch."""
+    context.ensure_object(dict)["debug"] = debug
+    logging.basicConfig(format="%(message)s")
+
+
+for command in (
+    embed.embed,
+    embed.embed_corpus,
+    train.train,
+    predict.predict,
+    evaluate.evaluate,
+    check.check,
+    models.models,
+):
+    cli.add_command(command)
+
+
+def discard_output() -> None:
+    """Have what is still to be written to standard output go nowhere, so that Python does not fail on it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line. Exit codes: 0, 1 (failed), 2 (usage), 130 (interrupted); an error is one line."""
+    settings: dict[str, Any] = {}
+    try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # for what a terminal has no letters for
+        cli.main(arguments, prog_name="mtl", standalone_mode=False, obj=settings)
+        if sys.stdout:
+            sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MtlError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        discard_output()
+        sys.exit(1)
+    except OSError as error:
+        click.echo(f"error: {error.filename or 'standard output'}: {reason(error)}", err=True)
+        discard_output()
+        sys.exit(1)
+    except Exception as error:
+        if settings.get("debug"):
+            traceback.print_exc()
+        kind = type(error).__name__
+        hint = "please report it, with what `mtl --debug ...` shows"
+        click.echo(f"error: {kind}: {one_line(error)}; this was not foreseen: {hint}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

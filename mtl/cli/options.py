@@ -1,0 +1,122 @@
+"""What several commands share: options, the rows they are given, the settings they show."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from mtl.encode.tokenizer import Overflow
+from mtl.errors import InputError
+from mtl.rows.outputs import refuse_input_as_output
+from mtl.rows.read import INPUTS, TextRow, import_pyarrow, kind_of, read_rows, text_rows, texts_of
+
+if TYPE_CHECKING:
+    from mtl.encode.sentence_encoder import SentenceEncoder
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+INPUT_HELP = f"A file of texts: {', '.join(INPUTS)}, or these with .gz behind; - is standard input."
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "auto")
+
+precision_option = click.option(
+    "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
+    help="What to compute in; fp16 is for a GPU, int8 for a CPU, auto is bf16 where it is native, else fp32.",
+)  # fmt: skip
+ENCODING = [
+    click.option(
+        "-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision]."
+    ),
+    click.option("--normalize", is_flag=True, help="Scale vectors to length 1."),
+    click.option("--truncate-dim", type=click.IntRange(1), help="Keep only the first dimensions."),
+    click.option("--prompt", help="Put before every text, as it stands.  [default: the model's own]"),
+    click.option(
+        "--overflow", type=click.Choice(get_args(Overflow)), default="warn", show_default=True, help="Long texts."
+    ),
+    click.option("--max-length", type=click.IntRange(1), help="Tokens per text.  [default: the model's own]"),
+    click.option("--batch-tokens", type=click.IntRange(1), help="Tokens computed at once."),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"),
+    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
+    precision_option,
+]
+
+
+def encoding_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of how texts become vectors."""
+    for option in reversed(ENCODING):
+        command = option(command)
+    return command
+
+
+def settings(**values: object) -> None:
+    """The effective settings, on stderr, before long work starts."""
+    click.echo("  ".join(f"{name}={value}" for name, value in values.items()), err=True)
+
+
+def decoded(argument: str) -> str:
+    """A command line's argument as Unicode, whatever bytes it had."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def choose_rows(texts: tuple[str, ...], source: Path | None, field: str | None) -> Iterator[TextRow]:
+    """From the arguments, a file, or standard input, which is also called "-": exactly one of them."""
+    if texts and source:
+        raise click.UsageError("texts and --input are given; expected one of the two")
+    from_file = source is not None and str(source) != "-"
+    if field and not from_file:
+        raise click.UsageError("--field goes with --input FILE")
+    if texts:
+        for path in {text for text in texts if kind_of(Path(text)) in INPUTS and is_file(text)}:
+            click.echo(f"note: {path} is taken as a text; --input {path} reads the file", err=True)
+        return ((text, {"text": text}) for text in map(decoded, texts))
+    if source is not None and from_file:
+        if kind_of(source) not in INPUTS:
+            expected = f"expected one of {', '.join(INPUTS)}, or .gz behind it"
+            raise click.UsageError(f"{source} ends in {source.suffix!r}; {expected}")
+        if not source.is_file():
+            raise InputError(f"{source} is no file")
+        return texts_of(read_rows(source), str(source), field or "text")
+    if sys.stdin is None or (source is None and sys.stdin.isatty()):
+        raise click.UsageError('no texts; expected arguments ("..."), --input FILE, or lines on standard input')
+    return texts_of(text_rows(sys.stdin.buffer, "standard input"), "standard input")
+
+
+def is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # it is no name at all
+        return False
+
+
+def check_output(output: Path, source: Path | None, suffixes: Sequence[str]) -> None:
+    """Whether a file may be written there, before anything long begins.
+
+    Raises:
+        UsageError: another ending than the formats that there are.
+        InputError: it cannot be written there, or is the input itself.
+    """
+    if output.suffix not in suffixes:
+        raise click.UsageError(f"{output} ends in {output.suffix!r}; expected one of {', '.join(suffixes)}")
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; expected the name of a file")
+    if not os.access(output.parent, os.W_OK):
+        raise InputError(f"{output} cannot be written: {output.parent} is no folder that we may write to")
+    if output.suffix == ".parquet":
+        import_pyarrow(output)
+    refuse_input_as_output(None if str(source) == "-" else source, output)
+
+
+def load_encoder(model: str, device: str, precision: str, options: dict[str, Any]) -> SentenceEncoder:
+    """The model, once all settings that are in effect were shown."""
+    from mtl.encode.engine import usable
+    from mtl.encode.sentence_encoder import SentenceEncoder
+    from mtl.kernels.cores import default_threads
+
+    encoder = SentenceEncoder.from_pretrained(model, None, usable(device), precision)  # type: ignore[arg-type]
+    settings(model=model, dim=encoder.dim, max_length=options["max_length"] or encoder.tokenizer.max_length,
+             overflow=options["overflow"], device=device, precision=encoder.precision,
+             threads=options["threads"] or default_threads())  # fmt: skip
+    return encoder

@@ -1,0 +1,78 @@
+"""mtl predict"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mtl.cli.options import INPUT_HELP, check_output, choose_rows, precision_option, settings
+from mtl.display import counted, preview, table
+from mtl.rows.vector_files import json_line
+from mtl.tasks.predictions import SUFFIXES as ANSWERS
+from mtl.tasks.predictions import answers, said, write_answers
+
+if TYPE_CHECKING:
+    from mtl.encode.precision import Precision
+
+
+@click.command()
+@click.argument("texts", nargs=-1)
+@click.option("-m", "--model", required=True, help="A trained run or model folder, or a classifier's name.")
+@click.option("-i", "--input", "source", type=click.Path(path_type=Path), help=INPUT_HELP)
+@click.option("--field", help="Which field of a row holds the text.  [default: text]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(ANSWERS)}.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per text, with embedding and logits.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@precision_option
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+def predict(
+    texts: tuple[str, ...],
+    model: str,
+    source: Path | None,
+    field: str | None,
+    output: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    device: str,
+    precision: Precision,
+    threads: int | None,
+) -> None:
+    """Every task's label and probabilities of TEXTS, of a file's texts, or of the lines on standard input.
+
+    Without --output, a table for each text. Of a row, all fields are kept; .jsonl has embeddings and logits too.
+    """
+    if overwrite and output is None:
+        raise click.UsageError("--overwrite goes with --output")
+    rows = choose_rows(texts, source, field)
+    if output:
+        check_output(output, source, ANSWERS)
+    from mtl.encode.engine import usable
+    from mtl.kernels.cores import default_threads
+    from mtl.tasks.multitask import MultiTaskModel
+
+    loaded = MultiTaskModel.from_pretrained(model, device=usable(device), precision=precision)
+    settings(model=model, device=device, precision=loaded.embedder.precision, threads=threads or default_threads())
+    found = answers(loaded, rows, threads)
+    if output:
+        count = write_answers(output, (answer for _, answer in found), overwrite)
+        click.echo(f"wrote {output}: {counted(count, 'row')}", err=True)
+        return
+    for text, answer in found:
+        click.echo(json_line(answer) if as_json else answer_table(text, answer))
+
+
+def answer_table(text: str, answer: dict[str, Any]) -> str:
+    """What the tasks say of a text, as a table."""
+    values = answer["embedding"]
+    rows: list[list[object]] = [["task", "says", "label", "probability", "logit"]]
+    for name, task in answer["tasks"].items():
+        says = "" if "value" in task["scores"] else said(task["label"]) or "(none)"
+        for (label, score), logit in zip(task["scores"].items(), task["logits"], strict=True):
+            rows.append([name, says, label, score, logit])
+            name, says = "", ""
+    first = f"  embedding ({len(values)},)  {' '.join(f'{value:.4f}' for value in values[:5])} ..."
+    lines = table(rows).splitlines() if answer["tasks"] else []  # a model of pairs alone has no heads
+    return "\n".join([preview(text, 100), first, *(f"  {line}" for line in lines), ""])

@@ -1,0 +1,177 @@
+"""Vectors in several number formats, and the files that they end up in.
+
+A writer goes through the parts of an output, each some rows' fields (none, where the format keeps none) and their
+vectors, so that what is written may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtl.errors import InputError
+from mtl.rows.read import import_pyarrow
+
+OutputPrecision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+Vectors = NDArray[Any]
+Fields = dict[str, Any]
+Part = tuple[Sequence[Fields], Vectors]
+
+WITH_ROWS = (".jsonl", ".csv", ".parquet")  # these keep the rows' fields beside the vectors
+SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16", "int8": "I8", "uint8": "U8"}
+COLUMN = "embedding"
+
+
+def value_ranges(vectors: Vectors) -> Vectors:
+    """The least and the largest value of each dimension, (2, dim) float32."""
+    return np.stack([vectors.min(axis=0), vectors.max(axis=0)])
+
+
+def convert(vectors: Vectors, precision: OutputPrecision, ranges: Vectors | None = None) -> Vectors:
+    """Float32 vectors (texts, dim) in another number format, as sentence-transformers' quantize_embeddings does.
+
+    float16; int8 and uint8: 256 steps over each dimension's range, ``ranges`` (2, dim), by default that of these
+    vectors; binary and ubinary: one bit per dimension, set where it is positive, eight to a byte (texts, dim / 8),
+    as int8 (minus 128) or uint8.
+    """
+    if precision in ("binary", "ubinary"):
+        packed = np.packbits(vectors > 0, axis=1)
+        return packed if precision == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8)
+    if precision in ("int8", "uint8"):
+        least, largest = value_ranges(vectors) if ranges is None else ranges
+        steps = (largest - least) / 255
+        levels = np.clip(np.floor((vectors - least) / np.where(steps == 0, 1, steps)), 0, 255)
+        return levels.astype(np.uint8) if precision == "uint8" else (levels - 128).astype(np.int8)
+    return vectors.astype(precision, copy=False)
+
+
+def converted_shape(dim: int, precision: OutputPrecision) -> tuple[int, str]:
+    """How wide a converted vector is, and its numpy dtype."""
+    if precision in ("binary", "ubinary"):
+        return -(-dim // 8), "int8" if precision == "binary" else "uint8"
+    return dim, precision
+
+
+def npy_header(file: BinaryIO, shape: tuple[int, int], dtype: str) -> None:
+    """The header of a .npy file at the file's place; numpy leaves room in it for the number of rows to grow."""
+    fields = {"descr": np.dtype(dtype).newbyteorder("<").str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, fields)
+
+
+def raw(vectors: Vectors) -> bytes:
+    """The bytes of vectors, row by row, little-endian."""
+    return np.ascontiguousarray(vectors.astype(vectors.dtype.newbyteorder("<"), copy=False)).tobytes()
+
+
+def write_npy(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str) -> None:
+    """Vectors as numpy stores them."""
+    with path.open("wb") as file:
+        npy_header(file, shape, dtype)
+        file.writelines(raw(vectors) for _, vectors in parts)
+
+
+def write_safetensors(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str) -> None:
+    """Vectors as one tensor called ``embeddings``."""
+    offsets = [0, shape[0] * shape[1] * np.dtype(dtype).itemsize]
+    tensor = {"dtype": SAFETENSORS_TYPES[dtype], "shape": shape, "data_offsets": offsets}
+    header = json.dumps({"embeddings": tensor}).encode()
+    header += b" " * (-len(header) % 8)  # so that the numbers are aligned
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.writelines(raw(vectors) for _, vectors in parts)
+
+
+def json_numbers(vector: Vectors) -> str:
+    """A vector as a JSON list, with the digits that give back each number exactly."""
+    return f"[{', '.join(map(str, vector))}]"
+
+
+def json_line(value: Any) -> str:
+    """A value, as the fields of a row, in a line of JSON.
+
+    What JSON has no type for, such as a date, becomes a string, and a number that is not finite null.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(without_infinite(value), ensure_ascii=False, default=str)
+
+
+def without_infinite(value: Any) -> Any:
+    """The same value with None for each number in it that is not finite."""
+    if isinstance(value, dict):
+        return {key: without_infinite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_infinite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_jsonl(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str) -> None:
+    """Each row's fields, and its vector as ``embedding`` behind them."""
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for rows, vectors in parts:
+            for fields, vector in zip(rows, vectors, strict=True):
+                before = json_line(fields)[:-1] + (", " if fields else "")
+                file.write(f'{before}"{COLUMN}": {json_numbers(vector)}}}\n')
+
+
+def csv_line(values: Iterable[Any]) -> str:
+    """A line of a .csv file; a list or an object stands in it as JSON."""
+    line = io.StringIO()
+    nested = (json_line(v) if isinstance(v, (list, dict)) else v for v in values)
+    csv.writer(line, lineterminator="\n").writerow(nested)
+    return line.getvalue()
+
+
+def names_of(parts: Iterable[Part]) -> list[str]:
+    """The fields that any row has, in the order in which they first come."""
+    return list(dict.fromkeys(name for rows, _ in parts for fields in rows for name in fields))
+
+
+def write_csv(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str) -> None:
+    """A column for each field of any row, and the vector, as a JSON list, in the column ``embedding``."""
+    columns = names_of(parts)
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        file.write(csv_line([*columns, COLUMN]))
+        for rows, vectors in parts:
+            for fields, vector in zip(rows, vectors, strict=True):
+                file.write(csv_line([*map(fields.get, columns), json_numbers(vector)]))
+
+
+def write_parquet(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str) -> None:
+    """A column for each field of any row, and the vector as ``embedding``, a list of fixed length.
+
+    Raises:
+        InputError: pyarrow is not installed, or the values of a field are of types that do not go together.
+    """
+    pyarrow, parquet = import_pyarrow(path)
+    vector = pyarrow.field(COLUMN, pyarrow.list_(pyarrow.from_numpy_dtype(np.dtype(dtype)), shape[1]))
+    try:
+        names = names_of(parts)
+        tables = (pyarrow.table({name: [fields.get(name) for fields in rows] for name in names}) for rows, _ in parts)
+        schemas = [table.schema for table in tables]
+        schema = pyarrow.unify_schemas([pyarrow.schema([]), *schemas], promote_options="permissive")
+        with parquet.ParquetWriter(path, schema.append(vector)) as writer:
+            for rows, vectors in parts:
+                numbers = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), shape[1])
+                fields = pyarrow.Table.from_pylist(list(rows), schema=schema)
+                writer.write_table(fields.append_column(vector, numbers))
+    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        raise InputError(f"{path} cannot be written as Parquet: {error}; write .jsonl instead") from None
+
+
+WRITERS = {
+    ".npy": write_npy,
+    ".safetensors": write_safetensors,
+    ".jsonl": write_jsonl,
+    ".csv": write_csv,
+    ".parquet": write_parquet,
+}

@@ -1,0 +1,243 @@
+"""MultiTaskModel: one trunk, and for each task a pooling and a head of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mtl.checkpoints import load
+from mtl.checkpoints import save as export
+from mtl.checkpoints.fetch import fetch
+from mtl.checkpoints.files import check_tensors
+from mtl.encode.engine import Engine, prefetch, usable
+from mtl.encode.precision import Precision, effective
+from mtl.encode.sentence_encoder import WINDOW, SentenceEncoder
+from mtl.encode.tokenizer import several
+from mtl.encode.windows import tokenized_windows, warn_of_cuts
+from mtl.errors import ConfigError, RecipeError, WeightsError, check_counts, one_line
+from mtl.model.dropout import no_dropout
+from mtl.model.encoder import DistilBert
+from mtl.model.forms import Forms, packed, rebuilt
+from mtl.model.heads import Branch, DistilBertHead, LinearHead
+from mtl.model.packing import PackedBatch
+from mtl.model.pooling import AttentionPooling, Pooling
+from mtl.tasks.kinds import KINDS
+from mtl.tasks.spec import TaskSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What one forward pass says of texts: their embeddings, and per task a row for each text."""
+
+    embeddings: NDArray[np.float32]
+    logits: dict[str, NDArray[np.float32]]
+    scores: dict[str, NDArray[np.float32]]
+    labels: dict[str, list[Any]]  # a label, a list of labels, or a number for each text
+
+
+class MultiTaskModel(nn.Module):
+    """One trunk, and a branch per task: a pooling and a head, or for pairs of texts those of the embeddings.
+
+    ``embedder`` is the trunk with the tokenizer and the pooling of its embeddings. A task's tensors are
+    ``branches.<task>.pooling.*`` and ``branches.<task>.head.*``.
+    """
+
+    def __init__(self, embedder: SentenceEncoder, tasks: Sequence[TaskSpec]) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.tasks = {task.name: task for task in tasks}
+        for task in tasks:
+            if max(task.matryoshka, default=0) > embedder.dim:
+                given = f"task {task.name!r}: matryoshka is {list(task.matryoshka)}"
+                raise RecipeError(f"{given}; expected at most {embedder.dim}, the model's dimensions", "matryoshka")
+        dim, heads = embedder.encoder.config.dim, [task for task in tasks if not KINDS[task.kind].embeds]
+        self.branches = nn.ModuleDict({task.name: new_branch(task, dim) for task in heads})
+        self.forms: Forms[MultiTaskModel] = Forms()
+
+    @property
+    def encoder(self) -> DistilBert:
+        return self.embedder.encoder
+
+    def branch(self, task: str) -> Branch:
+        """A task's pooling and what stands behind it: its own, or the embedder's."""
+        if task not in self.branches:
+            return Branch(self.embedder.pooling, self.embedder.after)
+        found = self.branches[task]
+        assert isinstance(found, Branch)
+        return found
+
+    def outputs(self, task: str) -> int:
+        """The width of what a branch gives: logits, or the dimensions of an embedding."""
+        return self.tasks[task].outputs if task in self.branches else self.embedder.dim
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+    ) -> MultiTaskModel:
+        """A model with its heads, in eval mode: a folder that ``save`` wrote, or a DistilBERT classifier.
+
+        ``precision`` is what its encoder computes in; see SentenceEncoder.from_pretrained.
+
+        Raises:
+            ConfigError, WeightsError: it cannot be found, is not what it should be, or has no heads.
+            InputError: an unknown precision, or one that the device has not.
+        """
+        folder = fetch(str(name), revision)
+        checkpoint = load.load(folder)
+        if not checkpoint.tasks and not checkpoint.head:
+            raise WeightsError(f"{name} has no task heads; train some with `mtl train`, or use it as an encoder")
+        place = usable(device)
+        chosen = effective(precision, place)
+        model = cls.from_checkpoint(checkpoint).to(place)
+        model.embedder.precision, model.embedder.mapped = chosen, place.type == "cpu"
+        return model
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: load.Checkpoint) -> MultiTaskModel:
+        """The model that a folder's content describes, in eval mode.
+
+        Without tasks of ours, a DistilBERT classifier's head becomes a task called "classification".
+        """
+        try:
+            tasks = [TaskSpec(**fields) for fields in checkpoint.tasks]
+        except (TypeError, RecipeError) as error:
+            raise ConfigError(f"tasks.json: {one_line(error)}") from None
+        branches = checkpoint.branches
+        if not tasks:
+            outputs = len(checkpoint.head["classifier.weight"])
+            labels = checkpoint.labels or tuple(f"LABEL_{i}" for i in range(outputs))
+            tasks = [TaskSpec("classification", labels, pooling=("cls",), head="distilbert")]
+            branches = {f"classification.head.{name}": tensor for name, tensor in checkpoint.head.items()}
+        model = cls(SentenceEncoder.from_checkpoint(checkpoint), tasks)
+        expected = {name: tensor.shape for name, tensor in model.branches.state_dict().items()}
+        model.branches.load_state_dict(check_tensors(branches, expected, load.BRANCHES))
+        return model.eval()
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that ``from_pretrained`` loads, and sentence-transformers for its embeddings.
+
+        A model whose one task has DistilBERT's own head over [CLS] is a classifier to transformers too.
+
+        Raises:
+            WeightsError: the folder is not empty or cannot be written.
+        """
+        checkpoint = self.embedder.to_checkpoint()
+        specs = tuple(dataclasses.asdict(task) for task in self.tasks.values())
+        tensors = {name: tensor.detach() for name, tensor in self.branches.state_dict().items()}
+        head: dict[str, Tensor] = {}
+        labels: tuple[str, ...] = ()
+        if [(t.head, t.pooling) for t in self.tasks.values()] == [("distilbert", ("cls",))]:
+            ((name, task),) = self.tasks.items()
+            head, labels = {key.removeprefix(f"{name}.head."): x for key, x in tensors.items()}, task.labels
+        checkpoint = dataclasses.replace(checkpoint, head=head, labels=labels, tasks=specs, branches=tensors)
+        export.save(checkpoint, Path(folder))
+
+    def form(self) -> MultiTaskModel:
+        """What inference computes with: this model in its embedder's precision, in eval mode."""
+
+        def make() -> MultiTaskModel:
+            form = rebuilt(self)
+            form._modules |= {"embedder": self.embedder.form(), "branches": packed(self.branches)}
+            return form
+
+        return self.forms.of(self, self.embedder.precision, make)
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.forms.clear()
+        return super().train(mode)
+
+    def hidden(self, batch: PackedBatch, depth: int | None = None) -> Tensor:
+        """The last hidden states (tokens, dim); the embeddings and blocks below ``depth`` are held fixed.
+
+        They are float32 at least: poolings and heads know no lower precision.
+        """
+        if depth is None:
+            x = self.encoder(batch)
+            return x.to(torch.promote_types(x.dtype, torch.float32))
+        with held_fixed():
+            x = self.encoder.lower(batch, depth)
+        return self.encoder.upper(x, batch, depth)
+
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The embeddings (texts, dim), and each task's logits (texts, outputs), from one pass of the trunk."""
+        x = self.hidden(batch)
+        embeddings = self.embedder.after(self.embedder.pooling(x, batch))
+        return embeddings, {name: branch(x, batch) for name, branch in self.branches.items()}
+
+    def predict(self, texts: str | Iterable[str], threads: int | None = None) -> Prediction:
+        """Embeddings, logits, probabilities and labels of texts. A text beyond the limit is cut, with a warning.
+
+        ``labels`` are, by the task's kind, a label per text, the labels of probability 0.5 and more, or a value.
+
+        Raises:
+            InputError: something in texts is no string, or ``threads`` is no number of threads.
+        """
+        listed = [texts] if isinstance(texts, str) else several(texts)
+        return self._prediction(torch.cat([torch.empty(0, sum(self._widths)), *self._stream(listed, WINDOW, threads)]))
+
+    def predict_stream(
+        self, texts: Iterable[str], threads: int | None = None, *, window: int = WINDOW
+    ) -> Iterator[Prediction]:
+        """As ``predict``, for texts that need not fit in memory: a prediction per window of texts, in order."""
+        return map(self._prediction, self._stream(several(texts), window, threads))
+
+    @property
+    def _widths(self) -> list[int]:
+        """Of the embeddings and of each branch's logits, as they stand side by side."""
+        return [self.embedder.dim, *(self.outputs(name) for name in self.branches)]
+
+    def _stream(self, texts: Iterable[str], window: int, threads: int | None) -> Iterator[Tensor]:
+        """Embeddings and logits of each window of texts, side by side, on the CPU: (texts, sum of the widths)."""
+        check_counts(window=window, threads=threads)
+        form, tokenizer, prompt = self.form(), self.embedder.tokenizer, self.embedder.default_prompt
+
+        def all_at_once(batch: PackedBatch) -> Tensor:
+            embeddings, logits = form(batch)
+            return torch.cat([embeddings, *logits.values()], dim=1)
+
+        engine = Engine(all_at_once, self.embedder.device, threads=threads)
+        windows = prefetch(tokenized_windows(texts, window, tokenizer, prompt))
+        for part in warn_of_cuts(windows, tokenizer.max_length):
+            yield part.vectors(engine.run(part.tokenized.rows)).cpu()
+
+    def _prediction(self, outputs: Tensor) -> Prediction:
+        """What embeddings and logits side by side say."""
+        embeddings, *columns = outputs.split(self._widths, dim=1)
+        logits = dict(zip(self.branches, columns, strict=True))
+        kinds = {name: KINDS[self.tasks[name].kind] for name in logits}
+        scores = {name: kinds[name].scores(x) for name, x in logits.items()}
+        return Prediction(
+            embeddings.numpy(),
+            {name: x.numpy() for name, x in logits.items()},
+            {name: x.numpy() for name, x in scores.items()},
+            {name: kinds[name].words(x, self.tasks[name].labels) for name, x in scores.items()},
+        )
+
+
+@contextmanager
+def held_fixed() -> Iterator[None]:
+    """Within it, what is computed has no graph and no dropout."""
+    with no_dropout(), torch.no_grad():
+        yield
+
+
+def new_branch(task: TaskSpec, dim: int) -> Branch:
+    """A task's new pooling and head, with random weights."""
+    attention = task.pooling == ("attention",)
+    pooling = AttentionPooling(dim) if attention else Pooling(*task.pooling)
+    features = dim * len(task.pooling)
+    kind = LinearHead if task.head == "linear" else DistilBertHead
+    return Branch(pooling, kind(features, task.outputs, task.dropout))

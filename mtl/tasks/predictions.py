@@ -1,0 +1,111 @@
+"""What a model with task heads says of texts: row by row, and in files."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice, tee
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtl.disk import atomic_write, lock, sweep
+from mtl.errors import InputError
+from mtl.rows.read import TextRow
+from mtl.rows.vector_files import Fields, Vectors, csv_line, json_line
+
+if TYPE_CHECKING:
+    from mtl.tasks.multitask import MultiTaskModel
+
+SUFFIXES = (".jsonl", ".csv")
+
+
+def plain(values: Vectors) -> list[float]:
+    """The numbers of a vector, with the fewest digits that give back each exactly."""
+    return [float(str(value)) for value in values]
+
+
+def answers(model: MultiTaskModel, rows: Iterable[TextRow], threads: int | None = None) -> Iterator[tuple[str, Fields]]:
+    """Each row's text, and its fields with ``embedding`` and ``tasks`` behind them.
+
+    ``tasks`` has, by task, its ``label``, and ``scores`` and ``logits`` by label (by "value" for a regression).
+
+    Raises:
+        InputError: a row has a field of one of these names already.
+    """
+    to_predict, to_pair = tee(rows)  # holds no more than the windows that are under way
+    for found in model.predict_stream((text for text, _ in to_predict), threads):
+        for i, (text, fields) in enumerate(islice(to_pair, len(found.embeddings))):
+            if taken := {"embedding", "tasks"} & fields.keys():
+                raise InputError(f"a row has a field {min(taken)!r} already; rename it: {json_line(fields)[:100]}")
+            tasks = {
+                name: {
+                    "label": found.labels[name][i],
+                    "scores": dict(zip(model.tasks[name].labels or ["value"], plain(scores[i]), strict=True)),
+                    "logits": plain(found.logits[name][i]),
+                }
+                for name, scores in found.scores.items()
+            }
+            yield text, {**fields, "embedding": plain(found.embeddings[i]), "tasks": tasks}
+
+
+def said(label: Any) -> str:
+    """A task's label as a word: the labels of a multi-label task side by side."""
+    return "|".join(label) if isinstance(label, list) else str(label)
+
+
+def flat(answer: Fields) -> Fields:
+    """An answer as a row of a table: the fields, and of each task its label and, as ``task.label``, its scores.
+
+    Raises:
+        InputError: a row has a field of one of these names already.
+    """
+    columns: Fields = {}
+    for name, task in answer["tasks"].items():
+        columns[name] = said(task["label"])
+        columns |= {f"{name}.{label}": score for label, score in task["scores"].items()}
+    fields = {name: value for name, value in answer.items() if name not in ("embedding", "tasks")}
+    if taken := fields.keys() & columns.keys():
+        raise InputError(f"a row has a field {min(taken)!r} already, the name of a task; rename it, or write .jsonl")
+    return fields | columns
+
+
+def write_csv(file: Any, rows: Iterable[Fields]) -> None:
+    """Rows as .csv, a column for each field of any row; they are kept aside until all fields are known."""
+    names: dict[str, None] = {}
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass") as aside:
+        for row in rows:
+            names |= dict.fromkeys(row)
+            aside.write(json_line(row) + "\n")
+        aside.seek(0)
+        file.write(csv_line(names))
+        file.writelines(csv_line(map(json.loads(line).get, names)) for line in aside)
+
+
+def write_answers(path: Path, found: Iterable[Fields], overwrite: bool = False) -> int:
+    """Write answers as .jsonl, or flat as .csv, which appears under its name when it is whole; how many there are.
+
+    Raises:
+        InputError: it exists and may not be overwritten, is another process's, or cannot be written.
+    """
+    count = 0
+
+    def counting() -> Iterator[Fields]:
+        nonlocal count
+        for answer in found:
+            count += 1
+            yield answer
+
+    with ExitStack() as stack:
+        stack.enter_context(lock(path, InputError))
+        sweep(path.parent, path.name)
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} exists; --overwrite replaces it, or choose another name")
+        temporary = stack.enter_context(atomic_write(path, InputError))
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            if path.suffix == ".csv":
+                write_csv(file, map(flat, counting()))
+            else:
+                file.writelines(json_line(answer) + "\n" for answer in counting())
+    return count

