@@ -38,13 +38,14 @@ def flags(fields: dict[str, str]) -> frozenset[str]:
 
 
 def slug(fields: dict[str, str]) -> str:
-    """A processor's maker, family and widest instructions, such as amd-epyc-avx2: the folder of its results."""
+    """A processor's maker, line, widest instructions and family, as amd-epyc-avx512-family26: its results' folder."""
     vendor = fields.get("vendor_id") or fields.get("CPU implementer", "")
     name = fields.get("model name", "").lower()
     family = next((word for word in ("epyc", "ryzen", "xeon", "core") if word in name), "")
     found = flags(fields)
     level = next((level for flag, level in LEVELS if flag in found), platform.machine().lower())
-    parts = (VENDORS.get(vendor, re.sub(r"\W+", "", vendor.lower()) or "cpu"), family, level)
+    generation = f"family{fields['cpu family']}" if "cpu family" in fields else ""  # of one maker, the core's design
+    parts = (VENDORS.get(vendor, re.sub(r"\W+", "", vendor.lower()) or "cpu"), family, level, generation)
     return "-".join(part for part in parts if part)
 
 

@@ -1,8 +1,9 @@
-"""Writes the README's tables, and its sentences with numbers, from the result files.
+"""Writes the tables and the sentences with numbers of README.md and benchmarks/README.md from the result files.
 
     python -m benchmarks.readme
 
-What stands between the lines <!-- speed:begin --> and <!-- speed:end --> in README.md is replaced, and so for faults.
+README.md has one table, of the processor that was measured last; benchmarks/README.md has all. What stands between
+the lines <!-- speed:begin --> and <!-- speed:end --> is replaced in both, and between those of "faults" in the latter.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from benchmarks.machine import RESULTS
 from benchmarks.show import PRECISIONS, of_precision, ours, rate
 
 README = Path(__file__).parents[1] / "README.md"
+ALL = Path(__file__).with_name("README.md")
+LEFT_OUT = ("sentence-transformers bf16",)  # of the README's ten rows; all are in the longer page
 MODELS = {"all-MiniLM-L6-v2": "MiniLM", "distilbert-shape": "DistilBERT shape"}
 SPEEDS = {"mixed-short": "short", "mixed-long": "long"}
 ONE_TEXT = "one-text"
@@ -49,7 +52,7 @@ def precision_of(parts: list[Result], name: str) -> str:
     return next(part["engines"][name]["precision"] for part in parts if name in part["engines"])
 
 
-def speed_table(results: list[Result]) -> str:
+def speed_table(results: list[Result], left_out: tuple[str, ...] = ()) -> str:
     """Texts per second of every engine, model and workload."""
     header, columns = [], []
     for result in results:
@@ -58,7 +61,7 @@ def speed_table(results: list[Result]) -> str:
                 header.append(f"{MODELS.get(result['model'], result['model'])}, {label}")
                 columns.append(result["parts"][workload])
     rows = [["texts per second", *header]]
-    for name in order(results):
+    for name in [name for name in order(results) if name not in left_out]:
         cells = [figure(rate(part, name)) if name in part["engines"] else "" for part in columns]
         rows.append([bold(name), *cells])
     return markdown(rows)
@@ -180,7 +183,7 @@ def section(processor: str, found: dict[str, Result]) -> str:
     lines = [line for result in results for line in sentences(result)]
     if "training" in found:
         lines.append(training_sentence(found["training"]))
-    pictures = [f"![texts per second](benchmarks/results/{processor}/{r['model']}.png)" for r in results[:1]]
+    pictures = [f"![texts per second](results/{processor}/{r['model']}.png)" for r in results[:1]]
     return "\n\n".join([headings, speed_table(results), *map(beside_table, results), "\n".join(lines), *pictures])
 
 
@@ -190,10 +193,25 @@ def last_taken(found: dict[str, Result]) -> str:
     return max((part["machine"]["date"] for part in parts), default="")
 
 
-def render(folder: Path = RESULTS) -> str:
-    """The README's part: the processor with the latest date, by name among equals, and the others folded up."""
+def latest(folder: Path) -> tuple[dict[str, dict[str, Result]], list[str]]:
+    """All results by processor, and the processors' names: the latest first, by name among equals."""
     found = {path.name: results_of(path) for path in {path.parent for path in folder.glob("*/*.json")}}
-    latest_first = sorted(found, key=lambda name: (last_taken(found[name]), name), reverse=True)
+    return found, sorted(found, key=lambda name: (last_taken(found[name]), name), reverse=True)
+
+
+def brief(folder: Path = RESULTS) -> str:
+    """The README's part: of the latest processor one table, and a sentence for each number format and for training."""
+    found, (name, *_) = latest(folder)
+    results = speeds(found[name])
+    lines = sentences(results[0])[:4]
+    if "training" in found[name]:
+        lines = [*lines[:3], training_sentence(found[name]["training"])]
+    return "\n\n".join([heading(results[0]), speed_table(results, LEFT_OUT), "\n".join(lines)]) + "\n"
+
+
+def render(folder: Path = RESULTS) -> str:
+    """The longer page's part: the latest processor, and the others folded up."""
+    found, latest_first = latest(folder)
     blocks = [f"**{name}**\n\n{section(name, found[name])}" for name in latest_first[:1]]
     blocks += [f"<details><summary>{name}</summary>\n\n{section(name, found[name])}\n\n</details>"
                for name in latest_first[1:]]  # fmt: skip
@@ -244,8 +262,11 @@ def replaced(text: str, name: str, content: str) -> str:
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    README.write_text(replaced(replaced(text, "speed", render()), "faults", faults()), encoding="utf-8")
+    for path, parts in ((README, {"speed": brief()}), (ALL, {"speed": render(), "faults": faults()})):
+        text = path.read_text(encoding="utf-8")
+        for name, content in parts.items():
+            text = replaced(text, name, content)
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

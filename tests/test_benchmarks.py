@@ -18,14 +18,14 @@ from mtl.checkpoints.load import Checkpoint
 from mtl.checkpoints.save import save
 from mtl.model.encoder import DistilBert
 
-EPYC = {"vendor_id": "AuthenticAMD", "model name": "AMD EPYC", "flags": "sse4_1 avx2 fma"}
+EPYC = {"vendor_id": "AuthenticAMD", "cpu family": "23", "model name": "AMD EPYC", "flags": "sse4_1 avx2 fma"}
 XEON = {"vendor_id": "GenuineIntel", "model name": "Intel(R) Xeon(R) CPU", "flags": "avx2 avx512f amx_tile amx_bf16"}
 
 
 @pytest.mark.parametrize(
     ("fields", "slug", "bf16"),
     [
-        (EPYC, "amd-epyc-avx2", False),
+        (EPYC, "amd-epyc-avx2-family23", False),
         (XEON, "intel-xeon-amx", True),
         (XEON | {"flags": "avx2 avx512f avx512_bf16"}, "intel-xeon-avx512", True),
         ({"CPU implementer": "0x41", "Features": "fp asimd bf16"}, "arm-neon", True),
@@ -129,7 +129,7 @@ def test_a_run_keeps_what_it_does_not_measure(
     for more in (["--texts", str(texts)], ["--workload", "one-text", "--scale", "0.1"]):
         ran = CliRunner().invoke(bench.main, [*common, *more, "--save", str(tmp_path / "results")])
         assert ran.exit_code == 0, ran.output
-    path = tmp_path / "results" / "amd-epyc-avx2" / "model.json"
+    path = tmp_path / "results" / "amd-epyc-avx2-family23" / "model.json"
     result = json.loads(path.read_text())
     assert json.loads(ran.stdout.splitlines()[-1]) == result
     assert result["parts"].keys() == {"texts.txt", "one-text"}
