@@ -46,7 +46,20 @@ def test_the_recipes_are_some(tmp_path: Path) -> None:
     for block in blocks("toml"):
         (tmp_path / "my.toml").write_text(block)
         kinds += [task.kind for task in read_recipe(tmp_path / "my.toml").tasks]
-    assert kinds == ["single-label", "multi-label", "regression", "similarity", "contrastive"]
+    assert kinds == ["single-label", "multi-label", "regression"]
+
+
+def test_the_first_command_prints_what_is_shown() -> None:
+    """With the Makefile's own sentences."""
+    recipe = MAKEFILE.split("\nembed:")[1].split("\ntrain:")[0]
+    texts = re.findall(r'"([A-Z][^"]+[.!])"', recipe)
+    command = [sys.executable, "-m", "mtl", "embed", "--threads", "2", "--", *texts]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stderr + done.stdout).splitlines() == blocks("text")[0].splitlines()
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) < 250
 
 
 def test_every_link_leads_somewhere() -> None:
