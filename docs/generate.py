@@ -1,21 +1,26 @@
-"""Writes docs/api.md from the docstrings of what ``import mtl`` offers.
+"""Writes docs/api.md from the docstrings of what ``import mtl`` offers, and CONTRIBUTING.md's tree from the modules'.
 
-python docs/make_api.py
+python docs/generate.py
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 import mtl
 
-PAGE = Path(__file__).with_name("api.md")
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "api.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+TREE = re.compile(r"(?<=<!-- tree:begin -->\n).*(?=<!-- tree:end -->)", re.DOTALL)
 HEAD = """# What `import mtl` offers
 
-Written from the docstrings by `python docs/make_api.py`. `mtl COMMAND --help` lists the options of the command line.
+Written from the docstrings by `python docs/generate.py`. `mtl COMMAND --help` lists the options of the command line.
 """
 
 
@@ -82,5 +87,27 @@ def page() -> str:
     return "\n".join([HEAD, *(entry(name) for name in names if name not in errors), *map(entry, errors)])
 
 
+def purpose(path: Path) -> str:
+    """The first line of a module's docstring; none where it has none."""
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0].rstrip(".:")
+
+
+def tree() -> str:
+    """Every room with what lives there, and every module in it with what it is for."""
+    lines = []
+    for room in sorted({path.parent for path in (ROOT / "mtl").rglob("*.py")}):
+        indent = "    " * len(room.relative_to(ROOT).parts)
+        lines.append(f"{indent}{room.name + '/':<{44 - len(indent)}}{purpose(room / '__init__.py')}")
+        for path in sorted(room.glob("[!_]*.py")):
+            lines.append(f"{indent}    {path.name:<{40 - len(indent)}}{purpose(path)}")
+    return "\n".join(lines) + "\n"
+
+
+def contributing() -> str:
+    """CONTRIBUTING.md with the tree as it is."""
+    return TREE.sub(lambda _: "\n" + tree() + "\n", CONTRIBUTING.read_text(encoding="utf-8"))
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    CONTRIBUTING.write_text(contributing(), encoding="utf-8")
