@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mtl import retrieval
-from mtl.tasks.kinds import KINDS
+from mtl.tasks.spec import TaskSpec
 
 
 def test_metrics_by_hand() -> None:
@@ -37,6 +37,8 @@ def test_rows_of_pairs_as_a_search() -> None:
     vectors = {0: [1.0, 0], 1: [0.9, 0.1], 2: [0.0, 1], 3: [0.0, -1], 4: [0.1, -1], 5: [0.8, 0.2]}
     numbers = torch.tensor([[0, 1, 5], [0, 2, 3], [3, 4, 5]])
     rows = torch.tensor([[vectors[number] for number in row] for row in numbers.tolist()])
-    found = KINDS["contrastive"].measure(rows, numbers, 0)  # of 0: 1, 5, 4, 2, 3, where 4 and 3 are near 0
+    found = TaskSpec("t", kind="contrastive", text_field=("a", "b")).handler.measure(
+        rows, numbers
+    )  # of 0: 1, 5, 4, 2, 3, where 4 and 3 are near 0
     ndcg = (1 + 1 / math.log2(5)) / (1 + 1 / math.log2(3))
     assert found == pytest.approx({"ndcg@10": (ndcg + 1) / 2, "mrr@10": 1.0, "recall@10": 1.0, "recall@100": 1.0})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -26,10 +26,10 @@ from mtl.errors import ConfigError, RecipeError, WeightsError, check_counts, one
 from mtl.model.dropout import no_dropout
 from mtl.model.encoder import DistilBert
 from mtl.model.forms import Forms, packed, rebuilt
-from mtl.model.heads import Branch, DistilBertHead, LinearHead
+from mtl.model.heads import Branch
 from mtl.model.packing import PackedBatch
-from mtl.model.pooling import AttentionPooling, Pooling
-from mtl.tasks.kinds import KINDS
+from mtl.tasks.examples import Examples
+from mtl.tasks.kinds.base import HeadKind
 from mtl.tasks.spec import TaskSpec
 
 
@@ -58,8 +58,9 @@ class MultiTaskModel(nn.Module):
             if max(task.matryoshka, default=0) > embedder.dim:
                 given = f"task {task.name!r}: matryoshka is {list(task.matryoshka)}"
                 raise RecipeError(f"{given}; expected at most {embedder.dim}, the model's dimensions", "matryoshka")
-        dim, heads = embedder.encoder.config.dim, [task for task in tasks if not KINDS[task.kind].embeds]
-        self.branches = nn.ModuleDict({task.name: new_branch(task, dim) for task in heads})
+        dim = embedder.encoder.config.dim
+        branches = {task.name: branch for task in tasks if (branch := task.handler.branch(dim))}
+        self.branches = nn.ModuleDict(branches)
         self.forms: Forms[MultiTaskModel] = Forms()
 
     @property
@@ -76,7 +77,17 @@ class MultiTaskModel(nn.Module):
 
     def outputs(self, task: str) -> int:
         """The width of what a branch gives: logits, or the dimensions of an embedding."""
-        return self.tasks[task].outputs if task in self.branches else self.embedder.dim
+        return self.head_kind(task).outputs if task in self.branches else self.embedder.dim
+
+    def head_kind(self, task: str) -> HeadKind:
+        """The handler of a task that has a branch."""
+        handler = self.tasks[task].handler
+        assert isinstance(handler, HeadKind)
+        return handler
+
+    def fit(self, data: Mapping[str, Examples]) -> None:
+        """Keep with each task what its kind takes from its training data, as the scale of a regression's numbers."""
+        self.tasks.update({name: self.tasks[name].handler.fitted(examples) for name, examples in data.items()})
 
     @classmethod
     def from_pretrained(
@@ -134,13 +145,14 @@ class MultiTaskModel(nn.Module):
             WeightsError: the folder is not empty or cannot be written.
         """
         checkpoint = self.embedder.to_checkpoint()
-        specs = tuple(dataclasses.asdict(task) for task in self.tasks.values())
+        specs = tuple(task.as_dict() for task in self.tasks.values())
         tensors = {name: tensor.detach() for name, tensor in self.branches.state_dict().items()}
         head: dict[str, Tensor] = {}
         labels: tuple[str, ...] = ()
         if [(t.head, t.pooling) for t in self.tasks.values()] == [("distilbert", ("cls",))]:
             ((name, task),) = self.tasks.items()
-            head, labels = {key.removeprefix(f"{name}.head."): x for key, x in tensors.items()}, task.labels
+            head = task.handler.folded({key.removeprefix(f"{name}.head."): x for key, x in tensors.items()})
+            labels = task.labels
         checkpoint = dataclasses.replace(checkpoint, head=head, labels=labels, tasks=specs, branches=tensors)
         export.save(checkpoint, Path(folder))
 
@@ -175,7 +187,8 @@ class MultiTaskModel(nn.Module):
         """The embeddings (texts, dim), and each task's logits (texts, outputs), from one pass of the trunk."""
         x = self.hidden(batch)
         embeddings = self.embedder.after(self.embedder.pooling(x, batch))
-        return embeddings, {name: branch(x, batch) for name, branch in self.branches.items()}
+        logits = {name: self.tasks[name].handler.in_units(branch(x, batch)) for name, branch in self.branches.items()}
+        return embeddings, logits
 
     def predict(self, texts: str | Iterable[str], threads: int | None = None) -> Prediction:
         """Embeddings, logits, probabilities and labels of texts. A text beyond the limit is cut, with a warning.
@@ -217,13 +230,13 @@ class MultiTaskModel(nn.Module):
         """What embeddings and logits side by side say."""
         embeddings, *columns = outputs.split(self._widths, dim=1)
         logits = dict(zip(self.branches, columns, strict=True))
-        kinds = {name: KINDS[self.tasks[name].kind] for name in logits}
+        kinds = {name: self.head_kind(name) for name in logits}
         scores = {name: kinds[name].scores(x) for name, x in logits.items()}
         return Prediction(
             embeddings.numpy(),
             {name: x.numpy() for name, x in logits.items()},
             {name: x.numpy() for name, x in scores.items()},
-            {name: kinds[name].words(x, self.tasks[name].labels) for name, x in scores.items()},
+            {name: kinds[name].words(x) for name, x in scores.items()},
         )
 
 
@@ -232,12 +245,3 @@ def held_fixed() -> Iterator[None]:
     """Within it, what is computed has no graph and no dropout."""
     with no_dropout(), torch.no_grad():
         yield
-
-
-def new_branch(task: TaskSpec, dim: int) -> Branch:
-    """A task's new pooling and head, with random weights."""
-    attention = task.pooling == ("attention",)
-    pooling = AttentionPooling(dim) if attention else Pooling(*task.pooling)
-    features = dim * len(task.pooling)
-    kind = LinearHead if task.head == "linear" else DistilBertHead
-    return Branch(pooling, kind(features, task.outputs, task.dropout))

@@ -42,7 +42,7 @@ def answers(model: MultiTaskModel, rows: Iterable[TextRow], threads: int | None 
             tasks = {
                 name: {
                     "label": found.labels[name][i],
-                    "scores": dict(zip(model.tasks[name].labels or ["value"], plain(scores[i]), strict=True)),
+                    "scores": dict(zip(model.head_kind(name).columns, plain(scores[i]), strict=True)),
                     "logits": plain(found.logits[name][i]),
                 }
                 for name, scores in found.scores.items()

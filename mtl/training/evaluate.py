@@ -12,14 +12,15 @@ import click
 from mtl.encode.engine import usable
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import InputError, RecipeError
+from mtl.tasks.examples import Examples
 from mtl.tasks.fields import one_of
 from mtl.tasks.kinds import KINDS
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import embeddings
-from mtl.training.data import SPLITS, Examples, load_data
+from mtl.training.data import SPLITS, load_data
 from mtl.training.distributed import ALONE, Processes
 from mtl.training.metrics import all_logits, confusions, measure
-from mtl.training.plots import check_picture, drawable, plot_vectors
+from mtl.training.plots import check_picture, plot_vectors
 from mtl.training.recipe import Recipe, as_recipe
 from mtl.training.report import confusion_table, metrics_table
 
@@ -58,8 +59,8 @@ def show_evaluation(
         check_picture(picture)
     loaded = MultiTaskModel.from_pretrained(model, device=usable(device))
     data = split_of(loaded, as_recipe(recipe)[0], split)
-    if picture and not any(drawable(KINDS[loaded.tasks[name].kind]) for name in data):
-        kinds = ", ".join(kind.name for kind in KINDS.values() if drawable(kind))
+    if picture and not any(loaded.tasks[name].handler.has_picture for name in data):
+        kinds = ", ".join(kind.name for kind in KINDS.values() if kind.has_picture)
         raise InputError(f"--plot has nothing to draw: no task of the recipe is {kinds}")
     started = time.perf_counter()
     show_metrics(loaded, data, split, threads)

@@ -15,8 +15,8 @@ from mtl.encode.batching import longest_first
 from mtl.model.forms import packed
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Pooling
+from mtl.tasks.examples import Examples
 from mtl.tasks.multitask import MultiTaskModel, held_fixed
-from mtl.training.data import Examples
 from mtl.training.phases import Phase
 from mtl.training.schedule import MicroBatch
 

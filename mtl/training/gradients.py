@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from mtl.encode.batching import by_token_budget
-from mtl.tasks.kinds import KINDS
+from mtl.tasks.examples import Examples
 from mtl.tasks.spec import TaskSpec
-from mtl.training.data import Examples
 from mtl.training.distributed import ALONE, Processes
 from mtl.training.optim import LossWeights
 from mtl.training.schedule import MicroBatch, one_seed
@@ -83,7 +82,7 @@ def backward(
     """
     places = trained or dict.fromkeys(tasks, range(len(parameters)))
     mine = ranks.block(len(divided))
-    joint = {name for name, task in tasks.items() if KINDS[task.kind].joint}
+    joint = {name for name, task in tasks.items() if task.handler.whole_window}
     firsts: list[list[Tensor | None]] = [[None] * len(share) for share in divided]
     firsts[mine.start : mine.stop] = mapped(lambda i: list(vectors_of(divided[i], joint, forward)), mine)
     losses, handed, of_losses = joint_losses(divided, joint, firsts, tasks, weights, parameters, ranks)
@@ -98,7 +97,7 @@ def backward(
             name = piece.micro.task
             outputs = forward(piece) if first is None or not first.requires_grad else first
             if gradient is None:
-                loss, count = tasks[name].criterion(outputs, piece.targets.to(outputs.device))
+                loss, count = tasks[name].handler.loss(outputs, piece.targets.to(outputs.device))
                 sums[name] += float(loss.detach()) / labels[name]
                 outputs = weights(name, loss / labels[name], count / labels[name])
             # by no name of their own, which would keep them while the next piece computes
@@ -184,7 +183,7 @@ def joint_losses(
         parts = [None if (first := firsts[i][j]) is None else first.detach() for i, j in at]
         vectors = ranks.gathered(parts, sizes, parameters[0].device).requires_grad_()
         targets = torch.cat([divided[i][j].targets for i, j in at]).to(vectors.device)
-        loss, count = tasks[name].criterion(vectors, targets)
+        loss, count = tasks[name].handler.loss(vectors, targets)
         losses[name] = float(loss.detach()) / count if ranks.leads else 0.0
         weighted = weights(name, loss / count, 1.0)
         gradient, *of_parameters = torch.autograd.grad(weighted, [vectors, *parameters], allow_unused=True)

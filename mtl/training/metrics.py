@@ -9,10 +9,9 @@ from torch import Tensor
 from mtl.encode.engine import Engine
 from mtl.errors import TrainingError
 from mtl.model.packing import PackedBatch
-from mtl.tasks.kinds import KINDS
+from mtl.tasks.examples import Examples
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.tasks.spec import TaskSpec
-from mtl.training.data import Examples
 from mtl.training.distributed import ALONE, Processes
 
 
@@ -20,10 +19,10 @@ def task_logits(
     model: MultiTaskModel, task: str, examples: Examples, threads: int | None = None, ranks: Processes = ALONE
 ) -> Tensor:
     """A task's logits (rows, outputs), or vectors (rows, texts, dim), on the CPU; each process computes a part."""
-    form = model.form()
+    form, handler = model.form(), model.tasks[task].handler
 
     def forward(batch: PackedBatch) -> Tensor:
-        return form.branch(task)(form.hidden(batch), batch)
+        return handler.in_units(form.branch(task)(form.hidden(batch), batch))
 
     count, rank, texts = ranks.count, ranks.rank, len(examples.rows)
     own = examples.rows[rank::count]
@@ -41,26 +40,18 @@ def all_logits(
     return {name: task_logits(model, name, examples, threads, ranks) for name, examples in data.items()}
 
 
-def task_metrics(task: TaskSpec, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """A task's metrics, and the main one at each size of its vectors."""
-    kind = KINDS[task.kind]
-    found = kind.measure(outputs, targets, len(task.labels))
-    for size in task.matryoshka:
-        cut = kind.measure(*kind.cut(outputs, targets, size), len(task.labels))
-        found[f"{kind.main_metric}-{size}"] = cut[kind.main_metric]
-    return found
-
-
 def measure(
     tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]
 ) -> dict[str, dict[str, float]]:
     """Each task's metrics.
 
     Raises:
-        TrainingError: scikit-learn is not installed.
+        TrainingError: scikit-learn is not installed, or a task's outputs are not finite.
     """
+    if broken := [name for name, x in logits.items() if not x.isfinite().all()]:
+        raise TrainingError(f"task {broken[0]!r}: the model's outputs are not finite; look for damage in its weights")
     try:
-        return {name: task_metrics(tasks[name], x, data[name].targets) for name, x in logits.items()}
+        return {name: tasks[name].handler.measure(x, data[name].targets) for name, x in logits.items()}
     except ImportError:
         raise TrainingError("metrics need scikit-learn; pip install 'mtl[train]'") from None
 
@@ -70,9 +61,7 @@ def confusions(
 ) -> dict[str, list[list[int]]]:
     """The confusion matrices of the tasks whose kind has one."""
     return {
-        name: confusion(x, data[name].targets, len(tasks[name].labels))
-        for name, x in logits.items()
-        if (confusion := KINDS[tasks[name].kind].confusion)
+        name: counts for name, x in logits.items() if (counts := tasks[name].handler.confusion(x, data[name].targets))
     }
 
 
@@ -82,7 +71,7 @@ def check_metric(best: str, tasks: Mapping[str, TaskSpec]) -> None:
     Raises:
         TrainingError: it does not.
     """
-    known = [f"{name}.{metric}" for name, task in tasks.items() for metric in task.metrics]
+    known = [f"{name}.{metric}" for name, task in tasks.items() for metric in task.handler.metrics]
     if best != "mean" and best not in known:
         raise TrainingError(f"best is {best!r}; expected mean{''.join(f', {name}' for name in known)} (of dev data)")
 
@@ -90,7 +79,7 @@ def check_metric(best: str, tasks: Mapping[str, TaskSpec]) -> None:
 def chosen_metric(best: str, tasks: Mapping[str, TaskSpec], metrics: Mapping[str, Mapping[str, float]]) -> float:
     """The value of ``task.metric``, or for "mean" the mean of the tasks' main ones; more is better."""
     if best == "mean":
-        return sum(values[KINDS[tasks[name].kind].main_metric] for name, values in metrics.items()) / len(metrics)
+        return sum(values[tasks[name].handler.main_metric] for name, values in metrics.items()) / len(metrics)
     task, _, metric = best.partition(".")
     return metrics[task][metric] * metric_sign(best, tasks)
 
@@ -98,4 +87,4 @@ def chosen_metric(best: str, tasks: Mapping[str, TaskSpec], metrics: Mapping[str
 def metric_sign(best: str, tasks: Mapping[str, TaskSpec]) -> int:
     """1 where more of "mean" or ``task.metric`` is better, else -1."""
     task, _, metric = best.partition(".")
-    return 1 if best == "mean" else tasks[task].metrics[metric]
+    return 1 if best == "mean" else tasks[task].handler.metrics[metric]

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtl.tasks.kinds import KINDS
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.tasks.spec import TaskSpec
 from mtl.training.phases import layer_of
@@ -26,7 +25,7 @@ class LossWeights(nn.Module):
     def __init__(self, tasks: Sequence[TaskSpec], learned: bool = False) -> None:
         super().__init__()
         self.weights = {task.name: task.weight for task in tasks}
-        self.factors = {task.name: KINDS[task.kind].uncertainty for task in tasks}
+        self.factors = {task.name: task.handler.uncertainty for task in tasks}
         names = list(self.weights) if learned else []
         self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
 

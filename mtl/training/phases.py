@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from mtl.errors import TrainingError
-from mtl.tasks.kinds import KINDS
 from mtl.tasks.multitask import MultiTaskModel
 
 
@@ -46,7 +45,7 @@ def phases(model: MultiTaskModel, epochs: int) -> list[Phase]:
         for task, depth in phase.depths.items():
             if depth is not None and depth > n_layers:
                 raise TrainingError(f"task {task!r}: freeze is {depth}; the encoder has {n_layers} blocks")
-            ended = KINDS[model.tasks[task].kind].embeds and found[0].trained[task] and any(phase.trained.values())
+            ended = model.tasks[task].handler.embeds and found[0].trained[task] and any(phase.trained.values())
             if not phase.trained[task] and not ended:
                 raise TrainingError(
                     f"task {task!r} freezes the encoder and its head in epoch {phase.first}: nothing is left to train"

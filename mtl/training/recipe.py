@@ -114,7 +114,7 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """All that decides the outcome, in plain values; two runs with equal ones are the same run."""
-        tasks = {task.name: dataclasses.asdict(task) for task in self.tasks}
+        tasks = {task.name: task.as_dict() for task in self.tasks}
         kept = {"layers": self.layers} if self.layers else {}
         return {"model": self.model, **kept, "training": dataclasses.asdict(self.training), "task": tasks}
 

@@ -44,6 +44,7 @@ class Run:
         about = {**recipe.as_dict(), "data": fingerprints(data), "precision": self.precision}
         self.identity = json.loads(json.dumps(about))
         check_metric(training.best, {task: model.tasks[task] for task in data["dev"]})
+        model.fit(data["train"])
         self.phases = phases(model, training.epochs)
         self.weights = LossWeights(recipe.tasks, training.loss_weights == "uncertainty").to(model.embedder.device)
         names = ever_trained(self.phases)

@@ -15,7 +15,6 @@ from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import RecipeError
 from mtl.model.encoder import DistilBert
 from mtl.tasks.multitask import MultiTaskModel
-from mtl.tasks.spec import TaskSpec
 from mtl.training.recipe import Recipe
 
 
@@ -38,14 +37,16 @@ def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel
     model = MultiTaskModel(embedder, recipe.tasks)
     for task in recipe.tasks:
         if task.head == "distilbert" and task.labels == pretrained.labels and task.pooling == ("cls",):
-            head = model.branch(task.name).head
-            if shapes(head.state_dict()) == shapes(pretrained.head):
+            head, own = model.branch(task.name).head, task.handler.continued(task)
+            if own and shapes(head.state_dict()) == shapes(pretrained.head):
                 head.load_state_dict(pretrained.head)
+                model.tasks[task.name] = own
     if pretrained.tasks:
         before = MultiTaskModel.from_checkpoint(pretrained)
         for name, task in before.tasks.items():
-            if name in model.tasks and alike(task, model.tasks[name]):
+            if name in model.tasks and (own := model.tasks[name].handler.continued(task)):
                 model.branch(name).load_state_dict(before.branch(name).state_dict())
+                model.tasks[name] = own
     return model.to(device)
 
 
@@ -66,8 +67,3 @@ def keep_layers(encoder: DistilBert, layers: Sequence[int]) -> None:
         )
     encoder.transformer.layer = nn.ModuleList(blocks[i] for i in layers)
     encoder.config = dataclasses.replace(encoder.config, n_layers=len(layers))
-
-
-def alike(one: TaskSpec, other: TaskSpec) -> bool:
-    """Whether a head that was trained for one task is right for another."""
-    return all(getattr(one, field) == getattr(other, field) for field in ("labels", "kind", "pooling", "head"))

@@ -1,9 +1,18 @@
-"""The record of each kind of task: scores, labels as they are read and said, metrics worked by hand."""
+"""Each kind of task: scores, labels as they are read and said, metrics worked by hand."""
 
 import pytest
 import torch
 
-from mtl.tasks.kinds import KINDS, class_index, label_set
+from mtl.tasks.kinds.multi_label import label_set
+from mtl.tasks.kinds.single_label import class_index
+from mtl.tasks.spec import TaskSpec
+
+
+def task(kind: str, labels: int) -> TaskSpec:
+    labelled = kind in ("single-label", "multi-label")
+    return TaskSpec(
+        "t", (*"abc"[:labels],) if labelled else (), kind, text_field=("a", "b") if kind == "similarity" else ("a",)
+    )
 
 
 @pytest.mark.parametrize(
@@ -15,9 +24,10 @@ from mtl.tasks.kinds import KINDS, class_index, label_set
     ],
 )
 def test_scores_and_words(kind: str, expected: list[float], words: list) -> None:
-    scores = KINDS[kind].scores(torch.tensor([[0.0, 2.0]]))
+    handler = task(kind, 2).handler
+    scores = handler.scores(torch.tensor([[0.0, 2.0]]))
     torch.testing.assert_close(scores, torch.tensor([expected]), atol=1e-4, rtol=0)
-    assert KINDS[kind].words(scores, "ab") == words
+    assert handler.words(scores) == words
 
 
 def test_numbers_as_labels() -> None:
@@ -97,13 +107,16 @@ def test_sets_that_are_refused(value: object, labels: list[str], message: str) -
     ],
 )
 def test_metrics_by_hand(kind: str, logits: list, targets: list, expected: list[float]) -> None:
-    found = KINDS[kind].measure(torch.tensor(logits, dtype=torch.float32), torch.tensor(targets), len(logits[0]))
-    assert found.keys() == KINDS[kind].metrics.keys()
-    assert [found[name] for name in KINDS[kind].metrics] == pytest.approx(expected, abs=1e-6)
+    handler = task(kind, len(logits[0])).handler
+    found = handler.measure(torch.tensor(logits, dtype=torch.float32), torch.tensor(targets))
+    assert [*found] == [*handler.metrics]
+    assert [*found.values()] == pytest.approx(expected, abs=1e-6)
 
 
 def test_confusion_by_hand() -> None:
-    confusion = KINDS["single-label"].confusion
-    assert confusion is not None
     logits = torch.tensor([[2.0, 0, 0], [0, 1, 0], [3, 0, 0], [0, 2, 0]])
-    assert confusion(logits, torch.tensor([0, 1, 1, 2]), 3) == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
+    assert task("single-label", 3).handler.confusion(logits, torch.tensor([0, 1, 1, 2])) == [
+        [1, 0, 0],
+        [1, 1, 0],
+        [0, 1, 0],
+    ]

@@ -16,10 +16,10 @@ from mtl.checkpoints.load import Checkpoint
 from mtl.errors import CheckpointError, TrainingError
 from mtl.model.encoder import DistilBert
 from mtl.model.packing import PackedBatch
-from mtl.tasks.kinds import KINDS
+from mtl.tasks.examples import Examples
+from mtl.tasks.kinds.single_label import SingleLabel
 from mtl.tasks.spec import TaskSpec
 from mtl.training import checkpoint as checkpoints
-from mtl.training.data import Examples
 from mtl.training.gradients import Piece, backward, shares
 from mtl.training.loop import train
 from mtl.training.metrics import all_logits
@@ -51,9 +51,9 @@ def examples(task: TaskSpec, size: int, seed: int) -> Examples:
     lengths = torch.randint(1, 12, (size,), generator=generator).tolist()
     rows = [[2, *torch.randint(5, 38, (n,), generator=generator).tolist(), 3] for n in lengths]
     if task.kind == "single-label":
-        targets = torch.tensor([sum(row) % task.outputs for row in rows])
+        targets = torch.tensor([sum(row) % task.handler.outputs for row in rows])
     else:
-        targets = torch.tensor([[float(sum(row) % (k + 2) == 0) for k in range(task.outputs)] for row in rows])
+        targets = torch.tensor([[float(sum(row) % (k + 2) == 0) for k in range(task.handler.outputs)] for row in rows])
     return Examples(rows, targets)
 
 
@@ -360,12 +360,12 @@ def test_no_room_on_the_disk(start, monkeypatch, error: Exception) -> None:
 def test_nan_stops_and_names_task_and_step(start, monkeypatch) -> None:
     run = start(save_steps=1)
     go(run, 3)
-    real = KINDS["single-label"]
+    real = SingleLabel.loss
 
-    def loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:  # "mood" has two classes, "topic" three
-        return real.loss(logits, targets) if logits.shape[1] == 3 else (logits.sum() * math.nan, len(targets))
+    def loss(self: SingleLabel, logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+        return real(self, logits, targets) if self.task.name == "topic" else (logits.sum() * math.nan, len(targets))
 
-    monkeypatch.setitem(KINDS, "single-label", dataclasses.replace(real, loss=loss))
+    monkeypatch.setattr(SingleLabel, "loss", loss)
     with pytest.raises(TrainingError, match=r"the loss of task 'mood' is nan at step \d+; the last checkpoint is kept"):
         go(run)
     kept = start(save_steps=1)

@@ -15,9 +15,10 @@ from mtl import MultiTaskModel, SentenceEncoder
 from mtl.checkpoints.load import Checkpoint
 from mtl.errors import MtlError, TrainingError
 from mtl.model.pooling import Dense, Normalize
-from mtl.tasks.kinds import KINDS
+from mtl.tasks.examples import Examples, Split
+from mtl.tasks.kinds.contrastive import text_numbers
 from mtl.tasks.spec import TaskSpec
-from mtl.training.data import Examples, drawn_pairs, load_data, read_split, text_numbers
+from mtl.training.data import load_data, read_split
 from mtl.training.gradients import Piece, backward, shares
 from mtl.training.metrics import all_logits
 from mtl.training.recipe import Recipe, Training, read_recipe
@@ -54,7 +55,7 @@ def pairs(task: TaskSpec, size: int, seed: int, dim: int = 12) -> Examples:
 
 def dataset(*tasks: TaskSpec, size: int = 13, dim: int = 12) -> dict:
     def make(task: TaskSpec, size: int, seed: int) -> Examples:
-        return pairs(task, size, seed, dim) if KINDS[task.kind].embeds else labelled(task, size, seed)
+        return pairs(task, size, seed, dim) if task.handler.embeds else labelled(task, size, seed)
 
     return {
         "train": {task.name: make(task, size, i) for i, task in enumerate(tasks)},
@@ -86,7 +87,7 @@ def graph_of_all(run: Run, divided: list[list[Piece]]) -> dict[str, Tensor]:
         own = [piece for piece in pieces if piece.micro.task == name]
         outputs = torch.cat([run.compute(1)(piece) for piece in own])
         targets = torch.cat([piece.targets for piece in own])
-        loss, count = run.model.tasks[name].criterion(outputs, targets)
+        loss, count = run.model.tasks[name].handler.loss(outputs, targets)
         total = total + loss / count
     total.backward()
     return {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
@@ -225,7 +226,7 @@ def test_every_size_is_measured_and_may_choose_the_epoch(start) -> None:
     assert [*dev[-1]["dev"]["alike"]] == ["spearman", "pearson", "spearman-12", "spearman-4"]
     assert dev[-1]["dev"]["alike"]["spearman-12"] == dev[-1]["dev"]["alike"]["spearman"]
     vectors = all_logits(run.model, run.data["dev"])["alike"][..., :4]
-    expected = KINDS["similarity"].measure(vectors, run.data["dev"]["alike"].targets, 0)["spearman"]
+    expected = SIMILAR.handler.measure(vectors, run.data["dev"]["alike"].targets)["spearman"]
     assert dev[-1]["dev"]["alike"]["spearman-4"] == expected
     assert run.best is not None
     assert run.best[1] == max(record["dev"]["alike"]["spearman-4"] for record in dev)
@@ -243,7 +244,9 @@ FEW = TaskSpec("near", ("x", "y", "z"), kind="few-shot", train="few.jsonl", pair
 def few(folder: Path, labels: str, task: TaskSpec = FEW) -> Examples:
     write(folder / "few.jsonl", *({"text": chr(97 + i) * 2, "label": label} for i, label in enumerate(labels)))
     texts, targets = read_split(task, "train", folder)
-    return drawn_pairs(task, "train", Examples([[2, 5 + i, 3] for i in range(len(texts))], targets), 7)
+    split = Split("train", folder, None, seed=7)
+    split.tokenize = lambda texts: [[2, 5 + i, 3] for i in range(len(texts))]
+    return task.handler.examples(texts, targets, split)
 
 
 def test_pairs_are_drawn_as_setfit_does(tmp_path: Path) -> None:
@@ -264,8 +267,8 @@ def test_pairs_are_drawn_as_setfit_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("xxx", "task 'near': its train data have examples of 'x' alone; exp"),
-        ("xxy", "task 'near': its train data have one example of 'y'; exp"),
+        ("xxx", "task 'near': in its train data all rows have a label in common; expected rows of two or more labels"),
+        ("xyz", "task 'near': in its train data no two rows have a label in common; expected rows of two or more"),
     ],
 )
 def test_too_few_for_few_shot(tmp_path: Path, labels: str, message: str) -> None:

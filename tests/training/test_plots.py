@@ -11,6 +11,7 @@ from training.test_pairs import NEGATIVES, SIMILAR, dataset
 
 from mtl.checkpoints.load import Checkpoint
 from mtl.errors import InputError, TrainingError
+from mtl.tasks.pictures import flat
 from mtl.training import plots
 
 matplotlib.use("Agg")
@@ -21,11 +22,11 @@ def test_the_two_directions_that_differ_most() -> None:
     generator = torch.Generator().manual_seed(0)
     plane = torch.linalg.qr(torch.randn(5, 2, generator=generator)).Q
     points = torch.randn(20, 2, generator=generator) * torch.tensor([3.0, 1.0])
-    found = plots.flat(points @ plane.T + 7)
+    found = flat(points @ plane.T + 7)
     torch.testing.assert_close(torch.cdist(found, found), torch.cdist(points, points).double(), atol=1e-5, rtol=0)
     assert found[:, 0].var() > found[:, 1].var()
     torch.testing.assert_close(
-        plots.flat(torch.tensor([[0.0], [4.0]])).abs(), torch.tensor([[2.0, 0.0]] * 2).double(), atol=1e-9, rtol=0
+        flat(torch.tensor([[0.0], [4.0]])).abs(), torch.tensor([[2.0, 0.0]] * 2).double(), atol=1e-9, rtol=0
     )
 
 
@@ -37,8 +38,8 @@ def test_a_panel_for_each_task_that_has_one(
     model = build(checkpoint, tasks).eval()
     data = dataset(*tasks[:3])["dev"] | {"tags": examples(SETS, 9, 3)}
     drawn: list[tuple] = []
-    monkeypatch.setattr(plots, "draw_map", lambda axes, *given: drawn.append(given))
-    monkeypatch.setattr(plots, "draw_cosines", lambda axes, *given: drawn.append(given))
+    for kind, function in (("single_label", "map"), ("contrastive", "map"), ("similarity", "cosines")):
+        monkeypatch.setattr(f"mtl.tasks.kinds.{kind}.draw_{function}", lambda axes, *given: drawn.append(given))
     assert plots.plot_vectors(model, data, tmp_path / "all.png")
     alike, topic, told = drawn
     assert (alike[0], alike[1].shape) == ("alike", (9, 2, 12))

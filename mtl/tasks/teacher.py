@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from mtl.checkpoints.files import read_tensors
 from mtl.disk import atomic_write
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import RecipeError, TrainingError
-from mtl.tasks.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from mtl.tasks.spec import TaskSpec
 
 FILES = (".npy", ".safetensors")
 

@@ -1,0 +1,73 @@
+"""A task's data as training takes them: token ids and targets."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.windows import cuts_in_words
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Texts as token ids, special tokens included, and their targets (see mtl/model/losses.py for the shapes).
+
+    An example has ``width`` texts, which are neighbours in ``rows``.
+    """
+
+    rows: list[list[int]]
+    targets: Tensor
+    width: int = 1
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.width
+
+    def tokens(self, example: int) -> int:
+        """How many tokens an example has."""
+        return sum(map(len, self.rows[example * self.width : (example + 1) * self.width]))
+
+    def places(self, examples: Sequence[int]) -> list[int]:
+        """The indices in ``rows`` of the texts of some examples."""
+        return [example * self.width + i for example in examples for i in range(self.width)]
+
+    def take(self, examples: Sequence[int]) -> Examples:
+        """Some of the examples, in the order given."""
+        rows = [self.rows[place] for place in self.places(examples)]
+        return Examples(rows, self.targets[list(examples)], self.width)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all rows and targets: equal data, equal fingerprint."""
+        digest = hashlib.sha256(repr(self.rows).encode())
+        digest.update(self.targets.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclasses.dataclass
+class Split:
+    """A split that is being read: "train", "dev" or "test", and what its texts are tokenized with.
+
+    folder: Where a recipe's relative paths start.
+    seed: What is drawn of the data is drawn from it.
+    cut: What was cut of the texts so far, in words; "" where nothing was.
+    """
+
+    name: str
+    folder: Path
+    embedder: SentenceEncoder
+    max_length: int | None = None
+    seed: int = 0
+    cut: str = ""
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, special tokens and the model's default prompt included."""
+        limit = self.embedder.length_limit(self.max_length)
+        found = self.embedder.tokenizer([self.embedder.default_prompt + text for text in texts], "truncate", limit)
+        if found.cut_texts:
+            self.cut = cuts_in_words(found.cut_texts, found.cut_tokens, limit)
+        return found.rows

@@ -1,0 +1,334 @@
+"""What sets one kind of task apart: a class for each kind, and for each task an object of its kind, its ``handler``.
+
+A kind is one file of this folder. It reads rows, makes the task's branch, and gives loss, scores, words, metrics and
+picture. Nobody else asks of which kind a task is: what differs is asked of the handler.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtl.errors import RecipeError, shown
+from mtl.model.heads import Branch, DistilBertHead, LinearHead
+from mtl.model.losses import matryoshka
+from mtl.model.pooling import MODES, AttentionPooling, Pooling
+from mtl.tasks.examples import Examples, Split
+from mtl.tasks.fields import one_of
+
+if TYPE_CHECKING:
+    from mtl.tasks.spec import TaskSpec
+
+Target = Any  # a row's label, as its kind's ``target`` gives it
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """A kind without settings of its own."""
+
+
+class Kind(ABC):
+    """How a task of one kind is read, computed, learned, measured and shown.
+
+    name: What recipes call it.
+    Options: The settings that tasks of this kind have besides those of all tasks, with the kind's defaults. Its
+        ``__post_init__`` refuses wrong values. Each setting is a field of TaskSpec too, whose default stands for
+        "not set".
+    level: What has an output: each text.
+    least_labels: How many labels a task must declare; None: it has none.
+    labelled: Whether a row has a label, in ``label_field``.
+    texts, more_texts: How many texts a row has; and whether it may have more.
+    embeds: It trains the embeddings themselves, through the embedder's own pooling and the layers behind it, and has
+        no branch. Where others have logits, it has a vector for each text: (rows, texts, dim).
+    whole_window: Its loss compares all rows of a window with each other, and is no sum over the rows.
+    uncertainty: What the loss is multiplied by under learned loss weights (see training/optim.py).
+    has_picture: Whether ``draw`` draws something.
+    own_metrics: Each metric's name, with 1 where more is better and -1 where less is. The first is the main one.
+
+    Raises:
+        RecipeError: the task's labels, fields or options are not those of its kind.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type] = NoOptions
+    level: ClassVar[Literal["text"]] = "text"
+    least_labels: ClassVar[int | None] = None
+    labelled: ClassVar[bool] = True
+    texts: ClassVar[int] = 1
+    more_texts: ClassVar[bool] = False
+    embeds: ClassVar[bool] = False
+    whole_window: ClassVar[bool] = False
+    uncertainty: ClassVar[float] = 1.0
+    has_picture: ClassVar[bool] = False
+    own_metrics: ClassVar[Mapping[str, int]]
+
+    def __init__(self, task: TaskSpec) -> None:
+        self.task, self.labels = task, task.labels
+        defaults = {field.name: field.default for field in dataclasses.fields(task)}
+        given = {name: getattr(task, name) for name in self.settings()}
+        self.options = self.Options(**{name: value for name, value in given.items() if value != defaults[name]})
+        self.check_labels()
+        self.check_texts()
+
+    @classmethod
+    def settings(cls) -> list[str]:
+        """The names of the options."""
+        return [field.name for field in dataclasses.fields(cls.Options)]
+
+    def check_labels(self) -> None:
+        labels, least = self.labels, self.least_labels
+        if len(labels) < (least or 0) or (labels and least is None):
+            expected = "no labels" if least is None else f"at least {least}"
+            raise RecipeError(f"labels are {shown(list(labels))}; expected {expected} for a {self.name} task", "labels")
+        if len(set(labels)) < len(labels):
+            raise RecipeError(f"labels are {shown(list(labels))}; expected each of them once", "labels")
+
+    def check_texts(self) -> None:
+        fields = self.task.text_field
+        if len(fields) < self.texts or (len(fields) > self.texts and not self.more_texts):
+            expected = "1 field" if self.texts == 1 else f"{self.texts} fields{' or more' * self.more_texts}"
+            given = f"text_field is {shown(list(fields))}"
+            raise RecipeError(f"{given}; expected {expected} for a {self.name} task", "text_field")
+        if len(set(fields)) < len(fields):
+            raise RecipeError(f"text_field is {list(fields)}; expected each of them once", "text_field")
+
+    # Data
+
+    def read(self, fields: Mapping[str, Any]) -> tuple[list[str], Target]:
+        """A row's texts, and its target, which is None where rows have no label.
+
+        Raises:
+            ValueError: the row is wrong; the message is the end of a sentence that begins with the row's place.
+        """
+        wanted = (*self.task.text_field, *([self.task.label_field] if self.labelled else []))
+        if missing := [name for name in wanted if name not in fields]:
+            raise ValueError(f"no field {missing[0]!r}; it has {', '.join(fields)}")
+        texts = [fields[name] for name in self.task.text_field]
+        for name, text in zip(self.task.text_field, texts, strict=True):
+            if not isinstance(text, str):
+                raise ValueError(f"field {name!r} is a {type(text).__name__}; expected a string")
+            if len(texts) > 1 and not text.strip():
+                raise ValueError(f"field {name!r} is empty; expected a text")
+        if not self.labelled:
+            return texts, None
+        try:
+            return texts, self.target(fields[self.task.label_field])
+        except ValueError as error:
+            raise ValueError(f"{self.task.label_field} {error}") from None
+
+    def target(self, value: Any) -> Target:
+        """A label as it stands in the data, as the loss takes it.
+
+        Raises:
+            ValueError: what is wrong with it, as the end of a sentence that begins with the field's name.
+        """
+        raise NotImplementedError(f"rows of a {self.name} task have no label")
+
+    def stacked(self, targets: Sequence[Target]) -> Any:
+        """The targets of all rows together, as ``examples`` takes them: (rows, ...)."""
+        whole = all(isinstance(target, int) for target in targets)
+        return torch.tensor(targets, dtype=torch.long if whole else torch.float32)
+
+    def examples(self, texts: Sequence[str], targets: Any, split: Split) -> Examples:
+        """The examples of a split, from the texts of all rows, one after another, and the stacked targets."""
+        return Examples(split.tokenize(texts), targets, len(self.task.text_field))
+
+    def apart(self, examples: Examples) -> list[list[int]] | None:
+        """Each row's texts, as numbers, where no window may hold a text twice; else None."""
+        return None
+
+    def continued(self, before: TaskSpec) -> TaskSpec | None:
+        """The task as it goes on with a head that was trained for another; None where that head is not right for it."""
+        same = all(
+            getattr(before, field) == getattr(self.task, field) for field in ("labels", "kind", "pooling", "head")
+        )
+        return self.task if same else None
+
+    def fitted(self, examples: Examples) -> TaskSpec:
+        """The task, with what it keeps of its training data."""
+        return self.task
+
+    # Computing
+
+    @abstractmethod
+    def branch(self, dim: int) -> Branch | None:
+        """A new pooling and head with random weights, on hidden states of ``dim`` numbers; None where it embeds."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+        """The summed loss, and the number of labels in it."""
+
+    def in_units(self, outputs: Tensor) -> Tensor:
+        """What the branch gives, in the units of the data."""
+        return outputs
+
+    def folded(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A head's tensors, changed so that its outputs are in the units of the data."""
+        return dict(head)
+
+    # Measuring
+
+    @property
+    def metrics(self) -> Mapping[str, int]:
+        """Those of its kind, and what the task's options add."""
+        return self.own_metrics
+
+    @property
+    def main_metric(self) -> str:
+        return next(iter(self.metrics))
+
+    @abstractmethod
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """All metrics, of outputs in the units of the data."""
+
+    def confusion(self, outputs: Tensor, targets: Tensor) -> list[list[int]] | None:
+        """Counts, with a row for each true label and a column for each predicted one, where that makes sense."""
+        return None
+
+    def draw(self, axes: Any, vectors: Tensor, targets: Tensor) -> None:
+        """Draw the embeddings, (rows, dim) or (rows, texts, dim), of examples and their targets."""
+        raise NotImplementedError(f"a {self.name} task has no picture")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadOptions:
+    """The settings of a task with a pooling and a head of its own.
+
+    pooling: Names of pooling modes side by side, or "attention" for a learned one.
+    head: "linear", or "distilbert": a hidden layer with ReLU, as DistilBERT's own classifier has it.
+    dropout: The share of the features that the head drops in training.
+    """
+
+    pooling: tuple[str, ...] = ("mean",)
+    head: Literal["linear", "distilbert"] = "linear"
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        one_of("head", self.head, ("linear", "distilbert"))
+        if self.pooling != ("attention",) and not (self.pooling and set(self.pooling) <= set(MODES)):
+            expected = f"one or more of {', '.join(MODES)}, or attention"
+            raise RecipeError(f"pooling is {shown(list(self.pooling))}; expected {expected}", "pooling")
+        if not 0 <= self.dropout < 1:
+            raise RecipeError(f"dropout is {self.dropout}; expected a number from 0 up to, not including, 1", "dropout")
+
+
+class HeadKind(Kind):
+    """A kind with a pooling and a head: logits (texts, outputs)."""
+
+    Options: ClassVar[type] = HeadOptions
+
+    @property
+    def outputs(self) -> int:
+        """The number of logits."""
+        return len(self.labels) or 1
+
+    def branch(self, dim: int) -> Branch:
+        attention = self.options.pooling == ("attention",)
+        pooling = AttentionPooling(dim) if attention else Pooling(*self.options.pooling)
+        head = LinearHead if self.options.head == "linear" else DistilBertHead
+        return Branch(pooling, head(dim * len(self.options.pooling), self.outputs, self.options.dropout))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """What logits say, in numbers that people read: (texts, outputs)."""
+        return logits
+
+    @abstractmethod
+    def words(self, scores: Tensor) -> list[Any]:
+        """What scores mean: one value per text."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the scores of a text are called, one by one."""
+        return self.labels or ("value",)
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorOptions:
+    """The settings of a task that trains the embeddings.
+
+    matryoshka: [384, 128, 64] trains the first 384, 128 and 64 dimensions to be vectors of their own.
+    matryoshka_weights: What each size's loss is multiplied by; 1 where none is given.
+    """
+
+    matryoshka: tuple[int, ...] = ()
+    matryoshka_weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(set(self.matryoshka)) < len(self.matryoshka) or min(self.matryoshka, default=1) < 1:
+            raise RecipeError(
+                f"matryoshka is {shown(list(self.matryoshka))}; expected different sizes from 1 on", "matryoshka"
+            )
+        weights = self.matryoshka_weights
+        if weights and (len(weights) != len(self.matryoshka) or min(weights) <= 0 or not math.isfinite(sum(weights))):
+            expected = f"a number above 0 for each of the {len(self.matryoshka)} sizes of matryoshka"
+            raise RecipeError(
+                f"matryoshka_weights are {shown(list(weights))}; expected {expected}", "matryoshka_weights"
+            )
+
+
+class VectorKind(Kind):
+    """A kind that trains the embeddings: of vectors (rows, dim) or (rows, texts, dim), each size of them alike."""
+
+    Options: ClassVar[type] = VectorOptions
+    embeds: ClassVar[bool] = True
+
+    @property
+    def metrics(self) -> Mapping[str, int]:
+        """Those of its kind, and the main one at each size of ``matryoshka``."""
+        main, sign = next(iter(self.own_metrics.items()))
+        return {**self.own_metrics, **{f"{main}-{size}": sign for size in self.options.matryoshka}}
+
+    def branch(self, dim: int) -> None:
+        return None
+
+    def cut(self, vectors: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """The first so many dimensions of vectors, and the targets that these have."""
+        return vectors[..., :size], targets
+
+    @abstractmethod
+    def whole_loss(self, vectors: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+        """The loss of vectors as they are."""
+
+    @abstractmethod
+    def whole_measure(self, vectors: Tensor, targets: Tensor) -> dict[str, float]:
+        """The metrics of vectors as they are."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+        sizes = self.options.matryoshka
+        if not sizes:
+            return self.whole_loss(outputs, targets)
+        weights = self.options.matryoshka_weights or (1.0,) * len(sizes)
+        return matryoshka(self.whole_loss, self.cut, sizes, weights, outputs, targets)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        found = self.whole_measure(outputs, targets)
+        for size in self.options.matryoshka:
+            cut = self.whole_measure(*self.cut(outputs, targets, size))
+            found[f"{self.main_metric}-{size}"] = cut[self.main_metric]
+        return found
+
+
+def check_scale(scale: float) -> None:
+    """That cosines can be multiplied by it.
+
+    Raises:
+        RecipeError: it is not above 0.
+    """
+    if not 0 < scale < math.inf:
+        raise RecipeError(f"scale is {scale}; expected more than 0", "scale")
+
+
+def check_distinct(task: TaskSpec, rows: Sequence[Sequence[int]], split: Split) -> None:
+    """That a task about several texts has something to tell apart.
+
+    Raises:
+        RecipeError: all texts of its training data are the same.
+    """
+    if split.name == "train" and all(row == rows[0] for row in rows):
+        raise RecipeError(f"task {task.name!r}: all texts of its training data are the same; expected different ones")
