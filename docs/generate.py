@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mtl
+from mtl.tasks.kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"
@@ -78,13 +79,24 @@ def entry(name: str) -> str:
     return "\n".join(parts)
 
 
+def kinds() -> str:
+    """What the tasks of each kind are, and the options that they have besides those of all tasks."""
+    parts = ["## The kinds of task\n"]
+    for name, kind in KINDS.items():
+        options = [cls for cls in reversed(kind.Options.__mro__) if "__dataclass_fields__" in vars(cls)]
+        defaults = {field.name: field.default for field in dataclasses.fields(kind.Options)}
+        title = ", ".join(f"{option}={default!r}" for option, default in defaults.items())
+        parts.append(f'### `kind="{name}", {title}`\n\n' + "\n\n".join(map(described, (kind, *options))) + "\n")
+    return "\n".join(parts)
+
+
 def page() -> str:
-    """The whole page: classes and functions first, then the errors."""
+    """The whole page: classes and functions first, then the kinds of task, and the errors."""
     names = [name for name in mtl.__all__ if not name.startswith("__")]
     errors = [
         name for name in names if isinstance(getattr(mtl, name), type) and issubclass(getattr(mtl, name), Exception)
     ]
-    return "\n".join([HEAD, *(entry(name) for name in names if name not in errors), *map(entry, errors)])
+    return "\n".join([HEAD, *(entry(name) for name in names if name not in errors), kinds(), *map(entry, errors)])
 
 
 def purpose(path: Path) -> str:

@@ -77,7 +77,7 @@ class MultiTaskModel(nn.Module):
 
     def outputs(self, task: str) -> int:
         """The width of what a branch gives: logits, or the dimensions of an embedding."""
-        return self.head_kind(task).outputs if task in self.branches else self.embedder.dim
+        return self.tasks[task].outputs if task in self.branches else self.embedder.dim
 
     def head_kind(self, task: str) -> HeadKind:
         """The handler of a task that has a branch."""

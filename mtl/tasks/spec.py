@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from mtl.errors import RecipeError, shown
 from mtl.tasks.fields import one_of, settle
@@ -27,7 +28,8 @@ class TaskSpec:
 
     labels: The classes' names in the order of the logits; none for a regression.
     kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression", "similarity", "few-shot",
-        "contrastive" or "distillation". What its rows are, and what it does, is said there.
+        "contrastive" or "distillation". What its rows are and what it does is
+        said of each (mtl/tasks/kinds, docs/api.md).
     train, dev, test: A .jsonl, .csv, .tsv or .parquet file, beside the recipe, or
         ``hf://datasets/owner/name@revision/path``.
     text_field, label_field: The names of a row's fields; as many for its texts as the kind takes.
@@ -100,6 +102,21 @@ class TaskSpec:
     def handler(self) -> Kind:
         """The object of its kind: how it is read, computed, learned, measured and shown."""
         return KINDS[self.kind](self)
+
+    @property
+    def criterion(self) -> Callable[[Tensor, Tensor], tuple[Tensor, int]]:
+        """The loss of its kind, with this task's options."""
+        return self.handler.loss
+
+    @property
+    def metrics(self) -> Mapping[str, int]:
+        """Those of its kind, with this task's options; 1 where more is better, else -1."""
+        return self.handler.metrics
+
+    @property
+    def outputs(self) -> int:
+        """The number of logits."""
+        return self.handler.outputs
 
     def as_dict(self) -> dict[str, Any]:
         """Its fields in plain values, as they are written."""

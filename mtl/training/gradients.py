@@ -97,7 +97,7 @@ def backward(
             name = piece.micro.task
             outputs = forward(piece) if first is None or not first.requires_grad else first
             if gradient is None:
-                loss, count = tasks[name].handler.loss(outputs, piece.targets.to(outputs.device))
+                loss, count = tasks[name].criterion(outputs, piece.targets.to(outputs.device))
                 sums[name] += float(loss.detach()) / labels[name]
                 outputs = weights(name, loss / labels[name], count / labels[name])
             # by no name of their own, which would keep them while the next piece computes
@@ -183,7 +183,7 @@ def joint_losses(
         parts = [None if (first := firsts[i][j]) is None else first.detach() for i, j in at]
         vectors = ranks.gathered(parts, sizes, parameters[0].device).requires_grad_()
         targets = torch.cat([divided[i][j].targets for i, j in at]).to(vectors.device)
-        loss, count = tasks[name].handler.loss(vectors, targets)
+        loss, count = tasks[name].criterion(vectors, targets)
         losses[name] = float(loss.detach()) / count if ranks.leads else 0.0
         weighted = weights(name, loss / count, 1.0)
         gradient, *of_parameters = torch.autograd.grad(weighted, [vectors, *parameters], allow_unused=True)

@@ -71,7 +71,7 @@ def check_metric(best: str, tasks: Mapping[str, TaskSpec]) -> None:
     Raises:
         TrainingError: it does not.
     """
-    known = [f"{name}.{metric}" for name, task in tasks.items() for metric in task.handler.metrics]
+    known = [f"{name}.{metric}" for name, task in tasks.items() for metric in task.metrics]
     if best != "mean" and best not in known:
         raise TrainingError(f"best is {best!r}; expected mean{''.join(f', {name}' for name in known)} (of dev data)")
 
@@ -87,4 +87,4 @@ def chosen_metric(best: str, tasks: Mapping[str, TaskSpec], metrics: Mapping[str
 def metric_sign(best: str, tasks: Mapping[str, TaskSpec]) -> int:
     """1 where more of "mean" or ``task.metric`` is better, else -1."""
     task, _, metric = best.partition(".")
-    return 1 if best == "mean" else tasks[task].handler.metrics[metric]
+    return 1 if best == "mean" else tasks[task].metrics[metric]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mtl.errors import RecipeError
 from mtl.tasks.kinds.multi_label import label_set
 from mtl.tasks.kinds.single_label import class_index
 from mtl.tasks.spec import TaskSpec
@@ -120,3 +121,9 @@ def test_confusion_by_hand() -> None:
         [1, 1, 0],
         [0, 1, 0],
     ]
+
+
+@pytest.mark.parametrize("name", ["keys", "pop", "training", "forward", "mean", "a.b", "", "_x", "state_dict"])
+def test_names_that_a_module_cannot_have(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"name is '{name}'; expected letters, digits, - and _, and no word of Py"):
+        TaskSpec(name, ("x", "y"))

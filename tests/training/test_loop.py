@@ -51,9 +51,9 @@ def examples(task: TaskSpec, size: int, seed: int) -> Examples:
     lengths = torch.randint(1, 12, (size,), generator=generator).tolist()
     rows = [[2, *torch.randint(5, 38, (n,), generator=generator).tolist(), 3] for n in lengths]
     if task.kind == "single-label":
-        targets = torch.tensor([sum(row) % task.handler.outputs for row in rows])
+        targets = torch.tensor([sum(row) % task.outputs for row in rows])
     else:
-        targets = torch.tensor([[float(sum(row) % (k + 2) == 0) for k in range(task.handler.outputs)] for row in rows])
+        targets = torch.tensor([[float(sum(row) % (k + 2) == 0) for k in range(task.outputs)] for row in rows])
     return Examples(rows, targets)
 
 

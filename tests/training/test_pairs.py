@@ -87,7 +87,7 @@ def graph_of_all(run: Run, divided: list[list[Piece]]) -> dict[str, Tensor]:
         own = [piece for piece in pieces if piece.micro.task == name]
         outputs = torch.cat([run.compute(1)(piece) for piece in own])
         targets = torch.cat([piece.targets for piece in own])
-        loss, count = run.model.tasks[name].handler.loss(outputs, targets)
+        loss, count = run.model.tasks[name].criterion(outputs, targets)
         total = total + loss / count
     total.backward()
     return {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}

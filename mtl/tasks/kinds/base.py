@@ -156,6 +156,11 @@ class Kind(ABC):
 
     # Computing
 
+    @property
+    def outputs(self) -> int:
+        """The number of logits."""
+        return len(self.labels) or 1
+
     @abstractmethod
     def branch(self, dim: int) -> Branch | None:
         """A new pooling and head with random weights, on hidden states of ``dim`` numbers; None where it embeds."""
@@ -222,11 +227,6 @@ class HeadKind(Kind):
     """A kind with a pooling and a head: logits (texts, outputs)."""
 
     Options: ClassVar[type] = HeadOptions
-
-    @property
-    def outputs(self) -> int:
-        """The number of logits."""
-        return len(self.labels) or 1
 
     def branch(self, dim: int) -> Branch:
         attention = self.options.pooling == ("attention",)

@@ -1,4 +1,4 @@
-"""Which text belongs to which."""
+"""contrastive: which text belongs to which."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from mtl.tasks.pictures import draw_map
 
 @dataclasses.dataclass(frozen=True)
 class ContrastiveOptions(VectorOptions):
-    """scale: What cosines are multiplied by. symmetric: Positives find their anchors too."""
+    """The scale, and the direction of the search.
+
+    scale: What cosines are multiplied by.
+    symmetric: Positives find their anchors too.
+    """
 
     scale: float = 20.0
     symmetric: bool = False

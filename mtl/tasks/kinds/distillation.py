@@ -1,4 +1,4 @@
-"""What a teacher says."""
+"""distillation: what a teacher says of a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether two texts have a label in common, of pairs that are drawn from a few rows (Tunstall et al. 2022, SetFit)."""
+"""few-shot: whether two texts have a label in common, of pairs drawn from a few rows (Tunstall et al. 2022, SetFit)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from mtl.tasks.kinds.single_label import class_index
 
 @dataclasses.dataclass(frozen=True)
 class FewShotOptions(CosineOptions):
-    """loss: "squared" by default. pairs: How often each text is drawn beside one of its label, and beside another."""
+    """The drawing of pairs; the ``loss`` is "squared" by default.
+
+    pairs: How often each text is drawn beside one with which it has a label in common, and beside one with which not.
+    """
 
     loss: str = "squared"
     pairs: int = 20

@@ -1,4 +1,4 @@
-"""Any number of labels."""
+"""multi-label: any number of labels."""
 
 from __future__ import annotations
 

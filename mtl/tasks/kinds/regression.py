@@ -1,4 +1,4 @@
-"""A number."""
+"""regression: a number."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def finite_number(value: Any) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class RegressionOptions(HeadOptions):
-    """target_scale: The mean and the deviation of the numbers, in whose units the head computes; [0, 1] takes them as
+    """The scale of the numbers.
+
+    target_scale: The mean and the deviation of the numbers, in whose units the head computes; [0, 1] takes them as
     they are. By default training takes them from its data, and the model keeps them.
     """
 
@@ -93,6 +95,7 @@ class Regression(HeadKind):
         if self.options.target_scale:
             return self.task
         numbers = examples.targets.double()
+        numbers = numbers[numbers.isfinite()]  # of others, the loop says that the loss is not finite
         mean, deviation = float(numbers.mean()), float(numbers.std(correction=0))
         even = deviation <= 1e-12 * abs(mean)  # no more than the mean's own rounding
         return dataclasses.replace(self.task, target_scale=(mean, 1.0 if even else deviation))

@@ -1,4 +1,4 @@
-"""How alike two texts are."""
+"""similarity: how alike two texts are."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ class CosineKind(VectorKind):
 
 @dataclasses.dataclass(frozen=True)
 class SimilarityOptions(CosineOptions):
-    """score_range: The lowest and the highest score; by default those of the data."""
+    """The range of the scores.
+
+    score_range: The lowest and the highest score; by default those of the data.
+    """
 
     score_range: tuple[float, ...] = ()
 

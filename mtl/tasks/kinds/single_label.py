@@ -1,4 +1,4 @@
-"""One label of several."""
+"""single-label: one label of several."""
 
 from __future__ import annotations
 
