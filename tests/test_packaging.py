@@ -102,7 +102,7 @@ def test_the_wheel_holds_every_file(wheel: Path) -> None:
         path.as_posix() for path in SOURCES if path.suffix != ".md"
     }
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert {"mtl/py.typed", "weights/py.typed", "weights/manifest.toml", "mtl/recipes/demo.toml"} <= set(names)
+    assert {"mtl/py.typed", "mtl/checkpoints/manifest.toml", "mtl/recipes/demo.toml"} <= set(names)
 
 
 def environment(folder: Path) -> Path:
