@@ -137,7 +137,7 @@ def test_the_wheel_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Pat
     assert package.is_relative_to(tmp_path / "venv" / "lib")
     assert PROJECT["version"] in run("mtl", "--version")
     assert "shape (2, 384) float32" in run("python", "-m", "mtl", "embed", "one text", "another")
-    assert "all-MiniLM-L6-v2" in run("python", "-m", "weights", "list")
+    assert "all-MiniLM-L6-v2" in run("python", "-m", "mtl.checkpoints", "list")
 
     shutil.copytree(package / "recipes", work / "short")
     for data in (work / "short" / "demo").iterdir():  # the demo, cut to one step
