@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import tee
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
@@ -15,20 +15,8 @@ from mtl.rows.outputs import open_output
 from mtl.rows.read import INPUTS, TextRow
 from mtl.rows.vector_files import WRITERS, OutputPrecision, Vectors
 
-if TYPE_CHECKING:
-    from mtl.encode.sentence_encoder import SentenceEncoder
-
 WINDOW = 2048  # texts of an output that are finished and kept at once
 SHOWN = 10  # texts up to which a table shows all cosines
-
-
-def with_vectors(
-    model: SentenceEncoder, rows: Iterable[TextRow], options: dict[str, Any]
-) -> Iterator[tuple[list[TextRow], Vectors]]:
-    """Texts beside their vectors, a window at a time."""
-    to_encode, to_pair = tee(rows)  # holds no more than the windows that are under way
-    for vectors in model.encode_stream((text for text, _ in to_encode), window=WINDOW, **options):
-        yield [next(to_pair) for _ in range(len(vectors))], vectors
 
 
 def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
@@ -97,7 +85,7 @@ def embed(
         check_output(output, source, tuple(WRITERS))
     encoder = load_encoder(model, device, precision, options)
     if output is None:
-        print_table(with_vectors(encoder, rows, options))
+        print_table(encoder.encode_rows(rows, itemgetter(0), window=WINDOW, **options))
         return
     made_with = {key: options[key] for key in ("normalize", "truncate_dim", "overflow")} | {
         "model": model,
@@ -108,7 +96,7 @@ def embed(
     }
     dim = options["truncate_dim"] or encoder.dim
     with open_output(output, dim, output_precision, made_with, resume, overwrite) as target:
-        for part in with_vectors(encoder, target.remaining(rows), options):
+        for part in encoder.encode_rows(target.remaining(rows), itemgetter(0), window=WINDOW, **options):
             target.write(*part)
         target.finish()
         said = f"nothing is left to do for {output}" if target.complete else f"wrote {output}"

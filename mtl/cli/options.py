@@ -13,12 +13,13 @@ import click
 from mtl.encode.tokenizer import Overflow
 from mtl.errors import InputError
 from mtl.rows.outputs import refuse_input_as_output
-from mtl.rows.read import INPUTS, TextRow, import_pyarrow, kind_of, read_rows, text_rows, texts_of
+from mtl.rows.read import INPUTS, TextRow, import_pyarrow, kind_of, open_lines, read_rows, text_rows, texts_of
 
 if TYPE_CHECKING:
     from mtl.encode.sentence_encoder import SentenceEncoder
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
+STDIN = "standard input"
 INPUT_HELP = f"A file of texts: {', '.join(INPUTS)}, or these with .gz behind; - is standard input."
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "auto")
 
@@ -81,7 +82,7 @@ def choose_rows(texts: tuple[str, ...], source: Path | None, field: str | None) 
         return texts_of(read_rows(source), str(source), field or "text")
     if sys.stdin is None or (source is None and sys.stdin.isatty()):
         raise click.UsageError('no texts; expected arguments ("..."), --input FILE, or lines on standard input')
-    return texts_of(text_rows(sys.stdin.buffer, "standard input"), "standard input")
+    return texts_of(text_rows(open_lines(sys.stdin.buffer, STDIN), STDIN), STDIN)
 
 
 def is_file(name: str) -> bool:

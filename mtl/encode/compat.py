@@ -6,11 +6,15 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from mtl.encode.options import OPTIONS
 from mtl.errors import InputError, shown
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SAME = {
     "sentences": "texts",
@@ -83,14 +87,13 @@ def own_keywords(name: str, names: Sequence[str], device: torch.device, options:
     return found
 
 
-def accepts_their_keywords(method: Callable[..., Any]) -> Callable[..., Any]:
+def accepts_their_keywords(method: Callable[P, T]) -> Callable[P, T]:
     """A method of an encoder that takes sentence-transformers' keywords, too; see ``own_keywords``."""
-    parameters = inspect.signature(method).parameters
-    names = [name for name in parameters if name != "self"]
+    names = [name for name in inspect.signature(method).parameters if name not in ("self", "options")]
 
     @functools.wraps(method)
-    def with_theirs(self: Any, *args: Any, **options: Any) -> Any:
-        ours = own_keywords(method.__name__, names, self.device, options)
+    def with_theirs(self: Any, *args: Any, **options: Any) -> T:
+        ours = own_keywords(method.__name__, [*names, *OPTIONS], self.device, options)
         return method(self, *args, **ours)
 
-    return with_theirs
+    return with_theirs  # type: ignore[return-value]

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtl.display import preview
+from mtl.encode.windows import Block
 from mtl.errors import InputError
 from mtl.rows.read import Row, csv_records, jsonl_rows, named_rows, tsv_records
 from mtl.rows.uris import Place, Source, ending, first_line, named, reading
@@ -47,14 +48,6 @@ class Columns:
     @property
     def read(self) -> list[str]:
         return list(dict.fromkeys([self.text, *self.kept]))
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """Consecutive rows: their texts, and a column each for their ids and what else is kept."""
-
-    texts: list[str]
-    kept: pa.RecordBatch
 
 
 class Ids:
@@ -183,8 +176,8 @@ def typed(name: str, values: list[Any], kind: pa.DataType | None, line: int) -> 
         raise InputError(f"column {name!r} from line {line} on: {first_line(error)}; expected {expected}") from None
 
 
-def blocks(source: Source, columns: Columns, size: int) -> Iterator[Block]:
-    """A file's rows, ``size`` at a time; one block without rows, if there are none.
+def blocks(source: Source, columns: Columns, size: int) -> Iterator[Block[pa.RecordBatch]]:
+    """A file's texts and the columns that are kept, ``size`` rows at a time; one block without rows, if there are none.
 
     Raises:
         InputError: the file cannot be read, or a row cannot be used; it says where.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from mtl.disk import lock, reason
 from mtl.display import counted
 from mtl.encode.compat import own_keywords
 from mtl.encode.engine import usable
+from mtl.encode.options import OPTIONS
 from mtl.encode.precision import Precision
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.rows.blocks import Columns, check_source
@@ -31,9 +31,6 @@ from mtl.rows.manifest import LOOKS, claim, to_do
 from mtl.rows.on_ray import import_ray, on_ray
 from mtl.rows.uris import Place, Source, find_sources
 from mtl.rows.work import Done, Job, VectorType, Worker
-
-OPTIONS = [name for name in inspect.signature(SentenceEncoder.encode).parameters
-           if name not in ("self", "texts", "as_tensor")]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
+import select
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -42,6 +44,43 @@ def lines(file: Iterable[bytes], name: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise InputError(f"{name}, line {number}: not UTF-8 ({error.reason}, byte {error.start + 1})") from None
         yield text.removesuffix("\n").removesuffix("\r")
+
+
+def open_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """The lines of an open file as they come, and what is behind the last line's end.
+
+    They are read past the file's buffer: who is interrupted while a pipe has nothing to say would leave its lock held,
+    and Python aborts on that when it ends.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        descriptor = file.fileno()
+    except OSError:  # there is none, as for bytes in memory
+        yield from file
+        return
+    parts: list[bytes] = []  # of a line whose end has not come yet
+    try:
+        while chunk := read_some(descriptor):
+            *ends, rest = chunk.split(b"\n")
+            for end in ends:
+                yield b"".join([*parts, end, b"\n"])
+                parts = []
+            parts.append(rest)
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}") from None
+    if any(parts):
+        yield b"".join(parts)
+
+
+def read_some(descriptor: int) -> bytes:
+    """What there is to be read, once there is something; nothing at the end."""
+    while True:
+        try:
+            return os.read(descriptor, 1 << 16)
+        except BlockingIOError:  # whoever gave it to us does not want to wait, but we do
+            select.select([descriptor], [], [])
 
 
 def text_rows(file: Iterable[bytes], name: str) -> Iterator[Row]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -109,21 +108,11 @@ class Worker:
 
     def tables(self, source: Source, threads: int | None) -> Iterator[pa.Table]:
         """A file's output, a window at a time; one empty table, if it has no rows."""
-        waiting: deque[pa.RecordBatch] = deque()  # what goes with the texts that are under way
-
-        def texts() -> Iterator[str]:
-            for block in blocks(source, self.job.columns, WINDOW):
-                waiting.append(block.kept)
-                yield from block.texts
-
         options = {**self.job.options, "threads": threads, "progress": False}
         metadata = note(self.job.settings, source)
         with named(source.place):
-            for vectors in self.encoder.encode_stream(texts(), window=WINDOW, **options):
-                yield with_vectors(waiting.popleft(), vectors, self.job.vectors, metadata)
-        if waiting:
-            nothing = np.empty((0, self.job.settings["dim"]), np.float32)
-            yield with_vectors(waiting.popleft(), nothing, self.job.vectors, metadata)
+            for kept, vectors in self.encoder.encode_blocks(blocks(source, self.job.columns, WINDOW), **options):
+                yield with_vectors(kept, vectors, self.job.vectors, metadata)
 
 
 def with_vectors(kept: pa.RecordBatch, vectors: Vectors, kind: VectorType, metadata: dict[bytes, bytes]) -> pa.Table:
