@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import os
 import reprlib
 
 BRIEF = reprlib.Repr()
@@ -56,12 +57,15 @@ class CheckpointError(MtlError):
 
 
 def check_counts(**counts: int | None) -> None:
-    """That each of these, where it is given, is a whole number of at least 1.
+    """That each of these, where it is given, is a whole number of at least 1, and ``threads`` one that a machine bears.
 
     Raises:
         InputError: one is not.
     """
+    most = max(64, 4 * (os.cpu_count() or 1))  # of threads; where too many begin, OpenMP ends the process
     for name, value in counts.items():
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         if value is not None and (not whole or value < 1):
             raise InputError(f"{name} is {shown(value)}; expected {'1 or more' if whole else 'a whole number'}")
+        if name == "threads" and value is not None and value > most:
+            raise InputError(f"threads is {shown(value)}; expected at most {most} on this machine")

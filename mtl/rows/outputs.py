@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl.disk import atomic_write, lock, remove, sweep, writing
+from mtl.disk import atomic_write, beside, lock, remove, sweep, writing
 from mtl.display import counted
 from mtl.errors import InputError
 from mtl.rows import vector_files as formats
@@ -73,8 +73,7 @@ class Output:
         self.settings = {**settings, "output_precision": precision}
         self.keeps_rows = path.suffix in formats.WITH_ROWS
         self.partial, self.rows_path, self.state_path, self.made_path, self.ranges_path = (
-            path.with_name(path.name + end)
-            for end in (".partial", ".partial.rows", ".partial.json", ".made.json", ".ranges.npy")
+            beside(path, end) for end in (".partial", ".partial.rows", ".partial.json", ".made.json", ".ranges.npy")
         )
         self.rows, self.rows_bytes, self.digest = 0, 0, hashlib.sha256()
         self.complete = False  # whether the output was whole before we came

@@ -285,6 +285,31 @@ def test_bad_places(embed: Callable[..., Any], tmp_path: Path) -> None:
             embed(*inputs, **options)
 
 
+def test_what_is_left_out_of_a_folder(
+    embed: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said: links that lead nowhere, pipes, other endings. A folder that a link leads back to is read once."""
+    corpus = tmp_path / "corpus"
+    write_lines(corpus / "a.jsonl")
+    write_lines(tmp_path / "elsewhere" / "b.jsonl")
+    for name, target in (("gone.jsonl", "no"), ("c.jsonl", "a.jsonl"), ("loop", "."), ("d", tmp_path / "elsewhere")):
+        (corpus / name).symlink_to(target)
+    os.mkfifo(corpus / "pipe.jsonl")
+    (corpus / "photo.png").touch()
+    assert embed(corpus).files == 3
+    assert {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.parquet")} == {
+        "a.parquet",
+        "c.parquet",
+        "d/b.parquet",
+    }
+    assert [line.partition(": they ")[0] for line in caplog.messages] == [
+        f"1 files in {corpus} are left out, photo.png among them",
+        f"2 files in {corpus} are left out, gone.jsonl among them",
+    ]
+    with pytest.raises(InputError, match=r"pipe\.jsonl is neither a file nor a folder"):
+        embed(corpus / "pipe.jsonl")
+
+
 def test_a_full_disk(embed: Callable[..., Any], tmp_path: Path) -> None:
     """A limit on the size of a file stands in for it."""
     source = write_parquet(tmp_path / "a.parquet", {"text": TEXTS * 500, "id": range(3000)})
