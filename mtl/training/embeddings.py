@@ -12,8 +12,8 @@ import torch
 from mtl.encode.options import EncodeOptions
 from mtl.encode.sentence_encoder import DOCUMENT, SentenceEncoder
 from mtl.errors import InputError, shown
-from mtl.retrieval import BLOCK, search_metrics
 from mtl.rows.read import read_rows
+from mtl.search import BLOCK, search_metrics
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.tasks.spec import TaskSpec
 from mtl.training.data import load_data
