@@ -6,7 +6,6 @@ import fcntl
 import glob
 import hashlib
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -15,17 +14,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from mtl.errors import MtlError
+from mtl.errors import MtlError, one_line
 
 PARTIAL = ".partial"  # how the names of unfinished files and folders end
-
-
-def reason(error: Exception) -> str:
-    """What went wrong, in the system's words: "No space left on device"."""
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)  # pyarrow's strerror holds more than that
-    inner = re.search(r"([^:]+) \(os error \d+\)", str(error))  # as safetensors passes it on
-    return inner[1].strip() if inner else " ".join(str(error).split())
 
 
 def beside(path: Path, end: str, start: str = "") -> Path:
@@ -81,7 +72,7 @@ def writing(path: Path, error: type[MtlError]) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as problem:
-        raise error(f"{path} cannot be written: {reason(problem)}") from None
+        raise error(f"{path} cannot be written: {one_line(problem)}") from None
 
 
 @contextmanager

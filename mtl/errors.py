@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import numbers
 import os
+import re
 import reprlib
+from collections.abc import Mapping
+from typing import Any
 
-BRIEF = reprlib.Repr()
-BRIEF.maxstring = BRIEF.maxother = BRIEF.maxlong = 60
 
-
-def shown(value: object) -> str:
+def shown(value: object, width: int = 60) -> str:
     """A value's repr for a message of one line, cut where it is long or deep."""
-    return BRIEF.repr(value)
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = brief.maxlong = width
+    return brief.repr(value)
 
 
 def one_line(error: Exception, most: int = 200) -> str:
-    """What another library's error says, without line ends, and cut where it is long."""
-    text = " ".join(str(error).split())
+    """What another library's error says, in one line, cut where it is long; of files, in the system's own words."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)  # pyarrow's strerror holds more than that
+    inner = re.search(r"([^:]+) \(os error \d+\)", str(error))  # as safetensors passes it on
+    text = " ".join((inner[1] if inner else str(error)).split()) or type(error).__name__
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """What differs between two groups of settings: the dotted name, and both values."""
+    found = []
+    for key in [*before, *(key for key in now if key not in before)]:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differing(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append((f"{prefix}{key}", old, new))
+    return found
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two groups of settings, as ``training.seed was 0, is 1``."""
+    return [f"{key} was {old!r}, is {new!r}" for key, old, new in differing(before, now)]
 
 
 class MtlError(Exception):

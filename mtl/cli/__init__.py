@@ -14,7 +14,6 @@ from typing import Any
 import click
 
 from mtl.cli import check, embed, evaluate, models, predict, train
-from mtl.disk import reason
 from mtl.errors import MtlError, one_line
 
 INTERRUPTED = 130  # the exit code
@@ -67,7 +66,7 @@ def run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         discard_output()
     except OSError as error:
-        click.echo(f"error: {error.filename or 'standard output'}: {reason(error)}", err=True)
+        click.echo(f"error: {error.filename or 'standard output'}: {one_line(error)}", err=True)
         discard_output()
     except Exception as error:
         if told.get("debug"):

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import click
 
 from mtl.cli.options import check_output, choose_rows, encoding_options, load_encoder, settings
-from mtl.display import preview
+from mtl.errors import shown
 from mtl.rows.outputs import open_output
 from mtl.rows.read import INPUTS, TextRow
 from mtl.rows.vector_files import WRITERS, OutputPrecision, Vectors
@@ -26,7 +26,7 @@ def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
         if not rows:
             click.echo(f"{'text':<48} first of {vectors.shape[1]} values")
         for (text, _), vector in zip(texts, vectors, strict=True):
-            click.echo(f"{preview(text, 46):<48} {' '.join(f'{value:8.4f}' for value in vector[:5])} ...")
+            click.echo(f"{shown(text, 46):<48} {' '.join(f'{value:8.4f}' for value in vector[:5])} ...")
         first = vectors if first is None else first
         rows += len(vectors)
     click.echo(f"shape ({rows}, {0 if first is None else first.shape[1]}) float32")

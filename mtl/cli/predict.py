@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mtl.cli.options import INPUT_HELP, check_output, choose_rows, precision_option, settings
-from mtl.display import counted, preview, table
+from mtl.display import counted, table
+from mtl.errors import shown
 from mtl.rows.vector_files import json_line
 from mtl.tasks.predictions import SUFFIXES as ANSWERS
 from mtl.tasks.predictions import answers, said, write_answers
@@ -75,4 +76,4 @@ def answer_table(text: str, answer: dict[str, Any]) -> str:
             name, says = "", ""
     first = f"  embedding ({len(values)},)  {' '.join(f'{value:.4f}' for value in values[:5])} ..."
     lines = table(rows).splitlines() if answer["tasks"] else []  # a model of pairs alone has no heads
-    return "\n".join([preview(text, 100), first, *(f"  {line}" for line in lines), ""])
+    return "\n".join([shown(text, 100), first, *(f"  {line}" for line in lines), ""])

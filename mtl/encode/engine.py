@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mtl.encode.batching import by_token_budget, in_shares
-from mtl.errors import InputError, shown
+from mtl.errors import InputError, one_line, shown
 from mtl.kernels.cores import default_threads, idle
 from mtl.kernels.threads import computing_with, side_by_side
 from mtl.model.packing import PackedBatch
@@ -52,7 +52,7 @@ def usable(device: str | torch.device) -> torch.device:
     try:
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
+        raise InputError(f"device {str(device)!r} cannot be used: {one_line(error)}") from None
     return found
 
 

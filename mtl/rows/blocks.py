@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mtl.display import preview
 from mtl.encode.windows import Block
-from mtl.errors import InputError
+from mtl.errors import InputError, one_line, shown
 from mtl.rows.read import Row, csv_records, jsonl_rows, named_rows, tsv_records
-from mtl.rows.uris import Place, Source, ending, first_line, named, reading
+from mtl.rows.uris import Place, Source, ending, named, reading
 
 ROW = "row"  # the column of row numbers, where no column holds ids
 VECTOR, SCALE = "embedding", "embedding_scale"
@@ -72,7 +71,7 @@ class Ids:
         missing = np.array([each is None for each in ids], bool)
         if (wrong := again | missing).any():
             i = int(wrong.argmax())
-            what = "has no id" if missing[i] else f"has the id {preview(ids[i])}, as a row before it"
+            what = "has no id" if missing[i] else f"has the id {shown(ids[i])}, as a row before it"
             raise InputError(f"{where[i]} {what}; expected one for each row, each once in a file")
         self.seen = np.sort(np.concatenate([self.seen, hashes]), kind="stable")  # of two sorted runs: quick
 
@@ -173,7 +172,7 @@ def typed(name: str, values: list[Any], kind: pa.DataType | None, line: int) -> 
         return array.cast(pa.string()) if array.type == pa.null() else array
     except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
         expected = "one type" if kind is None else f"{kind}, as before"
-        raise InputError(f"column {name!r} from line {line} on: {first_line(error)}; expected {expected}") from None
+        raise InputError(f"column {name!r} from line {line} on: {one_line(error)}; expected {expected}") from None
 
 
 def blocks(source: Source, columns: Columns, size: int) -> Iterator[Block[pa.RecordBatch]]:

@@ -12,14 +12,14 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
-from mtl.errors import InputError
+from mtl.errors import InputError, one_line
 
 try:
     import pyarrow  # noqa: F401
 except ImportError:
     raise InputError("embedding a corpus needs pyarrow, which is not installed; pip install 'mtl[parquet]'") from None
 
-from mtl.disk import lock, reason
+from mtl.disk import lock
 from mtl.display import counted
 from mtl.encode.compat import own_keywords
 from mtl.encode.engine import usable
@@ -187,7 +187,7 @@ def held(output: Place) -> AbstractContextManager[None]:
     try:
         output.local.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{output} cannot be made: {reason(error)}") from None
+        raise InputError(f"{output} cannot be made: {one_line(error)}") from None
     return lock(output.local, InputError)
 
 

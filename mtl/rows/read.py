@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 from mtl.display import counted
-from mtl.errors import InputError
+from mtl.errors import InputError, one_line
 
 Row = tuple[int, dict[str, Any]]  # line number, fields
 TextRow = tuple[str, dict[str, Any]]  # the text, and all fields of its row
@@ -69,7 +69,7 @@ def open_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
                 parts = []
             parts.append(rest)
     except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}") from None
+        raise InputError(f"{name} cannot be read: {one_line(error)}") from None
     if any(parts):
         yield b"".join(parts)
 
@@ -171,7 +171,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
                     number += 1
                     yield number, {key: None if value != value else value for key, value in fields.items()}
     except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
+        raise InputError(f"{path} cannot be read as Parquet: {one_line(error)}") from None
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -198,7 +198,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     except (EOFError, zlib.error) as error:
         raise InputError(f"{path} is no whole gzip file: {error}") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from None
 
 
 def texts_of(rows: Iterable[Row], name: str, field: str = "text") -> Iterator[TextRow]:

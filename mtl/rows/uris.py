@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from mtl.disk import atomic_write, reason, sweep
-from mtl.errors import InputError
+from mtl.disk import atomic_write, sweep
+from mtl.errors import InputError, one_line
 
 log = logging.getLogger("mtl")
 
@@ -48,8 +48,8 @@ class Place:
         try:
             filesystem, path = fs.FileSystem.from_uri(name)
         except (OSError, pa.ArrowException) as error:
-            shown = re.sub("//[^/]*@", "//", name.partition("?")[0])  # neither keys nor options
-            raise InputError(f"{shown} cannot be used: {first_line(error).replace(name, shown)}") from None
+            public = re.sub("//[^/]*@", "//", name.partition("?")[0])  # neither keys nor options
+            raise InputError(f"{public} cannot be used: {one_line(error).replace(name, public)}") from None
         return cls(filesystem, path.rstrip("/"))
 
     def __str__(self) -> str:
@@ -118,7 +118,7 @@ class Place:
                 yield temporary
                 fs.copy_files(str(temporary), self.path, fs.LocalFileSystem(), self.filesystem)
             except (OSError, pa.ArrowException) as error:
-                raise InputError(f"{self} cannot be written: {first_line(error)}") from None
+                raise InputError(f"{self} cannot be written: {one_line(error)}") from None
 
     def sweep(self) -> None:
         """Remove what killed processes left unfinished in this folder."""
@@ -140,13 +140,6 @@ def below(folder: str) -> list[str]:
     return found
 
 
-def first_line(error: Exception) -> str:
-    """What went wrong, where file systems and stores may say it at length."""
-    if isinstance(error, OSError) and error.errno:
-        return reason(error)
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 @contextmanager
 def reading(place: Place) -> Iterator[None]:
     """What goes wrong with reading a place in the block becomes one line.
@@ -159,7 +152,7 @@ def reading(place: Place) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{place} is no whole gzip file: {error}") from None
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{place} cannot be read: {first_line(error)}") from None
+        raise InputError(f"{place} cannot be read: {one_line(error)}") from None
 
 
 @contextmanager
