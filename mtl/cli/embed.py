@@ -9,10 +9,19 @@ from typing import Any, get_args
 
 import click
 
-from mtl.cli.options import check_output, choose_rows, encoding_options, load_encoder, settings
+from mtl.cli.options import (
+    check_output,
+    choose_rows,
+    encoding_options,
+    field_option,
+    input_option,
+    load_encoder,
+    overwrite_option,
+    settings,
+)
 from mtl.errors import shown
 from mtl.rows.outputs import open_output
-from mtl.rows.read import INPUTS, TextRow
+from mtl.rows.read import TextRow
 from mtl.rows.vector_files import WRITERS, OutputPrecision, Vectors
 
 WINDOW = 2048  # texts of an output that are finished and kept at once
@@ -39,14 +48,8 @@ def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
 
 @click.command()
 @click.argument("texts", nargs=-1)
-@click.option(
-    "-i",
-    "--input",
-    "source",
-    type=click.Path(path_type=Path),
-    help=f"A file of texts: {', '.join(INPUTS)}, or .gz of these; - for lines on standard input.",
-)
-@click.option("--field", help="Which field of a row holds the text.  [default: text]")
+@input_option
+@field_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(WRITERS)}.")
 @click.option("--prompt-name", help="Which of the model's prompts to put before every text.")
 @click.option(
@@ -55,7 +58,7 @@ def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
     "and write these ranges as OUTPUT.ranges.npy.",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with what there is of the output: nothing, a part, or all of it.")
-@click.option("--overwrite", is_flag=True, help="Replace an output, or a part of one, that is there already.")
+@overwrite_option
 @encoding_options
 def embed(
     texts: tuple[str, ...],
@@ -106,18 +109,22 @@ def embed(
 @click.command("embed-corpus")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", required=True, help="A folder, by path or URL; what is there already stays.")
-@click.option("--column", default="text", show_default=True, help="Which column holds the text.")
+@click.option("--field", "--column", default="text", show_default=True, help="Which column holds the text.")
 @click.option("--id-column", default="id", show_default=True, help="Which column holds the ids.")
 @click.option("--number-rows", is_flag=True, help="No column holds ids: number each file's rows from 1.")
 @click.option("--keep", multiple=True, metavar="COLUMN", help="A column to keep; may be given several times.")
 @click.option(
-    "--vectors", type=click.Choice(["float32", "float16", "int8"]), default="float32", show_default=True,
-    help="Their numbers; int8 has a column embedding_scale, with which to multiply each vector.",
+    "--output-precision", type=click.Choice(["float32", "float16", "scaled-int8"]),
+    default="float32", show_default=True,
+    help="Number format of the vectors; scaled-int8 has a column embedding_scale, with which to multiply each.",
 )  # fmt: skip
+@click.option("--vectors", type=click.Choice(["float32", "float16", "int8"]), hidden=True)  # its older name
 @click.option("--address", help="A Ray cluster: auto, host:port, or local for one of this machine.  [default: no Ray]")
 @click.option("--actors", type=click.IntRange(1), help="Encoders on the cluster.  [default: as many as have room]")
 @encoding_options
-def embed_corpus(inputs: tuple[str, ...], id_column: str, number_rows: bool, **options: Any) -> None:
+def embed_corpus(
+    inputs: tuple[str, ...], id_column: str, number_rows: bool, vectors: str | None, **options: Any
+) -> None:
     """Embed the texts of INPUT files and folders, by path or URL, into a folder of Parquet files, one for each.
 
     Inputs are .parquet, .jsonl, .csv and .tsv; all but the first may end in .gz behind that. An output appears when
@@ -125,6 +132,8 @@ def embed_corpus(inputs: tuple[str, ...], id_column: str, number_rows: bool, **o
     """
     from mtl.rows.corpus import embed_corpus as embed
 
-    settings(model=options["model"], precision=options["precision"], vectors=options["vectors"],
+    options |= {"vectors": vectors} if vectors else {}
+    settings(model=options["model"], precision=options["precision"],
+             output_precision=vectors or options["output_precision"],
              overflow=options["overflow"], address=options["address"] or "none")  # fmt: skip
     click.echo(embed(inputs, id_column=None if number_rows else id_column, **options), err=True)

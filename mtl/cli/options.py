@@ -20,13 +20,20 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 STDIN = "standard input"
-INPUT_HELP = f"A file of texts: {', '.join(INPUTS)}, or these with .gz behind; - is standard input."
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "auto")
 
 precision_option = click.option(
     "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
     help="What to compute in; fp16 is for a GPU, int8 for a CPU, auto is bf16 where it is native, else fp32.",
 )  # fmt: skip
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+input_option = click.option(
+    "-i", "--input", "source", type=click.Path(path_type=Path),
+    help=f"A file of texts: {', '.join(INPUTS)}, or these with .gz behind; - is standard input.",
+)  # fmt: skip
+field_option = click.option("--field", help="Which field of a row holds the text.  [default: text]")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
 ENCODING = [
     click.option(
         "-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision]."
@@ -39,8 +46,8 @@ ENCODING = [
     ),
     click.option("--max-length", type=click.IntRange(1), help="Tokens per text.  [default: the model's own]"),
     click.option("--batch-tokens", type=click.IntRange(1), help="Tokens computed at once."),
-    click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"),
-    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
+    threads_option,
+    device_option,
     precision_option,
 ]
 

@@ -83,7 +83,7 @@ def check_names(names: Iterable[str], columns: Columns) -> None:
         InputError: one is missing; the line says how to name another.
     """
     names = list(names)
-    options = [("--column", columns.text), ("--id-column", columns.id), *(("--keep", name) for name in columns.keep)]
+    options = [("--field", columns.text), ("--id-column", columns.id), *(("--keep", name) for name in columns.keep)]
     for option, name in options:
         if name is not None and name not in names:
             instead = ", or number the rows with --number-rows" if option == "--id-column" else ""
@@ -115,7 +115,7 @@ def check_schema(schema: pa.Schema, columns: Columns) -> None:
     check_names(schema.names, columns)
     kind = schema.field(columns.text).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise InputError(f"column {columns.text!r} is of type {kind}; expected strings: name another with --column")
+        raise InputError(f"column {columns.text!r} is of type {kind}; expected strings: name another with --field")
 
 
 Rows = tuple[list[str], list[Any], pa.RecordBatch]  # where each row stands, the texts, the columns that are kept

@@ -22,7 +22,8 @@ from mtl.rows.blocks import SCALE, VECTOR, Columns, blocks
 from mtl.rows.manifest import Settings, note
 from mtl.rows.uris import Place, Source, named
 
-VectorType = Literal["float32", "float16", "int8"]
+# int8 of one file's output has the ranges of all its vectors; a corpus's has a scale for each vector, and another name
+CorpusPrecision = Literal["float32", "float16", "scaled-int8"]
 Vectors = NDArray[Any]
 
 WINDOW = 8192  # rows that are read, embedded and written at once
@@ -40,7 +41,7 @@ class Job:
     device: str
     options: dict[str, Any]
     columns: Columns
-    vectors: VectorType
+    vectors: CorpusPrecision
     output: Place
     settings: Settings
 
@@ -115,9 +116,11 @@ class Worker:
                 yield with_vectors(kept, vectors, self.job.vectors, metadata)
 
 
-def with_vectors(kept: pa.RecordBatch, vectors: Vectors, kind: VectorType, metadata: dict[bytes, bytes]) -> pa.Table:
+def with_vectors(
+    kept: pa.RecordBatch, vectors: Vectors, precision: CorpusPrecision, metadata: dict[bytes, bytes]
+) -> pa.Table:
     """Rows with their float32 vectors (rows, dim) behind the other columns, as lists of one length."""
-    numbers, scales = (vectors.astype(kind), None) if kind != "int8" else scaled(vectors)
+    numbers, scales = scaled(vectors) if kind == "scaled-int8" else (vectors.astype(kind), None)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), vectors.shape[1])
     table = pa.Table.from_batches([kept]).append_column(VECTOR, lists)
     if scales is not None:
