@@ -11,7 +11,10 @@ from typing import Any
 
 
 def shown(value: object, width: int = 60) -> str:
-    """A value's repr for a message of one line, cut where it is long or deep."""
+    """A value's repr for one line, cut where it is long or deep: of a text, the beginning is left."""
+    if isinstance(value, str):
+        text = repr(value[:width])
+        return text if text == repr(value) and len(text) <= width else text[: width - 3] + "..."
     brief = reprlib.Repr()
     brief.maxstring = brief.maxother = brief.maxlong = width
     return brief.repr(value)

@@ -21,4 +21,5 @@ class EncodeOptions(TypedDict, total=False):
     progress: bool | None
 
 
+DEFAULTS: EncodeOptions = {"normalize": False, "overflow": "warn"}  # of the others, None
 OPTIONS = tuple(EncodeOptions.__annotations__)

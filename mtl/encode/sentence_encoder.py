@@ -21,7 +21,7 @@ from mtl.checkpoints.fetch import fetch
 from mtl.encode import precision as formats
 from mtl.encode.compat import THEIR_METHODS, accepts_their_keywords
 from mtl.encode.engine import Engine, usable
-from mtl.encode.options import EncodeOptions
+from mtl.encode.options import DEFAULTS, EncodeOptions
 from mtl.encode.precision import Precision
 from mtl.encode.tokenizer import Tokenizer, several
 from mtl.encode.windows import Block, in_blocks, tokenized_windows, warn_of_cuts, with_bar
@@ -337,8 +337,9 @@ class SentenceEncoder(nn.Module):
 
         ``total`` is the number of texts, if it is known; ``ahead``, whether to tokenize while the model computes.
         """
-        normalize, truncate_dim = options.get("normalize", False), options.get("truncate_dim")
-        overflow, max_length = options.get("overflow", "warn"), options.get("max_length")
+        options = {**DEFAULTS, **options}
+        normalize, truncate_dim = options["normalize"], options.get("truncate_dim")
+        overflow, max_length = options["overflow"], options.get("max_length")
         batch_tokens, threads = options.get("batch_tokens"), options.get("threads")
         check_counts(batch_tokens=batch_tokens, threads=threads, max_length=max_length, truncate_dim=truncate_dim)
         if truncate_dim is not None and truncate_dim > self.dim:

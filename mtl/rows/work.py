@@ -117,7 +117,7 @@ class Worker:
 
 
 def with_vectors(
-    kept: pa.RecordBatch, vectors: Vectors, precision: CorpusPrecision, metadata: dict[bytes, bytes]
+    kept: pa.RecordBatch, vectors: Vectors, kind: CorpusPrecision, metadata: dict[bytes, bytes]
 ) -> pa.Table:
     """Rows with their float32 vectors (rows, dim) behind the other columns, as lists of one length."""
     numbers, scales = scaled(vectors) if kind == "scaled-int8" else (vectors.astype(kind), None)
