@@ -274,6 +274,33 @@ def test_interrupt_keeps_what_is_done(mtl: Callable[..., Done], folder: Path, tm
     assert np.array_equal(np.load(output), SentenceEncoder.from_pretrained(folder).encode(texts))
 
 
+SWALLOWS = """
+import sys, time, types
+from mtl.__main__ import main
+
+def run():
+    print("begun", flush=True)
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+
+sys.modules["mtl.cli"] = types.SimpleNamespace(main=run)
+main()
+"""
+
+
+def test_an_interrupt_that_a_library_swallows() -> None:
+    process = subprocess.Popen([sys.executable, "-c", SWALLOWS], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"begun\n"
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == (b"", b"interrupted\n")
+    assert process.returncode == 130
+    assert time.monotonic() - started < 1
+
+
 def test_lines_of_a_pipe_as_they_come() -> None:
     """In pieces of any size, from a descriptor that waits or does not, with a last line without an end."""
     reader, writer = os.pipe()
