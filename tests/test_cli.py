@@ -249,7 +249,7 @@ def interrupted(folder: Path, output: Path, lines: int, signals: int) -> str:
         process.send_signal(signal.SIGINT)
         time.sleep(0.01)
     assert process.wait(timeout=60) == 130
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5  # a second, where nothing else runs
     stderr = process.stderr.read().decode()
     process.stdin.close()
     process.stderr.close()
@@ -279,9 +279,9 @@ import sys, time, types
 from mtl.__main__ import main
 
 def run():
-    print("begun", flush=True)
     while True:
         try:
+            print("begun", flush=True)
             time.sleep(60)
         except KeyboardInterrupt:
             pass
@@ -296,9 +296,9 @@ def test_an_interrupt_that_a_library_swallows() -> None:
     assert process.stdout.readline() == b"begun\n"
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60) == (b"", b"interrupted\n")
+    assert process.communicate(timeout=60)[1] == b"interrupted\n"
     assert process.returncode == 130
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
 
 
 def test_lines_of_a_pipe_as_they_come() -> None:
