@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import hashlib
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,21 +14,26 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from mtl.errors import MtlError
+from mtl.errors import MtlError, one_line
 
 PARTIAL = ".partial"  # how the names of unfinished files and folders end
 
 
-def reason(error: Exception) -> str:
-    """What went wrong, in the system's words: "No space left on device"."""
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)  # pyarrow's strerror holds more than that
-    inner = re.search(r"([^:]+) \(os error \d+\)", str(error))  # as safetensors passes it on
-    return inner[1].strip() if inner else " ".join(str(error).split())
+def beside(path: Path, end: str, start: str = "") -> Path:
+    """A file beside another, named after it: ``start``, its name, ``end``; shortened where that would be too long."""
+    try:
+        longest = os.pathconf(path.parent, "PC_NAME_MAX")
+    except OSError:  # there is no such folder yet
+        longest = 255
+    name, room = os.fsencode(path.name), longest - len(os.fsencode(start + end))
+    if len(name) <= room:
+        return path.with_name(start + path.name + end)
+    digest = hashlib.sha256(name).hexdigest()[:8]
+    return path.with_name(f"{start}{name[: room - 9].decode(errors='ignore')}~{digest}{end}")
 
 
 def sync(path: Path) -> None:
-    """Have the content of a file or folder on the disk before anything that follows."""
+    """Have the content of a file, or the names in a folder, on the disk before anything that follows."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,12 +50,18 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def unfinished(path: Path, token: str) -> Path:
+    """What a file or folder is called until it is whole; ``token`` tells two that are written at once apart."""
+    return beside(path, f".{token:8}{PARTIAL}", ".")
+
+
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove what killed processes left unfinished: of one name in a folder, or all in it and below.
 
     It is for the holder of the lock on that, since nobody else writes there.
     """
-    pattern = f".{glob.escape(name) if name else '*'}.{'[0-9a-f]' * 8}{PARTIAL}"
+    own = unfinished(folder / name, "").name.removesuffix(PARTIAL).rstrip() if name else None
+    pattern = f"{glob.escape(own) if own else '.*.'}{'[0-9a-f]' * 8}{PARTIAL}"
     for left in folder.glob(pattern) if name else folder.rglob(pattern):
         remove(left)
 
@@ -61,7 +72,7 @@ def writing(path: Path, error: type[MtlError]) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as problem:
-        raise error(f"{path} cannot be written: {reason(problem)}") from None
+        raise error(f"{path} cannot be written: {one_line(problem)}") from None
 
 
 @contextmanager
@@ -75,7 +86,7 @@ def atomic_write(path: Path, error: type[MtlError], folder: bool = False) -> Ite
     Raises:
         error: it cannot be written, or something in the block could not be, with the system's reason.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    temporary = unfinished(path, secrets.token_hex(4))
     try:
         with writing(path, error):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +94,8 @@ def atomic_write(path: Path, error: type[MtlError], folder: bool = False) -> Ite
             mode = temporary.stat().st_mode & 0o777
             yield temporary
             temporary.chmod(mode)
-            sync(temporary)
+            for each in [*temporary.rglob("*"), temporary]:
+                sync(each)
             temporary.replace(path)
             sync(path.parent)
     finally:
@@ -92,7 +104,7 @@ def atomic_write(path: Path, error: type[MtlError], folder: bool = False) -> Ite
 
 def lock_path(path: Path) -> Path:
     """Where the lock of a folder, or of a file, is."""
-    return path / ".lock" if path.is_dir() else path.with_name(path.name + ".lock")
+    return path / ".lock" if path.is_dir() else beside(path, ".lock")
 
 
 @contextmanager
@@ -106,11 +118,14 @@ def lock(path: Path, error: type[MtlError]) -> Iterator[None]:
         error: another process holds it; or the lock file cannot be written.
     """
     target = lock_path(path)
-    with writing(path, error):
-        file = open_locked(target)
-    if file is None:
-        holder = target.read_text().strip() or "unknown"
-        raise error(f"{path} is being written by process {holder}; wait until it ends, or choose another name")
+    file = None
+    while file is None:
+        with writing(path, error):
+            file = open_locked(target)
+        if file is None:
+            with suppress(FileNotFoundError):  # its holder has left in between: once more
+                holder = target.read_text().strip() or "unknown"
+                raise error(f"{path} is being written by process {holder}; wait until it ends, or choose another name")
     try:
         yield
     finally:
@@ -124,10 +139,11 @@ def open_locked(path: Path) -> int | None:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-                os.ftruncate(file, 0)
-                os.write(file, f"{os.getpid()}\n".encode())
-                return file
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), path.stat()):
+                    os.ftruncate(file, 0)
+                    os.write(file, f"{os.getpid()}\n".encode())
+                    return file
         except BlockingIOError:
             os.close(file)
             return None

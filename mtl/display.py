@@ -1,14 +1,8 @@
-"""How things are shown to a user: values in one line, numbers with their noun, rows in columns."""
+"""How things are shown to a user: numbers with their noun, rows in columns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-
-def preview(value: object, width: int = 60) -> str:
-    """The beginning of a value's repr, for a message of one line."""
-    shown = repr(value)
-    return shown if len(shown) <= width else shown[: width - 3] + "..."
 
 
 def counted(number: int, noun: str) -> str:

@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import numbers
+import os
+import re
 import reprlib
+from collections.abc import Mapping
+from typing import Any
 
-BRIEF = reprlib.Repr()
-BRIEF.maxstring = BRIEF.maxother = BRIEF.maxlong = 60
 
-
-def shown(value: object) -> str:
-    """A value's repr for a message of one line, cut where it is long or deep."""
-    return BRIEF.repr(value)
+def shown(value: object, width: int = 60) -> str:
+    """A value's repr for one line, cut where it is long or deep: of a text, the beginning is left."""
+    if isinstance(value, str):
+        text = repr(value[:width])
+        return text if text == repr(value) and len(text) <= width else text[: width - 3] + "..."
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = brief.maxlong = width
+    return brief.repr(value)
 
 
 def one_line(error: Exception, most: int = 200) -> str:
-    """What another library's error says, without line ends, and cut where it is long."""
-    text = " ".join(str(error).split())
+    """What another library's error says, in one line, cut where it is long; of files, in the system's own words."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)  # pyarrow's strerror holds more than that
+    inner = re.search(r"([^:]+) \(os error \d+\)", str(error))  # as safetensors passes it on
+    text = " ".join((inner[1] if inner else str(error)).split()) or type(error).__name__
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """What differs between two groups of settings: the dotted name, and both values."""
+    found = []
+    for key in [*before, *(key for key in now if key not in before)]:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differing(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append((f"{prefix}{key}", old, new))
+    return found
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two groups of settings, as ``training.seed was 0, is 1``."""
+    return [f"{key} was {old!r}, is {new!r}" for key, old, new in differing(before, now)]
 
 
 class MtlError(Exception):
@@ -56,12 +82,15 @@ class CheckpointError(MtlError):
 
 
 def check_counts(**counts: int | None) -> None:
-    """That each of these, where it is given, is a whole number of at least 1.
+    """That each of these, where it is given, is a whole number of at least 1, and ``threads`` one that a machine bears.
 
     Raises:
         InputError: one is not.
     """
+    most = max(64, 4 * (os.cpu_count() or 1))  # of threads; where too many begin, OpenMP ends the process
     for name, value in counts.items():
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         if value is not None and (not whole or value < 1):
             raise InputError(f"{name} is {shown(value)}; expected {'1 or more' if whole else 'a whole number'}")
+        if name == "threads" and value is not None and value > most:
+            raise InputError(f"threads is {shown(value)}; expected at most {most} on this machine")

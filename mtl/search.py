@@ -1,7 +1,9 @@
-"""How similar vectors are, and which of many are the most similar. Nothing is approximate."""
+"""How similar vectors are, which of many are the most similar, and how good a ranking is. Nothing is approximate."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeGuard, get_args
 
 import numpy as np
@@ -15,7 +17,12 @@ from mtl.errors import InputError, check_counts, shown
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Vectors = NDArray[Any] | Tensor
 
-QUERIES, ROWS = 1024, 16384  # of a block: 64 MB of scores at once
+Relevance = Mapping[int, float]  # a document's place, and how relevant it is
+
+LARGE = 1e15  # a value beyond which squares are summed with care
+QUERIES, BLOCK = 1024, 16384  # vectors that are compared at once: 64 MB of scores
+DEPTH = 100  # results of a query that the metrics look at
+METRICS = {"ndcg@10": 1, "mrr@10": 1, "recall@10": 1, "recall@100": 1}
 
 
 def are_vectors(given: Any) -> TypeGuard[Vectors]:
@@ -38,13 +45,19 @@ def as_matrix(vectors: Vectors, name: str) -> Tensor:
     return tensor.float().unsqueeze(0) if tensor.dim() == 1 else tensor.float()
 
 
+def unit(x: Tensor) -> Tensor:
+    """Vectors at length 1; those whose squares a float32 cannot hold are made smaller first."""
+    largest = x.abs().amax(dim=-1, keepdim=True) if x.numel() else x
+    return F.normalize(x / largest if (largest > LARGE).any() else x, dim=-1)
+
+
 def scores(a: Tensor, b: Tensor, measure: Similarity) -> Tensor:
     """The similarity of each of a (n, dim) to each of b (m, dim): (n, m), of which more is nearer.
 
     A distance counts as its negative.
     """
     if measure == "cosine":
-        return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T
+        return unit(a) @ unit(b).T
     if measure == "dot":
         return a @ b.T
     exact = "donot_use_mm_for_euclid_dist"
@@ -71,32 +84,102 @@ def similarity(a: Vectors, b: Vectors, measure: Similarity = "cosine") -> Any:
     return found if isinstance(a, Tensor) else found.numpy()
 
 
+def check_finite(vectors: Tensor, name: str, start: int = 0) -> Tensor:
+    """The vectors themselves, (vectors, dim), if all can be compared; ``start`` is the place of the first.
+
+    Raises:
+        InputError: a value is NaN or infinite, which would rank anywhere.
+    """
+    finite = torch.isfinite(vectors).all(dim=1)
+    if not finite.all():
+        place = start + int(finite.logical_not().nonzero()[0])
+        raise InputError(f"{name}[{place}] is not finite (NaN or infinity); expected numbers that can be compared")
+    return vectors
+
+
 def search(
     queries: Vectors, corpus: Vectors, k: int = 10, measure: Similarity = "cosine"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k most similar of the corpus for each query: their scores and their places, best first, both (queries, k).
 
-    The corpus (vectors, dim) is gone through block by block, so that it may be larger than memory:
-    ``np.load("vectors.npy", mmap_mode="r")``. Where it has fewer than k vectors, all of them are found.
+    Of equal ones, the first of the corpus comes first. The corpus (vectors, dim) is gone through block by block, so
+    that it may be larger than memory: ``np.load("vectors.npy", mmap_mode="r")``. Where it has fewer than k vectors,
+    all of them are found.
 
     Raises:
-        InputError: k is less than 1; an unknown measure, or vectors that do not go together.
+        InputError: k is less than 1; an unknown measure, vectors that do not go together or are not finite.
     """
     check_counts(k=k)
     wanted = as_matrix(queries, "queries")
     check_measure(measure, (wanted.shape[1], corpus.shape[-1]))
-    parts = [best(part, corpus, k, measure) for part in wanted.split(QUERIES)]
-    return torch.cat([found for found, _ in parts]).numpy(), torch.cat([places for _, places in parts]).numpy()
+    corpus = corpus[None] if corpus.ndim == 1 else corpus
+    blocks = (as_matrix(corpus[start : start + BLOCK], "corpus") for start in range(0, len(corpus), BLOCK))
+    found, places = nearest(wanted, blocks, k, measure)
+    return found.numpy(), places.numpy()
 
 
-def best(queries: Tensor, corpus: Vectors, k: int, measure: Similarity) -> tuple[Tensor, Tensor]:
-    """As ``search``, for one block of queries."""
-    found = torch.empty(len(queries), 0)
-    places = torch.empty(len(queries), 0, dtype=torch.int64)
-    for start in range(0, len(corpus), ROWS):
-        block = as_matrix(corpus[start : start + ROWS], "corpus").to(queries.device)
-        here, rows = scores(queries, block, measure).topk(min(k, len(block)), dim=1)
-        found, places = torch.cat([found, here.cpu()], dim=1), torch.cat([places, rows.cpu() + start], dim=1)
-        found, order = found.topk(min(k, found.shape[1]), dim=1)
-        places = places.gather(1, order)
-    return found, places
+def nearest(queries: Tensor, corpus: Iterable[Tensor], k: int, measure: Similarity = "cosine") -> tuple[Tensor, Tensor]:
+    """As ``search``, for a corpus that comes in blocks (any number, dim), each needed only until the next one comes."""
+    groups = check_finite(queries.float(), "queries").split(QUERIES)
+    best = [(torch.empty(len(group), 0), torch.empty(len(group), 0, dtype=torch.int64)) for group in groups]
+    start = 0
+    for block in corpus:
+        block = check_finite(block.float(), "corpus", start).to(queries.device)
+        for i, group in enumerate(groups):
+            found, places = first_best(scores(group, block, measure), k)
+            if not torch.isfinite(found[:, :1]).all():
+                raise InputError(f"the vectors are too large to be compared by {measure}; expected smaller numbers")
+            both = [torch.cat(pair, dim=1) for pair in zip(best[i], (found.cpu(), places.cpu() + start), strict=True)]
+            order = both[0].sort(dim=1, descending=True, stable=True).indices[:, :k]
+            best[i] = both[0].gather(1, order), both[1].gather(1, order)
+        start += len(block)
+    return torch.cat([found for found, _ in best]), torch.cat([places for _, places in best])
+
+
+def first_best(found: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, in falling order, and where they are; of equal ones the first.
+
+    ``topk`` takes any of equal ones, so only rows with equal ones on both sides of the border are sorted as a whole.
+    """
+    k = min(k, found.shape[1])
+    values, places = found.topk(k, dim=1)
+    torn = (found >= values[:, -1:]).sum(dim=1) > k if k else torch.zeros(len(found), dtype=torch.bool)
+    if torn.any():
+        places[torn] = found[torn].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    places = places.sort(dim=1).values
+    order = found.gather(1, places).sort(dim=1, descending=True, stable=True).indices
+    places = places.gather(1, order)
+    return found.gather(1, places), places
+
+
+def gain(relevances: Sequence[float]) -> float:
+    """Discounted cumulative gain of a ranking (Jarvelin and Kekalainen 2002)."""
+    return sum(relevance / math.log2(rank + 2) for rank, relevance in enumerate(relevances))
+
+
+def ranking_metrics(rankings: Sequence[Sequence[int]], relevant: Sequence[Relevance]) -> dict[str, float]:
+    """Means over queries; a query's ranking holds places, best first, and what is relevant to it is above 0.
+
+    ndcg@10 is the gain of the first ten by that of the best ten; mrr@10 one by the rank of the first relevant one among
+    ten; recall@k the share of the relevant ones that are among the first k.
+    """
+    sums = dict.fromkeys(METRICS, 0.0)
+    for ranking, judged in zip(rankings, relevant, strict=True):
+        gains = [judged.get(place, 0.0) for place in ranking]
+        ideal = sorted((value for value in judged.values() if value > 0), reverse=True)
+        first = next((rank for rank, value in enumerate(gains[:10], 1) if value > 0), None)
+        sums["ndcg@10"] += gain(gains[:10]) / gain(ideal[:10])
+        sums["mrr@10"] += 1 / first if first else 0.0
+        for k in (10, 100):
+            sums[f"recall@{k}"] += sum(value > 0 for value in gains[:k]) / len(ideal)
+    return {name: total / len(rankings) for name, total in sums.items()}
+
+
+def search_metrics(
+    queries: Tensor, corpus: Iterable[Tensor], relevant: Sequence[Relevance], same: Sequence[int | None],
+    measure: Similarity = "cosine",
+) -> dict[str, float]:  # fmt: skip
+    """Those of exact search. ``same[i]`` is the place of query i itself in the corpus, which does not count."""
+    found = nearest(queries, corpus, DEPTH + 1, measure)[1].tolist()
+    others = [[place for place in places if place != own][:DEPTH] for places, own in zip(found, same, strict=True)]
+    return ranking_metrics(others, relevant)

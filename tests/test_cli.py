@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ from mtl.cli import main
 from mtl.cli.options import PRECISIONS
 from mtl.encode.precision import Precision
 from mtl.model.linear import Packed
-from mtl.rows.read import read_rows
+from mtl.rows.read import open_lines, read_rows
 
 TEXTS = ["a b c", "d, e", "", 'f "g"']
 
@@ -233,21 +234,89 @@ def test_an_earlier_output_survives_a_failure(mtl: Callable[..., Done], folder: 
     assert (tmp_path / "out.npy").read_bytes() == b"earlier"
 
 
-def test_interrupt_leaves_no_output(folder: Path, tmp_path: Path) -> None:
-    """Standard input stays open, so that it waits in the middle of writing."""
-    output = tmp_path / "out.npy"
+def interrupted(folder: Path, output: Path, lines: int, signals: int) -> str:
+    """What embedding says that is interrupted once it has read so many lines, while its standard input stays open."""
     command = [sys.executable, "-m", "mtl", "embed", "--model", str(folder), "--output", str(output)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdin.write(b"".join(b"a b %d\n" % i for i in range(lines)))
+    process.stdin.flush()
+    done = output.with_name("out.npy.partial.json" if lines else "out.npy.partial")
     deadline = time.monotonic() + 60
-    while not output.with_name("out.npy.partial").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    while not done.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    started = time.monotonic()
+    for _ in range(signals):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    assert process.wait(timeout=60) == 130
+    assert time.monotonic() - started < 5  # a second, where nothing else runs
+    stderr = process.stderr.read().decode()
     process.stdin.close()
-    stderr = process.stderr.read()
-    assert process.wait(timeout=60) == 130, stderr
-    assert b"Traceback" not in stderr
-    assert b"interrupted" in stderr
+    process.stderr.close()
+    assert "Traceback" not in stderr
+    assert "Fatal" not in stderr
+    return stderr
+
+
+def test_interrupt_leaves_no_output(folder: Path, tmp_path: Path) -> None:
+    assert "interrupted" in interrupted(folder, tmp_path / "out.npy", 0, 1)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_interrupt_keeps_what_is_done(mtl: Callable[..., Done], folder: Path, tmp_path: Path) -> None:
+    """And --resume goes on with it, with nothing lost and nothing twice; a second Ctrl-C changes nothing."""
+    output = tmp_path / "out.npy"
+    interrupted(folder, output, 5000, 3)
+    texts = [f"a b {i}" for i in range(5500)]
+    stdin = "\n".join(texts).encode()
+    done = mtl("embed", "--model", folder, "--output", output, "--resume", stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.load(output), SentenceEncoder.from_pretrained(folder).encode(texts))
+
+
+SWALLOWS = """
+import sys, time, types
+from mtl.__main__ import main
+
+def run():
+    while True:
+        try:
+            print("begun", flush=True)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+
+sys.modules["mtl.cli"] = types.SimpleNamespace(main=run)
+main()
+"""
+
+
+def test_an_interrupt_that_a_library_swallows() -> None:
+    process = subprocess.Popen([sys.executable, "-c", SWALLOWS], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"begun\n"
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == b"interrupted\n"
+    assert process.returncode == 130
+    assert time.monotonic() - started < 5
+
+
+def test_lines_of_a_pipe_as_they_come() -> None:
+    """In pieces of any size, from a descriptor that waits or does not, with a last line without an end."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+
+    def write() -> None:
+        for piece in (b"a\n", b"b", b"c\n\nd" + b"x" * 100_000, b"\n", b"last"):
+            os.write(writer, piece)
+            time.sleep(0.01)
+        os.close(writer)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    with os.fdopen(reader, "rb") as file:
+        assert list(open_lines(file, "it")) == [b"a\n", b"bc\n", b"\n", b"d" + b"x" * 100_000 + b"\n", b"last"]
+    thread.join()
 
 
 def test_a_reader_that_stops_reading(folder: Path) -> None:

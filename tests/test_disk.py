@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from mtl.disk import atomic_write, lock, lock_path, sweep
+from mtl.disk import atomic_write, beside, lock, lock_path, sweep
 from mtl.errors import CheckpointError, InputError
 
 
@@ -35,6 +36,42 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message), atomic_write(tmp_path / "run", CheckpointError, folder=True):
         pass
     assert os.listdir(tmp_path) == ["run"]
+
+
+def test_every_file_of_a_folder_is_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is synced before the folder has its name, and the name after that: a power cut leaves no empty files."""
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with atomic_write(tmp_path / "run", CheckpointError, folder=True) as temporary:
+        (temporary / "deep").mkdir()
+        for name in ("model.safetensors", "deep/config.json"):
+            (temporary / name).write_text("one")
+    assert set(synced[:3]) == {"model.safetensors", "deep", "config.json"}
+    assert synced[3:] == [temporary.name, tmp_path.name]
+
+
+@pytest.mark.parametrize("size", [230, 238, 250, 255])
+@pytest.mark.parametrize("letter", ["a", "é"])
+def test_names_as_long_as_the_file_system_takes(tmp_path: Path, size: int, letter: str) -> None:
+    """What is written beside them for a while has a shorter one; what a killed process left is found under it."""
+    name = letter * (size // len(letter.encode())) + "x" * (size % len(letter.encode()))
+    with lock(tmp_path / name, InputError), atomic_write(tmp_path / name, InputError) as temporary:
+        temporary.write_text("one")
+        left = temporary.with_name(temporary.name[:-16] + "01234567.partial")
+        left.touch()
+        sweep(tmp_path, name)
+        assert not temporary.exists()
+        assert not left.exists()
+        temporary.write_text("two")
+    assert (tmp_path / name).read_text() == "two"
+    assert os.listdir(tmp_path) == [name]
+    other = "a" * 254
+    assert beside(tmp_path / f"{other}b", ".lock") != beside(tmp_path / f"{other}c", ".lock")
 
 
 def test_the_umask_decides_the_mode(tmp_path: Path) -> None:
@@ -94,4 +131,29 @@ def test_one_writer_at_a_time(tmp_path: Path, name: str) -> None:
     assert lock_path(path).exists()
     with lock(path, InputError), pytest.raises(InputError, match=f"by process {os.getpid()}"), lock(path, InputError):
         pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_many_who_want_one_lock(tmp_path: Path) -> None:
+    """Whoever does not get it is told so in one line, though its holder may leave at that very moment."""
+    held, others, failed = [], [], []
+
+    def want() -> None:
+        for _ in range(1000):
+            try:
+                with lock(tmp_path / "a", InputError):
+                    held.append(1)
+            except InputError as error:
+                others.append(str(error))
+            except Exception as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=want) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert len(held) + len(others) == 4000
+    assert all("is being written by process" in line for line in others)
     assert os.listdir(tmp_path) == []

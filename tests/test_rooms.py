@@ -12,7 +12,6 @@ ORDER = (
     "mtl.kernels",
     "mtl.checkpoints",
     "mtl.search",
-    "mtl.retrieval",
     "mtl.encode",
     "mtl.rows",
     "mtl.tasks",

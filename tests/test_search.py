@@ -1,18 +1,22 @@
 """Similarities by hand, and a search in blocks that finds what a search in one piece does."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mtl import SentenceEncoder
-from mtl import search as blocks
+from mtl import search as module
 from mtl.checkpoints.load import Checkpoint
 from mtl.checkpoints.save import save
 from mtl.errors import ConfigError, InputError
-from mtl.search import search, similarity
+from mtl.search import METRICS, nearest, ranking_metrics, search, similarity
+from mtl.tasks.spec import TaskSpec
 
 A = np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32)
 B = np.array([[4.0, 3.0], [-3.0, -4.0], [3.0, 0.0]], dtype=np.float32)
@@ -36,8 +40,8 @@ def test_similarities_by_hand(measure: str, expected: list[list[float]]) -> None
 
 @pytest.mark.parametrize("measure", ["cosine", "dot", "euclidean"])
 def test_a_search_in_blocks_is_exact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, measure: str) -> None:
-    monkeypatch.setattr(blocks, "QUERIES", 3)
-    monkeypatch.setattr(blocks, "ROWS", 7)
+    monkeypatch.setattr(module, "QUERIES", 3)
+    monkeypatch.setattr(module, "BLOCK", 7)
     generator = np.random.default_rng(0)
     queries, corpus = (generator.normal(size=(n, 5)).astype(np.float32) for n in (8, 40))
     np.save(tmp_path / "corpus.npy", corpus)
@@ -81,3 +85,87 @@ def test_a_model_searches_by_its_own_measure(checkpoint: Checkpoint, tmp_path: P
     save(dataclasses.replace(checkpoint, similarity_fn_name="angle"), tmp_path / "angle")
     with pytest.raises(ConfigError, match="similarity_fn_name is 'angle'; expected one of cosine"):
         SentenceEncoder.from_pretrained(tmp_path / "angle")
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot", "euclidean", "manhattan"])
+def test_of_equal_ones_the_first(monkeypatch: pytest.MonkeyPatch, measure: str) -> None:
+    """Whatever the blocks, and whether the equal ones fit into k: topk alone gives them in no order."""
+    corpus = np.tile(np.array([[1.0, 2.0]], dtype=np.float32), (20001, 1))
+    corpus[15000:15003] = [[1, 2.1], [1, 2.1], [0, 1]]
+    (scores,), (places,) = search(corpus[0], corpus, 6, measure)
+    first = [15000, 15001, 0, 1, 2, 3] if measure == "dot" else [0, 1, 2, 3, 4, 5]
+    assert places.tolist() == first
+    assert (np.diff(scores) <= 0).all()
+    monkeypatch.setattr(module, "BLOCK", 700)
+    assert search(corpus[:3], corpus, 6, measure)[1].tolist() == [first] * 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(-2, 2), min_size=3, max_size=3), min_size=1, max_size=40), st.integers(1, 12),
+    st.integers(1, 9),
+)  # fmt: skip
+def test_search_is_a_stable_sort(corpus: list[list[int]], k: int, block: int) -> None:
+    vectors = torch.tensor(corpus, dtype=torch.float32)
+    whole = vectors[:5] @ vectors.T  # small whole numbers, so that equal ones are equal
+    expected = whole.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    assert torch.equal(nearest(vectors[:5], vectors.split(block), k, "dot")[1], expected)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_vectors_that_are_not_finite(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """Refused with their place: a NaN would rank first, by every measure."""
+    monkeypatch.setattr(module, "BLOCK", 2)
+    corpus = np.ones((5, 2), dtype=np.float32)
+    corpus[3, 1] = value
+    for measure in ("cosine", "dot", "euclidean", "manhattan"):
+        with pytest.raises(InputError, match=r"^corpus\[3\] is not finite \(NaN or infinity\)"):
+            search(corpus[0], corpus, 2, measure)
+        with pytest.raises(InputError, match=r"^queries\[3\] is not finite"):
+            search(corpus, corpus[:2], 2, measure)
+    with pytest.raises(InputError, match=r"^corpus\[1\] is not finite"):
+        search(A, np.array([[1, 1], [1e300, 1]]), 1)
+
+
+def test_very_large_vectors() -> None:
+    """Cosines are right where squares would not fit; a product that does not fit is refused."""
+    corpus = np.array([[0, 1e30], [1e30, 1e30], [3, 4]], dtype=np.float32)
+    scores, places = search(corpus[1] / 1e10, corpus, 3)
+    assert places.tolist() == [[1, 2, 0]]
+    np.testing.assert_allclose(scores, [[1, 7 / 50**0.5, 0.5**0.5]], rtol=1e-6)
+    with pytest.raises(InputError, match="the vectors are too large to be compared by dot"):
+        search(corpus, corpus, 1, "dot")
+
+
+def test_metrics_by_hand() -> None:
+    """Query 0: relevances 0, 3, 0, 1 of an ideal 3, 2, 1; query 1: nothing found but at rank 11."""
+    rankings = [[9, 0, 8, 2], [*range(10, 20), 5]]
+    relevant = [{0: 3.0, 1: 2.0, 2: 1.0, 8: 0.0}, {5: 1.0}]
+    found = ranking_metrics(rankings, relevant)
+    ndcg = (3 / math.log2(3) + 1 / math.log2(5)) / (3 + 2 / math.log2(3) + 1 / 2)
+    expected = {"ndcg@10": ndcg / 2, "mrr@10": 1 / 4, "recall@10": 1 / 3, "recall@100": (2 / 3 + 1) / 2}
+    assert found == pytest.approx(expected)
+    assert found.keys() == METRICS.keys()
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, corpus = torch.randn(7, 5, generator=generator), torch.randn(23, 5, generator=generator)
+    corpus[20] = corpus[3]  # equal scores: the first comes first
+    cosines = torch.nn.functional.cosine_similarity(queries[:, None], corpus[None], dim=2)
+    expected = cosines.sort(dim=1, descending=True, stable=True).indices[:, :9].tolist()
+    assert nearest(queries, [corpus], 9)[1].tolist() == expected
+    monkeypatch.setattr(module, "QUERIES", 4)
+    assert nearest(queries, corpus.split(5), 9)[1].tolist() == expected
+    assert [sorted(places) for places in nearest(queries, corpus.split(9), 99)[1].tolist()] == [list(range(23))] * 7
+
+
+def test_rows_of_pairs_as_a_search() -> None:
+    """Anchors 0 (positives 1, 2) and 3 (positive 4); hard negatives 5 and 3, which does not find itself."""
+    vectors = {0: [1.0, 0], 1: [0.9, 0.1], 2: [0.0, 1], 3: [0.0, -1], 4: [0.1, -1], 5: [0.8, 0.2]}
+    numbers = torch.tensor([[0, 1, 5], [0, 2, 3], [3, 4, 5]])
+    rows = torch.tensor([[vectors[number] for number in row] for row in numbers.tolist()])
+    task = TaskSpec("t", kind="contrastive", text_field=("a", "b"))
+    found = task.handler.measure(rows, numbers)  # of 0: 1, 5, 4, 2, 3, where 4 and 3 are near 0
+    ndcg = (1 + 1 / math.log2(5)) / (1 + 1 / math.log2(3))
+    assert found == pytest.approx({"ndcg@10": (ndcg + 1) / 2, "mrr@10": 1.0, "recall@10": 1.0, "recall@100": 1.0})

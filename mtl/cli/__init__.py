@@ -8,13 +8,15 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from mtl.cli import check, embed, evaluate, models, predict, train
-from mtl.disk import reason
 from mtl.errors import MtlError, one_line
+
+INTERRUPTED = 130  # the exit code
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,38 +46,47 @@ def discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line. Exit codes: 0, 1 (failed), 2 (usage), 130 (interrupted); an error is one line."""
-    settings: dict[str, Any] = {}
+def run(arguments: Sequence[str] | None) -> int:
+    """The command line, as an exit code."""
+    told: dict[str, Any] = {}
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # for what a terminal has no letters for
-        cli.main(arguments, prog_name="mtl", standalone_mode=False, obj=settings)
+        cli.main(arguments, prog_name="mtl", standalone_mode=False, obj=told)
         if sys.stdout:
             sys.stdout.flush()
+        return 0
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except MtlError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        sys.exit(130)
+    except click.Abort:
+        raise KeyboardInterrupt from None
     except BrokenPipeError:  # the reader of a pipe has seen enough
         discard_output()
-        sys.exit(1)
     except OSError as error:
-        click.echo(f"error: {error.filename or 'standard output'}: {reason(error)}", err=True)
+        click.echo(f"error: {error.filename or 'standard output'}: {one_line(error)}", err=True)
         discard_output()
-        sys.exit(1)
     except Exception as error:
-        if settings.get("debug"):
+        if told.get("debug"):
             traceback.print_exc()
         kind = type(error).__name__
         hint = "please report it, with what `mtl --debug ...` shows"
         click.echo(f"error: {kind}: {one_line(error)}; this was not foreseen: {hint}", err=True)
-        sys.exit(1)
+    return 1
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line. Exit codes: 0, 1 (failed), 2 (usage), 130 (interrupted); an error is one line."""
+    try:
+        sys.exit(run(arguments))
+    except KeyboardInterrupt:
+        with suppress(KeyboardInterrupt, OSError):
+            click.echo("interrupted", err=True)
+        if arguments is None:  # the process is ours, and waits for no thread that still reads or computes
+            os._exit(INTERRUPTED)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

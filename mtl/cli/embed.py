@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import tee
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
-from mtl.cli.options import check_output, choose_rows, encoding_options, load_encoder, settings
-from mtl.display import preview
+from mtl.cli.options import (
+    check_output,
+    choose_rows,
+    encoding_options,
+    field_option,
+    input_option,
+    load_encoder,
+    overwrite_option,
+    settings,
+)
+from mtl.errors import shown
 from mtl.rows.outputs import open_output
-from mtl.rows.read import INPUTS, TextRow
+from mtl.rows.read import TextRow
 from mtl.rows.vector_files import WRITERS, OutputPrecision, Vectors
-
-if TYPE_CHECKING:
-    from mtl.encode.sentence_encoder import SentenceEncoder
 
 WINDOW = 2048  # texts of an output that are finished and kept at once
 SHOWN = 10  # texts up to which a table shows all cosines
-
-
-def with_vectors(
-    model: SentenceEncoder, rows: Iterable[TextRow], options: dict[str, Any]
-) -> Iterator[tuple[list[TextRow], Vectors]]:
-    """Texts beside their vectors, a window at a time."""
-    to_encode, to_pair = tee(rows)  # holds no more than the windows that are under way
-    for vectors in model.encode_stream((text for text, _ in to_encode), window=WINDOW, **options):
-        yield [next(to_pair) for _ in range(len(vectors))], vectors
 
 
 def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
@@ -38,7 +35,7 @@ def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
         if not rows:
             click.echo(f"{'text':<48} first of {vectors.shape[1]} values")
         for (text, _), vector in zip(texts, vectors, strict=True):
-            click.echo(f"{preview(text, 46):<48} {' '.join(f'{value:8.4f}' for value in vector[:5])} ...")
+            click.echo(f"{shown(text, 46):<48} {' '.join(f'{value:8.4f}' for value in vector[:5])} ...")
         first = vectors if first is None else first
         rows += len(vectors)
     click.echo(f"shape ({rows}, {0 if first is None else first.shape[1]}) float32")
@@ -51,14 +48,8 @@ def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
 
 @click.command()
 @click.argument("texts", nargs=-1)
-@click.option(
-    "-i",
-    "--input",
-    "source",
-    type=click.Path(path_type=Path),
-    help=f"A file of texts: {', '.join(INPUTS)}, or .gz of these; - for lines on standard input.",
-)
-@click.option("--field", help="Which field of a row holds the text.  [default: text]")
+@input_option
+@field_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(WRITERS)}.")
 @click.option("--prompt-name", help="Which of the model's prompts to put before every text.")
 @click.option(
@@ -67,7 +58,7 @@ def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
     "and write these ranges as OUTPUT.ranges.npy.",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with what there is of the output: nothing, a part, or all of it.")
-@click.option("--overwrite", is_flag=True, help="Replace an output, or a part of one, that is there already.")
+@overwrite_option
 @encoding_options
 def embed(
     texts: tuple[str, ...],
@@ -97,7 +88,7 @@ def embed(
         check_output(output, source, tuple(WRITERS))
     encoder = load_encoder(model, device, precision, options)
     if output is None:
-        print_table(with_vectors(encoder, rows, options))
+        print_table(encoder.encode_rows(rows, itemgetter(0), window=WINDOW, **options))
         return
     made_with = {key: options[key] for key in ("normalize", "truncate_dim", "overflow")} | {
         "model": model,
@@ -108,7 +99,7 @@ def embed(
     }
     dim = options["truncate_dim"] or encoder.dim
     with open_output(output, dim, output_precision, made_with, resume, overwrite) as target:
-        for part in with_vectors(encoder, target.remaining(rows), options):
+        for part in encoder.encode_rows(target.remaining(rows), itemgetter(0), window=WINDOW, **options):
             target.write(*part)
         target.finish()
         said = f"nothing is left to do for {output}" if target.complete else f"wrote {output}"
@@ -118,18 +109,22 @@ def embed(
 @click.command("embed-corpus")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", required=True, help="A folder, by path or URL; what is there already stays.")
-@click.option("--column", default="text", show_default=True, help="Which column holds the text.")
+@click.option("--field", "--column", default="text", show_default=True, help="Which column holds the text.")
 @click.option("--id-column", default="id", show_default=True, help="Which column holds the ids.")
 @click.option("--number-rows", is_flag=True, help="No column holds ids: number each file's rows from 1.")
 @click.option("--keep", multiple=True, metavar="COLUMN", help="A column to keep; may be given several times.")
 @click.option(
-    "--vectors", type=click.Choice(["float32", "float16", "int8"]), default="float32", show_default=True,
-    help="Their numbers; int8 has a column embedding_scale, with which to multiply each vector.",
+    "--output-precision", type=click.Choice(["float32", "float16", "scaled-int8"]),
+    default="float32", show_default=True,
+    help="Number format of the vectors; scaled-int8 has a column embedding_scale, with which to multiply each.",
 )  # fmt: skip
+@click.option("--vectors", type=click.Choice(["float32", "float16", "int8"]), hidden=True)  # its older name
 @click.option("--address", help="A Ray cluster: auto, host:port, or local for one of this machine.  [default: no Ray]")
 @click.option("--actors", type=click.IntRange(1), help="Encoders on the cluster.  [default: as many as have room]")
 @encoding_options
-def embed_corpus(inputs: tuple[str, ...], id_column: str, number_rows: bool, **options: Any) -> None:
+def embed_corpus(
+    inputs: tuple[str, ...], id_column: str, number_rows: bool, vectors: str | None, **options: Any
+) -> None:
     """Embed the texts of INPUT files and folders, by path or URL, into a folder of Parquet files, one for each.
 
     Inputs are .parquet, .jsonl, .csv and .tsv; all but the first may end in .gz behind that. An output appears when
@@ -137,6 +132,8 @@ def embed_corpus(inputs: tuple[str, ...], id_column: str, number_rows: bool, **o
     """
     from mtl.rows.corpus import embed_corpus as embed
 
-    settings(model=options["model"], precision=options["precision"], vectors=options["vectors"],
+    options |= {"vectors": vectors} if vectors else {}
+    settings(model=options["model"], precision=options["precision"],
+             output_precision=vectors or options["output_precision"],
              overflow=options["overflow"], address=options["address"] or "none")  # fmt: skip
     click.echo(embed(inputs, id_column=None if number_rows else id_column, **options), err=True)

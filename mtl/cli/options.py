@@ -13,19 +13,27 @@ import click
 from mtl.encode.tokenizer import Overflow
 from mtl.errors import InputError
 from mtl.rows.outputs import refuse_input_as_output
-from mtl.rows.read import INPUTS, TextRow, import_pyarrow, kind_of, read_rows, text_rows, texts_of
+from mtl.rows.read import INPUTS, TextRow, import_pyarrow, kind_of, open_lines, read_rows, text_rows, texts_of
 
 if TYPE_CHECKING:
     from mtl.encode.sentence_encoder import SentenceEncoder
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
-INPUT_HELP = f"A file of texts: {', '.join(INPUTS)}, or these with .gz behind; - is standard input."
+STDIN = "standard input"
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "auto")
 
 precision_option = click.option(
     "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
     help="What to compute in; fp16 is for a GPU, int8 for a CPU, auto is bf16 where it is native, else fp32.",
 )  # fmt: skip
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+input_option = click.option(
+    "-i", "--input", "source", type=click.Path(path_type=Path),
+    help=f"A file of texts: {', '.join(INPUTS)}, or these with .gz behind; - is standard input.",
+)  # fmt: skip
+field_option = click.option("--field", help="Which field of a row holds the text.  [default: text]")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
 ENCODING = [
     click.option(
         "-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision]."
@@ -38,8 +46,8 @@ ENCODING = [
     ),
     click.option("--max-length", type=click.IntRange(1), help="Tokens per text.  [default: the model's own]"),
     click.option("--batch-tokens", type=click.IntRange(1), help="Tokens computed at once."),
-    click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]"),
-    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
+    threads_option,
+    device_option,
     precision_option,
 ]
 
@@ -81,7 +89,7 @@ def choose_rows(texts: tuple[str, ...], source: Path | None, field: str | None) 
         return texts_of(read_rows(source), str(source), field or "text")
     if sys.stdin is None or (source is None and sys.stdin.isatty()):
         raise click.UsageError('no texts; expected arguments ("..."), --input FILE, or lines on standard input')
-    return texts_of(text_rows(sys.stdin.buffer, "standard input"), "standard input")
+    return texts_of(text_rows(open_lines(sys.stdin.buffer, STDIN), STDIN), STDIN)
 
 
 def is_file(name: str) -> bool:

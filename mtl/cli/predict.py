@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtl.cli.options import INPUT_HELP, check_output, choose_rows, precision_option, settings
-from mtl.display import counted, preview, table
+from mtl.cli.options import (
+    check_output,
+    choose_rows,
+    device_option,
+    field_option,
+    input_option,
+    overwrite_option,
+    precision_option,
+    settings,
+    threads_option,
+)
+from mtl.display import counted, table
+from mtl.errors import shown
 from mtl.rows.vector_files import json_line
 from mtl.tasks.predictions import SUFFIXES as ANSWERS
 from mtl.tasks.predictions import answers, said, write_answers
@@ -20,14 +31,14 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("texts", nargs=-1)
 @click.option("-m", "--model", required=True, help="A trained run or model folder, or a classifier's name.")
-@click.option("-i", "--input", "source", type=click.Path(path_type=Path), help=INPUT_HELP)
-@click.option("--field", help="Which field of a row holds the text.  [default: text]")
+@input_option
+@field_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(ANSWERS)}.")
-@click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
+@overwrite_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per text, with embedding and logits.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@device_option
 @precision_option
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+@threads_option
 def predict(
     texts: tuple[str, ...],
     model: str,
@@ -75,4 +86,4 @@ def answer_table(text: str, answer: dict[str, Any]) -> str:
             name, says = "", ""
     first = f"  embedding ({len(values)},)  {' '.join(f'{value:.4f}' for value in values[:5])} ..."
     lines = table(rows).splitlines() if answer["tasks"] else []  # a model of pairs alone has no heads
-    return "\n".join([preview(text, 100), first, *(f"  {line}" for line in lines), ""])
+    return "\n".join([shown(text, 100), first, *(f"  {line}" for line in lines), ""])

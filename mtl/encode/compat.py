@@ -6,11 +6,15 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from mtl.encode.options import DEFAULTS, OPTIONS
 from mtl.errors import InputError, shown
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SAME = {
     "sentences": "texts",
@@ -83,14 +87,20 @@ def own_keywords(name: str, names: Sequence[str], device: torch.device, options:
     return found
 
 
-def accepts_their_keywords(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of an encoder that takes sentence-transformers' keywords, too; see ``own_keywords``."""
-    parameters = inspect.signature(method).parameters
-    names = [name for name in parameters if name != "self"]
+def accepts_their_keywords(method: Callable[P, T]) -> Callable[P, T]:
+    """A method of an encoder that takes sentence-transformers' keywords, too; see ``own_keywords``.
+
+    Its signature shows every option of ``EncodeOptions``, as help() and docs/api.md do.
+    """
+    signature = inspect.signature(method)
+    own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
+    names = [parameter.name for parameter in own if parameter.name != "self"]
+    shared = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name)) for name in OPTIONS]
 
     @functools.wraps(method)
-    def with_theirs(self: Any, *args: Any, **options: Any) -> Any:
-        ours = own_keywords(method.__name__, names, self.device, options)
+    def with_theirs(self: Any, *args: Any, **options: Any) -> T:
+        ours = own_keywords(method.__name__, [*names, *OPTIONS], self.device, options)
         return method(self, *args, **ours)
 
-    return with_theirs
+    vars(with_theirs)["__signature__"] = signature.replace(parameters=[*own, *shared])
+    return with_theirs  # type: ignore[return-value]

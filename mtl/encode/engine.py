@@ -10,24 +10,28 @@ layers and their one-row rule (linear.py) see to that, and threads.py to attenti
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from mtl.encode.batching import by_token_budget, in_shares
-from mtl.errors import InputError, shown
+from mtl.errors import InputError, one_line, shown
 from mtl.kernels.cores import default_threads, idle
 from mtl.kernels.threads import computing_with, side_by_side
 from mtl.model.packing import PackedBatch
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 BATCH_TOKENS = 768  # on a CPU: large enough for the products, small enough for the caches
 BATCH_TOKENS_GPU = 65536
 LEAST_TOKENS = 32  # per batch, where few texts are shared among threads
+PATIENCE = 0.5  # seconds that a caller who stops early waits for what is being worked on
 
 # oneDNN keeps the code of its last 1,024 products, 0.4 MB for each number of rows that it has met; 128 are as fast
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
@@ -48,7 +52,7 @@ def usable(device: str | torch.device) -> torch.device:
     try:
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
+        raise InputError(f"device {str(device)!r} cannot be used: {one_line(error)}") from None
     return found
 
 
@@ -122,15 +126,38 @@ class Engine:
         return self.model(pinned.to(self.device))
 
 
-def prefetch(items: Iterable[T]) -> Iterator[T]:
-    """The same items, the next of which is made in a thread while the caller works on the last."""
+def prefetch(items: Iterable[S], step: Callable[[S], T]) -> Iterator[T]:
+    """``step`` of each item, the next of which is read and worked on in a thread while the caller has the last.
+
+    The thread is a daemon's, and nobody waits for it while it reads: a source that blocks, as an open pipe does, holds
+    up neither a caller who stops early nor the end of the process. An error comes where its item would have come.
+    """
     iterator = iter(items)
-    with ThreadPoolExecutor(1, "mtl-prefetch") as pool:
-        upcoming = pool.submit(lambda: [next(iterator)])
-        while True:
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    made: SimpleQueue[list[T] | BaseException] = SimpleQueue()
+    working, stopped = threading.Lock(), threading.Event()
+
+    def work() -> None:
+        while wanted.get():
             try:
-                (item,) = upcoming.result()
-            except StopIteration:
-                return
-            upcoming = pool.submit(lambda: [next(iterator)])
-            yield item
+                read = list(islice(iterator, 1))  # none at the end
+                with working:
+                    if stopped.is_set():
+                        return
+                    made.put(list(map(step, read)))
+            except BaseException as error:
+                made.put(error)
+
+    threading.Thread(target=work, name="mtl-prefetch", daemon=True).start()
+    wanted.put(True)
+    try:
+        while found := made.get():
+            if isinstance(found, BaseException):
+                raise found
+            wanted.put(True)
+            yield from found
+    finally:
+        stopped.set()
+        wanted.put(False)
+        if working.acquire(timeout=PATIENCE):  # a thread in native code would abort a process that ends meanwhile
+            working.release()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -19,16 +20,20 @@ from mtl.checkpoints import save as export
 from mtl.checkpoints.fetch import fetch
 from mtl.encode import precision as formats
 from mtl.encode.compat import THEIR_METHODS, accepts_their_keywords
-from mtl.encode.engine import Engine, prefetch, usable
+from mtl.encode.engine import Engine, usable
+from mtl.encode.options import DEFAULTS, EncodeOptions
 from mtl.encode.precision import Precision
-from mtl.encode.tokenizer import Overflow, Tokenizer, several
-from mtl.encode.windows import tokenized_windows, warn_of_cuts, with_bar
+from mtl.encode.tokenizer import Tokenizer, several
+from mtl.encode.windows import Block, in_blocks, tokenized_windows, warn_of_cuts, with_bar
 from mtl.errors import ConfigError, InputError, WeightsError, check_counts, shown
 from mtl.model.encoder import DistilBert
 from mtl.model.forms import Forms, packed, rebuilt
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Dense, Normalize, Pooling
 from mtl.search import Similarity, Vectors
+
+R = TypeVar("R")
+Texts = str | Iterable[str]
 
 CHUNK = "; with overflow 'chunk' texts are embedded whole"
 WINDOW = 8192  # texts that are tokenized, sorted and held at once
@@ -240,28 +245,16 @@ class SentenceEncoder(nn.Module):
         return self.default_prompt if prompt is None else prompt
 
     @overload
-    def encode(self, texts: str | Iterable[str], *, as_tensor: Literal[True], **options: Any) -> Tensor: ...
+    def encode(self, texts: Texts, *, as_tensor: Literal[True], **options: Unpack[EncodeOptions]) -> Tensor: ...
 
     @overload
     def encode(
-        self, texts: str | Iterable[str], *, as_tensor: Literal[False] = False, **options: Any
+        self, texts: Texts, *, as_tensor: Literal[False] = False, **options: Unpack[EncodeOptions]
     ) -> NDArray[np.float32]: ...
 
     @accepts_their_keywords
     def encode(
-        self,
-        texts: str | Iterable[str],
-        *,
-        normalize: bool = False,
-        truncate_dim: int | None = None,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        overflow: Overflow = "warn",
-        max_length: int | None = None,
-        batch_tokens: int | None = None,
-        threads: int | None = None,
-        progress: bool | None = None,
-        as_tensor: bool = False,
+        self, texts: Texts, *, as_tensor: bool = False, **options: Unpack[EncodeOptions]
     ) -> NDArray[np.float32] | Tensor:
         """Vectors of texts, in their order: (texts, dim) float32, or (dim,) for a single string.
 
@@ -269,6 +262,7 @@ class SentenceEncoder(nn.Module):
         string is embedded as [CLS][SEP]. sentence-transformers' keywords are understood where they mean the same.
 
         Args:
+            as_tensor: Give a tensor on the model's device instead of an array.
             normalize: Scale to length 1 (after truncate_dim), whether or not the model does so itself.
             truncate_dim: Keep only the first so many dimensions.
             prompt: Put before every text, as it stands; by default, the model's own default prompt.
@@ -279,21 +273,20 @@ class SentenceEncoder(nn.Module):
             batch_tokens: Tokens that are computed at once. It bounds memory, and changes no bit of the result.
             threads: CPU threads to use; by default, torch's setting.
             progress: A bar on stderr; by default, only where stderr is a terminal.
-            as_tensor: Give a tensor on the model's device instead of an array.
 
         Raises:
             InputError: something in texts is no string, or an option makes no sense.
             WeightsError: a vector is not finite.
         """
+        return self._encode(texts, as_tensor, options)
+
+    def _encode(self, texts: Texts, as_tensor: bool, options: EncodeOptions) -> NDArray[np.float32] | Tensor:
+        """As ``encode``."""
         listed = [texts] if isinstance(texts, str) else list(several(texts))
-        parts = list(self.encode_stream(
-            listed, as_tensor=True, normalize=normalize, truncate_dim=truncate_dim, prompt=prompt,
-            prompt_name=prompt_name, overflow=overflow, max_length=max_length, batch_tokens=batch_tokens,
-            threads=threads, progress=progress,
-        ))  # fmt: skip
-        vectors = torch.cat(parts) if parts else torch.empty(0, truncate_dim or self.dim, device=self.device)
+        parts = [vectors for _, vectors in self._encoded(in_blocks(listed, WINDOW), options, len(listed))]
+        vectors = torch.cat(parts) if parts else torch.empty(0, options.get("truncate_dim") or self.dim)
         vectors = vectors[0] if isinstance(texts, str) else vectors
-        return vectors if as_tensor else vectors.cpu().numpy()
+        return vectors.to(self.device) if as_tensor else vectors.cpu().numpy()
 
     @accepts_their_keywords
     def encode_stream(
@@ -301,55 +294,112 @@ class SentenceEncoder(nn.Module):
         texts: Iterable[str],
         *,
         window: int = WINDOW,
-        normalize: bool = False,
-        truncate_dim: int | None = None,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        overflow: Overflow = "warn",
-        max_length: int | None = None,
-        batch_tokens: int | None = None,
-        threads: int | None = None,
-        progress: bool | None = None,
         as_tensor: bool = False,
+        **options: Unpack[EncodeOptions],
     ) -> Iterator[Any]:
         """As ``encode``, for texts that need not fit in memory: yields (window, dim) arrays, in order.
 
         ``window`` is how many texts are tokenized, sorted by length and held at once.
         """
-        check_counts(
-            window=window, batch_tokens=batch_tokens, threads=threads, max_length=max_length, truncate_dim=truncate_dim
-        )
+        check_counts(window=window)
+        total = len(texts) if isinstance(texts, Sized) else None
+        found = self._encoded(in_blocks(several(texts), window), options, total, total is None or total > window)
+        return (vectors if as_tensor else vectors.cpu().numpy() for _, vectors in found)
+
+    @accepts_their_keywords
+    def encode_rows(
+        self,
+        rows: Iterable[R],
+        text: str | Callable[[R], str] = "text",
+        *,
+        window: int = WINDOW,
+        **options: Unpack[EncodeOptions],
+    ) -> Iterator[tuple[list[R], NDArray[np.float32]]]:
+        """Rows of any kind with their vectors (rows, dim), a window of them at a time.
+
+        ``text`` gives a row's text: the name of its field, or a function of the row.
+        """
+        check_counts(window=window)
+        of_row: Callable[[Any], str] = itemgetter(text) if isinstance(text, str) else text
+        return self.encode_blocks(in_blocks(rows, window, of_row), **options)
+
+    @accepts_their_keywords
+    def encode_blocks(
+        self, blocks: Iterable[Block[R]], **options: Unpack[EncodeOptions]
+    ) -> Iterator[tuple[R, NDArray[np.float32]]]:
+        """As ``encode_rows``, for rows that come in blocks: each block's rows, whatever they are, with its vectors."""
+        return ((rows, vectors.cpu().numpy()) for rows, vectors in self._encoded(blocks, options))
+
+    def _encoded(
+        self, blocks: Iterable[Block[R]], options: EncodeOptions, total: int | None = None, ahead: bool | None = None
+    ) -> Iterator[tuple[R, Tensor]]:
+        """Each block's rows and vectors, on the model's device. Options are checked at once.
+
+        ``total`` is the number of texts, if it is known; ``ahead``, whether to tokenize while the model computes.
+        """
+        options = {**DEFAULTS, **options}
+        normalize, truncate_dim = options["normalize"], options.get("truncate_dim")
+        overflow, max_length = options["overflow"], options.get("max_length")
+        batch_tokens, threads = options.get("batch_tokens"), options.get("threads")
+        check_counts(batch_tokens=batch_tokens, threads=threads, max_length=max_length, truncate_dim=truncate_dim)
         if truncate_dim is not None and truncate_dim > self.dim:
             raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {self.dim}, the model's dimensions")
         limit = self.length_limit(max_length)
-        prefix = self.prompt_for(prompt, prompt_name)
+        prompt = self.prompt_for(options.get("prompt"), options.get("prompt_name"))
         engine = Engine(self.form(), self.device, batch_tokens, threads)
-        windows = tokenized_windows(several(texts), window, self.tokenizer, prefix, overflow, max_length)
-        if not (isinstance(texts, Sized) and len(texts) <= window):
-            windows = prefetch(windows)
+        ahead = total is None or total > WINDOW if ahead is None else ahead
+        windows = tokenized_windows(blocks, self.tokenizer, prompt, overflow, max_length, ahead)
         windows = warn_of_cuts(windows, limit, CHUNK) if overflow == "warn" else windows
 
-        def parts() -> Iterator[NDArray[np.float32] | Tensor]:
-            for part in with_bar(windows, texts, progress):
-                vectors = part.vectors(engine.run(part.tokenized.rows), self.normalizes)[:, :truncate_dim]
-                vectors = F.normalize(vectors, dim=-1) if normalize else vectors
-                yield vectors if as_tensor else vectors.cpu().numpy()
+        def parts() -> Iterator[tuple[R, Tensor]]:
+            for part in with_bar(windows, total, options.get("progress")):
+                outputs = engine.run(part.tokenized.rows) if part.texts else torch.empty(0, self.dim)
+                vectors = part.vectors(outputs, self.normalizes)[:, :truncate_dim]
+                yield part.rows, F.normalize(vectors, dim=-1) if normalize else vectors
 
         return parts()
 
-    def encode_query(self, *texts: str | Iterable[str], **options: Any) -> NDArray[np.float32]:
-        """As ``encode``, with the checkpoint's prompt for queries, if it has one and no other is given."""
-        return self.encode(*texts, **self.prompted(QUERY, options))
+    @overload
+    def encode_query(self, texts: Texts, *, as_tensor: Literal[True], **options: Unpack[EncodeOptions]) -> Tensor: ...
 
-    def encode_document(self, *texts: str | Iterable[str], **options: Any) -> NDArray[np.float32]:
-        """As ``encode``, with the checkpoint's prompt for what is searched, if it has one and no other is given."""
-        return self.encode(*texts, **self.prompted(DOCUMENT, options))
+    @overload
+    def encode_query(
+        self, texts: Texts, *, as_tensor: Literal[False] = False, **options: Unpack[EncodeOptions]
+    ) -> NDArray[np.float32]: ...
 
-    def prompted(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
-        """Options with the first of these prompts that the checkpoint has, unless they name one themselves."""
-        name = next((name for name in names if name in self.prompts), None)
-        given = any(options.get(key) is not None for key in ("prompt", "prompt_name"))
-        return options if given else {**options, "prompt_name": name}
+    @accepts_their_keywords
+    def encode_query(
+        self, texts: Texts, *, as_tensor: bool = False, **options: Unpack[EncodeOptions]
+    ) -> NDArray[np.float32] | Tensor:
+        """As ``encode``, with the checkpoint's prompt "query"; without one, and if none is given, with no prompt."""
+        return self._encode(texts, as_tensor, self.prompted(QUERY, options))
+
+    @overload
+    def encode_document(
+        self, texts: Texts, *, as_tensor: Literal[True], **options: Unpack[EncodeOptions]
+    ) -> Tensor: ...
+
+    @overload
+    def encode_document(
+        self, texts: Texts, *, as_tensor: Literal[False] = False, **options: Unpack[EncodeOptions]
+    ) -> NDArray[np.float32]: ...
+
+    @accepts_their_keywords
+    def encode_document(
+        self, texts: Texts, *, as_tensor: bool = False, **options: Unpack[EncodeOptions]
+    ) -> NDArray[np.float32] | Tensor:
+        """As ``encode_query``, with the first of the prompts "document", "passage" and "corpus" that there is."""
+        return self._encode(texts, as_tensor, self.prompted(DOCUMENT, options))
+
+    def prompted(self, names: Sequence[str], options: EncodeOptions) -> EncodeOptions:
+        """Options with the first of these prompts that the checkpoint has, unless they name one themselves.
+
+        Where it has none, nothing goes before a text: a default prompt is for one side of a search, and not for this.
+        """
+        if options.get("prompt") is not None or options.get("prompt_name") is not None:
+            return options
+        prompt = next((self.prompts[name] for name in names if name in self.prompts), "")
+        return {**options, "prompt": prompt, "prompt_name": None}
 
     def similarity(self, a: Vectors, b: Vectors) -> Any:
         """How similar each vector of a (n, dim) is to each of b (m, dim), (n, m), by the model's own measure."""

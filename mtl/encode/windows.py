@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,28 +15,40 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mtl.display import counted
+from mtl.encode.engine import prefetch
 from mtl.encode.tokenizer import Overflow, Tokenized, Tokenizer, check_texts
 from mtl.errors import WeightsError, shown
+
+R = TypeVar("R")
+T = TypeVar("T")
 
 log = logging.getLogger("mtl")
 
 
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """Consecutive texts, the first of which is number ``start``.
+class Block(NamedTuple, Generic[R]):
+    """Consecutive texts, and what travels with them: the rows that they come from."""
 
-    ``tokenized`` are the distinct ones among them; ``places[i]`` says which of these text i is.
+    texts: list[str]
+    rows: R
+
+
+@dataclasses.dataclass(frozen=True)
+class Window(Generic[R]):
+    """A block whose first text is number ``start`` of all, tokenized.
+
+    ``tokenized`` are the distinct ones among its texts; ``inverse[i]`` says which of these text i is.
     """
 
     start: int
     texts: list[str]
+    rows: R
     tokenized: Tokenized
-    places: list[int]
+    inverse: list[int]
 
     @property
     def cuts(self) -> tuple[int, int]:
         """How many of the texts were cut, and how many tokens they lost in all."""
-        lost = [self.tokenized.cuts[place] for place in self.places]
+        lost = [self.tokenized.cuts[i] for i in self.inverse]
         return sum(cut > 0 for cut in lost), sum(lost)
 
     def vectors(self, rows: Tensor, normalize: bool = False) -> Tensor:
@@ -45,7 +58,7 @@ class Window:
             WeightsError: a vector is not finite; it names the text.
         """
         distinct = merged(rows, self.tokenized, normalize) if self.tokenized.chunked else rows
-        check_finite(vectors := distinct[self.places], self.texts, self.start)
+        check_finite(vectors := distinct[self.inverse], self.texts, self.start)
         return vectors
 
 
@@ -60,30 +73,41 @@ def check_finite(vectors: Tensor, texts: Sequence[str], start: int = 0) -> None:
         )
 
 
-def in_windows(texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
-    """Consecutive lists of at most ``size`` texts, each with the index of its first."""
-    iterator, start = iter(texts), 0
-    while window := list(islice(iterator, size)):
-        yield start, window
-        start += len(window)
+def in_blocks(rows: Iterable[T], size: int, text: Callable[[T], str] | None = None) -> Iterator[Block[list[T]]]:
+    """Blocks of at most ``size`` rows; ``text`` gives a row's text, where the row is not itself one."""
+    iterator = iter(rows)
+    while part := list(islice(iterator, size)):
+        yield Block(part if text is None else list(map(text, part)), part)  # type: ignore[arg-type]
+
+
+def numbered(blocks: Iterable[Block[R]]) -> Iterator[tuple[int, Block[R]]]:
+    """Blocks, each with the number of its first text among all."""
+    start = 0
+    for block in blocks:
+        yield start, block
+        start += len(block.texts)
 
 
 def tokenized_windows(
-    texts: Iterable[str],
-    size: int,
+    blocks: Iterable[Block[R]],
     tokenizer: Tokenizer,
     prompt: str,
     overflow: Overflow = "warn",
     max_length: int | None = None,
-) -> Iterator[Window]:
-    """Texts in windows of ``size``, tokenized with the prompt before each."""
-    for start, part in in_windows(texts, size):
-        check_texts(part, start)
+    ahead: bool = True,
+) -> Iterator[Window[R]]:
+    """Blocks as windows, tokenized with the prompt before each text; ``ahead``, the next while one is computed."""
+
+    def window(block: tuple[int, Block[R]]) -> Window[R]:
+        start, (texts, rows) = block
+        check_texts(texts, start)
         known: dict[str, int] = {}
-        places = [known.setdefault(text, len(known)) for text in part]
-        numbers = (np.unique(places, return_index=True)[1] + start).tolist()  # where each of them stands first
+        inverse = [known.setdefault(text, len(known)) for text in texts]
+        numbers = (np.unique(inverse, return_index=True)[1] + start).tolist()  # where each of them stands first
         tokenized = tokenizer([prompt + text for text in known], overflow, max_length, numbers)
-        yield Window(start, part, tokenized, places)
+        return Window(start, texts, rows, tokenized, inverse)
+
+    return prefetch(numbered(blocks), window) if ahead else map(window, numbered(blocks))
 
 
 def merged(vectors: Tensor, tokenized: Tokenized, normalize: bool) -> Tensor:
@@ -98,9 +122,8 @@ def merged(vectors: Tensor, tokenized: Tokenized, normalize: bool) -> Tensor:
     return means
 
 
-def with_bar(windows: Iterable[Window], texts: Iterable[str], progress: bool | None) -> Iterator[Window]:
+def with_bar(windows: Iterable[Window[R]], total: int | None, progress: bool | None) -> Iterator[Window[R]]:
     """The same windows, with a bar on stderr that moves as they are done; None means only on a terminal."""
-    total = len(texts) if isinstance(texts, Sized) else None
     with tqdm(total=total, unit="text", disable=None if progress is None else not progress, leave=False) as bar:
         for window in windows:
             yield window
@@ -113,7 +136,7 @@ def cuts_in_words(texts: int, tokens: int, limit: int) -> str:
     return f"{longer} and lost {counted(tokens, 'token')}"
 
 
-def warn_of_cuts(windows: Iterable[Window], limit: int, advice: str = "") -> Iterator[Window]:
+def warn_of_cuts(windows: Iterable[Window[R]], limit: int, advice: str = "") -> Iterator[Window[R]]:
     """The same windows, and after the last one line in the log, with advice, if anything was cut."""
     texts = tokens = 0
     for window in windows:

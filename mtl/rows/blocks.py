@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mtl.display import preview
-from mtl.errors import InputError
+from mtl.encode.windows import Block
+from mtl.errors import InputError, one_line, shown
 from mtl.rows.read import Row, csv_records, jsonl_rows, named_rows, tsv_records
-from mtl.rows.uris import Place, Source, ending, first_line, named, reading
+from mtl.rows.uris import Place, Source, ending, named, reading
 
 ROW = "row"  # the column of row numbers, where no column holds ids
 VECTOR, SCALE = "embedding", "embedding_scale"
@@ -49,14 +49,6 @@ class Columns:
         return list(dict.fromkeys([self.text, *self.kept]))
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """Consecutive rows: their texts, and a column each for their ids and what else is kept."""
-
-    texts: list[str]
-    kept: pa.RecordBatch
-
-
 class Ids:
     """Notices an id that comes a second time, at 8 bytes for each that it has seen.
 
@@ -79,7 +71,7 @@ class Ids:
         missing = np.array([each is None for each in ids], bool)
         if (wrong := again | missing).any():
             i = int(wrong.argmax())
-            what = "has no id" if missing[i] else f"has the id {preview(ids[i])}, as a row before it"
+            what = "has no id" if missing[i] else f"has the id {shown(ids[i])}, as a row before it"
             raise InputError(f"{where[i]} {what}; expected one for each row, each once in a file")
         self.seen = np.sort(np.concatenate([self.seen, hashes]), kind="stable")  # of two sorted runs: quick
 
@@ -91,7 +83,7 @@ def check_names(names: Iterable[str], columns: Columns) -> None:
         InputError: one is missing; the line says how to name another.
     """
     names = list(names)
-    options = [("--column", columns.text), ("--id-column", columns.id), *(("--keep", name) for name in columns.keep)]
+    options = [("--field", columns.text), ("--id-column", columns.id), *(("--keep", name) for name in columns.keep)]
     for option, name in options:
         if name is not None and name not in names:
             instead = ", or number the rows with --number-rows" if option == "--id-column" else ""
@@ -123,7 +115,7 @@ def check_schema(schema: pa.Schema, columns: Columns) -> None:
     check_names(schema.names, columns)
     kind = schema.field(columns.text).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise InputError(f"column {columns.text!r} is of type {kind}; expected strings: name another with --column")
+        raise InputError(f"column {columns.text!r} is of type {kind}; expected strings: name another with --field")
 
 
 Rows = tuple[list[str], list[Any], pa.RecordBatch]  # where each row stands, the texts, the columns that are kept
@@ -180,11 +172,11 @@ def typed(name: str, values: list[Any], kind: pa.DataType | None, line: int) -> 
         return array.cast(pa.string()) if array.type == pa.null() else array
     except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
         expected = "one type" if kind is None else f"{kind}, as before"
-        raise InputError(f"column {name!r} from line {line} on: {first_line(error)}; expected {expected}") from None
+        raise InputError(f"column {name!r} from line {line} on: {one_line(error)}; expected {expected}") from None
 
 
-def blocks(source: Source, columns: Columns, size: int) -> Iterator[Block]:
-    """A file's rows, ``size`` at a time; one block without rows, if there are none.
+def blocks(source: Source, columns: Columns, size: int) -> Iterator[Block[pa.RecordBatch]]:
+    """A file's texts and the columns that are kept, ``size`` rows at a time; one block without rows, if there are none.
 
     Raises:
         InputError: the file cannot be read, or a row cannot be used; it says where.

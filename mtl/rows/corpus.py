@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, get_args
+from typing import Any, Unpack, get_args
 
 from tqdm import tqdm
 
-from mtl.errors import InputError
+from mtl.errors import InputError, one_line
 
 try:
     import pyarrow  # noqa: F401
 except ImportError:
     raise InputError("embedding a corpus needs pyarrow, which is not installed; pip install 'mtl[parquet]'") from None
 
-from mtl.disk import lock, reason
+from mtl.disk import lock
 from mtl.display import counted
 from mtl.encode.compat import own_keywords
 from mtl.encode.engine import usable
+from mtl.encode.options import OPTIONS, EncodeOptions
 from mtl.encode.precision import Precision
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.rows.blocks import Columns, check_source
 from mtl.rows.manifest import LOOKS, claim, to_do
 from mtl.rows.on_ray import import_ray, on_ray
 from mtl.rows.uris import Place, Source, find_sources
-from mtl.rows.work import Done, Job, VectorType, Worker
-
-OPTIONS = [name for name in inspect.signature(SentenceEncoder.encode).parameters
-           if name not in ("self", "texts", "as_tensor")]  # fmt: skip
+from mtl.rows.work import CorpusPrecision, Done, Job, Worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,52 +70,57 @@ def embed_corpus(
     output: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str],
-    column: str = "text",
+    field: str = "text",
     id_column: str | None = "id",
     keep: Sequence[str] = (),
-    vectors: VectorType = "float32",
+    output_precision: CorpusPrecision = "float32",
     device: str = "cpu",
     precision: Precision = "fp32",
     address: str | None = None,
     actors: int | None = None,
-    **options: Any,
+    **options: Unpack[EncodeOptions],
 ) -> Summary:
     """Embed the texts of files into as many Parquet files: ids, the columns to keep, and ``embedding``.
 
     inputs: Files or folders, as paths or URLs (``s3://bucket/folder``): .parquet, .jsonl, .csv, .tsv, all but the
         first also as .gz.
     output: A folder, as a path or a URL. What is there already stays; the same call again does what is missing.
-    column, id_column, keep: The columns of the texts, of the ids (None: a file's rows are numbered from 1), and
+    field, id_column, keep: The columns of the texts, of the ids (None: a file's rows are numbered from 1), and
         others that go to the output.
-    vectors: The numbers of the output: "float32", "float16", or "int8" with the column ``embedding_scale``.
+    output_precision: The numbers of the output: "float32", "float16", or "scaled-int8": int8 that is to be multiplied
+        by what the column ``embedding_scale`` has for each vector, its largest value by 127.
     address: Of a Ray cluster: "auto", "host:port", or "local" for one on this machine alone. Without it, all is done
         in this process, without Ray; the files are the same.
     actors: How many encoders run at once on the cluster; by default, as many as threads leave room for.
-    options: As of ``SentenceEncoder.encode``; ``threads`` are those of each actor.
+    options: As of ``SentenceEncoder.encode``; ``threads`` are those of each actor. ``column`` is an older name of
+        field, ``vectors`` of output_precision, where "int8" is "scaled-int8".
 
     Raises:
         MtlError: an input, the output folder or an option will not do; what is finished stays.
     """
     started = time.monotonic()
-    columns, place = Columns(column, id_column, tuple(keep)), Place.of(output)
-    if vectors not in get_args(VectorType):
-        raise InputError(f"vectors is {vectors!r}; expected one of {', '.join(get_args(VectorType))}")
+    given: dict[str, Any] = dict(options)
+    field, precision_of = given.pop("column", field), given.pop("vectors", output_precision)
+    numbers: Any = "scaled-int8" if precision_of == "int8" and "vectors" in options else precision_of
+    columns, place = Columns(field, id_column, tuple(keep)), Place.of(output)
+    if numbers not in get_args(CorpusPrecision):
+        raise InputError(f"output_precision is {numbers!r}; expected one of {', '.join(get_args(CorpusPrecision))}")
     if address is not None:
         import_ray()
     elif actors is not None:
         raise InputError(f"actors is {actors} without an address; expected an address, as 'local' for this machine")
     where = usable(device)
-    options = own_keywords("embed_corpus", OPTIONS, where, options)
+    given = own_keywords("embed_corpus", OPTIONS, where, given)
     sources = find_sources(inputs, place)
     sizes = row_counts(sources, columns)
     encoder = SentenceEncoder.from_pretrained(str(model), None, where, precision)
-    job = plan(encoder, str(model), device, columns, vectors, place, options)
+    job = plan(encoder, str(model), device, columns, numbers, place, given)
     with held(place):
         claim(place, job.model, job.settings)
         place.sweep()
         left = to_do(place, sources, job.settings)
-        with progress_bar([sizes[source.target] for source in left], options.get("progress")) as bar:
-            threads = options.get("threads")
+        with progress_bar([sizes[source.target] for source in left], given.get("progress")) as bar:
+            threads = given.get("threads")
             if address is None or not left:
                 worker, count = Worker(job, encoder), 1
                 parts = [worker.embed(source, threads, bar.update) for source in left]
@@ -143,7 +145,7 @@ def plan(
     model: str,
     device: str,
     columns: Columns,
-    vectors: VectorType,
+    vectors: CorpusPrecision,
     output: Place,
     options: dict[str, Any],
 ) -> Job:
@@ -190,7 +192,7 @@ def held(output: Place) -> AbstractContextManager[None]:
     try:
         output.local.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{output} cannot be made: {reason(error)}") from None
+        raise InputError(f"{output} cannot be made: {one_line(error)}") from None
     return lock(output.local, InputError)
 
 

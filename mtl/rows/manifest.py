@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from mtl.errors import InputError
+from mtl.errors import InputError, differences
 from mtl.rows.uris import Place, Source, reading
 
 NAME = "manifest.json"
@@ -68,12 +68,7 @@ def claim(output: Place, model: str, settings: Settings) -> None:
             content = {"model": model, "settings": settings, "hash": settings_hash(settings)}
             path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return
-    before = manifest["settings"]
-    different = [
-        f"{name} was {before.get(name)!r}, is {settings.get(name)!r}"
-        for name in sorted({*before, *settings})
-        if before.get(name) != settings.get(name)
-    ]
+    different = differences(manifest["settings"], settings)
     if different:
         was = f" with the model {manifest.get('model')!r}" if manifest.get("model") != model else ""
         raise InputError(f"{output} was made otherwise{was}: {'; '.join(different)}; choose another output folder")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mtl.errors import InputError, MtlError
+from mtl.errors import InputError, MtlError, one_line
 from mtl.kernels.cores import cores
 from mtl.rows.uris import Source
 from mtl.rows.work import Done, Job
@@ -77,9 +77,8 @@ def connected(address: str) -> Iterator[Any]:
     try:
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **(own if address == "local" else {}))
     except (ConnectionError, RuntimeError, ValueError) as error:
-        line = " ".join(str(error).split())
         token = "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token"
-        raise InputError(f"no Ray cluster can be reached at {address!r}: {line}{token}") from None
+        raise InputError(f"no Ray cluster can be reached at {address!r}: {one_line(error)}{token}") from None
     try:
         yield ray
     finally:
@@ -149,8 +148,7 @@ def encoded(ray: Any, job: Job, sources: Sequence[Source], actors: int, threads:
     try:
         yield from rows.iter_rows()
     except ray.exceptions.RayError as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"the Ray cluster failed: {line}; the same command does what is missing") from None
+        raise InputError(f"the Ray cluster failed: {one_line(error)}; the same command does what is missing") from None
 
 
 def on_ray(

@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from mtl.disk import atomic_write, lock, remove, sweep, writing
+from mtl.disk import atomic_write, beside, lock, remove, sweep, writing
 from mtl.display import counted
-from mtl.errors import InputError
+from mtl.errors import InputError, differences
 from mtl.rows import vector_files as formats
 from mtl.rows.read import TextRow
 from mtl.rows.vector_files import OutputPrecision, Part, Vectors
@@ -73,8 +73,7 @@ class Output:
         self.settings = {**settings, "output_precision": precision}
         self.keeps_rows = path.suffix in formats.WITH_ROWS
         self.partial, self.rows_path, self.state_path, self.made_path, self.ranges_path = (
-            path.with_name(path.name + end)
-            for end in (".partial", ".partial.rows", ".partial.json", ".made.json", ".ranges.npy")
+            beside(path, end) for end in (".partial", ".partial.rows", ".partial.json", ".made.json", ".ranges.npy")
         )
         self.rows, self.rows_bytes, self.digest = 0, 0, hashlib.sha256()
         self.complete = False  # whether the output was whole before we came
@@ -115,11 +114,8 @@ class Output:
 
     def check_settings(self, before: dict[str, Any]) -> None:
         """Raise an InputError that says what differs, if vectors made with these settings would not be the same."""
-        different = [
-            f"{key} was {before.get(key)!r}, is {value!r}"
-            for key, value in self.settings.items()
-            if key != NAME and before.get(key) != value
-        ]
+        before = {key: before.get(key) for key in self.settings}  # an older version may have had others
+        different = differences({**before, NAME: None}, {**self.settings, NAME: None})
         if different:
             path = self.path if self.complete else self.partial
             raise InputError(f"{path} was made otherwise: {'; '.join(different)}; {ANEW}")

@@ -9,13 +9,15 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
+import select
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 from mtl.display import counted
-from mtl.errors import InputError
+from mtl.errors import InputError, one_line
 
 Row = tuple[int, dict[str, Any]]  # line number, fields
 TextRow = tuple[str, dict[str, Any]]  # the text, and all fields of its row
@@ -42,6 +44,43 @@ def lines(file: Iterable[bytes], name: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise InputError(f"{name}, line {number}: not UTF-8 ({error.reason}, byte {error.start + 1})") from None
         yield text.removesuffix("\n").removesuffix("\r")
+
+
+def open_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """The lines of an open file as they come, and what is behind the last line's end.
+
+    They are read past the file's buffer: who is interrupted while a pipe has nothing to say would leave its lock held,
+    and Python aborts on that when it ends.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        descriptor = file.fileno()
+    except OSError:  # there is none, as for bytes in memory
+        yield from file
+        return
+    parts: list[bytes] = []  # of a line whose end has not come yet
+    try:
+        while chunk := read_some(descriptor):
+            *ends, rest = chunk.split(b"\n")
+            for end in ends:
+                yield b"".join([*parts, end, b"\n"])
+                parts = []
+            parts.append(rest)
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {one_line(error)}") from None
+    if any(parts):
+        yield b"".join(parts)
+
+
+def read_some(descriptor: int) -> bytes:
+    """What there is to be read, once there is something; nothing at the end."""
+    while True:
+        try:
+            return os.read(descriptor, 1 << 16)
+        except BlockingIOError:  # whoever gave it to us does not want to wait, but we do
+            select.select([descriptor], [], [])
 
 
 def text_rows(file: Iterable[bytes], name: str) -> Iterator[Row]:
@@ -132,7 +171,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
                     number += 1
                     yield number, {key: None if value != value else value for key, value in fields.items()}
     except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:100]}") from None
+        raise InputError(f"{path} cannot be read as Parquet: {one_line(error)}") from None
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -159,7 +198,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     except (EOFError, zlib.error) as error:
         raise InputError(f"{path} is no whole gzip file: {error}") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from None
 
 
 def texts_of(rows: Iterable[Row], name: str, field: str = "text") -> Iterator[TextRow]:

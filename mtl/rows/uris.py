@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from mtl.disk import atomic_write, reason, sweep
-from mtl.errors import InputError
+from mtl.disk import atomic_write, sweep
+from mtl.errors import InputError, one_line
 
 log = logging.getLogger("mtl")
 
@@ -48,8 +48,8 @@ class Place:
         try:
             filesystem, path = fs.FileSystem.from_uri(name)
         except (OSError, pa.ArrowException) as error:
-            shown = re.sub("//[^/]*@", "//", name.partition("?")[0])  # neither keys nor options
-            raise InputError(f"{shown} cannot be used: {first_line(error).replace(name, shown)}") from None
+            public = re.sub("//[^/]*@", "//", name.partition("?")[0])  # neither keys nor options
+            raise InputError(f"{public} cannot be used: {one_line(error).replace(name, public)}") from None
         return cls(filesystem, path.rstrip("/"))
 
     def __str__(self) -> str:
@@ -72,14 +72,24 @@ class Place:
         with reading(self):
             return self.filesystem.get_file_info(self.path)
 
-    def files(self) -> Iterator[Any]:
-        """The FileInfo of every file in the folder and below, by name; hidden ones (``.name``, ``_name``) left out."""
+    def entries(self) -> Iterator[Any]:
+        """The FileInfo of all but folders in it and below, by name; hidden ones (``.name``, ``_name``) left out.
+
+        On this machine's disks links are followed, and those that lead nowhere are among them.
+        """
         with reading(self):
-            found = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True, allow_not_found=True))
+            if self.local:
+                found = self.filesystem.get_file_info(below(self.path))
+            else:
+                found = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True, allow_not_found=True))
         for info in sorted(found, key=lambda info: info.path):
             parts = PurePosixPath(info.path).relative_to(self.path).parts
-            if info.type == fs.FileType.File and not any(part.startswith((".", "_")) for part in parts):
+            if info.type != fs.FileType.Directory and not any(part.startswith((".", "_")) for part in parts):
                 yield info
+
+    def files(self) -> Iterator[Any]:
+        """Those of ``entries`` that are files."""
+        return (info for info in self.entries() if info.type == fs.FileType.File)
 
     def open_random(self) -> Any:
         """The file, to be read anywhere: what Parquet needs."""
@@ -108,7 +118,7 @@ class Place:
                 yield temporary
                 fs.copy_files(str(temporary), self.path, fs.LocalFileSystem(), self.filesystem)
             except (OSError, pa.ArrowException) as error:
-                raise InputError(f"{self} cannot be written: {first_line(error)}") from None
+                raise InputError(f"{self} cannot be written: {one_line(error)}") from None
 
     def sweep(self) -> None:
         """Remove what killed processes left unfinished in this folder."""
@@ -116,11 +126,18 @@ class Place:
             sweep(self.local)
 
 
-def first_line(error: Exception) -> str:
-    """What went wrong, where file systems and stores may say it at length."""
-    if isinstance(error, OSError) and error.errno:
-        return reason(error)
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def below(folder: str) -> list[str]:
+    """The paths of all but folders in a folder and below; one that a link leads to a second time is passed over."""
+    found, seen = [], set()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for path, folders, names in os.walk(folder, onerror=refuse, followlinks=True) if os.path.isdir(folder) else ():
+        seen.add(os.path.realpath(path))
+        folders[:] = [name for name in sorted(folders) if os.path.realpath(f"{path}/{name}") not in seen]
+        found += [f"{path}/{name}" for name in names]
+    return found
 
 
 @contextmanager
@@ -135,7 +152,7 @@ def reading(place: Place) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{place} is no whole gzip file: {error}") from None
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{place} cannot be read: {first_line(error)}") from None
+        raise InputError(f"{place} cannot be read: {one_line(error)}") from None
 
 
 @contextmanager
@@ -185,16 +202,21 @@ def sources_of(place: Place) -> list[Source]:
         return [source(place, info, info.base_name)]
     if info.type == fs.FileType.NotFound:
         raise InputError(f"{place} is not there; expected a file or a folder")
-    files = list(place.files())
+    if info.type != fs.FileType.Directory:
+        raise InputError(f"{place} is neither a file nor a folder")
+    entries = list(place.entries())
+    files = [info for info in entries if info.type == fs.FileType.File]
     known = [info for info in files if ending(info.path)]
+    for left, why in (
+        ([info for info in files if not ending(info.path)], f"they end in none of {', '.join(ENDINGS)}"),
+        ([info for info in entries if info.type != fs.FileType.File], "they are links that lead nowhere, or no files"),
+    ):
+        if left:
+            log.warning("%d files in %s are left out, %s among them: %s", len(left), place, left[0].base_name, why)
     if not known:
         raise InputError(f"{place} holds no file that ends in one of {', '.join(ENDINGS)}")
-    if len(known) < len(files):
-        other = next(info.base_name for info in files if not ending(info.path))
-        log.warning("%d files in %s are left out, %s among them: they end in none of %s",
-                    len(files) - len(known), place, other, ", ".join(ENDINGS))  # fmt: skip
-    below = len(place.path) + 1
-    return [source(Place(place.filesystem, info.path), info, info.path[below:]) for info in known]
+    start = len(place.path) + 1
+    return [source(Place(place.filesystem, info.path), info, info.path[start:]) for info in known]
 
 
 def find_sources(inputs: Sequence[str | os.PathLike[str]], output: Place) -> list[Source]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -23,7 +22,8 @@ from mtl.rows.blocks import SCALE, VECTOR, Columns, blocks
 from mtl.rows.manifest import Settings, note
 from mtl.rows.uris import Place, Source, named
 
-VectorType = Literal["float32", "float16", "int8"]
+# int8 of one file's output has the ranges of all its vectors; a corpus's has a scale for each vector, and another name
+CorpusPrecision = Literal["float32", "float16", "scaled-int8"]
 Vectors = NDArray[Any]
 
 WINDOW = 8192  # rows that are read, embedded and written at once
@@ -41,7 +41,7 @@ class Job:
     device: str
     options: dict[str, Any]
     columns: Columns
-    vectors: VectorType
+    vectors: CorpusPrecision
     output: Place
     settings: Settings
 
@@ -109,26 +109,18 @@ class Worker:
 
     def tables(self, source: Source, threads: int | None) -> Iterator[pa.Table]:
         """A file's output, a window at a time; one empty table, if it has no rows."""
-        waiting: deque[pa.RecordBatch] = deque()  # what goes with the texts that are under way
-
-        def texts() -> Iterator[str]:
-            for block in blocks(source, self.job.columns, WINDOW):
-                waiting.append(block.kept)
-                yield from block.texts
-
         options = {**self.job.options, "threads": threads, "progress": False}
         metadata = note(self.job.settings, source)
         with named(source.place):
-            for vectors in self.encoder.encode_stream(texts(), window=WINDOW, **options):
-                yield with_vectors(waiting.popleft(), vectors, self.job.vectors, metadata)
-        if waiting:
-            nothing = np.empty((0, self.job.settings["dim"]), np.float32)
-            yield with_vectors(waiting.popleft(), nothing, self.job.vectors, metadata)
+            for kept, vectors in self.encoder.encode_blocks(blocks(source, self.job.columns, WINDOW), **options):
+                yield with_vectors(kept, vectors, self.job.vectors, metadata)
 
 
-def with_vectors(kept: pa.RecordBatch, vectors: Vectors, kind: VectorType, metadata: dict[bytes, bytes]) -> pa.Table:
+def with_vectors(
+    kept: pa.RecordBatch, vectors: Vectors, kind: CorpusPrecision, metadata: dict[bytes, bytes]
+) -> pa.Table:
     """Rows with their float32 vectors (rows, dim) behind the other columns, as lists of one length."""
-    numbers, scales = (vectors.astype(kind), None) if kind != "int8" else scaled(vectors)
+    numbers, scales = scaled(vectors) if kind == "scaled-int8" else (vectors.astype(kind), None)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), vectors.shape[1])
     table = pa.Table.from_batches([kept]).append_column(VECTOR, lists)
     if scales is not None:

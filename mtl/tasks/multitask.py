@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +17,11 @@ from mtl.checkpoints import load
 from mtl.checkpoints import save as export
 from mtl.checkpoints.fetch import fetch
 from mtl.checkpoints.files import check_tensors
-from mtl.encode.engine import Engine, prefetch, usable
+from mtl.encode.engine import Engine, usable
 from mtl.encode.precision import Precision, effective
 from mtl.encode.sentence_encoder import WINDOW, SentenceEncoder
 from mtl.encode.tokenizer import several
-from mtl.encode.windows import tokenized_windows, warn_of_cuts
+from mtl.encode.windows import Block, in_blocks, tokenized_windows, warn_of_cuts
 from mtl.errors import ConfigError, RecipeError, WeightsError, check_counts, one_line
 from mtl.model.dropout import no_dropout
 from mtl.model.encoder import DistilBert
@@ -31,6 +31,8 @@ from mtl.model.packing import PackedBatch
 from mtl.tasks.examples import Examples
 from mtl.tasks.kinds.base import HeadKind
 from mtl.tasks.spec import TaskSpec
+
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,22 +201,34 @@ class MultiTaskModel(nn.Module):
             InputError: something in texts is no string, or ``threads`` is no number of threads.
         """
         listed = [texts] if isinstance(texts, str) else several(texts)
-        return self._prediction(torch.cat([torch.empty(0, sum(self._widths)), *self._stream(listed, WINDOW, threads)]))
+        ahead = not isinstance(listed, Sized) or len(listed) > WINDOW
+        parts = [outputs for _, outputs in self._outputs(in_blocks(listed, WINDOW), threads, ahead)]
+        return self._prediction(torch.cat([torch.empty(0, sum(self._widths)), *parts]))
 
     def predict_stream(
         self, texts: Iterable[str], threads: int | None = None, *, window: int = WINDOW
     ) -> Iterator[Prediction]:
         """As ``predict``, for texts that need not fit in memory: a prediction per window of texts, in order."""
-        return map(self._prediction, self._stream(several(texts), window, threads))
+        return (found for _, found in self.predict_rows(several(texts), None, threads, window=window))
+
+    def predict_rows(
+        self, rows: Iterable[R], text: Callable[[R], str] | None, threads: int | None = None, *, window: int = WINDOW
+    ) -> Iterator[tuple[list[R], Prediction]]:
+        """Rows of any kind with what is said of them, a window at a time; ``text`` gives a row's text."""
+        check_counts(window=window)
+        found = self._outputs(in_blocks(rows, window, text), threads)
+        return ((part, self._prediction(outputs)) for part, outputs in found)
 
     @property
     def _widths(self) -> list[int]:
         """Of the embeddings and of each branch's logits, as they stand side by side."""
         return [self.embedder.dim, *(self.outputs(name) for name in self.branches)]
 
-    def _stream(self, texts: Iterable[str], window: int, threads: int | None) -> Iterator[Tensor]:
-        """Embeddings and logits of each window of texts, side by side, on the CPU: (texts, sum of the widths)."""
-        check_counts(window=window, threads=threads)
+    def _outputs(
+        self, blocks: Iterable[Block[R]], threads: int | None, ahead: bool = True
+    ) -> Iterator[tuple[R, Tensor]]:
+        """Each block's rows, with embeddings and logits side by side, on the CPU: (texts, sum of the widths)."""
+        check_counts(threads=threads)
         form, tokenizer, prompt = self.form(), self.embedder.tokenizer, self.embedder.default_prompt
 
         def all_at_once(batch: PackedBatch) -> Tensor:
@@ -222,9 +236,11 @@ class MultiTaskModel(nn.Module):
             return torch.cat([embeddings, *logits.values()], dim=1)
 
         engine = Engine(all_at_once, self.embedder.device, threads=threads)
-        windows = prefetch(tokenized_windows(texts, window, tokenizer, prompt))
-        for part in warn_of_cuts(windows, tokenizer.max_length):
-            yield part.vectors(engine.run(part.tokenized.rows)).cpu()
+        windows = tokenized_windows(blocks, tokenizer, prompt, ahead=ahead)
+        return (
+            (part.rows, part.vectors(engine.run(part.tokenized.rows)).cpu())
+            for part in warn_of_cuts(windows, tokenizer.max_length)
+        )
 
     def _prediction(self, outputs: Tensor) -> Prediction:
         """What embeddings and logits side by side say."""

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from itertools import islice, tee
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +34,8 @@ def answers(model: MultiTaskModel, rows: Iterable[TextRow], threads: int | None 
     Raises:
         InputError: a row has a field of one of these names already.
     """
-    to_predict, to_pair = tee(rows)  # holds no more than the windows that are under way
-    for found in model.predict_stream((text for text, _ in to_predict), threads):
-        for i, (text, fields) in enumerate(islice(to_pair, len(found.embeddings))):
+    for part, found in model.predict_rows(rows, itemgetter(0), threads):
+        for i, (text, fields) in enumerate(part):
             if taken := {"embedding", "tasks"} & fields.keys():
                 raise InputError(f"a row has a field {min(taken)!r} already; rename it: {json_line(fields)[:100]}")
             tasks = {

@@ -21,8 +21,10 @@ from torch import Tensor
 from mtl.checkpoints.fetch import sha256_of
 from mtl.checkpoints.files import read_tensors
 from mtl.checkpoints.save import write_json, write_tensors
-from mtl.disk import atomic_write, reason, remove, sweep, sync
-from mtl.errors import CheckpointError, WeightsError
+from mtl.disk import atomic_write, remove, sweep, sync
+from mtl.errors import CheckpointError, WeightsError, one_line
+from mtl.errors import differences as differences
+from mtl.errors import differing as differing
 
 KEPT = 2
 
@@ -101,7 +103,7 @@ def read(path: Path) -> State:
         best = fields["best"] and tuple(fields["best"])
         return State(fields["step"], best, fields["run"], tensors)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, WeightsError) as error:
-        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
+        raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from None
 
 
 def latest(folder: Path) -> tuple[State, list[str]]:
@@ -122,20 +124,3 @@ def latest(folder: Path) -> tuple[State, list[str]]:
             path.rename(aside)
             notes.append(f"{error}; it is set aside as {aside.name}, and the one before it is used")
     raise CheckpointError(f"{folder} holds no whole checkpoint; start again in another folder")
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two runs, as ``training.seed was 0, is 1``."""
-    return [f"{key} was {old!r}, is {new!r}" for key, old, new in differing(before, now)]
-
-
-def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """What differs between two runs: the dotted name, and both values."""
-    found = []
-    for key in [*before, *(key for key in now if key not in before)]:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differing(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append((f"{prefix}{key}", old, new))
-    return found

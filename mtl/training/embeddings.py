@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 
+from mtl.encode.options import EncodeOptions
 from mtl.encode.sentence_encoder import DOCUMENT, SentenceEncoder
 from mtl.errors import InputError, shown
-from mtl.retrieval import BLOCK, search_metrics
 from mtl.rows.read import read_rows
+from mtl.search import BLOCK, search_metrics
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.tasks.spec import TaskSpec
 from mtl.training.data import load_data
@@ -102,7 +103,9 @@ def judgements(path: Path, queries: Mapping[str, str], documents: Mapping[str, i
     return found
 
 
-def retrieval(model: SentenceEncoder, folder: Path, split: str = "test", **options: Any) -> dict[str, float]:
+def retrieval(
+    model: SentenceEncoder, folder: Path, split: str = "test", **options: Unpack[EncodeOptions]
+) -> dict[str, float]:
     """How well a model finds what is relevant, by exact search in a folder of BEIR's layout.
 
     The folder has corpus.jsonl, queries.jsonl and qrels/<split>.tsv. The checkpoint's prompts for queries and documents

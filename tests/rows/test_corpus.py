@@ -90,21 +90,24 @@ def test_keywords_of_sentence_transformers(embed: Callable[..., Any], tmp_path: 
         embed(source, as_tensor=True)
 
 
-@pytest.mark.parametrize(("kind", "step"), [("float32", 0), ("float16", 1e-3), ("int8", 1 / 254)])
+@pytest.mark.parametrize(("kind", "step"), [("float32", 0), ("float16", 1e-3), ("scaled-int8", 1 / 254)])
 def test_number_formats(embed: Callable[..., Any], folder: Path, tmp_path: Path, kind: Any, step: float) -> None:
     """int8 comes back to half a step of each vector's own largest value."""
-    embed(write_parquet(tmp_path / "a.parquet"), vectors=kind)
+    embed(write_parquet(tmp_path / "a.parquet"), output_precision=kind)
     table = pq.read_table(tmp_path / "out" / "a.parquet")
     found = vectors_of(tmp_path / "out" / "a.parquet")
-    assert found.dtype == kind
-    scales = table["embedding_scale"].to_numpy()[:, None] if kind == "int8" else 1
+    assert found.dtype == kind.removeprefix("scaled-")
+    scales = table["embedding_scale"].to_numpy()[:, None] if kind == "scaled-int8" else 1
     expected = SentenceEncoder.from_pretrained(folder).encode(TEXTS)
     largest = np.abs(expected).max(axis=1, keepdims=True)
     assert (np.abs(found.astype(np.float32) * scales - expected) <= 1.0001 * step * largest).all()
-    if kind == "int8":
+    if kind == "scaled-int8":
         assert (np.abs(found).max(axis=1) == 127).all()
+        embed(tmp_path / "a.parquet", vectors="int8", output=tmp_path / "older")  # what it was called before
+        assert pq.read_table(tmp_path / "older" / "a.parquet").equals(table)
     written = pq.ParquetFile(tmp_path / "out" / "a.parquet").metadata.row_group(0).column(1)
-    assert ("RLE_DICTIONARY" in written.encodings) == (kind == "int8")  # in which an int8 takes one byte and not four
+    # In a dictionary an int8 takes one byte and not four
+    assert ("RLE_DICTIONARY" in written.encodings) == (kind == "scaled-int8")
 
 
 def test_windows_do_not_show(embed: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +208,7 @@ def test_a_folder_of_another_model_or_settings(
     with torch.no_grad():
         other.encoder.embeddings.word_embeddings.weight[7] += 1
     other.save(tmp_path / "other")
-    with pytest.raises(InputError, match=r"otherwise with the model .*tiny': fingerprint was .*choose another output"):
+    with pytest.raises(InputError, match=r"otherwise with the model .*tiny': fingerprint.encoder was .*; choose"):
         embed(source, model=tmp_path / "other")
     assert embed(source, threads=1, batch_tokens=64, overflow="truncate").there == 1  # these change no bit
     manifest = tmp_path / "out" / "manifest.json"
@@ -220,13 +223,14 @@ def test_a_folder_of_another_model_or_settings(
 
 ROWS = {"text": ["a", "b", "c"], "id": [1, 2, 3]}
 BAD_TABLES = [
-    ({"body": ["a"], "id": [1]}, {}, "no column 'text'; it has body, id: name one with --column"),
+    ({"body": ["a"], "id": [1]}, {}, "no column 'text'; it has body, id: name one with --field"),
     ({"text": ["a"], "key": [1]}, {}, "no column 'id'; it has text, key: name one with --id-column, or number"),
     (ROWS, {"keep": ["x"]}, "no column 'x'; it has text, id: name one with --keep"),
     (ROWS | {"text": ["a", None, "c"]}, {}, "row 2: 'text' is missing; expected a string"),
     (ROWS | {"id": [1, 2, None]}, {}, "row 3 has no id; expected one for each row, each once in a file"),
     (ROWS | {"id": [1, 2, 1]}, {}, "row 3 has the id 1, as a row before it"),
     (ROWS | {"id": [1, 1, 2]}, {}, "row 2 has the id 1, as a row before it"),
+    (ROWS, {"field": "id"}, "column 'id' is of type int64; expected strings"),
     (ROWS, {"column": "id"}, "column 'id' is of type int64; expected strings"),
 ]
 BAD_LINES = [
@@ -275,7 +279,11 @@ def test_bad_places(embed: Callable[..., Any], tmp_path: Path) -> None:
         ([source], {"output": tmp_path / "file"}, "file cannot be made: File exists"),
         ([source], {"output": "/proc/out"}, "/proc/out cannot be made: No such file"),
         ([], {}, "no inputs; expected at least one file or folder"),
-        ([source], {"vectors": "int4"}, "vectors is 'int4'; expected one of float32, float16, int8"),
+        (
+            [source],
+            {"output_precision": "int8"},
+            "output_precision is 'int8'; expected .*, scaled-int8",
+        ),
         ([source], {"truncate_dim": 99}, "truncate_dim is 99; expected 1 to 12"),
         ([source], {"keep": ["embedding"]}, "a column 'embedding' cannot be kept"),
         ([source], {"actors": 2}, "actors is 2 without an address; expected an address"),
@@ -283,6 +291,31 @@ def test_bad_places(embed: Callable[..., Any], tmp_path: Path) -> None:
     for inputs, options, message in cases:
         with pytest.raises(InputError, match=message):
             embed(*inputs, **options)
+
+
+def test_what_is_left_out_of_a_folder(
+    embed: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said: links that lead nowhere, pipes, other endings. A folder that a link leads back to is read once."""
+    corpus = tmp_path / "corpus"
+    write_lines(corpus / "a.jsonl")
+    write_lines(tmp_path / "elsewhere" / "b.jsonl")
+    for name, target in (("gone.jsonl", "no"), ("c.jsonl", "a.jsonl"), ("loop", "."), ("d", tmp_path / "elsewhere")):
+        (corpus / name).symlink_to(target)
+    os.mkfifo(corpus / "pipe.jsonl")
+    (corpus / "photo.png").touch()
+    assert embed(corpus).files == 3
+    assert {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.parquet")} == {
+        "a.parquet",
+        "c.parquet",
+        "d/b.parquet",
+    }
+    assert [line.partition(": they ")[0] for line in caplog.messages] == [
+        f"1 files in {corpus} are left out, photo.png among them",
+        f"2 files in {corpus} are left out, gone.jsonl among them",
+    ]
+    with pytest.raises(InputError, match=r"pipe\.jsonl is neither a file nor a folder"):
+        embed(corpus / "pipe.jsonl")
 
 
 def test_a_full_disk(embed: Callable[..., Any], tmp_path: Path) -> None:
@@ -308,7 +341,7 @@ def test_the_command(mtl: Callable[..., Done], folder: Path, tmp_path: Path) -> 
     assert "1 file, 6 rows, 21 tokens in" in done.stderr
     assert "rows per second" in done.stderr
     assert pq.read_table(tmp_path / "out" / "a.parquet").column_names == ["id", "stars", "embedding"]
-    again = mtl(*command, "--normalize", "--vectors", "float16")
+    again = mtl(*command, "--normalize", "--output-precision", "float16")
     assert "0 files, 0 rows, 0 tokens in" in again.stderr
     assert "1 file already there" in again.stderr
     other = mtl(*command)

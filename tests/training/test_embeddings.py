@@ -95,7 +95,7 @@ def test_a_search_as_a_user_gets_it(tiny: SentenceEncoder, beir: Path, monkeypat
     model = SentenceEncoder.from_checkpoint(dataclasses.replace(tiny.to_checkpoint(), **about))
     ids, texts, measures = model.tokenizer.ids, [], []
     monkeypatch.setattr(model.tokenizer, "ids", lambda given: texts.extend(given) or ids(given))
-    monkeypatch.setattr("mtl.retrieval.scores", lambda a, b, measure: measures.append(measure) or a @ b.T)
+    monkeypatch.setattr("mtl.search.scores", lambda a, b, measure: measures.append(measure) or a @ b.T)
     retrieval(model, beir)
     assert {text[:2] for text in texts} == {"q ", "z "}
     assert measures == ["dot"]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mtl import retrieval
+from mtl import search
 from mtl.model import losses
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.kinds.base import VectorKind, VectorOptions, check_distinct, check_scale
@@ -48,7 +48,7 @@ class Contrastive(VectorKind):
     more_texts: ClassVar[bool] = True
     whole_window: ClassVar[bool] = True
     has_picture: ClassVar[bool] = True
-    own_metrics: ClassVar[Mapping[str, int]] = retrieval.METRICS
+    own_metrics: ClassVar[Mapping[str, int]] = search.METRICS
 
     def examples(self, texts: Sequence[str], targets: Tensor, split: Split) -> Examples:
         rows, width = split.tokenize(texts), len(self.task.text_field)
@@ -72,8 +72,8 @@ class Contrastive(VectorKind):
             relevant.setdefault(anchor, {})[places[positive]] = 1.0
         vector_of = dict(zip(targets.flatten().tolist(), vectors.flatten(0, 1), strict=True))
         queries, corpus = (torch.stack([vector_of[number] for number in side]) for side in (relevant, places))
-        return retrieval.search_metrics(
-            queries, corpus.split(retrieval.BLOCK), list(relevant.values()), [places.get(anchor) for anchor in relevant]
+        return search.search_metrics(
+            queries, corpus.split(search.BLOCK), list(relevant.values()), [places.get(anchor) for anchor in relevant]
         )
 
     def draw(self, axes: Any, vectors: Tensor, targets: Tensor) -> None:
