@@ -22,9 +22,9 @@ CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    ((?:make|mtl|python|pip|docker) .*?)(?:  .*)?$", README, re.MULTILINE)
 # Some stand within a sentence
 COMMANDS += sorted({f"make {target}" for target in re.findall(r"`make ([a-z-]+)`", README)})
-# What is not run here: .ci/run runs the targets that test, a small benchmark runs in test_benchmarks.py, and an
-# installation in test_packaging.py
-ELSEWHERE = re.compile(r"make (test|test-slow|test-reference|lint|bench-peers)$|pip install ")
+# What is not run here: .ci/run runs the targets that test, a small benchmark runs in test_benchmarks.py, a server in
+# tests/serve, and an installation in test_packaging.py
+ELSEWHERE = re.compile(r"make (test|test-slow|test-reference|lint|bench-peers)$|pip install |mtl serve")
 
 
 def blocks(language: str) -> list[str]:

@@ -17,6 +17,7 @@ ORDER = (
     "mtl.tasks",
     "mtl.check",
     "mtl.training",
+    "mtl.serve",
     "mtl.cli",
 )
 FRAMEWORKS = {"torch"}  # all that the mathematics needs from outside
@@ -78,7 +79,7 @@ def test_the_mathematics_imports_torch_alone():
 
 
 def test_every_room_says_what_lives_there():
-    for room in ("", "model", "kernels", "checkpoints", "encode", "rows", "tasks", "training", "cli"):
+    for room in ("", "model", "kernels", "checkpoints", "encode", "rows", "tasks", "training", "serve", "cli"):
         assert ast.get_docstring(ast.parse((ROOT / "mtl" / room / "__init__.py").read_text(encoding="utf-8")))
 
 

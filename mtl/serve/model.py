@@ -1,0 +1,279 @@
+"""A model as the server sees it: rows of ids from texts, values of rows by program, and what the values say.
+
+All that the server knows of encoders, tokenizers and tasks is in this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtl.checkpoints.fetch import fetch
+from mtl.checkpoints.load import load
+from mtl.encode.engine import Engine, usable
+from mtl.encode.precision import Precision
+from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.tokenizer import check_texts
+from mtl.errors import InputError, WeightsError, shown
+from mtl.kernels.threads import computing_with
+from mtl.model.packing import PackedBatch
+from mtl.serve.queue import Row
+from mtl.tasks.multitask import MultiTaskModel
+
+VECTORS, HEADS, TOKENS = "vectors", "heads", "tokens"  # the programs
+NOT_FINITE = (
+    "has a value that is not finite; compute in fp32, and if that gives the same, look for damage in the weights"
+)
+
+Side = Literal["right", "left"]
+Vector = NDArray[np.float32]
+
+
+class TooLong(InputError):
+    """Text number ``text`` of a request has ``tokens`` tokens, more than the model takes."""
+
+    def __init__(self, text: int, tokens: int) -> None:
+        super().__init__(f"text {text} has {tokens} tokens")
+        self.text, self.tokens = text, tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Rows of ids, special ones included, and how many of the texts were cut."""
+
+    rows: list[Row]
+    cut: int
+
+
+def public_name(model: str) -> str:
+    """What a model is called in an answer: its name, or of a folder the last part that says something."""
+    if not Path(model).exists():
+        return model.partition("@")[0]
+    parts = [part for part in Path(model).resolve().parts if part != "model"]
+    return parts[-1]
+
+
+class Served:
+    """A model with its engines. Texts' values have the bits that `mtl embed` and `mtl predict` give them."""
+
+    def __init__(self, model: SentenceEncoder | MultiTaskModel, name: str, threads: int | None = None) -> None:
+        self.name = name
+        self.heads = model if isinstance(model, MultiTaskModel) and model.branches else None
+        self.encoder = model.embedder if isinstance(model, MultiTaskModel) else model
+        self.tokenizer = self.encoder.tokenizer
+        self.vocabulary = self.tokenizer.vocab_size
+        self.engine = Engine(self.encoder.form(), self.encoder.device, threads=threads)
+        self.programs: dict[str, Callable[[Sequence[Row]], Iterable[Any]]] = {
+            VECTORS: self.vectors,
+            TOKENS: self.hidden,
+        }
+        if self.heads:
+            self.programs[HEADS] = self.all_heads
+            self.heads_engine = Engine(side_by_side(self.heads.form()), self.encoder.device, threads=threads)
+        for program in self.programs:  # what the first call makes is there before the first request
+            self.compute(program, self.tokenize(["a", "a b"]).rows)
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        name: str | None = None,
+        device: str = "cpu",
+        precision: Precision = "fp32",
+        threads: int | None = None,
+    ) -> Served:
+        """A model by name, hub id or folder, with its heads where it has some.
+
+        Raises:
+            ConfigError, WeightsError, InputError: as ``from_pretrained``.
+        """
+        checkpoint = load(fetch(model))
+        kind = MultiTaskModel if checkpoint.tasks or checkpoint.head else SentenceEncoder
+        loaded = kind.from_pretrained(model, device=usable(device), precision=precision)
+        return cls(loaded, name or public_name(model), threads)
+
+    @property
+    def dim(self) -> int:
+        return self.encoder.dim
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the tasks that have a head."""
+        return list(self.heads.branches) if self.heads else []
+
+    @property
+    def limit(self) -> int:
+        """Tokens of a text, special ones included."""
+        return self.tokenizer.max_length
+
+    @property
+    def turn_tokens(self) -> int:
+        """Tokens of a turn: a full batch for each thread."""
+        return self.engine.batch_tokens * (self.engine.threads if self.engine.on_cpu else 1)
+
+    def about(self) -> dict[str, Any]:
+        """What the model is."""
+        known = self.heads.tasks if self.heads else {}
+        tasks = {
+            name: {"kind": task.kind, "labels": list(task.labels)} for name, task in known.items() if name in self.tasks
+        }
+        return {
+            "precision": self.encoder.precision,
+            "pooling": "+".join(self.encoder.pooling.modes),
+            "dimensions": self.dim,
+            "max_length": self.limit,
+            "prompts": dict(self.encoder.prompts),
+            "default_prompt": self.encoder.default_prompt,
+            "tasks": tasks,
+        }
+
+    # Texts to rows
+
+    def tokenize(
+        self, texts: Sequence[str], prompt_name: str | None = None, truncate: bool = False, side: Side = "right"
+    ) -> Tokens:
+        """The rows of texts, the prompt before each; those over the limit are cut on one side, where that is asked for.
+
+        Raises:
+            InputError: no such prompt, or a text that is no Unicode.
+            TooLong: a text is over the limit.
+        """
+        prompt = self.encoder.prompt_for(None, prompt_name)
+        prefix, suffix = self.tokenizer.prefix, self.tokenizer.suffix
+        room = self.limit - len(prefix) - len(suffix)
+        rows, cut = [], 0
+        for i, ids in enumerate(self.tokenizer.ids([prompt + text for text in check_texts(texts)])):
+            if len(ids) > room:
+                if not truncate:
+                    raise TooLong(i, len(ids) + self.limit - room)
+                ids, cut = (ids[:room] if side == "right" else ids[-room:]), cut + 1
+            rows.append((*prefix, *ids, *suffix))
+        return Tokens(rows, cut)
+
+    def check_ids(self, rows: Sequence[Sequence[int]], truncate: bool = False, side: Side = "right") -> Tokens:
+        """Rows that came as ids, special ones included as the client put them.
+
+        Raises:
+            InputError: an id that the vocabulary has not.
+            TooLong: a row is over the limit.
+        """
+        found, cut = [], 0
+        for i, row in enumerate(rows):
+            for token in row:
+                if not 0 <= token < self.vocabulary:
+                    wanted = (
+                        f"expected ids of this model's own tokenizer, 0 to {self.vocabulary - 1}; send texts instead"
+                    )
+                    raise InputError(f"token id {token} is unknown; {wanted}")
+            if len(row) > self.limit:
+                if not truncate:
+                    raise TooLong(i, len(row))
+                row, cut = (row[: self.limit] if side == "right" else row[-self.limit :]), cut + 1
+            found.append(tuple(row))
+        return Tokens(found, cut)
+
+    def pieces(self, text: str, special: bool = True, prompt_name: str | None = None) -> list[dict[str, Any]]:
+        """A text's tokens, each with its id, the characters that it stands for, and where these start and stop."""
+        text = self.encoder.prompt_for(None, prompt_name) + text
+        check_texts([text])
+        text = text.lower() if self.tokenizer.lowercase else text
+        found = self.tokenizer.backend.encode(text, add_special_tokens=False)
+        spans = [
+            {"id": token, "text": text[start:stop], "special": False, "start": start, "stop": stop}
+            for token, (start, stop) in zip(found.ids, found.offsets, strict=True)
+        ]
+        ends = (self.tokenizer.prefix, self.tokenizer.suffix) if special else ((), ())
+        before, after = ([self.special(token) for token in tokens] for tokens in ends)
+        return [*before, *spans, *after]
+
+    def special(self, token: int) -> dict[str, Any]:
+        name = self.tokenizer.backend.id_to_token(token)
+        return {"id": token, "text": name, "special": True, "start": None, "stop": None}
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text that ids stand for."""
+        self.check_ids([ids], truncate=True)
+        return self.tokenizer.backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    # Rows to values; these run in the queue's thread
+
+    def compute(self, program: str, rows: Sequence[Row]) -> Sequence[Any]:
+        """A value for each row; an exception for one that is not finite."""
+        values = self.programs[program](rows)
+        return [value if np.isfinite(value).all() else WeightsError(f"a text {NOT_FINITE}") for value in values]
+
+    def vectors(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        """The embeddings, (rows, dim)."""
+        return self.engine.run(rows).cpu().numpy()
+
+    def all_heads(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        """Embeddings and all heads' logits side by side, from one pass: (rows, sum of the widths)."""
+        return self.heads_engine.run(rows).cpu().numpy()
+
+    def hidden(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+        """The last hidden states of each row, (tokens, dim)."""
+        encoder = self.encoder.form().encoder
+        with torch.inference_mode(), computing_with(self.engine.threads):
+            batches = (PackedBatch.pack([row]).to(self.encoder.device) for row in rows)
+            return [encoder(batch).float().cpu().numpy() for batch in batches]
+
+    # What values say
+
+    def finished(self, values: Sequence[Vector], normalize: bool, dimensions: int | None) -> Vector:
+        """Vectors (texts, dim), cut to their first dimensions and then scaled to length 1, as asked for."""
+        vectors = torch.from_numpy(np.stack(values))[:, :dimensions]
+        return (F.normalize(vectors, dim=-1) if normalize else vectors).contiguous().numpy()
+
+    def split(self, values: Sequence[Vector]) -> tuple[Vector, dict[str, Tensor]]:
+        """Embeddings and each task's logits, of what ``all_heads`` gave."""
+        assert self.heads
+        widths = [self.dim, *(self.heads.outputs(name) for name in self.heads.branches)]
+        embeddings, *columns = torch.from_numpy(np.stack(values)).split(widths, dim=1)
+        return embeddings.contiguous().numpy(), dict(zip(self.heads.branches, columns, strict=True))
+
+    def said(self, logits: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        """What the tasks say of each text: by task its label, and scores and logits by label."""
+        assert self.heads
+        tasks: dict[str, list[dict[str, Any]]] = {}
+        for name, x in logits.items():
+            kind = self.heads.head_kind(name)
+            scores = kind.scores(x)
+            answers = zip(kind.words(scores), scores.numpy(), x.contiguous().numpy(), strict=True)
+            tasks[name] = [
+                {"label": label, "scores": dict(zip(kind.columns, row, strict=True)), "logits": numbers}
+                for label, row, numbers in answers
+            ]
+        return [dict(zip(tasks, rows, strict=True)) for rows in zip(*tasks.values(), strict=True)]
+
+    def task(self, name: str | None) -> str:
+        """The one task that a question about one task is for.
+
+        Raises:
+            InputError: it is unknown; or it is not named, and there are several.
+        """
+        names = self.tasks
+        if name is None and len(names) != 1:
+            raise InputError(
+                f'the model has the tasks {", ".join(names)}; name one as "task", or ask /v1/predict for all'
+            )
+        if name is not None and name not in names:
+            raise InputError(f"task is {shown(name)}; expected one of {', '.join(names)}")
+        return name or names[0]
+
+
+def side_by_side(form: MultiTaskModel) -> Callable[[PackedBatch], Tensor]:
+    """Embeddings and all logits in one matrix."""
+
+    def outputs(batch: PackedBatch) -> Tensor:
+        embeddings, logits = form(batch)
+        return torch.cat([embeddings, *logits.values()], dim=1)
+
+    return outputs

@@ -1,0 +1,151 @@
+"""uvicorn with the patience of a server: slow and silent clients are sent away, and SIGTERM loses no request."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from mtl.errors import InputError
+from mtl.serve.app import Service
+
+HEAD_BYTES = 64 << 10  # of a request's line and headers
+KEEP_ALIVE = 60  # seconds that a connection may rest between requests
+LINGER = 0.3  # seconds after SIGTERM in which requests on their way are told to go elsewhere
+
+
+class Patient(HttpToolsProtocol):
+    """A connection that ends where a request does not come whole, or an answer is not read, in ``patience`` seconds."""
+
+    patience = 40.0
+    reading: asyncio.TimerHandle | None = None
+    writing: asyncio.TimerHandle | None = None
+    partial = True  # whether a request has come in part, or is still to come after the connection
+    in_head = True
+    head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.wait()
+
+    def wait(self) -> None:
+        self.reading = self.reading or self.loop.call_later(self.patience, self.give_up)
+
+    def give_up(self) -> None:
+        self.reading = None
+        if self.flow.read_paused:  # it is we who do not read
+            self.wait()
+        else:
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self.partial = True
+        self.head_bytes += len(data)
+        super().data_received(data)
+        if self.partial:
+            self.wait()
+        elif self.reading:
+            self.reading.cancel()
+            self.reading = None
+        if self.partial and self.in_head and self.head_bytes > HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("Request header fields too large.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.partial = self.in_head = True
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self.in_head = False
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.partial, self.head_bytes = False, 0
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.writing = self.writing or self.loop.call_later(self.patience, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.writing:
+            self.writing.cancel()
+            self.writing = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.reading:
+            self.reading.cancel()
+
+
+class Server(uvicorn.Server):
+    """On the first signal, requests that come are told so while those that were accepted are answered; then it ends."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        if self.service.draining:
+            super().handle_exit(sig, frame)
+            return
+        self.service.draining = True
+        asyncio.get_running_loop().call_soon_threadsafe(self.leave, sig)
+
+    def leave(self, sig: int) -> None:
+        asyncio.get_running_loop().call_later(LINGER, uvicorn.Server.handle_exit, self, sig, None)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that is bound, so that a port that is taken is told before a model is loaded.
+
+    Raises:
+        InputError: it cannot be.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        found = socket.socket(family)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except (OSError, OverflowError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot listen at {host}:{port}: {why}") from None
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def configured(app: Starlette, service: Service, drain_seconds: int = 60) -> Server:
+    """A server for an application; those that were accepted are answered within ``drain_seconds`` of a signal."""
+    Patient.patience = service.limits.body_seconds + 10
+    config = uvicorn.Config(
+        app, http=Patient, ws="none", lifespan="on", log_config=None, log_level="error", access_log=False,
+        server_header=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=drain_seconds,
+    )  # fmt: skip
+    return Server(config, service)
+
+
+async def until_stopped(server: Server, at: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve at a socket; ``ready`` is called when requests are answered."""
+    task = asyncio.ensure_future(server.serve([at]))
+    while not server.started and not task.done():
+        await asyncio.sleep(0.01)
+    ready()
+    await task
+
+
+def run(server: Server, at: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # uvicorn raises it again when it has ended
+    try:
+        asyncio.run(until_stopped(server, at, ready))
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,361 @@
+"""What clients of TEI and of OpenAI send, and what they get: values, errors, headers, limits."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtl import MultiTaskModel, SentenceEncoder
+from mtl.serve.app import read_keys
+from mtl.serve.contracts import Limits
+from mtl.serve.model import public_name
+
+from .conftest import Client
+
+TEXTS = ["a b c", "d", "e f g h i j", "a b c"]
+LONG = " ".join("abcdefghijklmnopqrst")  # 22 tokens where the limit is 16
+
+
+def floats(answer: Any) -> np.ndarray:
+    return np.array(answer, dtype=np.float32)
+
+
+def test_embed_gives_the_bytes_that_encode_gives(client: Client, encoder: SentenceEncoder) -> None:
+    for body, options in (
+        ({}, {"normalize": True}),
+        ({"normalize": False}, {}),
+        ({"dimensions": 5}, {"normalize": True, "truncate_dim": 5}),
+        ({"normalize": False, "dimensions": 5, "prompt_name": "query"}, {"truncate_dim": 5, "prompt_name": "query"}),
+    ):
+        reply = client.post("/embed", {"inputs": TEXTS, **body})
+        assert reply.status == 200, reply.body
+        assert np.array_equal(floats(reply.json), encoder.encode(TEXTS, **options))
+    assert np.array_equal(floats(client.post("/embed", {"inputs": "d"}).json), encoder.encode(["d"], normalize=True))
+    assert client.post("/", {"inputs": "d"}).json == client.post("/embed", {"inputs": "d"}).json
+    reply = client.post("/embed", {"inputs": TEXTS})
+    assert reply.headers["x-compute-tokens"] == "21"
+    assert reply.headers["x-compute-characters"] == "22"
+    assert "x-mtl-truncated" not in reply.headers
+
+
+def test_token_ids_are_taken_as_they_stand(client: Client, encoder: SentenceEncoder) -> None:
+    rows = [[2, 5, 6, 3], [2, 9, 3]]
+    expected = encoder.encode(["a b", "e"], normalize=True)
+    assert np.array_equal(floats(client.post("/embed", {"inputs": rows}).json), expected)
+    reply = client.post("/v1/embeddings", {"input": rows[0]}).json
+    assert np.array_equal(floats(reply["data"][0]["embedding"]), expected[0])
+    assert reply["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
+
+
+def test_embed_all_gives_each_token(client: Client, encoder: SentenceEncoder) -> None:
+    reply = client.post("/embed_all", {"inputs": ["a b", "c"]}).json
+    assert [len(tokens) for tokens in reply] == [4, 3]
+    for tokens, text in zip(reply, ["a b", "c"], strict=True):
+        np.testing.assert_allclose(floats(tokens).mean(axis=0), encoder.encode(text), atol=1e-6)
+
+
+def test_openai_embeddings(client: Client, encoder: SentenceEncoder) -> None:
+    expected = encoder.encode(TEXTS, normalize=True)
+    reply = client.post("/v1/embeddings", {"input": TEXTS, "model": "text-embedding-3-small"}).json
+    assert reply["object"] == "list"
+    assert reply["model"] == "tiny"
+    assert [row["index"] for row in reply["data"]] == [0, 1, 2, 3]
+    assert np.array_equal(floats([row["embedding"] for row in reply["data"]]), expected)
+    assert reply["usage"] == {"prompt_tokens": 21, "total_tokens": 21}
+    reply = client.post("/v1/embeddings", {"input": "d", "encoding_format": "base64", "dimensions": 4}).json
+    raw = base64.b64decode(reply["data"][0]["embedding"])
+    assert raw == encoder.encode("d", normalize=True, truncate_dim=4).tobytes()
+    assert [model["id"] for model in client.get("/v1/models").json["data"]] == ["tiny"]
+
+
+def test_truncation_is_an_error_or_a_header(client: Client, encoder: SentenceEncoder) -> None:
+    for path, field in (("/embed", "inputs"), ("/v1/embeddings", "input")):
+        refused = client.post(path, {field: ["a", LONG]})
+        assert refused.status == (422 if path == "/embed" else 400)
+        assert b"must have less than 17 tokens. Given: 22 (text 1)" in refused.body
+        cut = client.post(path, {field: ["a", LONG, LONG], "truncate": True})
+        assert cut.status == 200
+        assert cut.headers["x-mtl-truncated"] == "2"
+    expected = encoder.encode(["a", LONG, LONG], overflow="truncate", normalize=True)
+    assert np.array_equal(floats([row["embedding"] for row in cut.json["data"]]), expected)
+    left = client.post("/embed", {"inputs": LONG, "truncate": True, "truncation_direction": "Left"}).json
+    assert np.array_equal(floats(left), encoder.encode([" ".join("ghijklmnopqrst")], normalize=True))
+
+
+def test_the_server_may_cut_by_itself(serving: Callable[..., Client]) -> None:
+    client = serving(truncate=True)
+    assert client.post("/embed", {"inputs": LONG}).headers["x-mtl-truncated"] == "1"
+    assert client.post("/embed", {"inputs": LONG, "truncate": False}).status == 422
+    assert client.get("/info").json["auto_truncate"] is True
+
+
+def test_similarity(client: Client, encoder: SentenceEncoder) -> None:
+    inputs = {"source_sentence": "a b", "sentences": ["a", "c d"]}
+    vectors = encoder.encode(["a b", "a", "c d"], normalize=True)
+    for path in ("/similarity", "/"):
+        reply = client.post(path, {"inputs": inputs, "parameters": {}}).json
+        np.testing.assert_allclose(reply, vectors[1:] @ vectors[0], atol=1e-6)
+    inputs["sentences"].append(LONG)
+    assert client.post("/similarity", {"inputs": inputs}).status == 422
+    cut = client.post("/similarity", {"inputs": inputs, "parameters": {"truncate": True}})
+    assert cut.headers["x-mtl-truncated"] == "1"
+
+
+def test_tokenize_and_decode(client: Client) -> None:
+    (tokens,) = client.post("/tokenize", {"inputs": "A fé"}).json
+    assert tokens[0] == {"id": 2, "text": "[CLS]", "special": True, "start": None, "stop": None}
+    assert tokens[1] == {"id": 5, "text": "A", "special": False, "start": 0, "stop": 1}
+    assert [token["text"] for token in tokens[2:-1]] == ["f", "é"]
+    assert len(client.post("/tokenize", {"inputs": [LONG, "a"], "add_special_tokens": False}).json[0]) == 20
+    assert client.post("/decode", {"ids": [2, 5, 6, 3]}).json == ["a b"]
+    assert client.post("/decode", {"ids": [[2, 5, 3]], "skip_special_tokens": False}).json == ["[CLS] a [SEP]"]
+
+
+def test_all_heads_from_one_pass(headed: Client, heads: MultiTaskModel) -> None:
+    found = heads.predict([*TEXTS, ""])
+    reply = headed.post("/v1/predict", {"input": [*TEXTS, ""], "embedding": True}).json
+    for i, row in enumerate(reply["data"]):
+        assert np.array_equal(floats(row["embedding"]), found.embeddings[i])
+        assert row["tasks"].keys() == {"topic", "tags", "score"}
+        for name, task in row["tasks"].items():
+            assert task["label"] == found.labels[name][i]
+            assert np.array_equal(floats(task["logits"]), found.logits[name][i])
+            assert np.array_equal(floats(list(task["scores"].values())), found.scores[name][i])
+    some = headed.post("/v1/predict", {"input": "a", "tasks": ["topic"]}).json["data"][0]
+    assert some["tasks"].keys() == {"topic"}
+    assert "embedding" not in some
+    metrics = headed.get("/metrics").body.decode()
+    assert 'mtl_predicted_labels{task="topic",label="' in metrics
+
+
+def test_predict_answers_for_one_task(headed: Client, heads: MultiTaskModel) -> None:
+    found = heads.predict(["a b"])
+    reply = headed.post("/predict", {"inputs": "a b", "task": "topic"}).json
+    assert [row["score"] for row in reply] == sorted((row["score"] for row in reply), reverse=True)
+    assert {row["label"]: np.float32(row["score"]) for row in reply} == dict(
+        zip("xyz", found.scores["topic"][0], strict=True)
+    )
+    batch = headed.post("/predict", {"inputs": [["a b"], ["c"]], "task": "score", "raw_scores": True}).json
+    assert batch[0] == [{"score": pytest.approx(found.logits["score"][0, 0]), "label": "value"}]
+    pipeline = headed.post("/", {"inputs": "a b", "task": "topic", "parameters": {"top_k": 2}}).json
+    assert pipeline == [reply[:2]]
+    with_vectors = headed.post("/", {"inputs": "a b", "normalize": False}).json
+    assert np.array_equal(floats(with_vectors), heads.embedder.encode(["a b"]))
+
+
+def test_a_pair_is_refused_as_one(headed: Client) -> None:
+    for inputs in (["a", "b"], [["a", "b"]]):
+        reply = headed.post("/predict", {"inputs": inputs, "task": "topic"})
+        assert reply.status == 424
+        assert "pair of texts" in reply.json["error"]
+    assert headed.post("/predict", {"inputs": ["a", "b", "c"], "task": "topic"}).status == 422
+
+
+REFUSED: list[tuple[str, Any, int, str]] = [
+    ("/embed", b"{", 400, "no JSON"),
+    ("/embed", b"\xff", 400, "no JSON"),
+    ("/embed", b"[" * 10_000, 400, "no JSON"),
+    ("/embed", b'{"inputs": "\\ud800"}', 400, "no JSON"),
+    ("/embed", [1], 422, "expected a JSON object"),
+    ("/embed", {}, 422, "`inputs` is missing"),
+    ("/embed", {"inputs": None}, 422, "`inputs` is missing"),
+    ("/embed", {"inputs": 3}, 422, "expected a string"),
+    ("/embed", {"inputs": []}, 400, "cannot be empty"),
+    ("/embed", {"inputs": ""}, 422, "cannot be empty"),
+    ("/embed", {"inputs": ["a", ""]}, 422, "(text 1)"),
+    ("/embed", {"inputs": ["a", 3]}, 422, "`inputs[1]` is 3"),
+    ("/embed", {"inputs": [["a"]]}, 422, "token ids"),
+    ("/embed", {"inputs": [[]]}, 422, "token ids"),
+    ("/embed", {"inputs": [[True]]}, 422, "token ids"),
+    ("/embed", {"inputs": [[2, 9999]]}, 422, "token id 9999 is unknown"),
+    ("/embed", {"inputs": [[2, -1]]}, 422, "token id -1 is unknown"),
+    ("/embed", {"inputs": [[2] * 17]}, 422, "Given: 17"),
+    ("/embed", {"inputs": ["a"] * 41}, 422, "batch size 41 > maximum allowed batch size 40"),
+    ("/embed", {"inputs": "a" * 4001}, 422, "4001 characters"),
+    ("/embed", {"inputs": "a", "dimensions": 0}, 422, "from 1 to 12"),
+    ("/embed", {"inputs": "a", "dimensions": 13}, 422, "from 1 to 12"),
+    ("/embed", {"inputs": "a", "dimensions": True}, 422, "from 1 to 12"),
+    ("/embed", {"inputs": "a", "normalize": "yes"}, 422, "true or false"),
+    ("/embed", {"inputs": "a", "truncation_direction": "up"}, 422, "right, left"),
+    ("/embed", {"inputs": "a", "prompt_name": "nope"}, 422, "prompts are: query"),
+    ("/similarity", {"inputs": {"source_sentence": "a", "sentences": []}}, 400, "cannot be empty"),
+    ("/similarity", {"inputs": {"sentences": ["a"]}}, 422, "`inputs.source_sentence` is missing"),
+    ("/similarity", {"inputs": "a"}, 422, "an object"),
+    ("/decode", {"ids": "a"}, 422, "token ids"),
+    ("/decode", {"ids": [99999]}, 422, "unknown"),
+    ("/predict", {"inputs": "a"}, 424, "not a classifier model"),
+    ("/rerank", {"query": "a", "texts": ["b"]}, 424, "not a re-ranker model"),
+    ("/embed_sparse", {"inputs": "a"}, 424, "not a sparse"),
+    ("/v1/embeddings", {"input": ""}, 400, "cannot be empty"),
+    ("/v1/embeddings", {"input": []}, 400, "cannot be empty"),
+    ("/v1/embeddings", {"input": [[100_000]]}, 400, "send texts instead"),
+    ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, 400, "float, base64"),
+    ("/v1/predict", {"input": "a"}, 424, "no task heads"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "status", "said"), REFUSED)
+def test_bad_requests_are_refused_in_one_line(client: Client, path: str, body: Any, status: int, said: str) -> None:
+    reply = client.post(path, body)
+    assert reply.status == status, reply.body
+    error = reply.json["error"]
+    message = error["message"] if path.startswith("/v1/") else error
+    assert said in message
+    assert "\n" not in message
+    if path.startswith("/v1/"):
+        assert error.keys() == {"message", "type", "param", "code"}
+    else:
+        assert reply.json["error_type"] == {400: "Empty", 422: "Validation", 424: "Backend"}[status]
+
+
+def test_unknown_tasks_are_refused(headed: Client) -> None:
+    assert "topic, tags, score; name one" in headed.post("/predict", {"inputs": "a"}).json["error"]
+    assert "expected one of topic" in headed.post("/predict", {"inputs": "a", "task": "nope"}).json["error"]
+    assert headed.post("/v1/predict", {"input": "a", "tasks": ["nope"]}).status == 400
+    refused = headed.post("/", {"inputs": "a", "task": "topic", "parameters": {"function_to_apply": "sigmoid"}})
+    assert "`parameters.function_to_apply` is 'sigmoid'" in refused.json["error"]
+
+
+def test_another_path_method_or_type(client: Client) -> None:
+    assert client.get("/nope").status == 404
+    assert client.get("/embed").status == 405
+    assert client.post("/nope", {}).json["error_type"] == "Validation"
+    assert client.post("/v1/nope", {}).json["error"]["message"] == "no such path: POST /v1/nope"
+    reply = client.send("POST", "/embed", b'{"inputs": "a"}', **{"Content-Type": "text/plain"})
+    assert reply.status == 415
+
+
+def test_large_bodies_are_refused_unread(client: Client) -> None:
+    assert client.post("/embed", {"inputs": "a" * 30_000}).status == 413
+    with socket.create_connection(("127.0.0.1", client.port)) as raw:
+        head = "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        raw.sendall(f"{head}Content-Length: 999999999\r\n\r\n".encode())
+        assert raw.recv(100).startswith(b"HTTP/1.1 413")
+    with socket.create_connection(("127.0.0.1", client.port)) as raw:
+        chunk = b"1000\r\n" + b"x" * 4096 + b"\r\n"
+        raw.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + 6 * chunk)
+        assert raw.recv(100).startswith(b"HTTP/1.1 413")
+    assert client.service.held == 0
+
+
+def test_a_request_of_more_tokens_than_may_ever_wait(serving: Callable[..., Client]) -> None:
+    client = serving(limits=Limits(queued_tokens=8))
+    assert client.post("/embed", {"inputs": TEXTS}).status == 413
+    assert client.post("/embed", {"inputs": "a"}).status == 200
+
+
+def test_keys(serving: Callable[..., Client]) -> None:
+    client = serving(keys=read_keys("# ours\n first \nsecond\n"))
+    for headers in ({}, {"Authorization": "Bearer nope"}, {"Authorization": "first"}, {"Authorization": "Bearer"}):
+        for path in ("/embed", "/v1/embeddings"):
+            reply = client.post(path, {"inputs": "a", "input": "a"}, **headers)
+            assert reply.status == 401
+            assert reply.headers["www-authenticate"] == "Bearer"
+        assert client.get("/info", **headers).status == 401
+    for key in ("first", "second"):
+        assert client.post("/embed", {"inputs": "a"}, Authorization=f"Bearer {key}").status == 200
+    assert client.get("/health").status == 200
+    assert client.get("/metrics").status == 200
+
+
+def test_cross_origin_use_is_off_unless_told(client: Client, serving: Callable[..., Client]) -> None:
+    ask = {"Origin": "http://page.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in client.send("OPTIONS", "/embed", **ask).headers
+    allowing = serving(["http://page.example"])
+    reply = allowing.send("OPTIONS", "/embed", **ask)
+    assert reply.headers["access-control-allow-origin"] == "http://page.example"
+    other = {"Origin": "http://evil.example"}
+    assert "access-control-allow-origin" not in allowing.post("/embed", {"inputs": "a"}, **other).headers
+
+
+def test_info_health_and_metrics(client: Client, headed: Client) -> None:
+    info = client.get("/info").json
+    assert info["model_id"] == "tiny"
+    assert info["max_input_length"] == 16
+    assert info["model_type"] == {"embedding": {"pooling": "mean"}}
+    assert headed.get("/info").json["mtl"]["tasks"]["topic"] == {"kind": "single-label", "labels": ["x", "y", "z"]}
+    assert client.get("/health").status == 200
+    client.post("/embed", {"inputs": "a"})
+    client.post("/embed", {"inputs": ""})
+    metrics = client.get("/metrics").body.decode()
+    for line in ('te_request_count{method="single"} ', 'te_request_failure{err="validation"} ', "te_queue_size 0",
+                 'te_request_duration_bucket{le="+Inf"} ', "te_batch_next_tokens_sum ", "te_embed_count "):  # fmt: skip
+        assert line in metrics
+
+
+def test_a_record_of_each_request_without_its_texts(serving: Callable[..., Client]) -> None:
+    records: list[dict[str, Any]] = []
+    client = serving(report=records.append)
+    client.post("/embed", {"inputs": ["a b", LONG], "truncate": True})
+    client.post("/embed", {"inputs": 3})
+    assert [(r["path"], r["status"], r["texts"], r["tokens"], r["cut"]) for r in records] == [
+        ("/embed", 200, 2, 20, 1),
+        ("/embed", 422, 0, 0, 0),
+    ]
+    assert LONG not in json.dumps(records)
+
+
+def test_nothing_of_ours_in_an_answer(serving: Callable[..., Client], caplog: pytest.LogCaptureFixture) -> None:
+    client = serving()
+
+    def broken(*args: object) -> None:
+        raise OSError("/home/secret/file")
+
+    client.service.served.tokenize = broken
+    reply = client.post("/embed", {"inputs": "a"})
+    assert reply.status == 500
+    assert b"secret" not in reply.body
+    assert b"Traceback" not in reply.body
+    assert "secret" in caplog.text
+
+
+def test_a_vector_that_is_not_finite_is_an_error(serving: Callable[..., Client]) -> None:
+    client = serving()
+    served = client.service.served
+    good = served.vectors
+    served.programs["vectors"] = lambda rows: good(rows) * np.array([[np.nan if len(row) == 3 else 1] for row in rows])
+    assert client.post("/embed", {"inputs": ["a", "a b"]}).status == 424
+    assert client.post("/embed", {"inputs": ["a b"]}).status == 200
+    assert client.get("/health").status == 200
+
+
+def test_names_of_folders_show_no_path(tmp_path: Any) -> None:
+    (tmp_path / "demo" / "model").mkdir(parents=True)
+    assert public_name(str(tmp_path / "demo" / "model")) == "demo"
+    assert public_name(str(tmp_path / "demo")) == "demo"
+    assert public_name("org/name@main") == "org/name"
+
+
+NAMES = [
+    "inputs", "input", "truncate", "truncation_direction", "normalize", "dimensions", "prompt_name", "parameters",
+    "source_sentence", "sentences", "ids", "encoding_format", "task", "tasks", "raw_scores", "embedding", "top_k",
+    "skip_special_tokens", "add_special_tokens", "model", "query", "texts", "other",
+]  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
+    | st.sampled_from(["a", "b c", LONG, "query", "left", "base64"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=8,
+)  # fmt: skip
+PATHS = [
+    "/", "/embed", "/embed_all", "/embed_sparse", "/predict", "/rerank", "/similarity", "/tokenize", "/decode",
+    "/embeddings", "/v1/embeddings", "/v1/predict", "/invocations",
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(path=st.sampled_from(PATHS), body=st.binary(max_size=40) | st.dictionaries(st.sampled_from(NAMES), JSON))
+def test_no_body_breaks_the_server(headed: Client, path: str, body: Any) -> None:
+    reply = headed.post(path, body)
+    assert reply.status in (200, 400, 413, 422, 424), (reply.status, reply.body)
+    assert b"Traceback" not in reply.body
+    if reply.status != 200:
+        assert "error" in reply.json

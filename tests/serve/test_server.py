@@ -1,0 +1,301 @@
+"""The server among clients that are slow, silent, many, or gone, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtl import SentenceEncoder
+from mtl.cli import main
+from mtl.serve.contracts import Limits
+from mtl.serve.server import Patient
+
+from .conftest import Client
+
+HEAD = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@contextlib.contextmanager
+def connected(client: Client, *parts: bytes) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as raw:
+        for part in parts:
+            raw.sendall(part)
+        yield raw
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def gate(serving: Callable[..., Client]) -> Iterator[tuple[Client, threading.Event, threading.Event]]:
+    """A server whose worker waits: the client, what opens the gate, and what says that the worker stands before it."""
+    client = serving(limits=Limits(queued_tokens=40, answer_seconds=20, stuck_seconds=0.2))
+    go, entered = threading.Event(), threading.Event()
+    compute = client.service.queue.compute
+
+    def slowly(program: str, rows: object) -> object:
+        entered.set()
+        assert go.wait(20)
+        return compute(program, rows)
+
+    client.service.queue.compute = slowly
+    yield client, go, entered
+    go.set()
+
+
+def test_a_body_that_does_not_come(serving: Callable[..., Client]) -> None:
+    client = serving(limits=Limits(body_seconds=0.05))
+    with connected(client, HEAD, b'Content-Length: 20\r\n\r\n{"inp') as raw:
+        assert raw.recv(1000).startswith(b"HTTP/1.1 408")
+    assert client.post("/embed", {"inputs": "a"}).status == 200
+    assert client.service.held == client.service.requests == 0
+
+
+def test_connections_that_say_nothing_or_too_much(
+    serving: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serving()
+    monkeypatch.setattr(Patient, "patience", 0.1)
+    for parts in ((), (HEAD,), (b"\r\n",), (HEAD, b"Content-Length: 20\r\n\r\n{")):
+        with connected(client, *parts) as raw, contextlib.suppress(ConnectionResetError):
+            assert raw.recv(1000) == b""
+    with connected(client, HEAD) as raw, contextlib.suppress(ConnectionError):
+        for _ in range(100):
+            raw.sendall(b"X-Long: " + b"x" * 1000 + b"\r\n")
+        assert raw.recv(1000).startswith(b"HTTP/1.1 400")
+    whole = HEAD + b'Content-Length: 15\r\n\r\n{"inputs": "a"}'
+    with connected(client, whole + whole) as raw:  # one behind the other
+        wait_for(lambda: client.service.metrics.values.get("te_embed_success", {}).get("") == 2)
+        assert raw.recv(100_000).count(b"HTTP/1.1 200") >= 1
+
+
+def test_a_body_that_is_cut_off(serving: Callable[..., Client]) -> None:
+    client = serving()
+    for _ in range(3):
+        with connected(client, HEAD, b'Content-Length: 20\r\n\r\n{"inp'):
+            wait_for(lambda: client.service.requests == 1)
+        wait_for(lambda: client.service.requests == 0)
+    assert client.service.metrics.values["te_request_failure"] == {'err="dropped"': 3}
+    assert client.service.held == 0
+
+
+def test_whoever_leaves_is_not_computed_for(gate: tuple[Client, threading.Event, threading.Event]) -> None:
+    client, go, entered = gate
+    body = json.dumps({"inputs": ["b", "c d e"]}).encode()
+    whole = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+    queue = client.service.queue
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/embed", {"inputs": "a"})
+        assert entered.wait(10)
+        with connected(client, whole):
+            wait_for(lambda: queue.tokens == 11)
+        wait_for(lambda: queue.tokens == 3)
+        go.set()
+        assert first.result().status == 200
+    wait_for(lambda: client.service.requests == 0)
+    assert client.service.metrics.values["te_request_failure"] == {'err="dropped"': 1}
+
+
+def test_a_full_queue_and_a_stuck_worker(gate: tuple[Client, threading.Event, threading.Event]) -> None:
+    client, go, entered = gate
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(client.post, "/embed", {"inputs": "a"})
+        assert entered.wait(10)
+        second = pool.submit(client.post, "/embed", {"inputs": ["b", "c", "d", "e", "f", "g", "h", "i", "j"]})
+        wait_for(lambda: client.service.queue.tokens == 30)
+        refused = client.post("/embed", {"inputs": ["k", "l", "m", "n"]})
+        assert refused.status == 429
+        assert refused.json["error_type"] == "Overloaded"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        wait_for(lambda: client.get("/health").status == 503)
+        assert "one turn" in client.get("/health").json["error"]
+        stuck = client.post("/embed", {"inputs": "k"})
+        assert stuck.status == 503
+        assert stuck.headers["retry-after"] == "10"
+        go.set()
+        assert first.result().status == second.result().status == 200
+    assert client.get("/health").status == 200
+
+
+def test_an_answer_that_takes_too_long(gate: tuple[Client, threading.Event, threading.Event]) -> None:
+    client, go, _ = gate
+    object.__setattr__(client.service.limits, "answer_seconds", 0.05)
+    assert client.post("/embed", {"inputs": "a"}).status == 503
+    go.set()
+    wait_for(lambda: client.service.queue.tokens == 0)
+
+
+def test_a_dead_worker(serving: Callable[..., Client], caplog: pytest.LogCaptureFixture) -> None:
+    client = serving()
+
+    def dies(program: str, rows: object) -> None:
+        raise SystemExit
+
+    client.service.queue.compute = dies
+    assert client.post("/embed", {"inputs": "a"}).status == 503
+    assert client.get("/health").status == 503
+    assert client.post("/embed", {"inputs": "a"}).status == 503
+
+
+def words(count: int, seed: int = 0) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(1, 18))) for _ in range(count)]
+
+
+def test_the_same_bytes_under_load(serving: Callable[..., Client], encoder: SentenceEncoder) -> None:
+    """Many clients with other texts, some of which are over the limit, malformed, or leave before the answer."""
+    client = serving()
+    texts = words(300)
+    limit = encoder.tokenizer.max_length
+    expected = encoder.encode(texts, normalize=True, overflow="truncate")
+
+    def ask(i: int) -> None:
+        if i % 10 == 0:
+            with connected(client, HEAD, b'Content-Length: 15\r\n\r\n{"inputs": "a"}'):
+                return
+        if i % 17 == 0:
+            assert client.post("/embed", b"{").status == 400
+        several = list(range(i, min(i + i % 5 + 1, len(texts))))
+        reply = client.post("/embed", {"inputs": [texts[j] for j in several]})
+        if any(len(encoder.tokenizer.ids([texts[j]])[0]) + 2 > limit for j in several):
+            assert reply.status == 422
+        else:
+            assert reply.status == 200
+            assert np.array(reply.json, np.float32).tobytes() == expected[several].tobytes()
+
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(ask, range(len(texts))))
+    wait_for(lambda: client.service.requests == 0)
+    assert client.service.queue.tokens == client.service.held == 0
+
+
+class Process:
+    """`mtl serve` as a process."""
+
+    def __init__(self, *arguments: object) -> None:
+        command = [sys.executable, "-m", "mtl", "serve", "--port", "0", *map(str, arguments)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stderr
+        self.said = ""
+        while not (found := re.search(r"serving (\S+) at http://[\d.]+:(\d+)", self.said)):
+            line = self.process.stderr.readline()
+            assert line, self.said
+            self.said += line
+        self.name, self.port = found[1], int(found[2])
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(number)
+        return self.process.wait(30), self.process.communicate()[1]
+
+
+def until_refused(port: int, text: str, outcomes: list[object], expected: bytes, on_answer: threading.Event) -> None:
+    """Ask over one connection after another, until nobody is there; a request that was sent whole gets an answer."""
+    body = json.dumps({"inputs": text, "normalize": False}).encode()
+    while True:
+        client = Client(None, port)  # type: ignore[arg-type]
+        try:
+            reply = client.post("/embed", body)
+        except ConnectionRefusedError:
+            return
+        except (ConnectionError, OSError) as error:
+            outcomes.append(error)
+            return
+        if reply.status == 503:
+            assert reply.headers["retry-after"] == "1"
+            return
+        outcomes.append(reply.status == 200 and np.array(reply.json, np.float32).tobytes() == expected)
+        on_answer.set()
+
+
+def test_sigterm_under_load_loses_nothing(folder: Path) -> None:
+    server = Process("--model", folder, "--log-json")
+    encoder = SentenceEncoder.from_pretrained(folder)
+    outcomes: list[object] = []
+    answered = threading.Event()
+    threads = []
+    for text in ("a b", "c", "d e f", "g"):
+        arguments = (server.port, text, outcomes, encoder.encode([text]).tobytes(), answered)
+        threads.append(threading.Thread(target=until_refused, args=arguments))
+        threads[-1].start()
+    assert answered.wait(30)
+    code, said = server.end()
+    for thread in threads:
+        thread.join(30)
+    assert code == 0, said
+    assert "every accepted request was answered" in said
+    assert outcomes
+    assert all(outcome is True for outcome in outcomes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--host", "0.0.0.0"], "0.0.0.0 can be reached by others; give --api-keys FILE, or --without-key"),
+        (["--api-keys", "nowhere"], "nowhere cannot be read: No such file"),
+        (["--api-keys", "empty"], "has none; expected one a line"),
+        (["--model", "nowhere/at-all/model"], "nowhere"),
+        (["--host", "no.such.host.invalid"], "--api-keys"),
+        (["--host", "no.such.host.invalid", "--without-key"], "cannot listen at no.such.host.invalid"),
+        (["--precision", "fp16"], "fp16"),
+    ],
+)
+def test_the_command_refuses_what_is_unsafe_or_impossible(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_text("# nobody\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", "--port", "0", *arguments])
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_port_that_is_taken(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--port", str(client.port)])
+    assert "Address already in use" in capsys.readouterr().err
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in [name for name in sys.modules if name.startswith("mtl.serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "orjson", None)
+    with pytest.raises(SystemExit):
+        main(["serve"])
+    assert "pip install 'mtl[serve]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_twenty_terminations_lose_nothing(folder: Path) -> None:
+    for _ in range(19):  # and the one that always runs
+        test_sigterm_under_load_loses_nothing(folder)
+
+
+@pytest.mark.slow
+def test_killed_it_starts_again(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for _ in range(2):
+        server = Process("--model", folder)
+        assert Client(None, server.port).post("/embed", {"inputs": "a"}).status == 200  # type: ignore[arg-type]
+        assert server.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
