@@ -30,7 +30,7 @@ from mtl.training.data import load_data
 from mtl.training.loop import train
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
-from mtl.training.run import Run
+from mtl.training.run import Run, prepare
 from mtl.training.start import create
 
 TREC = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
@@ -39,7 +39,7 @@ PLAIN = "nothing frozen"
 BASE = Training(epochs=3, batch_size=16, learning_rate=1e-4, head_learning_rate=1e-3, warmup=0.1)
 
 
-def prepare(data: Path, folder: Path, rows: int | None, fold: int) -> tuple[TaskSpec, TaskSpec]:
+def prepare_data(data: Path, folder: Path, rows: int | None, fold: int) -> tuple[TaskSpec, TaskSpec]:
     """The two tasks, with a fold of TREC as its dev set, and at most so many rows to train each on.
 
     Raises:
@@ -100,7 +100,7 @@ def measure(tasks: tuple[TaskSpec, ...], training: Training, model_name: str) ->
     recipe = Recipe(model_name, tasks, training)
     model = create(recipe)
     with tempfile.TemporaryDirectory() as name:
-        run = Run(recipe, model, load_data(recipe, model.embedder)[0], Path(name))
+        run = Run(prepare(recipe, model, load_data(recipe, model.embedder)[0]), Path(name))
         log = Log(Path(name))
         run.save = lambda: None  # type: ignore[method-assign]
         seconds = []
@@ -109,7 +109,7 @@ def measure(tasks: tuple[TaskSpec, ...], training: Training, model_name: str) ->
             train(run, log, until=epoch * run.schedule.steps_per_epoch)
             seconds.append(time.perf_counter() - started)
         log.close()
-        trained = set().union(*run.phases[-1].trained.values())
+        trained = set().union(*run.plan.phases[-1].trained.values())
         sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
         return {
             "dev": [record["dev"] for record in log.epochs],

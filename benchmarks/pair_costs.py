@@ -26,7 +26,7 @@ from mtl.training.data import load_data
 from mtl.training.loop import train
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
-from mtl.training.run import Run
+from mtl.training.run import Run, prepare
 from mtl.training.start import create
 
 BATCH = 32
@@ -39,7 +39,7 @@ def seconds(task: TaskSpec, training: Training, folder: Path) -> float:
     model = create(recipe)
     started = perf_counter()
     data = load_data(recipe, model.embedder, ["train"])[0]
-    run = Run(recipe, model, {**data, "dev": {}, "test": {}}, folder)
+    run = Run(prepare(recipe, model, {**data, "dev": {}, "test": {}}), folder)
     run.save = lambda: None  # type: ignore[method-assign]
     log = Log(folder)
     train(run, log)

@@ -27,7 +27,7 @@ from mtl.training.loop import train
 from mtl.training.metrics import all_logits, measure
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
-from mtl.training.run import Run
+from mtl.training.run import Run, prepare
 from mtl.training.start import create
 
 MODEL = "all-MiniLM-L6-v2"
@@ -137,7 +137,7 @@ def trained(recipe: Recipe) -> MultiTaskModel:
     model = create(recipe)
     data = load_data(recipe, model.embedder, ["train"])[0]
     with tempfile.TemporaryDirectory() as name:
-        run = Run(recipe, model, {**data, "dev": {}, "test": {}}, Path(name))
+        run = Run(prepare(recipe, model, {**data, "dev": {}, "test": {}}), Path(name))
         run.save = lambda: None  # type: ignore[method-assign]
         log = Log(Path(name))
         train(run, log)

@@ -28,7 +28,7 @@ from mtl.training.data import load_data
 from mtl.training.loop import train
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
-from mtl.training.run import Run
+from mtl.training.run import Run, prepare
 from mtl.training.start import create
 
 BATCH = 32
@@ -53,7 +53,7 @@ def ours(
     training = Training(epochs=epochs, batch_size=batch, learning_rate=RATE, head_learning_rate=RATE, **changed)
     recipe = Recipe(MODEL, (task,), training)
     model = create(recipe)
-    run = Run(recipe, model, load_data(recipe, model.embedder)[0], folder / "run")
+    run = Run(prepare(recipe, model, load_data(recipe, model.embedder)[0]), folder / "run")
     run.save = lambda: None  # type: ignore[method-assign]
     return run
 

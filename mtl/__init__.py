@@ -13,6 +13,7 @@ from mtl.errors import (
     MtlError,
     RecipeError,
     TrainingError,
+    TrainingStopped,
     WeightsError,
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "TaskSpec",
     "Training",
     "TrainingError",
+    "TrainingStopped",
     "WeightsError",
     "__version__",
     "embed_corpus",

@@ -77,6 +77,10 @@ class TrainingError(MtlError):
     """Training cannot start, or had to stop."""
 
 
+class TrainingStopped(TrainingError):
+    """Ctrl-C or SIGTERM ended training after a step, which is saved: it goes on with ``resume=True``."""
+
+
 class CheckpointError(MtlError):
     """A training checkpoint cannot be written or read."""
 

@@ -19,7 +19,7 @@ from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Dense, Normalize
 from mtl.tasks.spec import TaskSpec
 from mtl.training.recipe import Recipe, Training
-from mtl.training.run import Run
+from mtl.training.run import Run, prepare
 from mtl.training.start import create
 
 transformers = pytest.importorskip("transformers", reason="needs the reference extra")
@@ -170,7 +170,7 @@ def test_the_loop_equals_a_plain_one_over_transformers(checkpoint: Checkpoint, f
     training = Training(epochs=3, batch_size=6, learning_rate=1e-2, head_learning_rate=1e-2, warmup=0.2)
     model = create(Recipe(str(tmp_path / "start"), (task,), training))
     data = {"train": {"topic": examples(task, 42, 1)}, "dev": {}, "test": {}}
-    run = Run(Recipe("tiny", (task,), training), model, data, tmp_path / "run")
+    run = Run(prepare(Recipe("tiny", (task,), training), model, data), tmp_path / "run")
     ours = [record["loss"]["topic"] for record in go(run, 20)]
 
     decayed = [p for p in theirs.parameters() if p.ndim >= 2]

@@ -15,7 +15,7 @@ from training.test_pairs import NEGATIVES, SIMILAR, SIZES, SQUARED, STUDENT, dat
 from mtl.checkpoints.load import Checkpoint
 from mtl.tasks.spec import TaskSpec
 from mtl.training.recipe import Recipe, Training
-from mtl.training.run import Run
+from mtl.training.run import Run, prepare
 
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="needs the reference extra")
 losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses", reason="needs the reference extra")
@@ -73,7 +73,7 @@ def test_the_same_losses_over_20_steps(
     if task.kind == "contrastive":  # equal texts are negatives to the reference
         targets[:] = torch.arange(targets.numel()).view_as(targets)
     data["train"][task.name] = dataclasses.replace(data["train"][task.name], targets=targets)
-    run = Run(Recipe("tiny", (task,), training), model, data, tmp_path / "run")
+    run = Run(prepare(Recipe("tiny", (task,), training), model, data), tmp_path / "run")
     ours = [record["loss"][task.name] for record in go(run, 20)]
 
     reference = sentence_transformers.SentenceTransformer(str(tmp_path / "start"), device="cpu").train()

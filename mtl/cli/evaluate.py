@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
+
+from mtl.errors import InputError
 
 
 @click.command()
@@ -37,8 +41,6 @@ def evaluate(
     threads: int | None,
 ) -> None:
     """A trained model's metrics and confusion matrices on a recipe's data; any model's on pairs or a search."""
-    from mtl.training.evaluate import show_evaluation, show_retrieval, show_sts
-
     if [recipe, sts, retrieval].count(None) != 2 or (fields and not sts):
         raise click.UsageError("expected one of --recipe, --sts and --retrieval; --fields goes with --sts")
     if plot and retrieval:
@@ -49,3 +51,62 @@ def evaluate(
         show_sts(model, sts, fields.split(",") if fields else [], device, threads, plot)
     else:
         show_evaluation(model, str(recipe), split, device, threads, plot)
+
+
+def show_retrieval(model: str, folder: Path, split: str, device: str, threads: int | None) -> None:
+    """How well a model's vectors find what is relevant."""
+    from mtl.cli.terminal import metrics_table
+    from mtl.encode.sentence_encoder import SentenceEncoder
+    from mtl.training.embeddings import retrieval
+
+    found = retrieval(SentenceEncoder.from_pretrained(model, device=device), folder, split, threads=threads)
+    click.echo(metrics_table({folder.resolve().name: found}))
+
+
+def show_sts(
+    model: str, path: Path, fields: Sequence[str], device: str, threads: int | None, picture: Path | None
+) -> None:
+    """How the cosines of a model's vectors follow the scores of pairs of texts; it may be drawn."""
+    from mtl.cli.terminal import metrics_table, say
+    from mtl.encode.sentence_encoder import SentenceEncoder
+    from mtl.training.embeddings import sts
+
+    found, notes = sts(SentenceEncoder.from_pretrained(model, device=device), path, fields, threads, picture)
+    for note in notes:
+        say(note)
+    click.echo(metrics_table({path.stem: found}))
+    if picture:
+        click.echo(f"picture  {picture}")
+
+
+def show_evaluation(
+    model: str, recipe: str, split: str, device: str, threads: int | None, picture: Path | None
+) -> None:
+    """A model's metrics and confusion matrices on one split of a recipe's data; its vectors may be drawn."""
+    from mtl.cli.terminal import say, show_metrics
+    from mtl.encode.engine import usable
+    from mtl.tasks.kinds import KINDS
+    from mtl.tasks.multitask import MultiTaskModel
+    from mtl.training.evaluate import split_of
+    from mtl.training.metrics import all_logits, confusions, measure
+    from mtl.training.plots import check_picture, plot_vectors
+    from mtl.training.recipe import as_recipe
+
+    if picture:
+        check_picture(picture)
+    loaded = MultiTaskModel.from_pretrained(model, device=usable(device))
+    data, notes = split_of(loaded, as_recipe(recipe)[0], split)
+    for note in notes:
+        say(note)
+    if picture and not any(loaded.tasks[name].handler.has_picture for name in data):
+        kinds = ", ".join(kind.name for kind in KINDS.values() if kind.has_picture)
+        raise InputError(f"--plot has nothing to draw: no task of the recipe is {kinds}")
+    started = time.perf_counter()
+    logits = all_logits(loaded, data, threads)
+    labels = {name: task.labels for name, task in loaded.tasks.items()}
+    show_metrics(split, measure(loaded.tasks, logits, data), confusions(loaded.tasks, logits, data), labels)
+    texts, seconds = sum(map(len, data.values())), time.perf_counter() - started
+    click.echo(f"\n{texts} texts in {seconds:.1f} s", err=True)
+    if picture:
+        plot_vectors(loaded, data, picture, threads)
+        click.echo(f"vectors  {picture}")

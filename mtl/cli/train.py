@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 
 import click
+
+from mtl.errors import TrainingStopped
 
 
 @click.command()
@@ -16,6 +20,18 @@ import click
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too.")
 def train(recipe: str, output: Path | None, resume: bool, device: str, threads: int | None, tensorboard: bool) -> None:
     """Train the tasks of a RECIPE: a .toml file, or one that comes with the package (demo, the default; demo-pairs)."""
+    from mtl.cli.terminal import Terminal
     from mtl.training.session import train as train_in_folder
 
-    train_in_folder(recipe, output, resume=resume, device=device, threads=threads, tensorboard=tensorboard)
+    if os.environ.get("RANK", "0") != "0":  # of several processes, only the first one says what all would say
+        logging.disable(logging.WARNING)
+    terminal = Terminal()
+    try:
+        train_in_folder(
+            recipe, output, resume=resume, device=device, threads=threads, tensorboard=tensorboard, report=terminal
+        )
+    except TrainingStopped as stopped:
+        if terminal.run:
+            onward = f"mtl train {recipe} --output {terminal.run.folder} --resume"
+            click.echo(f"{str(stopped).partition(';')[0]}; go on with: {onward}", err=True)
+        raise click.Abort from None

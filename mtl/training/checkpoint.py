@@ -3,9 +3,10 @@
     checkpoints/step-00000120/model.safetensors      weights
                               optimizer.safetensors  AdamW's moments, as <parameter>.<moment>
                               state.json             step, best epoch, recipe, data, hashes
-    checkpoints/best.safetensors                     the weights of the best epoch so far
+    checkpoints/best-00000080.safetensors            the weights of the best epoch so far, which ended with that step
 
-The last two are kept. A process that is killed at any moment leaves at least one that is whole.
+The last two are kept, and the best weights that they name. A process that is killed at any moment leaves at least one
+that is whole; best weights that it had no time to name are of no account.
 """
 
 from __future__ import annotations
@@ -30,15 +31,24 @@ KEPT = 2
 
 
 @dataclasses.dataclass(frozen=True)
+class Best:
+    """The best epoch on the dev data, its metric, and the file of its weights with its hash."""
+
+    epoch: int
+    value: float
+    file: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
 class State:
     """Where a run stands: after ``step`` steps.
 
-    ``run`` says which run it is, ``best`` which epoch was the best on the dev data and its metric, and
-    ``tensors`` maps files to their tensors.
+    ``run`` says which run it is, and ``tensors`` maps files to their tensors.
     """
 
     step: int
-    best: tuple[int, float] | None
+    best: Best | None
     run: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]]
 
@@ -68,23 +78,48 @@ def save(folder: Path, state: State) -> Path:
             write_tensors(path, tensors)
             hashes[path.name] = sha256_of(path)
             sync(path)
-        fields = {key: getattr(state, key) for key in ("step", "best", "run")}
-        write_json(partial / "state.json", {**fields, "sha256": hashes})
+        best = state.best and dataclasses.asdict(state.best)
+        write_json(partial / "state.json", {"step": state.step, "best": best, "run": state.run, "sha256": hashes})
         sync(partial / "state.json")
         remove(final)  # the same step of the same run
     for old in saved(folder)[KEPT:]:
         remove(old)
+    named = "".join(path.read_text(errors="replace") for path in folder.glob("step-*/state.json"))
+    for path in folder.glob("best-*.safetensors"):
+        if path.name not in named:
+            remove(path)
     return final
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """One safetensors file in place of another, in one step.
+def save_best(folder: Path, epoch: int, value: float, step: int, tensors: Mapping[str, Tensor]) -> Best:
+    """Write the weights of the best epoch so far, which ended with a step; the checkpoint of that step names them.
 
     Raises:
-        CheckpointError: it cannot be written; what was there before still is.
+        CheckpointError: they cannot be written.
     """
+    path = folder / f"best-{step:08d}.safetensors"
     with atomic_write(path, CheckpointError) as partial:
         write_tensors(partial, dict(tensors))
+    return Best(epoch, value, path.name, sha256_of(path))
+
+
+def read_best(folder: Path, best: Best) -> dict[str, Tensor] | None:
+    """The weights of the best epoch, from their file or the checkpoint of their step; None if the file was deleted.
+
+    Raises:
+        CheckpointError: the file is not what was written.
+    """
+    own = folder / best.file
+    try:
+        for path in (own, folder / own.stem.replace("best-", "step-") / "model.safetensors"):
+            if path.is_file() and sha256_of(path) == best.sha256:
+                return read_tensors(path)
+        if not own.exists():
+            return None
+    except (OSError, WeightsError) as error:
+        raise CheckpointError(f"{own} cannot be read: {reason(error)}") from None
+    given = f"{own}, the weights of epoch {best.epoch}, the best so far, is not what was written"
+    raise CheckpointError(f"{given}; put back a copy of it, or delete it to choose among the epochs from here on")
 
 
 def read(path: Path) -> State:
@@ -100,7 +135,7 @@ def read(path: Path) -> State:
             if sha256_of(path / name) != sha256:
                 raise CheckpointError(f"{path / name} is not what was written")
             tensors[name.removesuffix(".safetensors")] = read_tensors(path / name)
-        best = fields["best"] and tuple(fields["best"])
+        best = Best(**fields["best"]) if fields["best"] else None
         return State(fields["step"], best, fields["run"], tensors)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, WeightsError) as error:
         raise CheckpointError(f"{path} cannot be read: {one_line(error)}") from None

@@ -1,7 +1,8 @@
 """Processes that train one model together, started by torchrun; the one place that uses torch.distributed.
 
-Every process draws the same windows and computes its own shares of them (gradients.py); what they find is added up.
-So all hold the same weights after every step, and decide alike. Tensors go through gloo on a CPU, NCCL on GPUs; what
+Every process draws the same windows and computes its own shares of them (gradients.py); what they find is added up, two
+by two, as the shares are within a process: 2 or 4 processes end with the bits of one. So all hold the same weights
+after every step, and decide alike. Tensors go through gloo on a CPU, NCCL on GPUs; what
 has to be said in words goes through gloo as JSON. Where there is one process, nothing here does anything.
 
 A process that dies closes its connections, at which the others stop at once; one that is silent, because its machine
@@ -43,6 +44,7 @@ class Processes:
         self.store = store  # of this attempt
         self.launch = launch  # of all attempts that torchrun makes
         self.words: dist.ProcessGroup | None = None  # the group that waits longer
+        self.rounds: list[dist.ProcessGroup | None] = []  # in which sums are made, one after another; None: all of us
         self.bytes = 0  # of tensors that this process had added up
 
     @property
@@ -108,22 +110,14 @@ class Processes:
         except RuntimeError:
             return ""
 
-    def add(self, tensor: Tensor) -> None:
-        """Make a tensor the sum of all processes' tensors, in place."""
-        if self.count > 1:
-            self.begin_to_add(tensor)()
-
-    def begin_to_add(self, tensor: Tensor) -> Callable[[], None]:
-        """As ``add``, under way until what this gives is called."""
-        self.bytes += tensor.nbytes
-        with self.together():
-            work = dist.all_reduce(tensor, async_op=True)
-
-        def finish() -> None:
+    def add(self, *tensors: Tensor) -> None:
+        """Make each of these tensors the sum of all processes' tensors, in place; all of them travel at once."""
+        for group in self.rounds:
             with self.together():
-                work.wait()
-
-        return finish
+                works = [dist.all_reduce(tensor, group=group, async_op=True) for tensor in tensors]
+                for work in works:
+                    work.wait()
+            self.bytes += sum(tensor.nbytes for tensor in tensors)
 
     def agree(self, values: Mapping[str, float], flag: bool) -> tuple[dict[str, float], bool]:
         """The sums of all processes' values, which have the same names in each, and whether any has the flag set."""
@@ -133,9 +127,8 @@ class Processes:
         return dict(zip(values, sums, strict=True)), flags > 0
 
     def block(self, items: int) -> range:
-        """Which of so many items are this process's: neighbours, as many as each of the others has."""
-        each = items // self.count
-        return range(self.rank * each, (self.rank + 1) * each)
+        """Which of so many items are this process's: neighbours, nearly as many as each of the others has."""
+        return range(items * self.rank // self.count, items * (self.rank + 1) // self.count)
 
     def gathered(self, parts: Sequence[Tensor | None], sizes: Sequence[int], device: torch.device) -> Tensor:
         """Parts (rows, texts, dim) float32 of so many rows in one tensor; each is None but in one of the processes."""
@@ -145,32 +138,23 @@ class Processes:
         shape = torch.tensor(given[0].shape[1:] if given else (0, 0))
         with self.together():
             dist.all_reduce(shape, dist.ReduceOp.MAX)
-        whole = torch.zeros(sum(sizes), *shape.tolist(), device=device)
+        whole = torch.zeros(sum(sizes), *shape.tolist(), dtype=torch.float32, device=device)
         for part, place in zip(parts, whole.split(list(sizes)), strict=True):
             if part is not None:
                 place.copy_(part)
         self.add(whole)
         return whole
 
-    def add_gradients(self, parameters: Sequence[Tensor], rows: Mapping[int, Tensor]) -> None:
-        """Make the gradients of these parameters the sums of all processes'; who has none of one adds 0.
-
-        ``rows`` has, by place in ``parameters``, the rows beside which a gradient is 0 in every process: only they are
-        sent. Large gradients travel as they are, small ones together; all are under way at once.
-        """
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.contiguous() for p in parameters]
-        parts = {i: gradients[i][own] for i, own in rows.items()}
-        alone = [x for i, x in enumerate(gradients) if i not in rows and x.nbytes >= LARGE]
-        small = [x for i, x in enumerate(gradients) if i not in rows and x.nbytes < LARGE]
-        flat = torch.cat([x.flatten() for x in small]) if small else torch.zeros(0)
-        for finish in [self.begin_to_add(x) for x in (*parts.values(), *alone, flat) if x.numel()]:
-            finish()
-        for i, part in parts.items():
-            gradients[i][rows[i]] = part
-        for gradient, part in zip(small, flat.split([x.numel() for x in small]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+    def add_gradients(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The sums of all processes' gradients: large ones travel as they are, small ones together."""
+        if self.count == 1:
+            return list(gradients)
+        large = [gradient.contiguous() if gradient.nbytes >= LARGE else None for gradient in gradients]
+        small = [gradient for gradient in gradients if gradient.nbytes < LARGE]
+        flat = torch.cat([gradient.flatten() for gradient in small]) if small else None
+        self.add(*(tensor for tensor in (*large, flat) if tensor is not None and tensor.numel()))
+        parts = iter(flat.split([gradient.numel() for gradient in small]) if flat is not None else ())
+        return [next(parts).view_as(one) if own is None else own for one, own in zip(gradients, large, strict=True)]
 
 
 ALONE = Processes()
@@ -199,6 +183,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
             group = PrefixStore(f"group/{attempt}", store)
             dist.init_process_group(backend, store=group, rank=rank, world_size=count, timeout=SILENCE)
             found.words = dist.new_group(backend="gloo", timeout=PATIENCE)
+            found.rounds = rounds(rank, count)
         yield found
     except MtlError as error:
         found.stopped(error)
@@ -206,6 +191,22 @@ def joined(device: torch.device) -> Iterator[Processes]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def rounds(rank: int, count: int) -> list[dist.ProcessGroup | None]:
+    """The groups in which this process adds its sums: pairs, then pairs of pairs, so that the order is that of a tree.
+
+    Where the number is no power of two, all add at once, in an order of the library's.
+    """
+    if count < 4 or count & (count - 1):
+        return [None]
+    found: list[dist.ProcessGroup | None] = []
+    for distance in (1 << level for level in range(count.bit_length() - 1)):
+        for first in (first for first in range(count) if not first & distance):
+            pair = [first, first + distance]
+            group = dist.new_group(pair, timeout=SILENCE)  # every process makes all of them
+            found += [group] if rank in pair else []
+    return found
 
 
 def own_device(name: str) -> str:

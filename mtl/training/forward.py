@@ -1,4 +1,4 @@
-"""The forward pass of training, for one micro-batch of one task.
+"""The forward pass of training, for one piece of a window.
 
 Where all tasks hold at least k blocks, what those give never changes, and is computed once for each text.
 """
@@ -12,45 +12,47 @@ import torch
 from torch import Tensor
 
 from mtl.encode.batching import longest_first
+from mtl.model.dropout import Draws, drawing_from
 from mtl.model.forms import packed
 from mtl.model.packing import PackedBatch
-from mtl.model.pooling import Pooling
+from mtl.model.pooling import MODES, Pooling
 from mtl.tasks.examples import Examples
 from mtl.tasks.multitask import MultiTaskModel, held_fixed
+from mtl.training.gradients import Piece
 from mtl.training.phases import Phase
-from mtl.training.schedule import MicroBatch
+from mtl.training.schedule import one_seed
 
 Ids = tuple[int, ...]  # a text's tokens
 
 
 class Cache:
-    """What was computed for a text's token ids by a task, remembered as long as there is room."""
+    """What was computed for a text's token ids, remembered as long as there is room."""
 
     def __init__(self, room: int) -> None:
         self.room = room  # bytes
         self.lock = threading.Lock()  # threads compute side by side
-        self.kept: dict[tuple[str, Ids], Tensor] = {}
+        self.kept: dict[Ids, Tensor] = {}
 
-    def get(self, task: str, rows: Sequence[Ids], make: Callable[[Sequence[Ids]], list[Tensor]]) -> list[Tensor]:
+    def get(self, rows: Sequence[Ids], make: Callable[[Sequence[Ids]], list[Tensor]]) -> list[Tensor]:
         """A tensor per text; ``make`` gives those of the texts that are not remembered."""
-        missing = [row for row in dict.fromkeys(rows) if (task, row) not in self.kept]
+        missing = [row for row in dict.fromkeys(rows) if row not in self.kept]
         made = dict(zip(missing, make(missing), strict=True)) if missing else {}
-        found = [made[row] if row in made else self.kept[task, row] for row in rows]
-        size = sum(tensor.nbytes for tensor in made.values())
+        found = [made[row] if row in made else self.kept[row] for row in rows]
         with self.lock:
+            new = {row: tensor for row, tensor in made.items() if row not in self.kept}  # another thread's may be there
+            size = sum(tensor.nbytes for tensor in new.values())
             if size <= self.room:
                 self.room -= size
-                self.kept.update({(task, row): tensor for row, tensor in made.items()})
+                self.kept.update(new)
         return found
 
 
 class Forward:
-    """A micro-batch's outputs in one phase: (rows, outputs), or (rows, texts, dim) where a row has several texts.
+    """A piece's outputs in one phase: (rows, outputs), or (rows, texts, dim) where a row has several texts.
 
-    What no task trains is computed once per text, and remembered.
-
-    That is the output of the blocks that all tasks hold; where they are the whole trunk and a task's pooling
-    has nothing to learn, it is the pooled vector.
+    What no task trains is computed once per text, whichever tasks the text is of, and remembered: the output of the
+    blocks that all tasks hold, or where these are the whole trunk, and no task's pooling has anything to learn, the
+    text's vector by each mode of pooling that a task has.
     """
 
     def __init__(self, model: MultiTaskModel, data: Mapping[str, Examples], phase: Phase, cache: Cache) -> None:
@@ -60,44 +62,51 @@ class Forward:
         self.cache = cache
         # What no task trains is computed in this form; the blocks above it are not used
         self.frozen = model.encoder if phase.common is None else packed(model.encoder)
+        poolings = [model.branch(task).pooling for task in model.tasks]
+        plain = [pooling for pooling in poolings if isinstance(pooling, Pooling)]
+        fixed = phase.common == model.encoder.config.n_layers and len(plain) == len(poolings)
+        self.modes = [mode for mode in MODES if fixed and any(mode in pooling.modes for pooling in plain)]
 
-    def __call__(self, micro: MicroBatch) -> Tensor:
-        examples = self.data[micro.task]
-        places = examples.places(micro.rows)
-        order = longest_first([len(examples.rows[place]) for place in places])  # equal lengths become neighbours
-        outputs = self.of_texts(micro.task, [places[i] for i in order])
+    def __call__(self, piece: Piece) -> Tensor:
+        examples = self.data[piece.task]
+        places = examples.places(piece.rows)
+        keys = [one_seed(seed, text) for seed in piece.seeds for text in range(examples.width)]
+        lengths = [len(examples.rows[place]) for place in places]
+        order = longest_first(lengths)  # equal lengths become neighbours
+        draws = Draws([keys[i] for i in order], [lengths[i] for i in order], self.model.embedder.device)
+        with drawing_from(draws):
+            outputs = self.of_texts(piece.task, [tuple(examples.rows[places[i]]) for i in order])
         outputs = outputs[torch.tensor(order, device=outputs.device).argsort()]
         return outputs.unflatten(0, (-1, examples.width)) if examples.width > 1 else outputs
 
-    def of_texts(self, task: str, places: Sequence[int]) -> Tensor:
-        """What the task's branch makes of the texts at some places, (texts, outputs)."""
+    def of_texts(self, task: str, rows: Sequence[Ids]) -> Tensor:
+        """What the task's branch makes of texts, (texts, outputs)."""
         encoder, branch = self.model.encoder, self.model.branch(task)
         pooling, depth, common = branch.pooling, self.phase.depths[task], self.phase.common
-        if common == encoder.config.n_layers and isinstance(pooling, Pooling):
-            pooled = self.prefix(task, places, common, lambda x, batch: list(pooling(x, batch)))
-            return branch.head(torch.stack(pooled))
-        batch = PackedBatch.pack([self.data[task].rows[place] for place in places]).to(self.model.embedder.device)
+        if self.modes and isinstance(pooling, Pooling):
+            vectors = torch.stack(self.cache.get(rows, self.pooled))  # (texts, modes, dim)
+            return branch.head(vectors[:, [self.modes.index(mode) for mode in pooling.modes]].flatten(1))
+        batch = PackedBatch.pack(rows).to(self.model.embedder.device)
         if common is None or depth is None:
             return branch(self.model.hidden(batch, depth), batch)
-        x = torch.cat(self.prefix(task, places, common, lambda x, batch: list(x.split(batch.lengths))))
+        x = torch.cat(self.cache.get(rows, self.hidden))
         with held_fixed():  # this task may hold more than the others do
             for block in encoder.transformer.layer[common:depth]:
                 x = block(x, batch)
         return branch(encoder.upper(x, batch, depth), batch)
 
-    def prefix(
-        self,
-        task: str,
-        places: Sequence[int],
-        depth: int,
-        pieces: Callable[[Tensor, PackedBatch], list[Tensor]],
-    ) -> list[Tensor]:
-        """For each text, what ``pieces`` makes of the output of the embeddings and ``depth`` blocks."""
+    def hidden(self, rows: Sequence[Ids]) -> list[Tensor]:
+        """The output of the embeddings and the blocks that all tasks hold, (length, dim) for each text."""
+        x, batch = self.prefix(rows)
+        return list(x.split(batch.lengths))
 
-        def make(missing: Sequence[Ids]) -> list[Tensor]:
-            batch = PackedBatch.pack(missing).to(self.model.embedder.device)
-            # The packed form gives the same bits whatever else is missing, as on resuming; it is fp32, always
-            with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False):
-                return pieces(self.frozen.lower(batch, depth), batch)
+    def pooled(self, rows: Sequence[Ids]) -> list[Tensor]:
+        """By each mode of pooling, the vector of that output: (modes, dim) for each text."""
+        x, batch = self.prefix(rows)
+        return list(Pooling(*self.modes)(x, batch).unflatten(1, (len(self.modes), -1)))
 
-        return self.cache.get(task, [tuple(self.data[task].rows[place]) for place in places], make)
+    def prefix(self, rows: Sequence[Ids]) -> tuple[Tensor, PackedBatch]:
+        batch = PackedBatch.pack(rows).to(self.model.embedder.device)
+        # The packed form gives the same bits whatever else is missing, as on resuming; it is fp32, always
+        with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False):
+            return self.frozen.lower(batch, self.phase.common or 0), batch

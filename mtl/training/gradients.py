@@ -4,17 +4,19 @@ Each task's loss is its mean over all labels that the window has of it: every pi
 divided by that count, so that the gradient equals that of one large batch, whatever the sizes of the pieces. So it is
 where a loss compares all rows of the window with each other.
 
-A window is computed in shares, side by side, each on a thread of its own. Their gradients are added up in a fixed
-order, and what a piece drops follows from the seed and its place in the window alone: the outcome depends on the
-number of shares, but not on which thread was the quicker one.
+A window is divided into shares, and these into pieces, by its rows alone. A thread, or a process, computes whole
+shares; their gradients are added in a fixed tree, 0 + 1, 2 + 3, then both. So the outcome is the same to the bit on any
+number of threads, and of processes that is a power of two.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,168 +28,234 @@ from mtl.training.distributed import ALONE, Processes
 from mtl.training.optim import LossWeights
 from mtl.training.schedule import MicroBatch, one_seed
 
+SHARE_TOKENS = 128  # of a share at least: below it, making and adding up its gradients costs more than it saves
+MOST_SHARES = 8  # a power of two
+PIECE_TOKENS = {"cpu": 1024, "cuda": 8192}  # of a piece at most, unless one row has more: its graph is in memory
+
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Rows of one task that are computed at once, their targets, and what its dropout is drawn from."""
+    """Rows of one task that are computed at once, their targets, and a seed of what each of them drops."""
 
-    micro: MicroBatch
+    task: str
+    rows: tuple[int, ...]
     targets: Tensor
-    seed: int
+    seeds: tuple[int, ...]
 
 
 Share = Sequence[Piece]
-Outputs = Callable[[Piece], Tensor]  # in float32
 Gradients = list[Tensor | None]  # for each parameter
 Map = Callable[..., Iterable[Any]]  # as the builtin, perhaps side by side
 
 
-def shares(
-    window: Sequence[MicroBatch], data: Mapping[str, Examples], count: int, tokens: int = 0, seeds: Sequence[int] = ()
-) -> list[list[Piece]]:
-    """A window in ``count`` parts of nearly equal work: the rows of each micro-batch by length, dealt out in turn.
+class Found(NamedTuple):
+    """Mean losses by task, as far as they were computed here, and the gradients of their weighted sum."""
 
-    The pieces that are computed at once, one of each share, have at most ``tokens`` tokens together, or a row each;
-    where that is 0, a piece is a share's part of a micro-batch.
+    losses: dict[str, float]
+    gradients: Gradients
+
+
+def share_count(window: Sequence[MicroBatch], data: Mapping[str, Examples], device: str = "cpu") -> int:
+    """In how many shares a window is computed: a power of two; 1 on a GPU."""
+    tokens = sum(data[micro.task].tokens(row) for micro in window for row in micro.rows)
+    most = min(MOST_SHARES, max(1, tokens // SHARE_TOKENS)) if device == "cpu" else 1
+    return 1 << (most.bit_length() - 1)
+
+
+def divide(
+    window: Sequence[MicroBatch],
+    data: Mapping[str, Examples],
+    count: int,
+    tokens: int = PIECE_TOKENS["cpu"],
+    seeds: Sequence[int] = (),
+) -> list[list[Piece]]:
+    """A window in ``count`` shares of nearly equal work: the rows of each micro-batch by length, dealt out in turn.
+
+    A piece is of one micro-batch and has at most ``tokens`` tokens, or one row. What a row drops follows from the seeds
+    and its place in the window.
     """
-    budget = max(1, tokens // count)
     found: list[list[Piece]] = [[] for _ in range(count)]
     for nth, micro in enumerate(window):
         examples = data[micro.task]
-        rows = sorted(micro.rows, key=examples.tokens, reverse=True)
+        lengths = [examples.tokens(row) for row in micro.rows]
+        places = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
         for i, share in enumerate(found):
-            own = rows[(i + nth) % count :: count]  # the longest goes to another share each time
-            budgets = by_token_budget([examples.tokens(row) for row in own], budget) if tokens else [range(len(own))]
-            for j, part in enumerate(budgets if own else []):
-                piece = MicroBatch(micro.task, tuple(own[k] for k in part))
-                share.append(Piece(piece, examples.targets[list(piece.rows)], one_seed(*seeds, nth, i, j)))
+            own = places[(i + nth) % count :: count]  # the longest goes to another share each time
+            for part in by_token_budget([lengths[place] for place in own], tokens):
+                rows = tuple(micro.rows[own[k]] for k in part)
+                drops = tuple(one_seed(*seeds, nth, own[k]) for k in part)
+                share.append(Piece(micro.task, rows, examples.targets[list(rows)], drops))
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is differentiated, and by what.
+
+    forward: The outputs of a piece, in float32; any thread may call it.
+    trained: Which of the parameters each task trains, by their indices.
+    of_words: Which parameter is the word embeddings, if any. Its gradient is kept as the rows of the window's
+        ``words``, in their order; all others are 0.
+    """
+
+    tasks: Mapping[str, TaskSpec]
+    forward: Callable[[Piece], Tensor]
+    weights: LossWeights
+    parameters: Sequence[Tensor]
+    trained: Mapping[str, Sequence[int]]
+    of_words: int | None
+    words: Tensor
+
+    def compares(self, piece: Piece) -> bool:
+        """Whether the loss of a piece's task compares all rows of a window with each other."""
+        return self.tasks[piece.task].handler.whole_window
+
+    def gradients(self, task: str, outputs: Tensor, gradient: Tensor | None = None) -> Gradients:
+        """The gradients of the parameters that a task trains, and None for the others."""
+        found: Gradients = [None] * len(self.parameters)
+        wanted = [self.parameters[i] for i in self.trained[task]]
+        parts = torch.autograd.grad(outputs, wanted, gradient, allow_unused=True) if wanted else ()
+        for i, part in zip(self.trained[task], parts, strict=True):
+            found[i] = self.rows_of_words(part) if i == self.of_words and part is not None else part
+        return found
+
+    def rows_of_words(self, gradient: Tensor) -> Tensor:
+        if not gradient.is_sparse:
+            return gradient[self.words]
+        places, values = torch.searchsorted(self.words, gradient._indices()[0]), gradient._values()
+        return values.new_zeros(len(self.words), values.shape[1]).index_add_(0, places, values)
+
+    def zeros(self, i: int) -> Tensor:
+        """A gradient of a parameter, all 0."""
+        parameter = self.parameters[i]
+        return torch.zeros_like(parameter[: len(self.words)] if i == self.of_words else parameter)
+
+
+def plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, in place of the first; None is nothing."""
+    return other if one is None else one if other is None else one.add_(other)
+
+
+def added(total: Gradients, other: Gradients) -> Gradients:
+    return [plus(one, two) for one, two in zip(total, other, strict=True)]
+
+
+def summed(pieces: Share, labels: Mapping[str, int], objective: Objective) -> Found:
+    """Of pieces whose losses are sums over their rows; a window has so many ``labels`` of each task."""
+    losses: dict[str, float] = defaultdict(float)
+    total: Gradients = [None] * len(objective.parameters)
+    for piece in pieces:
+        task, count = piece.task, labels[piece.task]
+        outputs = objective.forward(piece)
+        loss, own = objective.tasks[task].criterion(outputs, piece.targets.to(outputs.device))
+        losses[task] += float(loss.detach()) / count
+        weighted = objective.weights(task, loss / count, own / count)
+        # not bound to a name, which would keep these gradients alive while the next piece is computed
+        total = added(total, objective.gradients(task, weighted))
+    return Found(losses, total)
+
+
+# GradCache (Gao et al. 2021, arXiv 2101.06983), for losses that compare all rows of a window with each other: every
+# piece is embedded; the loss gives its gradient with respect to all vectors; each piece hands its part of that on to
+# the parameters. Where the graphs of all pieces would take too much memory, the pieces are embedded without, and again
+# then, dropping the same.
+
+
+def joint(pieces: Share, vectors: Sequence[Tensor], of_vectors: Mapping[int, Tensor], objective: Objective) -> Found:
+    """Of pieces whose losses have these gradients with respect to their vectors, by the pieces' ids."""
+    total: Gradients = [None] * len(objective.parameters)
+    for piece, known in zip(pieces, vectors, strict=True):
+        outputs = known if known.requires_grad else objective.forward(piece)
+        total = added(total, objective.gradients(piece.task, outputs, of_vectors[id(piece)]))
+    return Found({}, total)
+
+
+def compared(
+    shares: Sequence[Share], vectors: Mapping[int, Tensor], objective: Objective, ranks: Processes
+) -> tuple[Found, dict[int, Tensor]]:
+    """The losses that compare rows, and their gradients with respect to the vectors of each piece, by its id.
+
+    Each process finds these; the losses, and their own parameters' gradients, are the first one's to add to the sums.
+    """
+    losses: dict[str, float] = {}
+    of_vectors: dict[int, Tensor] = {}
+    total: Gradients = [None] * len(objective.parameters)
+    of_task: dict[str, list[Piece]] = defaultdict(list)
+    for piece in (piece for share in shares for piece in share):
+        of_task[piece.task].append(piece)
+    for task, pieces in of_task.items():
+        sizes = [len(piece.rows) for piece in pieces]
+        parts = [vectors[id(piece)].detach() if id(piece) in vectors else None for piece in pieces]
+        whole = ranks.gathered(parts, sizes, objective.parameters[0].device).requires_grad_()
+        targets = torch.cat([piece.targets for piece in pieces]).to(whole.device)
+        loss, count = objective.tasks[task].criterion(whole, targets)
+        weighted = objective.weights(task, loss / count, 1.0)
+        gradient, *own = torch.autograd.grad(weighted, [whole, *objective.parameters], allow_unused=True)
+        losses[task] = float(loss.detach()) / count if ranks.leads else 0.0
+        total = added(total, list(own)) if ranks.leads else total
+        of_vectors |= {id(piece): part for piece, part in zip(pieces, gradient.split(sizes), strict=True)}
+    return Found(losses, total), of_vectors
+
+
+def sum_of(one: Found, other: Found) -> Found:
+    names = one.losses | other.losses
+    losses = {name: one.losses.get(name, 0.0) + other.losses.get(name, 0.0) for name in names}
+    return Found(losses, added(one.gradients, other.gradients))
+
+
+def tree(make: Callable[[int], Found], shares: range, mapped: Map) -> list[Found]:
+    """What ``make`` gives of each share, added two by two until at most two sums are left, in order.
+
+    The thread that is the second to be ready adds: few gradients are in memory at once.
+    """
+    ready: dict[tuple[int, int], Found] = {}  # by level and number of a node of the tree
+    lock, levels = threading.Lock(), max(0, len(shares).bit_length() - 2)
+
+    def work(number: int) -> None:
+        found = make(number)
+        for level in range(levels + 1):
+            with lock:
+                other = ready.pop((level, number ^ 1), None) if level < levels else None
+                if other is None:
+                    ready[level, number] = found
+                    return
+            found = sum_of(other, found) if number % 2 else sum_of(found, other)
+            number //= 2
+
+    list(mapped(work, shares))
+    return [ready[node] for node in sorted(ready, key=lambda node: node[1] << node[0])]
 
 
 def backward(
-    divided: Sequence[Share],
-    tasks: Mapping[str, TaskSpec],
-    forward: Outputs,
-    weights: LossWeights,
-    parameters: Sequence[Tensor],
-    trained: Mapping[str, Sequence[int]] | None = None,
-    mapped: Map = map,
-    ranks: Processes = ALONE,
-) -> dict[str, float]:
-    """Set a window's gradients as those of the parameters, and give each task's mean loss over it.
+    shares: Sequence[Share], objective: Objective, mapped: Map = map, ranks: Processes = ALONE, graphs: bool = True
+) -> Found:
+    """A window's losses and gradients: this process's part of both sums, where there are several.
 
-    A parameter that nothing depends on has None, as torch's optimisers want it. ``trained`` says by their places which
-    parameters each task trains, all by default. ``divided`` are the shares of all processes; gradients and losses are
-    this process's part of the sums.
+    ``shares`` are those of all processes. A parameter that nothing depends on has None, as torch's optimisers want it.
+    ``graphs``: The graphs of all pieces whose rows are compared may be in memory together. It changes no bit.
     """
-    places = trained or dict.fromkeys(tasks, range(len(parameters)))
-    mine = ranks.block(len(divided))
-    joint = {name for name, task in tasks.items() if task.handler.whole_window}
-    firsts: list[list[Tensor | None]] = [[None] * len(share) for share in divided]
-    firsts[mine.start : mine.stop] = mapped(lambda i: list(vectors_of(divided[i], joint, forward)), mine)
-    losses, handed, of_losses = joint_losses(divided, joint, firsts, tasks, weights, parameters, ranks)
-    labels: Counter[str] = Counter()
-    for piece in (piece for share in divided for piece in share if piece.micro.task not in joint):
-        labels[piece.micro.task] += piece.targets.numel()
+    mine = ranks.block(len(shares))
+    alone = [[piece for piece in share if not objective.compares(piece)] for share in shares]
+    together = [[piece for piece in share if objective.compares(piece)] for share in shares]
+    labels = Counter[str]()
+    for piece in (piece for share in alone for piece in share):
+        labels[piece.task] += piece.targets.numel()
 
-    def of_share(number: int) -> tuple[dict[str, float], Gradients]:
-        sums: defaultdict[str, float] = defaultdict(float)
-        total: Gradients = [None] * len(parameters)
-        for piece, first, gradient in zip(divided[number], firsts[number], handed[number], strict=True):
-            name = piece.micro.task
-            outputs = forward(piece) if first is None or not first.requires_grad else first
-            if gradient is None:
-                loss, count = tasks[name].criterion(outputs, piece.targets.to(outputs.device))
-                sums[name] += float(loss.detach()) / labels[name]
-                outputs = weights(name, loss / labels[name], count / labels[name])
-            # by no name of their own, which would keep them while the next piece computes
-            total = added(total, gradients_at(places[name], parameters, outputs, gradient))
-        return sums, total
+    def embed(number: int) -> list[Tensor]:
+        with torch.set_grad_enabled(graphs):
+            return [objective.forward(piece) for piece in together[number]]
 
-    results = list(mapped(of_share, mine))
-    for sums, _ in results:
-        for name, loss in sums.items():
-            losses[name] = losses.get(name, 0.0) + loss
-    gradients = [of_losses, *(total for _, total in results)]
+    vectors = dict(zip(mine, mapped(embed, mine), strict=True))
+    own = {id(piece): x.detach() for i in mine for piece, x in zip(together[i], vectors[i], strict=True)}
+    of_losses, of_vectors = compared(together, own, objective, ranks)
 
-    def set_gradient(i: int) -> None:
-        (parameters[i].grad,) = added([None], *([total[i]] for total in gradients))
+    def of_share(number: int) -> Found:
+        found = summed(alone[number], labels, objective)
+        return sum_of(found, joint(together[number], vectors.pop(number), of_vectors, objective))
 
-    list(mapped(set_gradient, range(len(parameters))))
-    drawn = {piece.micro.task for share in divided for piece in share}
-    return {name: losses.get(name, 0.0) for name in tasks if name in drawn}
-
-
-def gradients_at(
-    places: Sequence[int], parameters: Sequence[Tensor], outputs: Tensor, gradient: Tensor | None
-) -> Gradients:
-    """The gradients of the parameters at these places, and None for the others."""
-    found: Gradients = [None] * len(parameters)
-    wanted = [parameters[i] for i in places]
-    parts = torch.autograd.grad(outputs, wanted, gradient, allow_unused=True) if wanted else ()
-    for i, part in zip(places, parts, strict=True):
-        found[i] = part
-    return found
-
-
-def added(total: Sequence[Tensor | None], *others: Sequence[Tensor | None]) -> Gradients:
-    """Sums of gradients, made in place where there is something to add to; None where there are none."""
-    sums = list(total)
-    for other in others:
-        for i, gradient in enumerate(other):
-            before = sums[i]
-            if gradient is not None:
-                sums[i] = gradient if before is None else before.add_(gradient)
-    return sums
-
-
-# Losses that compare all rows of a window with each other (Gao et al. 2021, arXiv 2101.06983): every piece is embedded
-# without a graph; the loss gives its gradient with respect to all vectors; then each piece is embedded again, under
-# the same dropout, to hand its part of that on to the parameters.
-
-
-def vectors_of(share: Share, joint: set[str], forward: Outputs) -> Iterator[Tensor | None]:
-    """The vectors of each piece of such a task, None for the others; with a graph where a share has one piece of it."""
-    pieces = Counter(piece.micro.task for piece in share)
-    for piece in share:
-        if piece.micro.task not in joint:
-            yield None
-            continue
-        with torch.set_grad_enabled(pieces[piece.micro.task] == 1):  # it needs no second time
-            yield forward(piece)
-
-
-def joint_losses(
-    divided: Sequence[Share],
-    joint: set[str],
-    firsts: Sequence[Sequence[Tensor | None]],
-    tasks: Mapping[str, TaskSpec],
-    weights: LossWeights,
-    parameters: Sequence[Tensor],
-    ranks: Processes,
-) -> tuple[dict[str, float], list[list[Tensor | None]], Gradients]:
-    """The mean losses of such tasks, their gradients with respect to each piece's vectors, and the losses' own.
-
-    Each process finds them; the losses, and their own gradients, are the first one's to add to the sums.
-    """
-    losses = {}
-    handed: list[list[Tensor | None]] = [[None] * len(share) for share in divided]
-    own: Gradients = [None] * len(parameters)
-    places: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for i, share in enumerate(divided):
-        for j, piece in enumerate(share):
-            if piece.micro.task in joint:
-                places[piece.micro.task].append((i, j))
-    for name, at in places.items():
-        sizes = [len(divided[i][j].micro.rows) for i, j in at]
-        parts = [None if (first := firsts[i][j]) is None else first.detach() for i, j in at]
-        vectors = ranks.gathered(parts, sizes, parameters[0].device).requires_grad_()
-        targets = torch.cat([divided[i][j].targets for i, j in at]).to(vectors.device)
-        loss, count = tasks[name].criterion(vectors, targets)
-        losses[name] = float(loss.detach()) / count if ranks.leads else 0.0
-        weighted = weights(name, loss / count, 1.0)
-        gradient, *of_parameters = torch.autograd.grad(weighted, [vectors, *parameters], allow_unused=True)
-        own = added(own, of_parameters if ranks.leads else [])
-        for (i, j), part in zip(at, gradient.split(sizes), strict=True):
-            handed[i][j] = part
-    return losses, handed, own
+    parts = [of_losses, *tree(of_share, mine, mapped)]
+    every = range(len(objective.parameters))
+    gradients = list(mapped(lambda i: reduce(plus, [part.gradients[i] for part in parts]), every))
+    drawn = {piece.task for share in shares for piece in share}
+    losses = {name: sum(part.losses.get(name, 0.0) for part in parts) for name in objective.tasks if name in drawn}
+    return Found(losses, gradients)

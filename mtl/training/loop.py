@@ -17,55 +17,35 @@ from torch import Tensor, nn
 
 from mtl.errors import TrainingError
 from mtl.kernels.cores import default_threads
-from mtl.training import checkpoint
-from mtl.training.gradients import backward, shares
 from mtl.training.metrics import all_logits, chosen_metric, measure
 from mtl.training.optim import rate_factor
-from mtl.training.phases import phase_of
 from mtl.training.report import Log
 from mtl.training.run import Run
-from mtl.training.threads import computing, division
+from mtl.training.threads import computing
 
 
 def train(run: Run, log: Log, threads: int | None = None, until: int | None = None) -> bool:
     """Train until the recipe's end, an early stop, or step ``until``.
 
     False if Ctrl-C or SIGTERM stopped it or another process: a checkpoint is saved then. ``threads`` are by default
-    torch's.
+    torch's; they change no number.
 
     Raises:
         TrainingError: a loss or a gradient is not finite; the last checkpoint is from before.
         CheckpointError: a checkpoint or the metrics cannot be written.
     """
-    training, schedule, ranks = run.recipe.training, run.schedule, run.ranks
+    training, schedule, total = run.recipe.training, run.schedule, run.plan.total
     threads = threads or default_threads()
-    own_division = division(run.window_tokens() // ranks.count, threads, run.model.embedder.device)
-    workers = min(ranks.heard(own_division))  # as many shares in each process
-    parameters = [parameter for _, parameter in run.parameters()]
-    run.train_mode()
-    with stop_signal() as stopped, computing(workers) as mapped:
-        while run.step < (until or run.total) and not stops_early(run):
-            epoch = run.step // schedule.steps_per_epoch + 1
-            factor = rate_factor(run.step, run.total, training)
-            for group in run.optimiser.param_groups:
-                group["lr"] = group["full_rate"] * factor
-
-            window = [
-                micro
-                for micro in schedule.window(run.step)
-                if phase_of(run.phases, epoch).trained[micro.task]  # it may have ended
-            ]
-            seeds, count = (training.seed, run.step), workers * ranks.count
-            divided = shares(window, run.data["train"], count, training.micro_tokens, seeds)
-            forward, trained = run.compute(epoch), run.trained(epoch)
-            own = backward(divided, run.model.tasks, forward, run.weights, parameters, trained, mapped, ranks)
-            run.add_gradients(window, epoch)
-            losses, stopping = ranks.agree(own, stopped.is_set())
-            norm = clip(parameters, training.clip)
+    with stop_signal() as stopped, run.training(), computing(run.workers(threads)) as mapped:
+        while run.step < (until or total) and not stops_early(run):
+            epoch, factor = run.step // schedule.steps_per_epoch + 1, rate_factor(run.step, total, training)
+            window = run.window(epoch)
+            objective = run.objective(window, epoch)
+            own, gradients = run.gradients(window, objective, mapped)
+            losses, stopping = run.ranks.agree(own, stopped.is_set())
+            norm = clip([gradient for gradient in gradients if gradient is not None], training.clip)
             check_finite(losses, norm, run.step + 1)
-            run.optimiser.step()
-            run.optimiser.zero_grad(set_to_none=True)
-            run.step += 1
+            run.update(gradients, objective, factor)
 
             texts = sum(len(micro.rows) for micro in window)
             log.step(run.step, epoch, losses, norm, training.learning_rate * factor, texts)
@@ -79,11 +59,12 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
     return True
 
 
-def clip(parameters: Sequence[Tensor], most: float) -> float:
+def clip(gradients: Sequence[Tensor], most: float) -> float:
     """The norm of all gradients together, which are scaled down to ``most`` where that is less and not 0."""
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = nn.utils.get_total_norm(gradients)
     if 0 < most < norm:  # otherwise they stay as they are, and a pass over all of them is saved
-        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+        for gradient in gradients:
+            gradient.mul_(most / (norm + 1e-6))  # as torch's clip_grad_norm_
     return float(norm)
 
 
@@ -100,23 +81,21 @@ def check_finite(losses: Mapping[str, float], norm: float, step: int) -> None:
 
 
 def finish_epoch(run: Run, log: Log, epoch: int, threads: int | None) -> None:
-    """Measure on the dev data, and keep the weights if they are the best so far, or if nothing says otherwise."""
+    """Measure on the dev data, and keep the weights if they are the best so far."""
     tasks, dev = run.model.tasks, run.data["dev"]
     logits = all_logits(run.model, dev, threads, run.ranks)
     metrics = run.ranks.told(lambda: measure(tasks, logits, dev))
     log.epoch(run.step, epoch, metrics)
     value = chosen_metric(run.recipe.training.best, tasks, metrics) if metrics else None
-    if value is not None and (run.best is None or value > run.best[1]):
-        run.best = epoch, value
-    if run.best is None or run.best[0] == epoch:
-        run.ranks.told(lambda: checkpoint.save_tensors(run.best_path, run.tensors()))
+    if value is not None and (run.best is None or value > run.best.value):
+        run.keep_best(epoch, value)
 
 
 def stops_early(run: Run) -> bool:
     """Whether ``patience`` whole epochs have gone by without a better one."""
     patience = run.recipe.training.patience
     whole = run.step // run.schedule.steps_per_epoch
-    return patience > 0 and run.best is not None and whole - run.best[0] >= patience
+    return patience > 0 and run.best is not None and whole - run.best.epoch >= patience
 
 
 @contextmanager

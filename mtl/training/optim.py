@@ -27,7 +27,9 @@ class LossWeights(nn.Module):
         self.weights = {task.name: task.weight for task in tasks}
         self.factors = {task.name: task.handler.uncertainty for task in tasks}
         names = list(self.weights) if learned else []
-        self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
+        self.log_variance = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros((), dtype=torch.float32)) for name in names}
+        )
 
     def forward(self, task: str, loss: Tensor, share: float) -> Tensor:
         """The weighted loss of a micro-batch that has this share of the window's labels of its task."""

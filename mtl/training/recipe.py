@@ -22,6 +22,11 @@ T = TypeVar("T")
 BUNDLED = Path(__file__).parents[1] / "recipes"
 
 
+def limit(default: int) -> Any:
+    """A setting that changes no number of a run: how long it goes on, what it may take, when it is saved."""
+    return dataclasses.field(default=default, metadata={"limit": True})
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """How to train. A step is a window of ``accumulate`` micro-batches of ``batch_size`` rows of one task each.
@@ -39,13 +44,16 @@ class Training:
     precision: What products are computed in while training: "fp32", "bf16" (autocast: parameters and optimiser stay in
         float32), or "auto", which is bf16 where the processor or GPU computes it natively.
     best: The dev metric by which the best epoch is kept: "task.metric", or "mean" over the tasks' main ones.
-    patience: Stop after so many epochs without a better one; 0 never stops early.
     max_length: Tokens of a text, special ones included, in training and in the model that is saved; by default its own.
-    micro_tokens: How many tokens are computed with a graph at once, by all threads together; larger micro-batches are
-        computed in pieces, which bounds memory and changes nothing else. 0: micro-batches are computed whole.
+    seed: Decides new heads, the order of the rows, and dropout.
+
+    What follows changes no number, and may be another where a run goes on:
+
+    patience: Stop after so many epochs without a better one; 0 never stops early.
+    micro_tokens: About how many tokens are computed with a graph at once, by all threads together, which bounds memory.
+        A thread computes 1,024 at once (a GPU 8,192), or one row. 0: threads and memory are as many as there are.
     cache_mb: Memory for the hidden states of blocks that no task trains.
     save_steps: A checkpoint every so many steps, besides that of each epoch; 0: none.
-    seed: Decides new heads, the order of the rows, and dropout.
     """
 
     epochs: int = 3
@@ -63,12 +71,12 @@ class Training:
     loss_weights: Literal["fixed", "uncertainty"] = "fixed"
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     best: str = "mean"
-    patience: int = 0
     max_length: int | None = None
-    micro_tokens: int = 0
-    cache_mb: int = 1024
-    save_steps: int = 0
     seed: int = 0
+    patience: int = limit(0)
+    micro_tokens: int = limit(0)
+    cache_mb: int = limit(1024)
+    save_steps: int = limit(0)
 
     def __post_init__(self) -> None:
         settle(self)
@@ -86,6 +94,12 @@ class Training:
         for name in ("schedule", "sampling", "loss_weights", "precision"):
             one_of(name, getattr(self, name), get_args(get_type_hints(type(self))[name]))
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """The settings that change no number."""
+        names = [field.name for field in dataclasses.fields(self) if field.metadata.get("limit")]
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -102,6 +116,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         settle(self)
+        if not isinstance(self.training, Training):
+            raise RecipeError(f"training is {shown(self.training)}; expected a Training", "training")
+        listed = self.tasks if isinstance(self.tasks, Sequence) else [self.tasks]
+        wrong = [task for task in listed if not isinstance(task, TaskSpec)]
+        if wrong or not isinstance(self.tasks, Sequence):
+            given = shown(wrong[0] if wrong else self.tasks)
+            raise RecipeError(f"tasks hold {given}; expected a list of TaskSpec", "tasks")
         object.__setattr__(self, "tasks", tuple(self.tasks))
         if list(self.layers) != sorted(set(self.layers)) or min(self.layers, default=0) < 0:
             raise RecipeError(f"layers are {list(self.layers)}; expected rising numbers from 0 on", "layers")
@@ -116,7 +137,8 @@ class Recipe:
         """All that decides the outcome, in plain values; two runs with equal ones are the same run."""
         tasks = {task.name: task.as_dict() for task in self.tasks}
         kept = {"layers": self.layers} if self.layers else {}
-        return {"model": self.model, **kept, "training": dataclasses.asdict(self.training), "task": tasks}
+        training = {key: x for key, x in dataclasses.asdict(self.training).items() if key not in self.training.limits}
+        return {"model": self.model, **kept, "training": training, "task": tasks}
 
 
 def find_recipe(name: str) -> Path:
@@ -149,7 +171,7 @@ def read_recipe(path: Path) -> Recipe:
         RecipeError: it cannot be read, or says something that makes no sense; it names file and line.
     """
     try:
-        source = path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte-order mark
         content = tomllib.loads(source)
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from None

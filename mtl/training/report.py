@@ -1,71 +1,74 @@
-"""What a training run says: a file of metrics, a bar, tables and a picture. The loop only hands it numbers."""
+"""What a training run says, to a file of metrics and to a reporter; the loop only hands over numbers."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import click
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from mtl.disk import atomic_write, writing
-from mtl.display import table
 from mtl.errors import CheckpointError
-from mtl.tasks.multitask import MultiTaskModel
-from mtl.training.data import Data
-from mtl.training.phases import Phase
-from mtl.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from mtl.training.run import Run
+
+log = logging.getLogger("mtl")
+
+Metrics = Mapping[str, Mapping[str, float]]  # by task
 
 
-def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """A row per task; tasks of different kinds have different columns."""
-    columns = list(dict.fromkeys(key for values in metrics.values() for key in values))
-    rows = [[name, *(values.get(key, "") for key in columns)] for name, values in metrics.items()]
-    return table([["task", *columns], *rows])
+class Reporter:
+    """Told of all that happens in a run; this one does nothing with it. Under torchrun the first process's is told."""
+
+    def note(self, line: str) -> None:
+        """Something that a user should know, in a line."""
+
+    def begin(self, run: Run, name: str, threads: int) -> None:
+        """Before the first step: the run of a recipe of this name."""
+
+    def step(self, record: Mapping[str, Any], texts: int) -> None:
+        """After a step over so many rows: its line of metrics.jsonl."""
+
+    def epoch(self, record: Mapping[str, Any], losses: Mapping[str, float]) -> None:
+        """After an epoch: its line of metrics.jsonl, and each task's mean loss."""
+
+    def measured(
+        self, run: Run, title: str, metrics: Metrics, confusions: Mapping[str, Sequence[Sequence[int]]]
+    ) -> None:
+        """Metrics and confusion matrices by task: before training, and of the best epoch."""
+
+    def trained(self, run: Run) -> None:
+        """After the last step: the model has the weights of the best epoch."""
+
+    def end(self, run: Run, history: Log, threads: int) -> None:
+        """The model is in the run's folder."""
+
+    def close(self) -> None:
+        """The run ended, however it did."""
 
 
-def confusion_table(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    return table([["true \\ predicted", *labels], *([label, *row] for label, row in zip(labels, counts, strict=True))])
+class Notes(Reporter):
+    """Quiet but for warnings in Python's log; what ``train`` has where no other is given."""
 
-
-def tasks_table(model: MultiTaskModel, found: Sequence[Phase], schedule: Schedule, data: Data, epochs: int) -> str:
-    """What each task trains: a row per task and change of freezing."""
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    n_layers, effective = model.encoder.config.n_layers, schedule.effective_epochs(epochs)
-    rows: list[list[object]] = [
-        ["task", "kind", "outputs", "from epoch", "frozen", "head", "trained", "train", "dev", "epochs"]
-    ]
-    for name, task in model.tasks.items():
-        before: object = ""
-        for phase in found:
-            depth = phase.depths[name]
-            if depth == before:
-                continue
-            before = depth
-            frozen = "nothing" if depth is None else f"embeddings + {depth} of {n_layers} blocks"
-            trained = f"{sum(sizes[parameter] for parameter in phase.trained[name]):,}"
-            dev = len(data["dev"][name]) if name in data["dev"] else 0
-            head = "frozen" if task.freeze_head else "trained"
-            rows.append([name, task.kind, model.outputs(name), phase.first, frozen, head, trained,
-                         schedule.sizes[name], dev, f"{effective[name]:.2f}"])  # fmt: skip
-    return table(rows)
+    def note(self, line: str) -> None:
+        log.warning("%s", line)
 
 
 class Log:
     """Every step and every epoch of a run, in ``metrics.jsonl``, as a JSON object a line.
 
-    What depends on the clock is shown and not written, so that equal runs write equal files. A run that goes
-    on after ``step`` steps cuts the file back to these.
+    What depends on the clock is not written, so that equal runs write equal files. A run that goes on after ``step``
+    steps cuts the file back to these.
     """
 
-    def __init__(self, folder: Path, step: int = 0, total: int = 0, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, step: int = 0, report: Reporter | None = None, tensorboard: bool = False) -> None:
+        self.report = report or Reporter()
         self.path = folder / "metrics.jsonl"
         self.steps: list[dict[str, Any]] = []
         self.epochs: list[dict[str, Any]] = []
@@ -75,15 +78,12 @@ class Log:
             self.file.truncate(self.read(step))
         if len(self.steps) < step:
             known = f"{len(self.steps)} of {step} steps"
-            click.echo(f"note: {self.path} was deleted or damaged: it knows {known}; the rest is not shown", err=True)
-        self.bar = tqdm(total=total, initial=step, unit="step", disable=None, leave=False)
+            self.report.note(f"{self.path} was deleted or damaged: it knows {known}; the rest is not shown")
         self.writer: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(folder / "tensorboard")
-        self.texts = 0
-        self.started = time.perf_counter()
 
     def read(self, step: int) -> int:
         """Take over the records of the first steps, as far as the file is whole; gives their size in bytes."""
@@ -108,33 +108,25 @@ class Log:
             self.file.flush()
         self.remember(record)
 
-    def step(self, step: int, epoch: int, losses: dict[str, float], norm: float, rate: float, texts: int) -> None:
+    def step(self, step: int, epoch: int, losses: Mapping[str, float], norm: float, rate: float, texts: int) -> None:
         """After a step: each task's mean loss, the gradient's norm before clipping, and the trunk's rate."""
-        self.write({"step": step, "epoch": epoch, "loss": losses, "gradient_norm": norm, "learning_rate": rate})
-        self.texts += texts
-        self.bar.update()
-        self.bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()}, refresh=False)
+        record = {"step": step, "epoch": epoch, "loss": losses, "gradient_norm": norm, "learning_rate": rate}
+        self.write(record)
+        self.report.step(record, texts)
         if self.writer:
             for name, loss in losses.items():
                 self.writer.add_scalar(f"loss/{name}", loss, step)
 
-    def epoch(self, step: int, epoch: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
-        """After an epoch: the dev metrics. Prints a line, with the losses' means over the epoch."""
-        self.write({"step": step, "epoch": epoch, "dev": metrics})
-        seconds = time.perf_counter() - self.started
-        losses = "  ".join(f"{name} {loss:.4f}" for name, loss in self.epoch_losses(epoch).items())
-        dev = "  ".join(
-            f"{name} {' '.join(f'{key} {value:.4f}' for key, value in values.items())}"
-            for name, values in metrics.items()
-        )
-        dev = f"  |  dev {dev}" if dev else ""
-        self.say(f"epoch {epoch}  loss {losses}{dev}  |  {seconds:.1f} s, {self.texts / seconds:.0f} texts/s")
+    def epoch(self, step: int, epoch: int, metrics: Metrics) -> None:
+        """After an epoch: the dev metrics."""
+        record = {"step": step, "epoch": epoch, "dev": metrics}
+        self.write(record)
+        self.report.epoch(record, self.epoch_losses(epoch))
         if self.writer:
             for name, values in metrics.items():
                 for key, value in values.items():
                     self.writer.add_scalar(f"dev/{name}/{key}", value, step)
             self.writer.flush()
-        self.texts, self.started = 0, time.perf_counter()
 
     def epoch_losses(self, epoch: int) -> dict[str, float]:
         """Each task's mean loss over the steps of an epoch."""
@@ -145,13 +137,7 @@ class Log:
                     losses[name].append(loss)
         return {name: math.fsum(values) / len(values) for name, values in sorted(losses.items())}
 
-    def say(self, line: str) -> None:
-        """A line above the bar, on standard output."""
-        with self.bar.external_write_mode():
-            click.echo(line)
-
     def close(self) -> None:
-        self.bar.close()
         with suppress(OSError):  # a full disk was an error when the line was written
             os.fsync(self.file.fileno())
         with suppress(OSError):
@@ -183,40 +169,36 @@ def drawing(path: Path, panels: int, size: tuple[float, float]) -> Iterator[Any]
     Raises:
         CheckpointError: it cannot be written.
     """
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot, which would choose a window system for the whole process
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, panels, figsize=size, layout="constrained", squeeze=False)
-    try:
-        yield axes[0]
-        with atomic_write(path, CheckpointError) as partial:
-            figure.savefig(partial, dpi=120, format=path.suffix[1:].lower())
-    finally:
-        pyplot.close(figure)
+    figure = Figure(figsize=size, layout="constrained")
+    yield figure.subplots(1, panels, squeeze=False)[0]
+    with atomic_write(path, CheckpointError) as partial:
+        figure.savefig(partial, dpi=120, format=path.suffix[1:].lower())
 
 
-def plot(log: Log, path: Path) -> None:
+def plot(history: Log, path: Path) -> None:
     """A picture of the losses, step by step and as means over epochs, and of the dev metrics."""
     with drawing(path, 2, (11, 4)) as (left, right):
-        draw_curves(left, right, log)
+        draw_curves(left, right, history)
 
 
-def draw_curves(left: Any, right: Any, log: Log) -> None:
+def draw_curves(left: Any, right: Any, history: Log) -> None:
     """The losses on the left, the dev metrics on the right."""
-    names = sorted({name for record in log.steps for name in record["loss"]})
-    epochs = sorted({record["epoch"] for record in log.steps})
-    ends = {epoch: max(r["step"] for r in log.steps if r["epoch"] == epoch) for epoch in epochs}
+    names = sorted({name for record in history.steps for name in record["loss"]})
+    epochs = sorted({record["epoch"] for record in history.steps})
+    ends = {epoch: max(r["step"] for r in history.steps if r["epoch"] == epoch) for epoch in epochs}
     for i, name in enumerate(names):
-        points = [(record["step"], record["loss"][name]) for record in log.steps if name in record["loss"]]
+        points = [(record["step"], record["loss"][name]) for record in history.steps if name in record["loss"]]
         left.plot(*zip(*points, strict=True), color=f"C{i}", alpha=0.3, linewidth=0.8)
-        means = [(ends[epoch], log.epoch_losses(epoch).get(name, math.nan)) for epoch in epochs]
+        means = [(ends[epoch], history.epoch_losses(epoch).get(name, math.nan)) for epoch in epochs]
         left.plot(*zip(*means, strict=True), color=f"C{i}", marker="o", label=name)
     left.set(xlabel="step", ylabel="training loss", title="loss: each step, and the mean of each epoch")
     for i, name in enumerate(names):
-        for style, key in zip("-:", list(log.epochs[0]["dev"].get(name, {}))[:2] if log.epochs else [], strict=False):
-            values = [(record["epoch"], record["dev"][name][key]) for record in log.epochs]
+        for style, key in zip(
+            "-:", list(history.epochs[0]["dev"].get(name, {}))[:2] if history.epochs else [], strict=False
+        ):
+            values = [(record["epoch"], record["dev"][name][key]) for record in history.epochs]
             right.plot(*zip(*values, strict=True), style, color=f"C{i}", marker="o", label=f"{name} {key}")
     right.set(xlabel="epoch", ylabel="dev metric", title="dev", xticks=epochs)
     for axes in (left, right):

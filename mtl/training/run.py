@@ -2,77 +2,124 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtl.encode.precision import effective
 from mtl.errors import CheckpointError
-from mtl.model.dropout import drawing_from
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint
 from mtl.training.data import Data, check_company, fingerprints, told_apart
 from mtl.training.distributed import ALONE, Processes
 from mtl.training.forward import Cache, Forward
-from mtl.training.gradients import Piece
+from mtl.training.gradients import (
+    MOST_SHARES,
+    PIECE_TOKENS,
+    Found,
+    Gradients,
+    Map,
+    Objective,
+    Piece,
+    backward,
+    divide,
+    share_count,
+)
 from mtl.training.metrics import check_metric
 from mtl.training.optim import LossWeights, optimiser
 from mtl.training.phases import Phase, ever_trained, phase_of, phases
 from mtl.training.recipe import Recipe
 from mtl.training.schedule import MicroBatch, Schedule
 
+NUMBERS = 2  # raised when the same run gives other numbers: it cannot go on from a checkpoint of before
+GRAPHS = 8  # pieces of which graphs are in memory together, where no limit is set
 WORDS = "embedder.encoder.embeddings.word_embeddings.weight"  # a window's gradient touches few of its rows
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be trained: all that follows from the recipe, the model as it is before, and the data.
+
+    ``identity`` decides the outcome, in plain values: two runs with equal ones are the same run.
+    """
+
+    recipe: Recipe
+    model: MultiTaskModel
+    data: Data
+    precision: str
+    phases: Sequence[Phase]
+    schedule: Schedule
+    identity: dict[str, Any]
+
+    @property
+    def total(self) -> int:
+        """Steps of all epochs."""
+        return self.recipe.training.epochs * self.schedule.steps_per_epoch
+
+
+def prepare(recipe: Recipe, model: MultiTaskModel, data: Data) -> Plan:
+    """A plan; nothing of the model or the data is changed.
+
+    Raises:
+        TrainingError: the recipe does not fit the model or the data.
+    """
+    training = recipe.training
+    check_metric(training.best, {task: model.tasks[task] for task in data["dev"]})
+    schedule = Schedule(
+        {task: len(examples) for task, examples in data["train"].items()},
+        training.batch_size,
+        training.accumulate,
+        training.sampling,
+        training.temperature,
+        training.seed,
+        told_apart(model.tasks, data["train"]),
+    )
+    precision = effective(training.precision, model.embedder.device)
+    about = {**recipe.as_dict(), "data": fingerprints(data), "precision": precision, "numbers": NUMBERS}
+    identity = json.loads(json.dumps(about))  # as a checkpoint gives it back: lists, not tuples
+    plan = Plan(recipe, model, data, precision, phases(model, training.epochs), schedule, identity)
+    check_company(data["train"], schedule, plan.total)
+    return plan
+
+
 class Run:
-    """A training run in a folder: the recipe, the model and its data, and all that a checkpoint holds.
+    """A plan under way in a folder: step, best epoch, optimiser, and all else that a checkpoint holds.
 
     ``ranks`` are the processes that share it; the first of them writes.
     """
 
-    def __init__(
-        self, recipe: Recipe, model: MultiTaskModel, data: Data, folder: Path, ranks: Processes = ALONE
-    ) -> None:
-        training = recipe.training
-        self.recipe, self.model, self.data, self.folder, self.ranks = recipe, model, data, folder, ranks
-        self.precision = effective(training.precision, model.embedder.device)
-        # through JSON, so that it equals what a checkpoint gives back: lists, not tuples
-        about = {**recipe.as_dict(), "data": fingerprints(data), "precision": self.precision}
-        self.identity = json.loads(json.dumps(about))
-        check_metric(training.best, {task: model.tasks[task] for task in data["dev"]})
-        model.fit(data["train"])
-        self.phases = phases(model, training.epochs)
-        self.weights = LossWeights(recipe.tasks, training.loss_weights == "uncertainty").to(model.embedder.device)
-        names = ever_trained(self.phases)
-        self.optimiser = optimiser(model, self.weights, names, training)
-        self.places = {phase.first: self.places_in(phase) for phase in self.phases}
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in names)
-        sizes = {task: len(examples) for task, examples in data["train"].items()}
-        self.schedule = Schedule(
-            sizes,
-            training.batch_size,
-            training.accumulate,
-            training.sampling,
-            training.temperature,
-            training.seed,
-            told_apart(model.tasks, data["train"]),
-        )
-        self.total = training.epochs * self.schedule.steps_per_epoch
-        check_company(data["train"], self.schedule, self.total)
+    def __init__(self, plan: Plan, folder: Path, ranks: Processes = ALONE) -> None:
+        self.plan, self.folder, self.ranks = plan, folder, ranks
+        self.recipe, self.model, self.data, self.schedule = plan.recipe, plan.model, plan.data, plan.schedule
         self.checkpoints = folder / "checkpoints"
+        self.model.fit(self.data["train"])
+        training, names = plan.recipe.training, ever_trained(plan.phases)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in names)
+        self.weights = LossWeights(plan.recipe.tasks, training.loss_weights == "uncertainty").to(self.device)
+        self.optimiser = optimiser(self.model, self.weights, names, training)
         self.step = 0
-        self.best: tuple[int, float] | None = None  # the best epoch on the dev data and its metric
+        self.best: checkpoint.Best | None = None
         self.forward: Forward | None = None
+        self.of_words = torch.empty(0)  # all rows of the word embeddings' gradient, 0 between two steps
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embedder.device
 
     def parameters(self) -> list[tuple[str, Tensor]]:
         """The optimiser's parameters with their names."""
         groups = self.optimiser.param_groups
         return [pair for group in groups for pair in zip(group["names"], group["params"], strict=True)]
+
+    # Checkpoints
 
     def save(self) -> None:
         self.ranks.told(self.write)
@@ -84,7 +131,15 @@ class Run:
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 moments[f"{name}.{key}"] = value
         tensors = {"model": self.tensors(), "optimizer": moments}
-        checkpoint.save(self.checkpoints, checkpoint.State(self.step, self.best, self.identity, tensors))
+        checkpoint.save(self.checkpoints, checkpoint.State(self.step, self.best, self.plan.identity, tensors))
+
+    def keep_best(self, epoch: int, value: float) -> None:
+        """Write the weights as those of the best epoch so far."""
+
+        def write() -> dict[str, Any]:
+            return dataclasses.asdict(checkpoint.save_best(self.checkpoints, epoch, value, self.step, self.tensors()))
+
+        self.best = checkpoint.Best(**self.ranks.told(write))
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights, those of the losses included."""
@@ -110,12 +165,17 @@ class Run:
             CheckpointError: there is none, or it is of another run; it says what differs.
         """
         state, notes = checkpoint.latest(self.checkpoints)
-        differing = checkpoint.differences(state.run, self.identity)
+        differing = checkpoint.differences(state.run, self.plan.identity)
         if differing:
             advice = "start one in another folder"
             if [line.split()[0] for line in differing] == ["training.epochs"]:  # the rates follow from the epochs
                 advice += f', with model = "{self.folder}" to start from its weights'
             raise CheckpointError(f"{self.folder} is another run: {'; '.join(differing)}; {advice}")
+        self.step, self.best = state.step, state.best
+        if self.best and checkpoint.read_best(self.checkpoints, self.best) is None:
+            gone = f"{self.checkpoints / self.best.file}, the weights of epoch {self.best.epoch}, the best so far"
+            notes.append(f"{gone}, were deleted; the best of the epochs from here on is kept")
+            self.best = None
         self.load_tensors(state.tensors["model"])
         moments = state.tensors["optimizer"]
         for name, parameter in self.parameters():
@@ -124,12 +184,31 @@ class Run:
                 self.optimiser.state[parameter] = {
                     key: moments[f"{name}.{key}"].clone().to(parameter.device) for key in keys
                 }
-        self.step, self.best = state.step, state.best
         return notes
+
+    def take_best(self) -> None:
+        """Go back to the weights of the best epoch; without dev data, those of the last one stay.
+
+        Raises:
+            CheckpointError: they are not what was written.
+        """
+        tensors = checkpoint.read_best(self.checkpoints, self.best) if self.best else None
+        if tensors:
+            self.load_tensors(tensors)
+        self.model.eval()
+
+    # A step
+
+    def phase(self, epoch: int) -> Phase:
+        return phase_of(self.plan.phases, epoch)
+
+    def window(self, epoch: int) -> list[MicroBatch]:
+        """The micro-batches of the next step; a task of the embeddings may have ended."""
+        return [micro for micro in self.schedule.window(self.step) if self.phase(epoch).trained[micro.task]]
 
     def forward_of(self, epoch: int) -> Forward:
         """The forward pass of an epoch; what earlier phases remembered stays, where it is still right."""
-        phase, before = phase_of(self.phases, epoch), self.forward
+        phase, before = self.phase(epoch), self.forward
         if before is None or before.phase is not phase:
             same = before is not None and before.phase.common == phase.common
             cache = before.cache if before and same else Cache(self.recipe.training.cache_mb * 2**20)
@@ -138,53 +217,90 @@ class Run:
 
     def compute(self, epoch: int) -> Callable[[Piece], Tensor]:
         """What gives the outputs of a piece in an epoch, in float32: any thread may call it."""
-        forward, device = self.forward_of(epoch), self.model.embedder.device
+        forward, bf16 = self.forward_of(epoch), self.plan.precision == "bf16"
 
         def outputs(piece: Piece) -> Tensor:
-            generator = torch.Generator(device).manual_seed(piece.seed)
-            with drawing_from(generator), torch.autocast(device.type, torch.bfloat16, self.precision == "bf16"):
-                return forward(piece.micro).float()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                return forward(piece).float()
 
         return outputs
 
-    def places_in(self, phase: Phase) -> dict[str, list[int]]:
-        """Which parameters each task trains in a phase, its loss weight among them, by their places."""
+    def trained(self, epoch: int) -> dict[str, list[int]]:
+        """Which parameters each task trains in an epoch, its loss weight among them, by their indices."""
         found = {}
-        for task, own in phase.trained.items():
+        for task, own in self.phase(epoch).trained.items():
             names = own | {f"weights.log_variance.{task}"}
             found[task] = [i for i, (name, _) in enumerate(self.parameters()) if name in names]
         return found
 
-    def trained(self, epoch: int) -> dict[str, list[int]]:
-        """Which parameters each task trains in an epoch, by their places."""
-        return self.places[phase_of(self.phases, epoch).first]
+    def objective(self, window: Sequence[MicroBatch], epoch: int) -> Objective:
+        """What a window's gradients are of."""
+        names, parameters = map(list, zip(*self.parameters(), strict=True))
+        return Objective(
+            self.model.tasks,
+            self.compute(epoch),
+            self.weights,
+            parameters,
+            self.trained(epoch),
+            names.index(WORDS) if WORDS in names else None,
+            self.words(window),
+        )
 
-    def add_gradients(self, window: Sequence[MicroBatch], epoch: int) -> None:
-        """Make the gradients of a window, of which each process has a part, the whole window's."""
-        if self.ranks.count == 1:
-            return
-        parameters, by_task = self.parameters(), self.trained(epoch)
-        trained = dict(parameters[i] for i in sorted({i for micro in window for i in by_task[micro.task]}))
-        rows = {}
-        if WORDS in trained:
-            data = self.data["train"]
-            places = [(micro.task, place) for micro in window for place in data[micro.task].places(micro.rows)]
-            ids = {word for task, place in places for word in data[task].rows[place]}
-            rows = {[*trained].index(WORDS): torch.tensor(sorted(ids), device=self.model.embedder.device)}
-        self.ranks.add_gradients([*trained.values()], rows)
+    def words(self, window: Sequence[MicroBatch]) -> Tensor:
+        """The ids of all words of a window, in order."""
+        data = self.data["train"]
+        rows = (data[micro.task].rows[at] for micro in window for at in data[micro.task].places(micro.rows))
+        ids = sorted({word for row in rows for word in row})
+        return torch.tensor(ids, dtype=torch.int64, device=self.device)
 
-    def window_tokens(self) -> int:
-        """About how many tokens a window has."""
-        data, training = self.data["train"].values(), self.recipe.training
-        mean = sum(len(row) for examples in data for row in examples.rows) / sum(map(len, data))
-        return int(mean * training.batch_size * training.accumulate)
+    def gradients(self, window: Sequence[MicroBatch], objective: Objective, mapped: Map = map) -> Found:
+        """A window's losses, as far as this process computes them, and its gradients, added up over all processes."""
+        data, training, most = self.data["train"], self.recipe.training, PIECE_TOKENS[self.device.type]
+        shares = divide(window, data, share_count(window, data, self.device.type), most, (training.seed, self.step))
+        tokens = sum(data[piece.task].tokens(row) for share in shares for piece in share for row in piece.rows)
+        graphs = tokens <= (training.micro_tokens or GRAPHS * most)
+        losses, gradients = backward(shares, objective, mapped, self.ranks, graphs)
+        if self.ranks.count > 1:  # another process may have a gradient of what this one has none of
+            indices = sorted({i for micro in window for i in objective.trained[micro.task]})
+            parts = ((i, gradients[i]) for i in indices)
+            own = [objective.zeros(i) if part is None else part for i, part in parts]
+            for i, total in zip(indices, self.ranks.add_gradients(own), strict=True):
+                gradients[i] = total
+        return Found(losses, gradients)
 
-    def train_mode(self) -> None:
-        """Dropout on, but for heads that are frozen."""
+    def update(self, gradients: Gradients, objective: Objective, factor: float) -> None:
+        """Make a step with these gradients, at so much of the full learning rates."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["full_rate"] * factor
+        for i, (parameter, gradient) in enumerate(zip(objective.parameters, gradients, strict=True)):
+            if i == objective.of_words and gradient is not None:  # AdamW wants all rows
+                self.of_words = self.of_words if self.of_words.numel() else torch.zeros_like(parameter)
+                gradient = self.of_words.index_copy_(0, objective.words, gradient)
+            parameter.grad = gradient
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.of_words.numel():
+            self.of_words.index_fill_(0, objective.words, 0.0)
+        self.step += 1
+
+    # Limits and modes
+
+    def workers(self, threads: int) -> int:
+        """How many threads compute shares: on a GPU one, and no more than ``micro_tokens`` gives work."""
+        micro_tokens = self.recipe.training.micro_tokens
+        most = max(1, micro_tokens // PIECE_TOKENS["cpu"]) if micro_tokens else MOST_SHARES
+        return min(threads, most, MOST_SHARES) if self.device.type == "cpu" else 1
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Within it, dropout is on, but for heads that are frozen, and gradients of word embeddings are sparse."""
         self.model.train()
         for name, task in self.model.tasks.items():
             self.model.branch(name).train(not task.freeze_head)
-
-    @property
-    def best_path(self) -> Path:
-        return self.checkpoints / "best.safetensors"
+        words = self.model.encoder.embeddings.word_embeddings
+        before = words.sparse
+        words.sparse = type(words) is nn.Embedding and self.device.type == "cpu"
+        try:
+            yield
+        finally:
+            words.sparse = before

@@ -4,7 +4,7 @@ An epoch is a number of micro-batches, one task each. Every task goes through it
 order of its own, whose last micro-batch may be ragged. Micro-batches of all tasks are mixed, then taken
 ``accumulate`` at a time: a window, which is a step. The last window of an epoch may be short.
 
-Nothing is stored between steps, so a run that goes on at step s sees what it would have seen.
+No step depends on those before it, so a run that goes on at step s sees what it would have seen.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-TRIES = 1000  # rows that one is offered to, before it stays beside its like
+T = TypeVar("T")
+
+SWEEPS = 3  # the first leaves room where there was none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +40,9 @@ def one_seed(*seeds: int) -> int:
     return found
 
 
-@lru_cache(maxsize=16)
-def permutation(size: int, *seeds: int) -> tuple[int, ...]:
-    """An order of range(size) that the seeds decide."""
-    generator = torch.Generator().manual_seed(one_seed(*seeds))
-    return tuple(torch.randperm(size, generator=generator).tolist())
+def permutation(size: int, *seeds: int) -> Tensor:
+    """An order of range(size) that the seeds decide, int64."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(one_seed(*seeds)), device="cpu")
 
 
 def shares(sizes: Mapping[str, int], sampling: str, temperature: float) -> dict[str, int]:
@@ -61,69 +63,98 @@ def shares(sizes: Mapping[str, int], sampling: str, temperature: float) -> dict[
     return counts
 
 
-@lru_cache(maxsize=2)
-def mix(counts: tuple[tuple[str, int], ...], seed: int, epoch: int) -> tuple[tuple[str, int], ...]:
+def mix(counts: Mapping[str, int], seed: int, epoch: int) -> list[tuple[str, int]]:
     """An epoch's micro-batches, mixed: each one's task, and which of that task's in the epoch it is."""
-    names = [task for task, count in counts for _ in range(count)]
+    names = [task for task, count in counts.items() for _ in range(count)]
     seen: Counter[str] = Counter()
     mixed = []
-    for i in permutation(len(names), seed, 0, epoch):
+    for i in permutation(len(names), seed, 0, epoch).tolist():
         mixed.append((names[i], seen[names[i]]))
         seen[names[i]] += 1
-    return tuple(mixed)
+    return mixed
 
 
-class Holding:
-    """How many rows of each text every micro-batch holds."""
+class Batches:
+    """An order of rows, cut into micro-batches, in which rows are exchanged until few texts stand twice near together.
 
-    def __init__(self, texts: Sequence[Sequence[int]], batch_size: int, near: int) -> None:
+    ``texts`` are those of each row; ``near`` micro-batches that follow each other are to hold a text once.
+    """
+
+    def __init__(self, order: Sequence[int], texts: Sequence[Sequence[int]], batch_size: int, near: int) -> None:
         rows = Counter(text for row in texts for text in {*row})
-        self.texts = [{text for text in row if rows[text] > 1} for row in texts]  # the others clash with nothing
-        self.batch_size, self.near = batch_size, near
-        self.counts: dict[int, Counter[int]] = defaultdict(Counter)
+        self.texts = [[text for text in {*row} if rows[text] > 1] for row in texts]  # the others clash with nothing
+        self.order, self.rows, self.batch_size, self.near = list(order), rows, batch_size, near
+        self.count = math.ceil(len(order) / batch_size)
+        self.held: dict[int, Counter[int]] = defaultdict(Counter)  # how many rows of a text each micro-batch holds
+        for place, row in enumerate(self.order):
+            self.put(row, place)
+        self.at: Counter[int] = Counter()  # the micro-batch to which a text's rows were offered last
+        self.hopeless: set[int] = set()  # texts that went round all of them in vain
 
     def put(self, row: int, place: int, count: int = 1) -> None:
         for text in self.texts[row]:
-            self.counts[text][place // self.batch_size] += count
+            self.held[text][place // self.batch_size] += count
 
     def clashes(self, row: int, place: int) -> bool:
-        """Whether a micro-batch near to a place holds one of the row's texts."""
-        around = range(place // self.batch_size - self.near + 1, place // self.batch_size + self.near)
-        return any(self.counts[text][batch] > 0 for text in self.texts[row] for batch in around)
+        """Whether a micro-batch near to a place holds one of the texts of a row that is not there."""
+        batch = place // self.batch_size
+        around = range(batch - self.near + 1, batch + self.near)
+        return any(self.held[text][near] > 0 for text in self.texts[row] for near in around)
 
-    def exchange(self, order: list[int], place: int, other: int) -> bool:
-        """Exchange the rows of two places, if neither clashes then; gives whether it was done."""
-        row, peer = order[place], order[other]
+    def settle(self, place: int) -> None:
+        """Exchange a place's row for another, if it clashes there.
+
+        A text whose row went round all micro-batches in vain has more rows than there is room for: it is not offered
+        again.
+        """
+        row = self.order[place]
+        text = max(self.texts[row], key=self.rows.__getitem__, default=None)
+        if text is None or text in self.hopeless:
+            return
+        self.put(row, place, -1)
+        clashes = self.clashes(row, place)
+        self.put(row, place)
+        for _ in range(self.count if clashes else 0):
+            self.at[text] = batch = (self.at[text] + 1) % self.count
+            others = range(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.order)))
+            self.put(row, place, -1)
+            free = not self.clashes(row, others[0])
+            self.put(row, place)
+            if free and any(self.exchange(place, other) for other in others):
+                return
+        if clashes:
+            self.hopeless.add(text)
+
+    def exchange(self, place: int, other: int) -> bool:
+        """Exchange the rows of two places, if the first clashes no longer, and the second no more than before."""
+        row, peer = self.order[place], self.order[other]
         self.put(row, place, -1)
         self.put(peer, other, -1)
-        done = not self.clashes(peer, place)
+        done = self.clashes(peer, other) or not self.clashes(peer, place)
         self.put(peer, place)
-        done = done and not self.clashes(row, other)
-        self.put(row, other)
-        if done:
-            order[place], order[other] = peer, row
+        if done and not self.clashes(row, other):
+            self.put(row, other)
+            self.order[place], self.order[other] = peer, row
             return True
-        for moved, at, count in ((row, other, -1), (peer, place, -1), (row, place, 1), (peer, other, 1)):
-            self.put(moved, at, count)
+        self.put(peer, place, -1)
+        self.put(peer, other)
+        self.put(row, place)
         return False
 
 
-def kept_apart(order: Sequence[int], texts: Sequence[Sequence[int]], batch_size: int, near: int) -> tuple[int, ...]:
+def kept_apart(order: Sequence[int], texts: Sequence[Sequence[int]], batch_size: int, near: int) -> list[int]:
     """The order, with rows exchanged so that no text stands twice in ``near`` micro-batches that follow each other.
 
-    ``texts`` are those of each row. Where a text has more rows than there is room for, some stay where they are.
+    Where a text has more rows than there is room for, some stay where they are.
     """
-    found, holding = list(order), Holding(texts, batch_size, near)
-    for place, row in enumerate(found):
-        holding.put(row, place)
-    for place in range(len(found)):
-        holding.put(found[place], place, -1)
-        clashes = holding.clashes(found[place], place)
-        holding.put(found[place], place)
-        if clashes:
-            others = ((place + near * batch_size + i) % len(found) for i in range(min(len(found), TRIES)))
-            any(holding.exchange(found, place, other) for other in others if other != place)
-    return tuple(found)
+    batches = Batches(order, texts, batch_size, near)
+    for _ in range(SWEEPS):
+        batches.hopeless.clear()
+        for place in range(len(order)):
+            batches.settle(place)
+        if not batches.hopeless:
+            break
+    return batches.order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +171,7 @@ class Schedule:
     temperature: float = 2.0
     seed: int = 0
     apart: Mapping[str, Sequence[Sequence[int]]] = dataclasses.field(default_factory=dict)
-    orders: dict[tuple[str, int], tuple[int, ...]] = dataclasses.field(default_factory=dict, repr=False)  # a cache
+    orders: dict[str, tuple[int, Any]] = dataclasses.field(default_factory=dict, repr=False)  # the last ones, see held
 
     @cached_property
     def passes(self) -> dict[str, int]:
@@ -160,10 +191,17 @@ class Schedule:
         """How often each task's rows are seen in so many epochs."""
         return {task: epochs * count / self.passes[task] for task, count in self.counts.items()}
 
+    def held(self, name: str, number: int, make: Callable[[], T]) -> T:
+        """What ``make`` gives; of each name the last number's is remembered."""
+        if self.orders.get(name, (None,))[0] != number:
+            self.orders[name] = number, make()
+        found: T = self.orders[name][1]
+        return found
+
     def drawn(self, step: int) -> list[tuple[str, int]]:
         """A step's micro-batches: each one's task, and which of that task's it is, counted over all its passes."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        mixed = mix(tuple(self.counts.items()), self.seed, epoch)
+        mixed = self.held("", epoch, lambda: mix(self.counts, self.seed, epoch))  # no task has an empty name
         start = place * self.accumulate
         return [(task, epoch * self.counts[task] + nth) for task, nth in mixed[start : start + self.accumulate]]
 
@@ -179,16 +217,13 @@ class Schedule:
     def micro_batch(self, task: str, nth: int) -> MicroBatch:
         """The nth micro-batch of a task, counted over all its passes."""
         pass_, place = divmod(nth, self.passes[task])
-        order = self.order(task, pass_)
-        return MicroBatch(task, order[place * self.batch_size : (place + 1) * self.batch_size])
+        order = self.held(task, pass_, lambda: self.order(task, pass_))
+        rows = order[place * self.batch_size : (place + 1) * self.batch_size]
+        return MicroBatch(task, tuple(rows.tolist()))
 
-    def order(self, task: str, pass_: int) -> tuple[int, ...]:
-        """A task's rows in the order of one of its passes; the last one that was asked for is remembered."""
+    def order(self, task: str, pass_: int) -> Tensor:
+        """A task's rows in the order of one of its passes."""
         order = permutation(self.sizes[task], self.seed, list(self.sizes).index(task) + 1, pass_)
         if task not in self.apart:
             return order
-        if (task, pass_) not in self.orders:
-            for old in [key for key in self.orders if key[0] == task]:
-                del self.orders[old]
-            self.orders[task, pass_] = kept_apart(order, self.apart[task], self.batch_size, self.accumulate)
-        return self.orders[task, pass_]
+        return torch.tensor(kept_apart(order.tolist(), self.apart[task], self.batch_size, self.accumulate))

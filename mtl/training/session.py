@@ -1,31 +1,26 @@
-"""What a user sees of training: settings before, tables and pictures after, and what to do next."""
+"""A whole training run in a folder, from its recipe to its model: what it needs, starting, going on, and the end."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-import click
+import torch
 
-from mtl.checkpoints.files import read_tensors
 from mtl.disk import lock, sweep, writing
 from mtl.encode.engine import usable
-from mtl.errors import CheckpointError, TrainingError
+from mtl.errors import CheckpointError, TrainingError, TrainingStopped
 from mtl.kernels.cores import default_threads
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint, loop
 from mtl.training.data import load_data
 from mtl.training.distributed import Processes, joined, own_device, own_threads
-from mtl.training.evaluate import show_metrics
-from mtl.training.metrics import metric_sign
-from mtl.training.plots import plot_vectors
+from mtl.training.metrics import all_logits, confusions, measure
 from mtl.training.recipe import Recipe, as_recipe
-from mtl.training.report import Log, NoLog, plot, tasks_table
-from mtl.training.run import Run
+from mtl.training.report import Log, NoLog, Notes, Reporter
+from mtl.training.run import Run, prepare
 from mtl.training.start import create
 
 
@@ -37,59 +32,70 @@ def train(
     device: str = "cpu",
     threads: int | None = None,
     tensorboard: bool = False,
+    report: Reporter | None = None,
 ) -> MultiTaskModel:
     """Train the tasks of a recipe in a folder, or go on there; gives the model of the best epoch, in eval mode.
 
-    The folder ends up with that model, pictures of the losses and of the vectors, and metrics.jsonl.
+    The folder ends up with that model and metrics.jsonl, a line for each step and epoch. Nothing is printed, and no
+    setting or random number of the process is touched.
 
     Args:
         recipe: A ``Recipe``, a .toml file, or the name of a recipe that comes with the package.
         folder: By default a new one, ``runs/<recipe>``.
         resume: Go on with the run in the folder; the outcome is that of a run that was never stopped.
         device: "cpu", "cuda", "cuda:1", ...
-        threads: CPU threads; by default, torch's setting, or under torchrun an equal part of the processors.
+        threads: CPU threads; by default, torch's setting, or under torchrun an equal part of the processors. They
+            change no number.
         tensorboard: Write TensorBoard's files too.
+        report: Is told of all that happens, as a bar or a table needs it: a ``mtl.training.report.Reporter``. By
+            default, what you should know of goes to Python's log, as warnings of "mtl".
 
     Under torchrun, all processes that it started train one model: see docs/scale.md.
 
     Raises:
+        TrainingStopped: Ctrl-C or SIGTERM; a checkpoint was saved.
         MtlError: see mtl.errors.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
-    place, threads = usable(own_device(device)), threads or own_threads()
-    with joined(place) as ranks, speaking(ranks.leads):
+    place, threads = usable(own_device(device)), threads or own_threads() or default_threads()
+    with settled(), joined(place) as ranks, closing((report or Notes()) if ranks.leads else Reporter()) as told:
         read, name = as_recipe(recipe)
-        notes = missing_extras(read, tensorboard)
+        check_extras(read, tensorboard)
         resume = resume or ranks.begun is not None
         folder = Path(ranks.told(lambda: str(chosen_folder(folder or ranks.begun, name, resume))))
         model = create(read, place)
         data, cuts = load_data(read, model.embedder)
-        run = Run(read, model, data, folder, ranks)
+        run = Run(prepare(read, model, data), folder, ranks)
         with claimed(folder, resume, ranks):
             begun = resume and ranks.told(lambda: checkpoint.begun(run.checkpoints))  # not, if it never made a step
-            notes += cuts + unmeasured(read) + (restored(run) if begun else [])
+            notes = cuts + unmeasured(read) + (restored(run) if begun else [])
             check_alike(run)
-            show_settings(run, name if isinstance(recipe, Recipe) else str(recipe), notes, threads)
-            log = Log(folder, run.step, run.total, tensorboard) if ranks.leads else NoLog()
-            with closing(log):
+            told.begin(run, name if isinstance(recipe, Recipe) else str(recipe), threads)
+            for note in notes:
+                told.note(note)
+            with closing(Log(folder, run.step, told, tensorboard) if ranks.leads else NoLog()) as log:
                 if not begun:
                     run.save()  # from here on there is always something to go on from
-                    show_start(run, threads)
+                    untrained(run, told, threads)
                 if not loop.train(run, log, threads):
-                    onward = how_to_go_on(recipe, folder)
-                    click.echo(f"stopped after step {run.step} of {run.total}; go on with: {onward}", err=True)
-                    raise KeyboardInterrupt
-                finish(run, log, threads)
+                    total = run.plan.total
+                    raise TrainingStopped(
+                        f"stopped after step {run.step} of {total}; go on in {folder} with resume=True"
+                    )
+                finish(run, told, log, threads)
     return model
 
 
 @contextmanager
-def speaking(leads: bool) -> Iterator[None]:
-    """Of several processes, only the first one shows anything in the block."""
-    if leads:
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+def settled() -> Iterator[None]:
+    """Within it, this thread's autocast, default device and modes of autograd are torch's own defaults."""
+    with ExitStack() as held:
+        held.enter_context(torch.inference_mode(False))
+        held.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                held.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            held.enter_context(torch.device("cpu"))
         yield
 
 
@@ -118,7 +124,9 @@ def check_alike(run: Run) -> None:
     Raises:
         TrainingError: they do not; it says what differs.
     """
-    first, *others = run.ranks.heard({**run.identity, "step": run.step, "weights": run.fingerprint})
+    first, *others = run.ranks.heard(
+        {**run.plan.identity, "limits": run.recipe.training.limits, "step": run.step, "weights": run.fingerprint}
+    )
     for rank, other in enumerate(others, 1):
         found = [f"{key} is {a!r} in process 0 and {b!r} in process {rank}"
                  for key, a, b in checkpoint.differing(first, other)]  # fmt: skip
@@ -126,26 +134,17 @@ def check_alike(run: Run) -> None:
             raise TrainingError(f"{'; '.join(found)}; start all processes with the same recipe, data and weights")
 
 
-def how_to_go_on(recipe: Recipe | str | Path, folder: Path) -> str:
-    """The command, or from Python the call, that resumes a run."""
-    if isinstance(recipe, Recipe):
-        return f"train(recipe, {str(folder)!r}, resume=True)"
-    return f"mtl train {recipe} --output {folder} --resume"
-
-
-def missing_extras(recipe: Recipe, tensorboard: bool) -> list[str]:
-    """A line for what will be left out because a package is not installed.
+def check_extras(recipe: Recipe, tensorboard: bool) -> None:
+    """That what was asked for can be done with the packages that are installed.
 
     Raises:
-        TrainingError: something that was asked for cannot be done without it.
+        TrainingError: it cannot.
     """
     measured = any(task.dev or task.test for task in recipe.tasks)
     if measured and not find_spec("sklearn"):
         raise TrainingError("metrics of dev and test data need scikit-learn; pip install 'mtl[train]'")
     if tensorboard and not find_spec("tensorboard"):
         raise TrainingError("--tensorboard needs TensorBoard; pip install 'mtl[tensorboard]'")
-    drawn = find_spec("matplotlib")
-    return [] if drawn else ["no picture of the losses: it needs matplotlib; pip install 'mtl[train]'"]
 
 
 def unmeasured(recipe: Recipe) -> list[str]:
@@ -201,55 +200,29 @@ def claimed(folder: Path, resume: bool, ranks: Processes) -> Iterator[None]:
         yield
 
 
-def show_settings(run: Run, name: str, notes: list[str], threads: int | None) -> None:
-    """The effective settings, before anything long begins."""
-    training = run.recipe.training
-    values = {"recipe": name, "model": run.recipe.model, "output": run.folder, "device": run.model.embedder.device,
-              "threads": threads or default_threads(), **dataclasses.asdict(training),
-              "precision": run.precision}  # fmt: skip
-    click.echo(click.wrap_text("  ".join(f"{name}={value}" for name, value in values.items()), 110))
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
-    click.echo("\n" + tasks_table(run.model, run.phases, run.schedule, run.data, training.epochs))
-    common = run.phases[0].common
-    if common is not None:
-        click.echo(f"no task trains the embeddings and the first {common} blocks: "
-                   "they are computed only once for each text")  # fmt: skip
-    at = f", going on after step {run.step}" if run.step else ""
-    click.echo(f"\n{run.schedule.steps_per_epoch} steps an epoch, {run.total} in all{at}")
+def show(run: Run, told: Reporter, split: str, title: str, tasks: set[str], threads: int) -> None:
+    """Measure some tasks on a split, for the reporter."""
+    data = {name: examples for name, examples in run.data[split].items() if name in tasks}
+    if not data:
+        return
+    logits = all_logits(run.model, data, threads, run.ranks)
+    if run.ranks.leads:
+        told.measured(run, title, measure(run.model.tasks, logits, data), confusions(run.model.tasks, logits, data))
 
 
-def show_start(run: Run, threads: int | None) -> None:
+def untrained(run: Run, told: Reporter, threads: int) -> None:
     """What the embeddings are worth before they are trained, where some task trains them as they are."""
     for split in ("dev", "test"):
-        own = {name: examples for name, examples in run.data[split].items() if name not in run.model.branches}
-        if own:
-            show_metrics(run.model, own, f"{split}, before training", threads, run.ranks)
+        show(run, told, split, f"{split}, before training", run.model.tasks.keys() - run.model.branches.keys(), threads)
 
 
-def finish(run: Run, log: Log, threads: int | None) -> None:
-    """Take the best weights, measure them, and write the model and the picture."""
-    model_folder, picture = run.folder / "model", run.folder / "loss.png"
-    run.load_tensors(read_tensors(run.best_path))
-    run.model.eval()
-    if run.best:
-        epoch, value = run.best
-        metric, sign = run.recipe.training.best, metric_sign(run.recipe.training.best, run.model.tasks)
-        click.echo(f"\nbest epoch: {epoch} ({metric} {sign * value:.4f})")
-    else:
-        click.echo("\nno dev data")
+def finish(run: Run, told: Reporter, log: Log, threads: int) -> None:
+    """Take the best weights, measure them, and write the model."""
+    run.take_best()
+    told.trained(run)
     for split in ("dev", "test"):
-        if run.data[split]:
-            show_metrics(run.model, run.data[split], split, threads, run.ranks)
-    if not run.ranks.leads:
-        return
-    if not (model_folder / "config.json").exists():
-        run.model.save(model_folder)
-    click.echo(f"\nmodel    {model_folder}")
-    if find_spec("matplotlib"):
-        plot(log, picture)
-        click.echo(f"picture  {picture}")
-        vectors = run.folder / "vectors.png"
-        if plot_vectors(run.model, run.data["dev"] or run.data["test"], vectors, threads):
-            click.echo(f"vectors  {vectors}")
-    click.echo(f"metrics  {log.path}")
+        show(run, told, split, split, {*run.model.tasks}, threads)
+    if run.ranks.leads:
+        if not (run.folder / "model" / "config.json").exists():
+            run.model.save(run.folder / "model")
+        told.end(run, log, threads)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mtl.checkpoints import load
 from mtl.checkpoints.fetch import fetch
@@ -17,6 +19,22 @@ from mtl.model.encoder import DistilBert
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training.recipe import Recipe
 
+DRAWING = {"kaiming_uniform_", "uniform_", "normal_"}  # torch's, by which our modules are filled
+
+
+class DrawingFrom(TorchFunctionMode):
+    """Has this thread's new modules filled from a generator, where torch would take the process's own."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        drawn = {"generator": self.generator} if function.__name__ in DRAWING else {}
+        return function(*args, **{**(kwargs or {}), **drawn})
+
 
 def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel:
     """The recipe's pretrained trunk with new heads; what is random follows from the recipe's seed.
@@ -25,7 +43,11 @@ def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel
     one that the checkpoint has too, with the same labels, pooling and form of head, from that one's. Its embedder has
     the recipe's ``max_length``, which the model is saved with.
     """
-    torch.manual_seed(recipe.training.seed)
+    with DrawingFrom(torch.Generator().manual_seed(recipe.training.seed)):
+        return created(recipe).to(device)
+
+
+def created(recipe: Recipe) -> MultiTaskModel:
     source = Path(recipe.model)
     beside = recipe.folder / source
     pretrained = load.load(fetch(str(beside if beside.is_dir() and not source.is_dir() else recipe.model)))
@@ -47,7 +69,7 @@ def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel
             if name in model.tasks and (own := model.tasks[name].handler.continued(task)):
                 model.branch(name).load_state_dict(before.branch(name).state_dict())
                 model.tasks[name] = own
-    return model.to(device)
+    return model
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

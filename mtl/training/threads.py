@@ -15,22 +15,9 @@ import torch
 
 from mtl.kernels.threads import computing_with, side_by_side
 
-LEAST_TOKENS = 64  # of a share: below it, making and adding up its gradients costs more than it saves
-MOST_SHARES = 8  # each holds gradients of its own
-
-
-def division(tokens: int, threads: int, device: torch.device) -> int:
-    """In how many shares a window of about so many tokens is computed.
-
-    Each has one thread: two processes of one, which sum as many shares, end with the bits of one process of two.
-    """
-    if device.type != "cpu":
-        return 1
-    return max(1, min(threads, MOST_SHARES, tokens // LEAST_TOKENS))
-
 
 @contextmanager
-def computing(shares: int) -> Iterator[Callable[..., Iterable[Any]]]:
+def computing(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
     """A map over shares on as many threads; within it, the caller's own computes alone.
 
     Numbers too small for full precision count as 0: they can take a processor ten times as long, and AdamW's moments
@@ -39,7 +26,7 @@ def computing(shares: int) -> Iterator[Callable[..., Iterable[Any]]]:
     flushed = flushes()
     torch.set_flush_denormal(True)
     try:
-        with computing_with(1), side_by_side(shares) as pool:
+        with computing_with(1), side_by_side(workers) as pool:
             yield pool.map
     finally:
         torch.set_flush_denormal(flushed)
@@ -47,4 +34,4 @@ def computing(shares: int) -> Iterator[Callable[..., Iterable[Any]]]:
 
 def flushes() -> bool:
     """Whether this thread takes numbers too small for full precision for 0."""
-    return not float(torch.tensor(1e-39) * 1)
+    return not float(torch.tensor(1e-39, dtype=torch.float32) * 1)

@@ -20,13 +20,13 @@ from mtl.tasks.examples import Examples
 from mtl.tasks.kinds.single_label import SingleLabel
 from mtl.tasks.spec import TaskSpec
 from mtl.training import checkpoint as checkpoints
-from mtl.training.gradients import Piece, backward, shares
+from mtl.training.gradients import Objective, Piece, backward, divide
 from mtl.training.loop import train
 from mtl.training.metrics import all_logits
 from mtl.training.optim import LossWeights
 from mtl.training.recipe import Recipe, Training
 from mtl.training.report import Log
-from mtl.training.run import Run
+from mtl.training.run import WORDS, Run, prepare
 from mtl.training.schedule import MicroBatch
 
 A = TaskSpec("topic", ("x", "y", "z"), dropout=0.0, train="-")
@@ -75,7 +75,7 @@ def start(checkpoint: Checkpoint, tmp_path: Path) -> Callable[..., Run]:
     ) -> Run:
         training = dataclasses.replace(SETTINGS, **changes)
         model = build(checkpoint, tasks, dropout)
-        return Run(Recipe("tiny", tasks, training), model, data or dataset(tasks), tmp_path / folder)
+        return Run(prepare(Recipe("tiny", tasks, training), model, data or dataset(tasks)), tmp_path / folder)
 
     return start
 
@@ -91,7 +91,12 @@ def go(run: Run, steps: int | None = None, threads: int | None = None) -> list[d
 
 
 def gradients(
-    model: MultiTaskModel, window: list[MicroBatch], data: dict, weights: LossWeights, count: int = 1
+    model: MultiTaskModel,
+    window: list[MicroBatch],
+    data: dict,
+    weights: LossWeights,
+    count: int = 1,
+    tokens: int = 10**6,
 ) -> dict[str, Tensor]:
     """By the plain forward pass, without freezing, in the model's precision."""
     dtype = next(model.parameters()).dtype
@@ -103,13 +108,15 @@ def gradients(
     }
 
     def forward(piece: Piece) -> Tensor:
-        batch = PackedBatch.pack([examples[piece.micro.task].rows[i] for i in piece.micro.rows])
-        return model.branch(piece.micro.task)(model.hidden(batch), batch)
+        batch = PackedBatch.pack([examples[piece.task].rows[i] for i in piece.rows])
+        return model.branch(piece.task)(model.hidden(batch), batch)
 
     model.train()
     named = {name: p for name, p in [*model.named_parameters(), *weights.named_parameters()] if p.requires_grad}
-    backward(shares(window, examples, count), model.tasks, forward, weights, list(named.values()))
-    return {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
+    every = dict.fromkeys(model.tasks, range(len(named)))
+    objective = Objective(model.tasks, forward, weights, list(named.values()), every, None, torch.empty(0))
+    found = backward(divide(window, examples, count, tokens), objective).gradients
+    return {name: gradient for name, gradient in zip(named, found, strict=True) if gradient is not None}
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
@@ -145,6 +152,18 @@ def test_a_shared_parameter_s_gradient_is_the_sum_of_the_tasks(checkpoint: Check
         torch.testing.assert_close(both[name], first[name] + second[name], atol=1e-6, rtol=1e-5)
 
 
+def window_gradients(run: Run, window: list[MicroBatch], shares: list | None = None) -> dict[str, Tensor]:
+    """As a step of a run computes them, in shares of its own unless these are given, by parameter."""
+    objective = run.objective(window, 1)
+    with run.training():
+        found = (backward(shares, objective) if shares else run.gradients(window, objective)).gradients
+    named = {name: x for (name, _), x in zip(run.parameters(), found, strict=True) if x is not None}
+    if WORDS in named:
+        whole = torch.zeros_like(run.model.get_parameter(WORDS))
+        named[WORDS] = whole.index_copy_(0, objective.words, named[WORDS])
+    return named
+
+
 def state(model: MultiTaskModel) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
@@ -155,7 +174,7 @@ def test_what_a_task_freezes_keeps_its_bits(start, freeze: int | str) -> None:
     run = start((dataclasses.replace(A, freeze=freeze, dropout=0.2),), dropout=0.2, weight_decay=0.5)
     before = state(run.model)
     go(run)
-    depth = run.phases[0].depths["topic"]
+    depth = run.plan.phases[0].depths["topic"]
     for name, parameter in run.model.named_parameters():
         in_prefix = name.startswith("embedder.encoder.embeddings") or any(
             name.startswith(f"embedder.encoder.transformer.layer.{i}.") for i in range(depth)
@@ -166,12 +185,10 @@ def test_what_a_task_freezes_keeps_its_bits(start, freeze: int | str) -> None:
 def test_a_mixed_window_gives_the_other_task_s_gradient_alone(start) -> None:
     frozen, free = dataclasses.replace(A, freeze="encoder"), B
     run = start((frozen, free))
-    run.train_mode()
 
     def shared(window: list[MicroBatch]) -> dict[str, Tensor]:
-        divided, parameters = shares(window, run.data["train"], 1), [p for _, p in run.parameters()]
-        backward(divided, run.model.tasks, run.compute(1), run.weights, parameters)
-        return {n: p.grad.clone() for n, p in run.model.encoder.named_parameters() if p.grad is not None}
+        found, prefix = window_gradients(run, window), "embedder.encoder."
+        return {n.removeprefix(prefix): x for n, x in found.items() if n.startswith(prefix)}
 
     one, other = MicroBatch("topic", (0, 1, 2)), MicroBatch("mood", (3, 4))
     assert shared([one]) == {}  # None, not zeros
@@ -191,8 +208,8 @@ def test_steps_of_the_other_task_may_move_what_one_freezes(start) -> None:
 def test_freeze_head_holds_pooling_and_head(start) -> None:
     run = start((dataclasses.replace(SETS, freeze_head=True, dropout=0.5),), weight_decay=0.5)
     before = state(run.model)
-    run.train_mode()
-    assert not run.model.branch("tags").training
+    with run.training():
+        assert not run.model.branch("tags").training
     go(run)
     for name, parameter in run.model.named_parameters():
         assert torch.equal(parameter, before[name]) == name.startswith("branches."), name
@@ -201,12 +218,12 @@ def test_freeze_head_holds_pooling_and_head(start) -> None:
 def test_evaluating_leaves_frozen_heads_as_they_are(start) -> None:
     """Between the epochs of a run, its held head stays without dropout, and all else goes on with it."""
     run = start((A, dataclasses.replace(SETS, freeze_head=True)), dropout=0.2)
-    run.train_mode()
-    before = [part.training for part in run.model.modules()]
-    assert True in before
-    assert False in before
-    all_logits(run.model, run.data["dev"])
-    assert [part.training for part in run.model.modules()] == before
+    with run.training():
+        before = [part.training for part in run.model.modules()]
+        assert True in before
+        assert False in before
+        all_logits(run.model, run.data["dev"])
+        assert [part.training for part in run.model.modules()] == before
 
 
 def test_gradual_unfreezing(start) -> None:
@@ -234,7 +251,8 @@ def test_a_cached_run_s_losses_equal_the_uncached_run_s(start, monkeypatch, free
     cached = start(tasks, "cached", cache_mb=room)
     losses = [record["loss"] for record in go(cached)]
     uncached = start(tasks, "uncached")
-    uncached.phases = [dataclasses.replace(phase, common=None) for phase in uncached.phases]
+    phases = [dataclasses.replace(phase, common=None) for phase in uncached.plan.phases]
+    uncached.plan = dataclasses.replace(uncached.plan, phases=phases)
     expected = [record["loss"] for record in go(uncached)]
     assert len(losses) == len(expected) > 10
     for ours, theirs in zip(losses, expected, strict=True):
@@ -304,7 +322,7 @@ def test_bf16_stays_near_fp32_and_keeps_parameters_in_it(start) -> None:
 def test_auto_that_means_something_else_on_another_processor_is_another_run(start, monkeypatch) -> None:
     monkeypatch.setattr("mtl.encode.precision.native_bf16", lambda device: True)
     run = start(precision="auto")
-    assert run.precision == "bf16"
+    assert run.plan.precision == "bf16"
     run.save()
     monkeypatch.setattr("mtl.encode.precision.native_bf16", lambda device: False)
     with pytest.raises(CheckpointError, match="precision was 'bf16', is 'fp32'"):
@@ -331,7 +349,9 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(start) -> None:
     run = start(save_steps=1)
     go(run)
     names = sorted(path.name for path in run.checkpoints.iterdir())
-    assert names == ["best.safetensors", f"step-{run.total - 1:08d}", f"step-{run.total:08d}"]
+    total = run.plan.total
+    best = f"best-{run.best.epoch * run.schedule.steps_per_epoch:08d}.safetensors"
+    assert names == [best, f"step-{total - 1:08d}", f"step-{total:08d}"]
 
 
 @pytest.mark.parametrize(
@@ -409,7 +429,7 @@ def test_early_stopping_and_the_best_epoch(start, monkeypatch) -> None:
     monkeypatch.setattr("mtl.training.loop.measure", pretend)
     records = go(run)
     assert records[-1]["epoch"] == 4
-    best = checkpoints.read_tensors(run.best_path)
+    best = checkpoints.read_best(run.checkpoints, run.best)
     second = [record["step"] for record in records if record["epoch"] == 2][-1]
     again = start(folder="again", epochs=9, patience=2, best="topic.accuracy")
     accuracies = iter([0.1, 0.5, 0.5, 0.2, 0.9])
@@ -457,7 +477,7 @@ def test_the_metrics_file(start) -> None:
     go(run)
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if "loss" in record]
-    assert [record["step"] for record in steps] == list(range(1, run.total + 1))
+    assert [record["step"] for record in steps] == list(range(1, run.plan.total + 1))
     dev = [record for record in records if "dev" in record]
     assert [record["epoch"] for record in dev] == [1, 2]
     assert dev[0]["dev"].keys() == {"topic", "mood"}
@@ -467,5 +487,8 @@ def test_no_dev_data(start) -> None:
     data = dataset((A, B)) | {"dev": {}}
     run = start(data=data)
     go(run)
-    best = checkpoints.read_tensors(run.best_path)
-    assert all(torch.equal(best[name], x) for name, x in run.tensors().items())
+    assert run.best is None
+    assert not [*run.checkpoints.glob("best-*")]
+    before = {name: x.clone() for name, x in run.tensors().items()}
+    run.take_best()
+    assert all(torch.equal(before[name], x) for name, x in run.tensors().items())

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl.training.schedule import Schedule, kept_apart, mix, permutation, shares
+from mtl.training import schedule as schedules
+from mtl.training.schedule import Schedule, kept_apart, permutation, shares
 
 SIZES = {"a": 10, "b": 3}
 
@@ -40,12 +41,16 @@ def test_a_window_depends_on_seed_and_step_alone(seed: int, step: int) -> None:
     assert other.window(step) == Schedule(SIZES, 2, 3, seed=seed).window(step)
 
 
-def test_an_epoch_is_mixed_once() -> None:
-    schedule = Schedule({"a": 1000, "b": 31}, 4, 2, seed=77)
-    mix.cache_clear()
+@pytest.mark.parametrize("tasks", [2, 20])
+def test_an_order_is_made_once(monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
+    """Of each task's passes, and of each epoch's micro-batches, for any number of tasks."""
+    made = []
+    real = permutation
+    monkeypatch.setattr(schedules, "permutation", lambda size, *seeds: made.append(seeds) or real(size, *seeds))
+    schedule = Schedule({str(task): 40 for task in range(tasks)}, 4, 2, seed=77)
     for step in range(2 * schedule.steps_per_epoch):
         schedule.window(step)
-    assert mix.cache_info().misses == 2
+    assert len(made) == len({*made}) == 2 * (tasks + 1)
 
 
 def test_epochs_and_seeds_differ() -> None:
@@ -88,7 +93,7 @@ def test_uniform_goes_through_small_tasks_several_times() -> None:
 def test_no_window_holds_a_text_twice(rows: int, batch_size: int, near: int, seed: int) -> None:
     """Where each text is in at most two rows, and there is room; windows may begin at any micro-batch."""
     texts = [(row // 2, 1000 + row) for row in range(rows)]
-    order = kept_apart(permutation(rows, seed), texts, batch_size, near)
+    order = kept_apart(permutation(rows, seed).tolist(), texts, batch_size, near)
     assert sorted(order) == list(range(rows))
     if rows < 4 * batch_size * near:
         return  # too little room for certain

@@ -15,7 +15,7 @@ from mtl.errors import MtlError
 from mtl.tasks.spec import TaskSpec
 from mtl.training.data import load_data
 from mtl.training.recipe import Recipe, Training, read_recipe
-from mtl.training.run import Run
+from mtl.training.run import Run, prepare
 from mtl.training.start import create
 
 TEXTS = ["a b", "c d e", "f", "g h i j", "k"]
@@ -115,7 +115,7 @@ def test_a_smaller_student_learns(rows: Path, folder: Path, tiny: SentenceEncode
     assert found.keys() == {f"0.{name}" for name in block}
     assert all(torch.equal(found[f"0.{name}"], x) for name, x in block.items())
     data, _ = load_data(recipe, model.embedder, ["train", "dev"])
-    run = Run(recipe, model, {**data, "test": {}}, rows / "run")
+    run = Run(prepare(recipe, model, {**data, "test": {}}), rows / "run")
     losses = [record["loss"]["student"] for record in go(run)]
     assert losses[-1] < 0.7 * losses[0]
     model.eval().save(rows / "student")
