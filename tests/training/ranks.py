@@ -113,7 +113,7 @@ def main() -> None:
                 result.with_suffix(f".{ranks.rank}.txt").write_text(str(error))
                 continue
             assert len(set(ranks.heard(run.fingerprint))) == 1  # all have the same weights, to the bit
-            assert len({repr(best) for best in ranks.heard(run.best)}) == 1
+            assert len({*ranks.heard(repr(run.best))}) == 1
             if ranks.leads:
                 result.with_suffix(".json").write_text(json.dumps(records))
                 save_file(tensors_of(run), result.with_suffix(".safetensors"))

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 import mtl
 from mtl import MultiTaskModel, Recipe, TaskSpec, Training
+from mtl.cli import terminal
 from mtl.disk import lock
 from mtl.errors import CheckpointError, RecipeError, TrainingError
 from mtl.training import session
@@ -35,21 +36,22 @@ def recipe(folder: Path, tmp_path: Path) -> Recipe:
     return Recipe(folder, tasks, Training(epochs=1, batch_size=2, learning_rate=1e-3))
 
 
-def test_train_and_evaluate_from_python(recipe: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_train_and_evaluate_from_python(recipe: Recipe, tmp_path: Path, capfd, caplog) -> None:
+    """Nothing is printed; what is left out is logged."""
     model = mtl.train(recipe, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "metrics.jsonl", "model"]
     assert not any(part.training for part in model.modules())
     saved = MultiTaskModel.from_pretrained(tmp_path / "run")
     for name, x in model.state_dict().items():
         assert torch.equal(saved.state_dict()[name], x), name
     assert saved.tasks == model.tasks
-    capfd.readouterr()
     metrics = mtl.evaluate(model, recipe, "dev")
     assert metrics.keys() == {"vowel", "size"}
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert metrics == last["dev"]
-    assert capfd.readouterr() == ("", "")
     assert mtl.evaluate(tmp_path / "run", recipe).keys() == {"vowel"}
-    assert "note: task 'size' names no test data; it is left out" in capfd.readouterr().err
+    assert caplog.messages == ["task 'size' names no test data; it is left out"]
+    assert capfd.readouterr() == ("", "")
     with pytest.raises(RecipeError, match="split is 'valid'; expected one of train, dev, test"):
         mtl.evaluate(model, recipe, "valid")
 
@@ -63,6 +65,11 @@ def test_train_and_evaluate_from_python(recipe: Recipe, tmp_path: Path, capfd: p
         (lambda: Training(epochs="3"), "epochs is '3'; expected a whole number", "epochs"),
         (lambda: Training(max_length=1.5), "max_length is 1.5; expected a whole number", "max_length"),
         (lambda: Recipe("tiny", []), "tasks are none; expected at least one TaskSpec", "tasks"),
+        (lambda: Recipe("m", [{"name": "a"}]), "tasks hold {'name': 'a'}; expected a list of TaskSpec", "tasks"),
+        (lambda: Recipe("m", TaskSpec("a", ["x", "y"])), "tasks hold TaskSpec.*; expected a list of TaskSpec", "tasks"),
+        (lambda: Recipe("m", "demo"), "tasks hold 'd'; expected a list of TaskSpec", "tasks"),
+        (lambda: Recipe("m", None), "tasks hold None; expected a list of TaskSpec", "tasks"),
+        (lambda: Recipe("m", [TaskSpec("a", ["x", "y"])], {"epochs": 1}), "training is {'epochs': 1}; exp", "training"),
         (lambda: Recipe("tiny", [TaskSpec("a", ["", "y"])] * 2), "two tasks are called 'a'", "tasks"),
     ],
 )
@@ -87,7 +94,7 @@ def test_killed_while_the_first_checkpoint_is_written(recipe: Recipe, tmp_path: 
         mtl.train(recipe, run)
     mtl.train(recipe, run, resume=True)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
-        "best.safetensors", "step-00000000", "step-00000006",
+        "best-00000006.safetensors", "step-00000000", "step-00000006",
     ]  # fmt: skip
 
 
@@ -103,7 +110,8 @@ def test_two_runs_in_one_folder(recipe: Recipe, tmp_path: Path) -> None:
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(session, "find_spec", lambda name: None if name == package else find(name))
+    for module in (session, terminal):
+        monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else find(name))
     monkeypatch.setitem(sys.modules, package, None)
 
 
@@ -118,12 +126,12 @@ def test_missing_extras(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Monk
             mtl.train(recipe, tmp_path / "run")
         assert not (tmp_path / "run").exists()
     without(monkeypatch, "matplotlib")
-    mtl.train(recipe, tmp_path / "run")
+    mtl.train(recipe, tmp_path / "run", report=terminal.Terminal())
     assert "note: no picture of the losses: it needs matplotlib" in capsys.readouterr().err
     assert not (tmp_path / "run" / "loss.png").exists()
 
 
-def test_a_deleted_metrics_file(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_deleted_metrics_file(recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mtl.train(recipe, tmp_path / "run")
     weights = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     path = tmp_path / "run" / "metrics.jsonl"
@@ -134,7 +142,7 @@ def test_a_deleted_metrics_file(recipe: Recipe, tmp_path: Path, capsys: pytest.C
             path.write_text(content)
         mtl.train(recipe, tmp_path / "run", resume=True)
         known = 2 if content else 0
-        assert f"metrics.jsonl was deleted or damaged: it knows {known} of 6 steps" in capsys.readouterr().err
+        assert f"metrics.jsonl was deleted or damaged: it knows {known} of 6 steps" in caplog.messages[-1]
         assert path.read_text().splitlines(keepends=True) == lines[:known]
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == weights
 
