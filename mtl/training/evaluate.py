@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 
 from mtl.errors import RecipeError
-from mtl.tasks.fields import one_of
 from mtl.tasks.examples import Examples
+from mtl.tasks.fields import one_of
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training.data import SPLITS, load_data
 from mtl.training.metrics import all_logits, measure
