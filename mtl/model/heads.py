@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ class LinearHead(nn.Module):
     def __init__(self, features: int, outputs: int, dropout: float = 0.1) -> None:
         super().__init__()
         self.dropout = Dropout(dropout)
-        self.classifier = nn.Linear(features, outputs)
+        self.classifier = nn.Linear(features, outputs, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.dropout(x))
@@ -27,9 +28,9 @@ class DistilBertHead(nn.Module):
 
     def __init__(self, features: int, outputs: int, dropout: float = 0.2) -> None:
         super().__init__()
-        self.pre_classifier = nn.Linear(features, features)
+        self.pre_classifier = nn.Linear(features, features, dtype=torch.float32)
         self.dropout = Dropout(dropout)
-        self.classifier = nn.Linear(features, outputs)
+        self.classifier = nn.Linear(features, outputs, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.dropout(F.relu(self.pre_classifier(x))))

@@ -85,7 +85,7 @@ class AttentionPooling(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.score = nn.Linear(dim, 1)
+        self.score = nn.Linear(dim, 1, dtype=torch.float32)
 
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
         scores = self.score(x)  # (tokens, 1)
@@ -106,7 +106,7 @@ class Dense(nn.Module):
         if activation not in DENSE_ACTIVATIONS:
             known = ", ".join(DENSE_ACTIVATIONS)
             raise ConfigError(f"Dense activation {shown(activation)} is unknown; expected one of {known}")
-        self.linear = nn.Linear(in_features, out_features, bias=bias)
+        self.linear = nn.Linear(in_features, out_features, bias=bias, dtype=torch.float32)
         self.activation = DENSE_ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-SWEEPS = 3  # the first leaves room where there was none
+SWEEPS = 5  # a later one finds room that the first one made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Batches:
         around = range(batch - self.near + 1, batch + self.near)
         return any(self.held[text][near] > 0 for text in self.texts[row] for near in around)
 
-    def settle(self, place: int) -> None:
-        """Exchange a place's row for another, if it clashes there.
+    def settle(self, place: int) -> bool:
+        """Exchange a place's row for another, if it clashes there; gives whether it was done.
 
         A text whose row went round all micro-batches in vain has more rows than there is room for: it is not offered
         again.
@@ -110,7 +110,7 @@ class Batches:
         row = self.order[place]
         text = max(self.texts[row], key=self.rows.__getitem__, default=None)
         if text is None or text in self.hopeless:
-            return
+            return False
         self.put(row, place, -1)
         clashes = self.clashes(row, place)
         self.put(row, place)
@@ -121,9 +121,10 @@ class Batches:
             free = not self.clashes(row, others[0])
             self.put(row, place)
             if free and any(self.exchange(place, other) for other in others):
-                return
+                return True
         if clashes:
             self.hopeless.add(text)
+        return False
 
     def exchange(self, place: int, other: int) -> bool:
         """Exchange the rows of two places, if the first clashes no longer, and the second no more than before."""
@@ -150,9 +151,7 @@ def kept_apart(order: Sequence[int], texts: Sequence[Sequence[int]], batch_size:
     batches = Batches(order, texts, batch_size, near)
     for _ in range(SWEEPS):
         batches.hopeless.clear()
-        for place in range(len(order)):
-            batches.settle(place)
-        if not batches.hopeless:
+        if not any([batches.settle(place) for place in range(len(order))]):
             break
     return batches.order
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -260,6 +261,22 @@ def test_a_cached_run_s_losses_equal_the_uncached_run_s(start, monkeypatch, free
         assert all(abs(ours[task] - theirs[task]) <= 1e-6 for task in ours)
 
 
+def test_a_text_of_two_tasks_is_computed_once(start, monkeypatch) -> None:
+    """Under one frozen trunk, whatever their poolings; their losses are those of an uncached run (above)."""
+    for other in ({"pooling": ("max", "cls")}, {"pooling": ("attention",)}, {"freeze": 1}):
+        tasks = (dataclasses.replace(A, freeze="encoder"), dataclasses.replace(B, **{"freeze": "encoder", **other}))
+        data = dataset(tasks)
+        rows = data["train"]["topic"].rows[:13]
+        data["train"] = {name: dataclasses.replace(own, rows=rows, targets=own.targets[:13])
+                         for name, own in data["train"].items()}  # fmt: skip
+        run = start(tasks, f"run-{'-'.join(other)}-{len(str(other))}", data=data)
+        seen, forward = [], run.forward_of(1)
+        prefix = forward.prefix
+        monkeypatch.setattr(forward, "prefix", lambda rows, prefix=prefix, seen=seen: seen.extend(rows) or prefix(rows))
+        go(run, threads=1)
+        assert len(seen) == len({tuple(row) for row in rows})
+
+
 def test_the_prefix_is_computed_once_per_text(start, monkeypatch) -> None:
     run = start((dataclasses.replace(A, freeze=1),), epochs=3)
     seen = []
@@ -352,6 +369,82 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(start) -> None:
     total = run.plan.total
     best = f"best-{run.best.epoch * run.schedule.steps_per_epoch:08d}.safetensors"
     assert names == [best, f"step-{total - 1:08d}", f"step-{total:08d}"]
+
+
+def damaged(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def test_damaged_best_weights(start) -> None:
+    """They are refused on resuming and at the end, by a line that says what to do; deleted, they are not reported."""
+    options = {"epochs": 3, "save_steps": 1, "best": "topic.accuracy"}
+    run = start(**options)
+    go(run, run.schedule.steps_per_epoch + 3)  # the two checkpoints that are kept are from after the best epoch
+    assert run.best.epoch == 1
+    path = run.checkpoints / run.best.file
+    damaged(path)
+    line = r"best-\d+.safetensors, the weights of epoch 1, the best so far, is not what was written; put back a copy of"
+    with pytest.raises(CheckpointError, match=line):
+        start(**options).restore()
+    with pytest.raises(CheckpointError, match=line):
+        run.take_best()
+    path.unlink()
+    again = start(**options)
+    (note,) = again.restore()
+    assert note.endswith(
+        "the weights of epoch 1, the best so far, were deleted; the best of the epochs from here on is kept"
+    )
+    assert again.best is None
+    go(again)
+    assert again.best.epoch > 1
+    again.take_best()
+
+
+def test_the_checkpoint_of_the_best_epoch_stands_in_for_its_weights(start) -> None:
+    run = start(best="topic.accuracy")
+    go(run, run.schedule.steps_per_epoch)
+    expected = {name: x.clone() for name, x in run.tensors().items()}
+    damaged(run.checkpoints / run.best.file)
+    again = start(best="topic.accuracy")
+    assert again.restore() == []
+    again.take_best()
+    assert all(torch.equal(expected[name], x) for name, x in again.tensors().items())
+
+
+@pytest.mark.parametrize("better", [False, True])
+def test_killed_between_the_best_weights_and_their_checkpoint(start, monkeypatch, better: bool) -> None:
+    """Gone on with where the numbers are others, the epoch may not be the best again: its weights are of no account."""
+    run = start(epochs=2, best="topic.accuracy", save_steps=1)
+    steps = run.schedule.steps_per_epoch
+    values = iter([0.1, 0.9])
+
+    def pretend(tasks, logits, data):
+        return {name: {"accuracy": next(values) if name == "topic" else 0.0, "macro_f1": 0.0} for name in tasks}
+
+    monkeypatch.setattr("mtl.training.loop.measure", pretend)
+    go(run, 2 * steps - 1)
+    first = checkpoints.read_best(run.checkpoints, run.best)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", lambda run: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            go(run)
+    assert len([*run.checkpoints.glob("best-*")]) == 2
+    values = iter([0.8 if better else 0.05])
+    again = start(epochs=2, best="topic.accuracy", save_steps=1)
+    again.restore()
+    assert again.best.epoch == 1
+    go(again)
+    assert again.best.epoch == 1 + better
+    last = {name: x.clone() for name, x in again.tensors().items()}
+    again.take_best()
+    for name, x in again.tensors().items():
+        assert torch.equal(x, last[name] if better else first[name]), name
+    third = start(epochs=2, best="topic.accuracy", save_steps=1)
+    third.restore()
+    assert third.best == again.best
+    assert len([*run.checkpoints.glob("best-*")]) == 1 + better  # the checkpoint before the last names the first
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import dataclasses
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from mtl.cli import terminal
 from mtl.disk import lock
 from mtl.errors import CheckpointError, RecipeError, TrainingError
 from mtl.training import session
+from mtl.training.report import Reporter
+from mtl.training.run import Run
 from mtl.training.start import create
 
 TEXTS = ["a b", "c d e", "f", "a g h", "i", "e j"]
@@ -96,6 +100,49 @@ def test_killed_while_the_first_checkpoint_is_written(recipe: Recipe, tmp_path: 
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "best-00000006.safetensors", "step-00000000", "step-00000006",
     ]  # fmt: skip
+
+
+class Stopping(Reporter):
+    """Remembers what it is told, and sends SIGINT after the second step: the third is the last."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def begin(self, run: Run, name: str, threads: int) -> None:
+        self.told.append(f"begin {name}")
+
+    def step(self, record: Mapping, texts: int) -> None:
+        self.told.append(f"step {record['step']}")
+        if record["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def epoch(self, record: Mapping, losses: Mapping) -> None:
+        assert losses.keys() == {"vowel", "size"}
+        self.told.append(f"epoch {record['epoch']}")
+
+    def measured(self, run: Run, title: str, metrics: Mapping, confusions: Mapping) -> None:
+        self.told.append(f"{title}: {', '.join(metrics)}; {', '.join(confusions)}")
+
+    def close(self) -> None:
+        self.told.append("close")
+
+
+def test_a_reporter_and_a_stop(recipe: Recipe, tmp_path: Path, capfd) -> None:
+    first, second = Stopping(), Stopping()
+    message = r"stopped after step 3 of 6; go on in .*run with resume=True$"
+    with pytest.raises(mtl.TrainingStopped, match=message) as stopped:
+        mtl.train(recipe, tmp_path / "run", report=first)
+    assert isinstance(stopped.value, TrainingError)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert first.told == ["begin recipe", "step 1", "step 2", "step 3", "close"]
+    limits = dataclasses.replace(recipe.training, micro_tokens=30, cache_mb=0, save_steps=1, patience=3)
+    mtl.train(dataclasses.replace(recipe, training=limits), tmp_path / "run", resume=True, report=second)
+    ends = ["epoch 1", "dev: vowel, size; vowel", "test: vowel; vowel", "close"]
+    assert second.told == ["begin recipe", "step 4", "step 5", "step 6", *ends]
+    mtl.train(recipe, tmp_path / "whole")
+    for file in ("metrics.jsonl", "model/model.safetensors"):
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_two_runs_in_one_folder(recipe: Recipe, tmp_path: Path) -> None:

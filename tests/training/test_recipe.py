@@ -88,6 +88,10 @@ def test_mistakes_in_a_recipe(tmp_path: Path, before: str, after: str, message: 
         read_recipe(write(tmp_path, RECIPE.replace(before, after)))
 
 
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    assert read_recipe(write(tmp_path, "\ufeff" + RECIPE)) == read_recipe(write(tmp_path, RECIPE))
+
+
 def test_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"nothing.toml is no recipe; expected a .toml file, or one of demo"):
         find_recipe("nothing.toml")

@@ -1,6 +1,8 @@
 """The outcome of training follows from recipe, data and seed: neither threads, limits nor the company change a bit."""
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shares and pieces that fit small windows."""
     monkeypatch.setattr(gradients, "SHARE_TOKENS", 12)
     monkeypatch.setitem(gradients.PIECE_TOKENS, "cpu", 40)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def moments(run: Run) -> dict[str, Tensor]:
@@ -165,25 +177,19 @@ def test_random_numbers_of_the_process_are_left_alone(recipe: Path, tmp_path: Pa
     assert len(found) == 3
 
 
-@pytest.mark.parametrize("state", ["float64", "bfloat16", "device", "autocast", "no_grad", "inference"])
-def test_settings_of_the_process_change_nothing(recipe: Path, tmp_path: Path, state: str) -> None:
+def test_settings_of_the_process_change_nothing(recipe: Path, tmp_path: Path) -> None:
     recipe.write_text(recipe.read_text().replace("epochs = 3", "epochs = 1"))
     train(recipe, tmp_path / "plain")
-    before = torch.get_default_dtype()
-    try:
-        if state in ("float64", "bfloat16"):
-            torch.set_default_dtype(getattr(torch, state))
-            train(recipe, tmp_path / "other")
-        else:
-            context = {
-                "device": torch.device("meta"),
-                "autocast": torch.autocast("cpu", torch.bfloat16),
-                "no_grad": torch.no_grad(),
-                "inference": torch.inference_mode(),
-            }[state]
-            with context:
-                train(recipe, tmp_path / "other")
-    finally:
-        torch.set_default_dtype(before)
-    for file in ("model/model.safetensors", "model/tasks.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "other" / file).read_bytes(), file
+    states: dict[str, Callable[[], AbstractContextManager[object]]] = {
+        "float64": lambda: default_dtype(torch.float64),
+        "bfloat16": lambda: default_dtype(torch.bfloat16),
+        "device": lambda: torch.device("meta"),
+        "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+        "no_grad": torch.no_grad,
+        "inference": torch.inference_mode,
+    }
+    for state, setting in states.items():
+        with setting():
+            train(recipe, tmp_path / state)
+        for file in ("model/model.safetensors", "model/tasks.safetensors", "metrics.jsonl"):
+            assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / state / file).read_bytes(), (state, file)

@@ -1,5 +1,6 @@
 """The schedule is a pure function, and sees every row as often as it says."""
 
+import time
 from collections import Counter
 
 import pytest
@@ -101,6 +102,26 @@ def test_no_window_holds_a_text_twice(rows: int, batch_size: int, near: int, see
     for i in range(len(batches) - near + 1):
         window = [text for batch in batches[i : i + near] for row in batch for text in texts[row]]
         assert len(set(window)) == len(window)
+
+
+def duplicates(order: list[int], texts: list[tuple[int, ...]], batch_size: int) -> int:
+    batches = [
+        [text for row in order[i : i + batch_size] for text in texts[row]] for i in range(0, len(order), batch_size)
+    ]
+    return sum(len(batch) - len(set(batch)) for batch in batches)
+
+
+@pytest.mark.parametrize("anchors", [1, 5, 20, 40, 200])
+def test_few_distinct_texts(anchors: int) -> None:
+    """20,000 rows are in order in a second, not in 32: as few stand twice as must."""
+    texts = [(row * 7919 % 10007 % anchors, 10**6 + row) for row in range(20000)]
+    order = permutation(20000, 1).tolist()
+    started = time.process_time()
+    kept = kept_apart(order, texts, 32, 1)
+    assert time.process_time() - started < 3  # measured: 0.1 to 0.3
+    assert sorted(kept) == list(range(20000))
+    least = max(0, 32 - anchors) * 625
+    assert duplicates(kept, texts, 32) == least < duplicates(order, texts, 32) + (anchors == 1)
 
 
 def test_a_text_of_all_rows_is_endured() -> None:
