@@ -117,7 +117,7 @@ def read_best(folder: Path, best: Best) -> dict[str, Tensor] | None:
         if not own.exists():
             return None
     except (OSError, WeightsError) as error:
-        raise CheckpointError(f"{own} cannot be read: {reason(error)}") from None
+        raise CheckpointError(f"{own} cannot be read: {one_line(error)}") from None
     given = f"{own}, the weights of epoch {best.epoch}, the best so far, is not what was written"
     raise CheckpointError(f"{given}; put back a copy of it, or delete it to choose among the epochs from here on")
 

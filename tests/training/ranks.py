@@ -10,6 +10,8 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -40,8 +42,6 @@ ALL = (A, B, SETS, VALUE, *(dataclasses.replace(task, name=name) for name, task 
 SOME_HELD = (1, "none", 2, "encoder", "none", 0, 1, 1)
 ALL_HELD = (1, 2, "encoder", 1, 1, 1, 1, 1)
 STEPS = 50
-gradients.SHARE_TOKENS = 12  # so that these small windows have several shares
-gradients.PIECE_TOKENS["cpu"] = 40
 SETTINGS = {"epochs": 20, "batch_size": 4, "accumulate": 4, "learning_rate": 1e-4, "head_learning_rate": 1e-4}
 
 
@@ -81,9 +81,20 @@ def run_of(scenario: str, folder: Path, ranks: Processes = ALONE) -> Run:
     return Run(prepare(Recipe("tiny", tasks, Training(**settings)), model, data), folder, ranks)
 
 
+@contextmanager
+def small_shares() -> Iterator[None]:
+    """Within it, windows as small as these have several shares and pieces."""
+    before = gradients.SHARE_TOKENS, gradients.PIECE_TOKENS["cpu"]
+    gradients.SHARE_TOKENS, gradients.PIECE_TOKENS["cpu"] = 12, 40
+    try:
+        yield
+    finally:
+        gradients.SHARE_TOKENS, gradients.PIECE_TOKENS["cpu"] = before
+
+
 def outcome(scenario: str, ranks: Processes = ALONE, threads: int = 1) -> tuple[list[dict], Run]:
     """What the log has after some steps, and the run."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, small_shares():
         run = run_of(scenario, Path(name), ranks)
         log = Log(run.folder) if ranks.leads else NoLog()
         assert train(run, log, threads, until=STEPS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_cli import Done, mtl
 from torch import Tensor
-from training.ranks import ALL_HELD, SOME_HELD, holding
+from training.ranks import ALL_HELD, SOME_HELD, holding, small_shares
 from training.test_loop import A, B, go, start
 from training.test_pairs import dataset
 from training.test_session import recipe
@@ -26,10 +26,9 @@ __all__ = ["mtl", "recipe", "start"]  # fixtures
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shares and pieces that fit small windows."""
-    monkeypatch.setattr(gradients, "SHARE_TOKENS", 12)
-    monkeypatch.setitem(gradients.PIECE_TOKENS, "cpu", 40)
+def small() -> Iterator[None]:
+    with small_shares():
+        yield
 
 
 @contextmanager
