@@ -12,7 +12,7 @@ from training.test_loop import go
 from mtl import MultiTaskModel, Recipe, SentenceEncoder, TaskSpec, Training
 from mtl.errors import RecipeError
 from mtl.training.data import load_data
-from mtl.training.run import Run
+from mtl.training.run import Run, prepare
 from mtl.training.start import create
 
 TASK = TaskSpec("price", kind="regression", train="t.jsonl", dev="t.jsonl", pooling="cls", head="distilbert", dropout=0)
@@ -26,7 +26,7 @@ def train(where: Path, model: Path, numbers: list[float], task: TaskSpec = TASK,
     (where / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = Recipe(str(model), (task,), TRAINING, where)
     made = create(recipe)
-    run = Run(recipe, made, load_data(recipe, made.embedder)[0], where / name)
+    run = Run(prepare(recipe, made, load_data(recipe, made.embedder)[0]), where / name)
     records = go(run)
     return run, records
 
@@ -110,7 +110,7 @@ def test_resumed_to_the_bit(tmp_path: Path, folder: Path, tiny: SentenceEncoder)
     recipe = whole.recipe
     for until in (3, None):
         made = create(recipe)
-        run = Run(recipe, made, load_data(recipe, made.embedder)[0], tmp_path / "parts")
+        run = Run(prepare(recipe, made, load_data(recipe, made.embedder)[0]), tmp_path / "parts")
         if until is None:
             run.restore()
         go(run, until)
