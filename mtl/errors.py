@@ -20,6 +20,11 @@ def shown(value: object, width: int = 60) -> str:
     return brief.repr(value)
 
 
+def printable(name: str) -> str:
+    """A name as it stands, or its repr where it is long or holds what no line shows."""
+    return name if len(name) < 100 and name.isprintable() else shown(name)
+
+
 def one_line(error: Exception, most: int = 200) -> str:
     """What another library's error says, in one line, cut where it is long; of files, in the system's own words."""
     if isinstance(error, OSError) and error.errno:

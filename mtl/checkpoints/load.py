@@ -1,49 +1,79 @@
 """From a local folder to what a model is made of: the encoder, its tokenizer, and what comes after the pooling.
 
-Reads the folders that transformers and sentence-transformers write, DistilBERT and BERT alike. Opens nothing
-but safetensors and JSON. Weights are memory-mapped; each page is read once, when they are seen to be finite.
+Reads the folders that transformers and sentence-transformers write, of the families in families/. Opens nothing but
+safetensors and JSON. Weights are memory-mapped; each page is read once, when they are seen to be finite.
+
+A file's tensors are parted in two: the trunk, which must be complete and holds nothing else, and what lies beside it,
+which is a classifier that is kept, or left out with a line that names it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mtl.checkpoints.files import check_tensors, field, inside, positive, read_json, read_object, read_tensors, strings
-from mtl.checkpoints.names import CONFIG_NAMES, DROPPED, HEAD, TOKEN_TYPES, bert_names, from_bert
-from mtl.checkpoints.tokenizer import load_tokenizer
+from mtl.checkpoints.families import FAMILIES, Family
+from mtl.checkpoints.fields import CONFIG, PROMPTS, SENTENCE_CONFIGS
+from mtl.checkpoints.files import check_tensors, inside, read_json, read_object, read_tensors, read_weights
+from mtl.checkpoints.modules import load_after, pooling_modes, read_modules, read_prompts, read_sentence_config
+from mtl.checkpoints.tokenizer import class_of, load_tokenizer, read_options
 from mtl.checkpoints.uninitialized import uninitialized
-from mtl.errors import ConfigError, WeightsError, shown
-from mtl.model.config import LAYER_NORM_EPS, EncoderConfig
+from mtl.errors import ConfigError, MtlError, WeightsError, printable, shown
+from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
-from mtl.model.pooling import Dense, Normalize, Pooling
+from mtl.model.pooling import Dense, Normalize
+
+log = logging.getLogger("mtl")
 
 TASKS, BRANCHES = "tasks.json", "tasks.safetensors"
+WORDS = "embeddings.word_embeddings.weight"
 
-# sentence-transformers' older switches and its newer mode names, in the order in which it concatenates
-POOLING_SWITCHES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a model came with that no module holds: its family, config.json, and tokenizer_config.json's options."""
+
+    model_type: str = "distilbert"
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A sequence classifier over the first token, if a folder holds one.
+
+    ``kind`` is its form, as TaskSpec.head has it; ``tensors`` are float32, under our head's names; ``labels`` their
+    names by output; ``problem_type`` is config.json's. Where ``problem`` says what is wrong, nothing else counts.
+    """
+
+    kind: str = "distilbert"
+    tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    problem_type: str | None = None
+    problem: str = ""
+
+    @property
+    def outputs(self) -> int:
+        return len(self.tensors["classifier.bias"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """All that a folder says of a model.
 
-    ``head`` has the tensors of a sequence classifier, or none, and ``labels`` their names by index; ``after`` the
-    layers behind the pooling. ``tasks`` are the fields of our own tasks (mtl.tasks.spec.TaskSpec), ``branches``
-    the tensors of their poolings and heads. All tensors are float32.
+    ``after`` are the layers behind the pooling. ``tasks`` are the fields of our own tasks (mtl.tasks.spec.TaskSpec),
+    ``branches`` the tensors of their poolings and heads. All tensors are float32.
     """
 
     encoder: DistilBert
@@ -55,43 +85,75 @@ class Checkpoint:
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     default_prompt: str = ""
     similarity_fn_name: str = "cosine"
-    head: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    labels: tuple[str, ...] = ()
+    truncate_dim: int | None = None
+    truncate_left: bool = False
+    classifier: Classifier | None = None
     tasks: tuple[dict[str, Any], ...] = ()
     branches: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    origin: Origin = Origin()
 
     @property
     def config(self) -> EncoderConfig:
         return self.encoder.config
 
 
-def encoder_config(fields: Mapping[str, Any], source: object = "config.json") -> EncoderConfig:
-    """The encoder's shape from the content of a DistilBERT or BERT config.json.
+def family_of(fields: Mapping[str, Any], source: object = "config.json") -> Family:
+    """The family that a config.json names.
 
     Raises:
-        ConfigError: another model type, or a variant of BERT that is not equal to a DistilBERT.
+        ConfigError: it is none of ours.
     """
     kind = fields.get("model_type")
-    if kind not in ("distilbert", "bert"):
-        raise ConfigError(f"{source}: model_type is {shown(kind)}; expected 'distilbert' or 'bert'")
-    fixed = {"position_embedding_type": "absolute", "layer_norm_eps": LAYER_NORM_EPS, "is_decoder": False}
-    for name, value in fixed.items():
-        if kind == "bert" and fields.get(name) not in (value, None):
-            raise ConfigError(f"{source}: {name} is {shown(fields[name])}; only {value!r} has a DistilBERT equal")
-    if kind == "bert":
-        fields = {ours: fields[berts] for berts, ours in CONFIG_NAMES.items() if berts in fields}
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ConfigError(f"{source}: model_type is {shown(kind)}; expected one of {', '.join(FAMILIES)}")
+    return FAMILIES[kind]
+
+
+def encoder_config(fields: Mapping[str, Any], source: Path) -> EncoderConfig:
+    """The encoder's shape from the content of a config.json.
+
+    Raises:
+        ConfigError: an unknown model type, or a variant of it that is not ours.
+    """
+    family = family_of(fields, source)
+    CONFIG.review(fields, source, {**dict.fromkeys((*family.config, *family.inert)), **family.fixed})
     try:
-        return EncoderConfig.from_dict(fields)
+        return family.read_config(fields)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
 
 
-def strip_prefix(tensors: Mapping[str, Tensor], kind: str, source: Path) -> dict[str, Tensor]:
-    """Without the prefix that a model saved with a head puts before its encoder's names, and what we drop."""
-    stripped = {name.removeprefix(f"{kind}."): tensor for name, tensor in tensors.items()}
-    if len(stripped) < len(tensors):
-        raise WeightsError(f"{source} holds tensors twice, with and without {kind!r} before their names")
-    return {name: tensor for name, tensor in stripped.items() if not name.startswith(DROPPED)}
+def part_tensors(
+    tensors: Mapping[str, Tensor], family: Family, source: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A file's tensors as the trunk and what lies beside it, the trunk's without what stands before their names.
+
+    Whatever that is (nothing, "bert.", "model.", "0.auto_model."), it is what stands before the word embeddings' name.
+    Old checkpoints call LayerNorm's weight gamma and its bias beta.
+
+    Raises:
+        WeightsError: there is no trunk, or more than one.
+    """
+    renamed = {re.sub(r"(LayerNorm)\.(gamma|beta)$", newer_name, name): x for name, x in tensors.items()}
+    words = family.names(0)[WORDS]
+    prefixes = [name.removesuffix(words) for name in renamed if name == words or name.endswith("." + words)]
+    if len(renamed) < len(tensors) or len(prefixes) > 1:
+        raise WeightsError(f"{source} holds tensors twice: {words}, or a LayerNorm's; expected one encoder")
+    if not prefixes:
+        raise WeightsError(f"{source}: missing {words}; expected a {family.model_type}, with or without a head")
+    trunk: dict[str, Tensor] = {}
+    beside: dict[str, Tensor] = {}
+    roots = {name.split(".")[0] for name in family.names(1).values()}
+    for name, tensor in renamed.items():
+        inner = name.removeprefix(prefixes[0])
+        within = name.startswith(prefixes[0]) and (prefixes[0] != "" or inner.split(".")[0] in roots)
+        apart = inner in family.beside or inner.startswith("pooler.")
+        (trunk if within and not apart else beside)[inner if name.startswith(prefixes[0]) else name] = tensor
+    return trunk, beside
+
+
+def newer_name(match: re.Match[str]) -> str:
+    return f"{match[1]}.{'weight' if match[2] == 'gamma' else 'bias'}"
 
 
 def check_layers(config: EncoderConfig, tensors: Mapping[str, Tensor], source: Path) -> None:
@@ -100,59 +162,98 @@ def check_layers(config: EncoderConfig, tensors: Mapping[str, Tensor], source: P
     Raises:
         WeightsError: it holds fewer.
     """
-    held = len({match[1] for name in tensors if (match := re.search(r"\.layer\.(\d+)\.", name))})
+    held = len({match[1] for name in tensors if (match := re.search(r"layers?\.(\d+)\.", name))})
     if config.n_layers > held:
         raise WeightsError(f"{source} holds {held} layers, but its config says {config.n_layers}")
 
 
-def head_shapes(head: Mapping[str, Tensor], dim: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of a sequence classifier's head: as many outputs as its last layer has, or one."""
-    last = head["classifier.weight"].shape if "classifier.weight" in head else ()
-    outputs = last[0] if last else 1
-    return dict(zip(HEAD, ((dim, dim), (dim,), (outputs, dim), (outputs,)), strict=True))
-
-
-def head_labels(fields: Mapping[str, Any], outputs: int, source: Path) -> tuple[str, ...]:
-    """The names of a classifier's outputs, in order; none where the config has none.
-
-    Raises:
-        ConfigError: they are not one for each output.
-    """
-    labels = strings(fields, "id2label", source)
-    if labels and labels.keys() != {str(i) for i in range(outputs)}:
-        raise ConfigError(f"{source}: id2label is {shown(labels)}; expected a name for each of 0 to {outputs - 1}")
-    return tuple(labels[str(i)] for i in range(len(labels)))
-
-
-def load_encoder(folder: Path, part: str = "") -> tuple[DistilBert, dict[str, Tensor], tuple[str, ...]]:
-    """The encoder in a model's folder, in eval mode; its classification head's tensors and labels (or none).
+def load_encoder(folder: Path, part: str = "") -> tuple[DistilBert, Classifier | None, dict[str, Any]]:
+    """The encoder in a model's folder, in eval mode; its classifier, if it has one; config.json's content.
 
     Raises:
         ConfigError, WeightsError: see the functions that it calls.
     """
-    source, path = inside(folder, part, "config.json"), inside(folder, part, "model.safetensors")
+    source = inside(folder, part, "config.json")
     fields = read_object(source)
-    config = encoder_config(fields, source)
-    tensors = strip_prefix(read_tensors(path), fields["model_type"], path)
-    check_layers(config, tensors, path)
+    config, family = encoder_config(fields, source), family_of(fields, source)
+    tensors, path = read_weights(folder, part)
+    trunk, beside = part_tensors(tensors, family, path)
+    check_layers(config, trunk, path)
     with uninitialized():
         encoder = DistilBert(config).eval()
-    expected: dict[str, tuple[int, ...]] = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
-    head: dict[str, Tensor] = {}
-    labels: tuple[str, ...] = ()
-    if fields["model_type"] == "bert":
-        names = bert_names(config.n_layers)
-        expected = {names[name]: shape for name, shape in expected.items()}
-        expected[TOKEN_TYPES] = (positive(fields, "type_vocab_size", 2, source), config.dim)
-        tensors = from_bert(check_tensors(tensors, expected, path), config.n_layers)
-    else:
-        head = {name: tensors.pop(name) for name in HEAD if name in tensors}
-        tensors = check_tensors(tensors, expected, path)
-    if head:
-        head = check_tensors(head, head_shapes(head, config.dim), path)
-        labels = head_labels(fields, len(head["classifier.bias"]), source)
-    encoder.load_state_dict(tensors, assign=True)
-    return encoder, head, labels
+    again = [name for name in beside if trunk.keys() & ends(name)]
+    if again:
+        raise WeightsError(
+            f"{path} holds tensors twice: {printable(again[0])} is the encoder's too; expected one encoder"
+        )
+    shapes = family.shapes({name: tuple(x.shape) for name, x in encoder.state_dict().items()}, config, fields)
+    encoder.load_state_dict(family.fold(check_tensors(trunk, shapes, path), config, fields), assign=True)
+    classifier = read_classifier(beside, family, fields, config.dim, source, path)
+    used = family.head.names().values() if classifier and not classifier.problem else ()
+    say_left_out([name for name in beside if name not in used], family, path)
+    return encoder, classifier, fields
+
+
+def ends(name: str) -> set[str]:
+    """What a dotted name is without its first words."""
+    words = name.split(".")
+    return {".".join(words[i:]) for i in range(1, len(words))}
+
+
+def say_left_out(names: list[str], family: Family, source: Path) -> None:
+    """One line that names what lies beside the trunk and is not used; what every such file has is for those who ask."""
+    ordinary = [name for name in names if name in family.beside or name.startswith("pooler.")]
+    heads = sorted(set(names) - set(ordinary))
+    if names:
+        listed = ", ".join(map(printable, (heads or ordinary)[:12])) + (", ..." if len(heads or ordinary) > 12 else "")
+        log.log(logging.WARNING if heads else logging.INFO, "%s: left out, beside the encoder: %s", source, listed)
+
+
+def read_classifier(
+    beside: Mapping[str, Tensor], family: Family, fields: Mapping[str, Any], dim: int, source: Path, path: Path
+) -> Classifier | None:
+    """The sequence classifier among the tensors beside a trunk; none where they hold nothing of the kind.
+
+    What is wrong with it is kept for those who want to predict: the embeddings are none the worse.
+    """
+    names = family.head.names()
+    if family.head.names()["classifier.weight"] not in beside:
+        return None
+    architectures = fields.get("architectures")
+    other = [name for name in architectures or [] if isinstance(name, str) and "For" in name] if isinstance(
+        architectures, list) else []  # fmt: skip
+    if other and not other[0].endswith("ForSequenceClassification"):
+        return None
+    held = {ours: beside[theirs] for ours, theirs in names.items() if theirs in beside}
+    last = held["classifier.weight"].shape
+    outputs = last[0] if last else 1
+    shapes = dict(zip(names, ((dim, dim), (dim,), (outputs, dim), (outputs,)), strict=True))
+    try:
+        tensors = check_tensors(held, shapes, path)
+        problem_type = fields.get("problem_type")
+        kinds = ("regression", "single_label_classification", "multi_label_classification")
+        if problem_type is not None and problem_type not in kinds:
+            raise ConfigError(f"{source}: problem_type is {shown(problem_type)}; expected one of {', '.join(kinds)}")
+        return Classifier(family.head.kind, tensors, head_labels(fields, outputs, source), problem_type)
+    except MtlError as error:
+        return Classifier(problem=str(error))
+
+
+def head_labels(fields: Mapping[str, Any], outputs: int, source: Path) -> tuple[str, ...]:
+    """The names of a classifier's outputs, in order; LABEL_0 and so on where the config has none.
+
+    Raises:
+        ConfigError: they are not one for each output.
+    """
+    labels = fields.get("id2label")
+    if isinstance(labels, list):
+        labels = dict(enumerate(labels))
+    if not labels:
+        return tuple(f"LABEL_{i}" for i in range(outputs))
+    named = {str(i): label for i, label in labels.items()} if isinstance(labels, dict) else {}
+    if named.keys() != {str(i) for i in range(outputs)} or not all(isinstance(x, (str, int)) for x in named.values()):
+        raise ConfigError(f"{source}: id2label is {shown(labels)}; expected a name for each of 0 to {outputs - 1}")
+    return tuple(str(named[str(i)]) for i in range(outputs))
 
 
 def length_limit(sentence: Mapping[str, Any], options: Mapping[str, Any], positions: int, source: Path) -> int:
@@ -161,111 +262,13 @@ def length_limit(sentence: Mapping[str, Any], options: Mapping[str, Any], positi
     Raises:
         ConfigError: it is no positive number (transformers writes 1e30 for no limit).
     """
-    for fields, name in ((sentence, "max_seq_length"), (options, "model_max_length")):
+    for fields, name in ((sentence, "max_seq_length"), (options, "model_max_length"), (options, "max_len")):
         limit = fields.get(name)
         if limit is not None:
             if type(limit) not in (int, float) or not limit >= 1:
                 raise ConfigError(f"{source}: {name} is {shown(limit)}; expected a positive number of tokens")
             return int(min(limit, positions))
     return positions
-
-
-def pooling_modes(path: Path) -> tuple[str, ...]:
-    """The modes that a 1_Pooling/config.json names, older switches or newer names, in their order.
-
-    Raises:
-        ConfigError: a mode that we have not.
-    """
-    fields = read_object(path)
-    if not field(fields, "include_prompt", bool, True, path):
-        raise ConfigError(f"{path}: include_prompt is false; leaving a prompt out of the pooling is not supported")
-    modes = fields.get("pooling_mode")
-    if modes is None:
-        switched = [mode for switch, mode in POOLING_SWITCHES.items() if field(fields, switch, bool, False, path)]
-        modes = switched or ["mean"]
-    modes = [modes] if isinstance(modes, str) else modes
-    if not isinstance(modes, list) or not all(isinstance(mode, str) for mode in modes):
-        raise ConfigError(f"{path}: pooling_mode is {shown(modes)}; expected a name, or a list of names")
-    modes = ["mean_sqrt_len" if mode == "mean_sqrt_len_tokens" else mode for mode in modes]
-    try:
-        return Pooling(*modes).modes
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def load_dense(folder: Path, part: str, width: int) -> Dense:
-    """One Dense module: config.json and model.safetensors, ``linear.weight`` and ``linear.bias``.
-
-    Raises:
-        ConfigError, WeightsError: it is none of ours, its files are damaged, or it takes other than ``width`` values.
-    """
-    source, path = inside(folder, part, "config.json"), inside(folder, part, "model.safetensors")
-    fields = read_object(source)
-    if field(fields, "use_residual", bool, False, source):
-        raise ConfigError(f"{source}: use_residual is true; a Dense layer with a residual is not supported")
-    name = field(fields, "activation_function", str, "Tanh", source).rsplit(".", 1)[-1]
-    into, out = (positive(fields, f"{side}_features", 0, source) for side in ("in", "out"))
-    if into != width:
-        raise ConfigError(f"{source}: in_features is {into}; what comes before it gives {width} values")
-    biased = field(fields, "bias", bool, True, source)
-    shapes = {"linear.weight": (out, into), "linear.bias": (out,)}
-    tensors = check_tensors(read_tensors(path), shapes if biased else {"linear.weight": (out, into)}, path)
-    with uninitialized():
-        dense = Dense(into, out, biased, name)
-    dense.load_state_dict(tensors, assign=True)
-    return dense
-
-
-def read_modules(folder: Path) -> list[tuple[str, str]]:
-    """The kind and the place of each module; a bare transformer is the only one, and has no pooling of its own.
-
-    Raises:
-        ConfigError: a module that is unknown or stands in the wrong place. None is ever passed over.
-    """
-    path = inside(folder, "modules.json")
-    if not path.exists():
-        return [("Transformer", "")]
-    entries = read_json(path)
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ConfigError(f"{path}: expected a list of objects with 'type' and 'path'")
-    kinds = [field(entry, "type", str, "", path).rsplit(".", 1)[-1] for entry in entries]
-    places = [field(entry, "path", str, "", path) for entry in entries]
-    unknown = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Dense", "Normalize")]
-    if unknown:
-        raise ConfigError(
-            f"{path}: module {shown(unknown[0])} is unknown; expected Transformer, Pooling, Dense, Normalize"
-        )
-    if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
-        found = ", ".join(kinds) or "none"
-        raise ConfigError(f"{path}: modules are {found}; expected Transformer, Pooling, then the others")
-    return list(zip(kinds, places, strict=True))
-
-
-def load_after(folder: Path, modules: Sequence[tuple[str, str]], width: int) -> tuple[Dense | Normalize, ...]:
-    """What follows the pooling, which gives ``width`` values."""
-    after: list[Dense | Normalize] = []
-    for kind, place in modules:
-        if kind == "Normalize":
-            after.append(Normalize())
-        else:
-            after.append(dense := load_dense(folder, place, width))
-            width = dense.linear.out_features
-    return tuple(after)
-
-
-def default_prompt(fields: Mapping[str, Any], prompts: Mapping[str, str], source: Path) -> str:
-    """The prompt that goes before every text.
-
-    Raises:
-        ConfigError: there is none of the name that is said to be the default's.
-    """
-    name = fields.get("default_prompt_name")
-    if name is None:
-        return ""
-    if not isinstance(name, str) or name not in prompts:
-        known = ", ".join(prompts) or "no prompts"
-        raise ConfigError(f"{source}: default_prompt_name is {shown(name)}; expected one of the prompts ({known})")
-    return prompts[name]
 
 
 def load_tasks(folder: Path) -> tuple[dict[str, Any], ...]:
@@ -285,27 +288,31 @@ def load(folder: Path) -> Checkpoint:
     """
     modules = read_modules(folder)
     part = modules[0][1]
+    unread = [name for name in (*SENTENCE_CONFIGS, PROMPTS.name) if len(modules) == 1 and inside(folder, name).exists()]
+    if unread:  # as sentence-transformers does
+        log.warning("%s has no modules.json: passed over: %s", folder, ", ".join(unread))
+    if inside(folder, part, "adapter_config.json").exists():
+        raise WeightsError(
+            f"{folder / part} holds an adapter; merge it into the model (merge_and_unload) and save that"
+        )
     pooling = pooling_modes(inside(folder, modules[1][1], "config.json")) if len(modules) > 1 else ("mean",)
-    encoder, head, labels = load_encoder(folder, part)
-    source = inside(folder, part, "sentence_bert_config.json")
-    sentence = read_object(source, optional=True)
-    options = read_object(inside(folder, part, "tokenizer_config.json"), optional=True)
-    prompting_source = inside(folder, "config_sentence_transformers.json")
-    prompting = read_object(prompting_source, optional=True)
-    prompts = strings(prompting, "prompts", prompting_source)
+    encoder, classifier, config = load_encoder(folder, part)
+    family = FAMILIES[config["model_type"]]
+    sentence, source = read_sentence_config(folder, part) if len(modules) > 1 else ({}, folder)
+    options = read_options(folder, part, sentence.get("processor_kwargs"))
+    name = class_of(options, config, family.tokenizer)
     tasks = load_tasks(folder)
     return Checkpoint(
         encoder=encoder,
-        tokenizer=load_tokenizer(folder, part),
+        tokenizer=load_tokenizer(folder, part, options, name),
         max_length=length_limit(sentence, options, encoder.config.max_position_embeddings, source.parent),
-        lowercase=field(sentence, "do_lower_case", bool, False, source),
+        lowercase=bool(sentence.get("do_lower_case")),
         pooling=pooling,
         after=load_after(folder, modules[2:], len(pooling) * encoder.config.dim),
-        prompts=prompts,
-        default_prompt=default_prompt(prompting, prompts, prompting_source),
-        similarity_fn_name=str(prompting.get("similarity_fn_name") or "cosine"),
-        head=head,
-        labels=labels,
+        **(read_prompts(folder) if len(modules) > 1 else {}),
+        truncate_left=options.get("truncation_side") == "left",
+        classifier=classifier,
         tasks=tasks,
         branches=read_tensors(inside(folder, BRANCHES)) if tasks else {},
+        origin=Origin(family.model_type, config, {**options, "tokenizer_class": name}),
     )

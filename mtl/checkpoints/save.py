@@ -1,29 +1,32 @@
 """From a model to a folder that transformers, sentence-transformers and ``mtl.checkpoints.load`` all read.
 
-The inverse of ``load``. It writes the older form of each file, which old and new readers understand. The
-folder appears whole or not at all: it is written under a temporary name, then renamed.
+The inverse of ``load``: what came as one family is written as that family, with the settings that it came with. It
+writes the older form of each file, which old and new readers understand. The folder appears whole or not at all: it is
+written under a temporary name, then renamed.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mtl.checkpoints.load import BRANCHES, POOLING_SWITCHES, TASKS, Checkpoint
-from mtl.checkpoints.names import CONFIG_NAMES, to_bert
+from mtl.checkpoints.families import DISTILBERT, FAMILIES, Family
+from mtl.checkpoints.load import BRANCHES, TASKS, Checkpoint, Classifier
+from mtl.checkpoints.modules import POOLING_SWITCHES
+from mtl.checkpoints.tokenizer import KINDS, is_token, text_of
 from mtl.disk import atomic_write
 from mtl.errors import WeightsError
-from mtl.model.config import LAYER_NORM_EPS
 from mtl.model.pooling import Dense
 
-Architecture = Literal["distilbert", "bert"]
 MODULES = "sentence_transformers.models"
+# What a config.json said that is no longer so, since weights are written as float32, under names of our own choice
+OUTDATED = ("torch_dtype", "dtype", "_name_or_path", "transformers_version", "auto_map", "num_labels", "id2label",
+            "label2id", "problem_type")  # fmt: skip
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -48,42 +51,79 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.chmod(mode)
 
 
-def config_fields(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Any]:
-    """The content of config.json."""
-    fields = dataclasses.asdict(checkpoint.config)
-    name = "DistilBertForSequenceClassification" if checkpoint.head else "DistilBertModel"
-    if architecture == "bert":
-        fields = {berts: fields[ours] for berts, ours in CONFIG_NAMES.items()}
-        fields |= {"type_vocab_size": 2, "layer_norm_eps": LAYER_NORM_EPS}
-        name = "BertModel"
-    if checkpoint.labels:
-        fields["id2label"] = {str(i): label for i, label in enumerate(checkpoint.labels)}
-        fields["label2id"] = {label: i for i, label in enumerate(checkpoint.labels)}
-    elif checkpoint.head:  # transformers would take two outputs for granted
-        outputs = len(checkpoint.head["classifier.weight"])
-        fields["id2label"] = {str(i): f"LABEL_{i}" for i in range(outputs)}
-        fields |= {"problem_type": "regression"} if outputs == 1 else {}
-    return {"architectures": [name], "model_type": architecture, "pad_token_id": 0, **fields}
+def head_of(checkpoint: Checkpoint) -> Classifier | None:
+    """The checkpoint's classifier, if nothing is wrong with it."""
+    head = checkpoint.classifier
+    return head if head and not head.problem else None
 
 
-def write_transformer(checkpoint: Checkpoint, folder: Path, architecture: Architecture = "distilbert") -> None:
-    """config.json, model.safetensors and the tokenizer.
+def written_family(checkpoint: Checkpoint) -> Family:
+    """The family that a model came as, or one that has its classifier and can say all of its shape.
 
-    A DistilBERT with a head gets the prefix that its class expects. As "bert" the names are BERT's, without
-    the pooler, which we never load, and the token type stays folded into the positions (see ``to_bert``).
+    Raises:
+        WeightsError: there is none.
     """
-    tensors = dict(checkpoint.encoder.state_dict())
-    if architecture == "bert":
-        tensors = to_bert(tensors, checkpoint.config.n_layers)
-    elif checkpoint.head:
-        tensors = {f"distilbert.{name}": tensor for name, tensor in tensors.items()} | checkpoint.head
+    own, head = checkpoint.origin.family, head_of(checkpoint)
+    wanted = [own] if not head or head.kind == own.head.kind else [DISTILBERT, own]
+    for family in (*wanted, FAMILIES["bert"]):
+        if family.expresses(checkpoint.config):
+            return family
+    raise WeightsError("no config.json of a known family says all of the encoder's shape")
+
+
+def config_fields(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
+    """The content of config.json."""
+    same = family is checkpoint.origin.family
+    came = {name: value for name, value in checkpoint.origin.config.items() if same and name not in OUTDATED}
+    fields = {"pad_token_id": family.defaults.get("pad_token_id", 0), **came}
+    fields |= family.write_config(checkpoint.config, came)
+    head = head_of(checkpoint)
+    if head and head.kind == family.head.kind:
+        labels = head.labels or tuple(f"LABEL_{i}" for i in range(head.outputs))
+        fields["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        fields["label2id"] = {label: i for i, label in enumerate(labels)}
+        fields |= {"problem_type": head.problem_type} if head.problem_type else {}
+        name = f"{family.classes}ForSequenceClassification"
+    else:
+        name = f"{family.classes}Model"
+    return {**fields, "architectures": [name], "model_type": family.model_type}
+
+
+def write_transformer(checkpoint: Checkpoint, folder: Path, family: Family) -> None:
+    """config.json, model.safetensors and the tokenizer; a model with a classifier gets the prefix that its class wants.
+
+    Pooler and language-model heads are not written, since they are not loaded.
+    """
+    fields = config_fields(checkpoint, family)
+    tensors = family.unfold(checkpoint.encoder.state_dict(), checkpoint.config, fields)
+    head = head_of(checkpoint)
+    if head and head.kind == family.head.kind:
+        names = family.head.names(family.prefix)
+        tensors = {f"{family.prefix}{name}": tensor for name, tensor in tensors.items()}
+        tensors |= {names[name]: tensor for name, tensor in head.tensors.items()}
     write_tensors(folder / "model.safetensors", tensors)
-    write_json(folder / "config.json", config_fields(checkpoint, architecture))
+    write_json(folder / "config.json", fields)
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
-    options = {"model_max_length": checkpoint.max_length, "tokenizer_class": "PreTrainedTokenizerFast"}
-    special = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("unk", "sep", "pad", "cls", "mask")}
-    present = {key: token for key, token in special.items() if checkpoint.tokenizer.token_to_id(token) is not None}
-    write_json(folder / "tokenizer_config.json", options | present)
+    write_json(folder / "tokenizer_config.json", tokenizer_options(checkpoint, family))
+
+
+def tokenizer_options(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
+    """The content of tokenizer_config.json: what the tokenizer came with, and what others have to know of it."""
+    came = dict(checkpoint.origin.tokenizer)
+    kind = KINDS.get(came.get("tokenizer_class", ""))
+    standard = {f"{role}_token": token for role, token in kind.special.items()} if kind else {}
+    if not kind:  # without a padding token others cannot put texts together
+        roles = ("pad",) if came else ("unk", "sep", "pad", "cls", "mask")
+        texts = [(role, text) for role in roles for text in (f"<{role}>", f"[{role.upper()}]")]
+        standard = {f"{role}_token": text for role, text in texts if checkpoint.tokenizer.token_to_id(text) is not None}
+    known = {name: token for name, token in {**standard, **came}.items()
+             if not is_token(name, token) or checkpoint.tokenizer.token_to_id(text_of(token)) is not None}  # fmt: skip
+    return {
+        **known,
+        "tokenizer_class": came["tokenizer_class"] if kind else "PreTrainedTokenizerFast",
+        "model_max_length": checkpoint.max_length,
+        "model_input_names": list(family.inputs),
+    }
 
 
 def write_modules(checkpoint: Checkpoint, folder: Path) -> None:
@@ -112,11 +152,13 @@ def write_modules(checkpoint: Checkpoint, folder: Path) -> None:
         (folder / path).mkdir()
         if isinstance(part, Dense):
             write_dense(part, folder / path)
+    cut = {"truncate_dim": checkpoint.truncate_dim} if checkpoint.truncate_dim else {}
     write_json(
         folder / "config_sentence_transformers.json",
         {
             **prompt_fields(checkpoint.prompts, checkpoint.default_prompt),
             "similarity_fn_name": checkpoint.similarity_fn_name,
+            **cut,
         },
     )
 
@@ -143,18 +185,21 @@ def write_dense(part: Dense, folder: Path) -> None:
     write_tensors(folder / "model.safetensors", part.state_dict())
 
 
-def save(checkpoint: Checkpoint, folder: Path, architecture: Architecture = "distilbert") -> None:
+def save(checkpoint: Checkpoint, folder: Path, model_type: str | None = None) -> None:
     """Write a model folder that is at once transformers', sentence-transformers' and ours.
+
+    ``model_type`` is the family to write; by default the one that the model came as.
 
     Raises:
         WeightsError: the folder is not empty or cannot be written; nothing is left under its name then.
     """
 
     folder = Path(folder)
+    family = FAMILIES[model_type] if model_type else written_family(checkpoint)
     with atomic_write(folder, WeightsError, folder=True) as partial:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise WeightsError(f"{folder} exists and is not empty; choose another name, or delete it first")
-        write_transformer(checkpoint, partial, architecture)
+        write_transformer(checkpoint, partial, family)
         write_modules(checkpoint, partial)
         if checkpoint.tasks:
             write_json(partial / TASKS, checkpoint.tasks)

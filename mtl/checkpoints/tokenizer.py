@@ -1,66 +1,324 @@
-"""The tokenizer of a model's folder: tokenizer.json, or BERT's WordPiece over vocab.txt where there is none."""
+"""The tokenizer of a model's folder, as transformers makes it of the same files.
+
+Each of transformers' tokenizer classes takes the vocabulary alone of tokenizer.json, or of the older files beside it,
+and what stands before and behind that from tokenizer_config.json; PreTrainedTokenizerFast takes tokenizer.json as it
+stands. So a lower-casing tokenizer.json beside "do_lower_case": false keeps capitals, there as here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from mtl.checkpoints.files import field, inside, read_object
-from mtl.errors import WeightsError, one_line
+from mtl.checkpoints.fields import TOKENIZER_CONFIG
+from mtl.checkpoints.files import field, inside, read_json, read_object
+from mtl.errors import ConfigError, WeightsError, one_line, printable, shown
+
+log = logging.getLogger("mtl")
+
+SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+BERTS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+ROBERTAS = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
+MASK = {"content": "<mask>", "lstrip": True, "special": True}  # it takes the blank before it
+VERBATIM = ("PreTrainedTokenizerFast", "TokenizersBackend")  # the class that takes tokenizer.json as it stands
+
+Options = Mapping[str, Any]
 
 
-def load_tokenizer(folder: Path, part: str = "") -> Tokenizer:
-    """The tokenizer in a model's folder, or in the part of it that holds the transformer.
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What one of transformers' tokenizer classes makes of a vocabulary.
+
+    model: The kind of vocabulary.
+    special: Its special tokens by role, where no file names others.
+    ends: The roles of what it puts before and behind a text.
+    normalizer, pre_tokenizer: What it puts before the vocabulary, by the options and what tokenizer.json has there.
+    vocabulary: From the older files, where there is no tokenizer.json; ``files`` are their names.
+    """
+
+    model: str
+    special: Mapping[str, Any]
+    normalizer: Callable[[Options, Any], Any]
+    pre_tokenizer: Callable[[Options], Any]
+    ends: tuple[str, str] = ("cls", "sep")
+    files: tuple[str, ...] = ()
+    vocabulary: Callable[[Path, str], Any] | None = None
+
+
+def bert_normalizer(options: Options, before: Any) -> Any:
+    return normalizers.BertNormalizer(
+        lowercase=options.get("do_lower_case", True),
+        strip_accents=options.get("strip_accents"),
+        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
+    )
+
+
+def charsmap(options: Options, before: Any) -> Any:
+    """Of what tokenizer.json has there, sentencepiece's own map of characters alone."""
+    parts: list[Any] = list(before) if isinstance(before, normalizers.Sequence) else [before]  # type: ignore[call-overload]
+    return next((part for part in parts if isinstance(part, normalizers.Precompiled)), None)
+
+
+def metaspace(options: Options) -> Any:
+    scheme = "always" if options.get("add_prefix_space", True) else "never"
+    words = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
+    return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), words])
+
+
+def wordpiece_vocabulary(path: Path, unknown: str) -> Any:
+    """A vocabulary of one token a line."""
+    tokens = read_text(path).removesuffix("\n").split("\n")
+    return models.WordPiece({token.rstrip(): i for i, token in enumerate(tokens)}, unk_token=unknown)
+
+
+def bpe_vocabulary(path: Path, unknown: str) -> Any:
+    """vocab.json, and the merges in merges.txt beside it, the most frequent first."""
+    vocabulary = read_json(path)
+    if not isinstance(vocabulary, dict) or not all(type(i) is int and 0 <= i < 2**32 for i in vocabulary.values()):
+        raise WeightsError(f"{path}: expected an object with a whole number for each token")
+    lines = [line.split() for line in read_text(path.with_name("merges.txt")).split("\n")]
+    merges = [(line[0], line[1]) for line in lines if len(line) == 2 and not line[0].startswith("#version")]
+    try:
+        return models.BPE(vocabulary, merges)
+    except Exception as error:  # tokenizers raises Exception itself
+        raise WeightsError(f"{path} and merges.txt do not belong together: {one_line(error)}") from None
+
+
+BERT = Kind("WordPiece", BERTS, bert_normalizer, lambda options: pre_tokenizers.BertPreTokenizer(),
+            files=("vocab.txt",), vocabulary=wordpiece_vocabulary)  # fmt: skip
+ROBERTA = Kind("BPE", ROBERTAS, lambda options, before: None,
+               lambda options: pre_tokenizers.ByteLevel(add_prefix_space=options.get("add_prefix_space", False)),
+               files=("vocab.json", "merges.txt"), vocabulary=bpe_vocabulary)  # fmt: skip
+XLM_ROBERTA = Kind("Unigram", ROBERTAS, charsmap, metaspace, ends=("bos", "eos"))
+KINDS = {
+    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), BERT),
+    "MPNetTokenizer": dataclasses.replace(BERT, special={**ROBERTAS, "unk": "[UNK]", "mask": MASK}),
+    "RobertaTokenizer": ROBERTA,
+    "XLMRobertaTokenizer": XLM_ROBERTA,
+    "CamembertTokenizer": dataclasses.replace(XLM_ROBERTA, special={**ROBERTAS, "mask": MASK}),
+}
+
+
+def read_text(path: Path) -> str:
+    """A file of UTF-8 text.
+
+    Raises:
+        WeightsError: it cannot be read as that.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:  # a carriage return may be a token
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path} cannot be read as UTF-8 text: {one_line(error)}") from None
+
+
+def read_options(folder: Path, part: str = "", more: Options | None = None) -> dict[str, Any]:
+    """What tokenizer_config.json says, and special_tokens_map.json where that does not list its tokens; ``more`` are
+    what sentence-transformers' own file says of the tokenizer.
+
+    Raises:
+        ConfigError, WeightsError: a field of another type, or a damaged file.
+    """
+    source = inside(folder, part, "tokenizer_config.json")
+    options = read_object(source, optional=True)
+    if "added_tokens_decoder" not in options:
+        options |= read_object(inside(folder, part, "special_tokens_map.json"), optional=True)
+    options |= more or {}
+    TOKENIZER_CONFIG.review(options, source, {name: None for name, value in options.items() if is_token(name, value)})
+    for name in (
+        "do_lower_case",
+        "strip_accents",
+        "tokenize_chinese_chars",
+        "add_prefix_space",
+        "split_special_tokens",
+    ):
+        field(options, name, bool, None, source)
+    if field(options, "truncation_side", str, "right", source) not in ("left", "right"):
+        raise ConfigError(f"{source}: truncation_side is {shown(options['truncation_side'])}; expected left or right")
+    for name in options:
+        if is_token(name, options[name]):
+            added(options[name], name, source)
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def is_token(name: str, value: Any) -> bool:
+    """Whether a field names a special token, as eos_token does: by its text, or in older files by an object."""
+    known = name.removesuffix("_token") in SPECIAL
+    return name.endswith("_token") and value is not None and (known or isinstance(value, str))
+
+
+def class_of(options: Options, config: Options, standard: str) -> str:
+    """The name of transformers' class for a folder's tokenizer, without "Fast"."""
+    name = options.get("tokenizer_class") or config.get("tokenizer_class") or standard
+    return name.removesuffix("Fast") if isinstance(name, str) and name not in VERBATIM else str(name)
+
+
+def load_tokenizer(folder: Path, part: str, options: Options, name: str = "BertTokenizer") -> Tokenizer:
+    """The tokenizer in a model's folder, or in the part of it that holds the transformer; ``name`` is its class.
 
     Raises:
         ConfigError, WeightsError: there is none, or its files are damaged.
     """
-    path = inside(folder, part, "tokenizer.json")
-    if not path.exists():
-        config = inside(folder, part, "tokenizer_config.json")
-        return wordpiece(inside(folder, part, "vocab.txt"), read_object(config, optional=True), config)
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises Exception itself
-        raise WeightsError(f"{path} cannot be read as a tokenizer: {one_line(error)}") from None
-
-
-def special_token(options: Mapping[str, Any], kind: str, source: Path) -> str:
-    """What tokenizer_config.json calls a special token; older ones wrap it in an object."""
-    name = f"{kind}_token"
-    if isinstance(options.get(name), dict):
-        options, name = options[name], "content"
-    return field(options, name, str, f"[{kind.upper()}]", source)
-
-
-def wordpiece(path: Path, options: Mapping[str, Any], source: Path = Path("tokenizer_config.json")) -> Tokenizer:
-    """BERT's tokenizer from a vocabulary of one token a line (Devlin et al. 2018; tokenization_bert.py).
-
-    ``options`` are those of a tokenizer_config.json, ``source`` its name in errors.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except FileNotFoundError:
-        raise WeightsError(f"{path.parent} has neither tokenizer.json nor vocab.txt; expected one of them") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} cannot be read as UTF-8 text: {one_line(error)}") from None
-    vocabulary = {token: i for i, token in enumerate(lines)}
-    special = {kind: special_token(options, kind, source) for kind in ("unk", "cls", "sep")}
-    absent = [token for token in special.values() if token not in vocabulary]
-    if absent:
-        raise WeightsError(f"{path} lacks {', '.join(absent)}; expected BERT's special tokens in it")
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=special["unk"], max_input_chars_per_word=100))
-    tokenizer.add_special_tokens([t for t in ("[PAD]", *special.values(), "[MASK]") if t in vocabulary])
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=field(options, "do_lower_case", bool, True, source),
-        strip_accents=field(options, "strip_accents", bool, None, source),
-        handle_chinese_chars=field(options, "tokenize_chinese_chars", bool, True, source),
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(
-        *((special[kind], vocabulary[special[kind]]) for kind in ("sep", "cls"))
-    )
+    path, kind = inside(folder, part, "tokenizer.json"), KINDS.get(name)
+    if path.exists():
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises Exception itself
+            raise WeightsError(f"{path} cannot be read as a tokenizer: {one_line(error)}") from None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        if kind is None and name not in VERBATIM:
+            log.warning("%s: tokenizer_class is %s, which is not known here; it is taken as it stands", path, name)
+        if kind is not None and type(tokenizer.model).__name__ != kind.model:
+            held = type(tokenizer.model).__name__
+            log.warning("%s holds a %s vocabulary, no %s's; it is taken as it stands", path, held, name)
+            kind = None
+    elif kind is None or kind.vocabulary is None:
+        raise WeightsError(f"{path} is missing; expected it beside a {name}: transformers' AutoTokenizer makes it of "
+                           "other files, with save_pretrained(folder)")  # fmt: skip
+    else:
+        tokenizer = Tokenizer(vocabulary_of(kind, folder, part, options))
+    tokenizer = add_tokens(tokenizer, kind, options, inside(folder, part, "added_tokens.json"))
+    if kind is not None:
+        follow(tokenizer, kind, options, path)
+    tokenizer.encode_special_tokens = options.get("split_special_tokens", False)
     return tokenizer
+
+
+def vocabulary_of(kind: Kind, folder: Path, part: str, options: Options) -> Any:
+    """The vocabulary of the older files."""
+    paths = [inside(folder, part, file) for file in kind.files]
+    absent = [path.name for path in paths if not path.exists()]
+    if absent:
+        raise WeightsError(
+            f"{folder / part} has neither tokenizer.json nor {' and '.join(absent)}; expected one of them"
+        )
+    assert kind.vocabulary is not None
+    return kind.vocabulary(paths[0], text_of(special_tokens(kind, options)["unk"]))
+
+
+def wordpiece(path: Path, options: Options) -> Tokenizer:
+    """BERT's tokenizer (Devlin et al. 2018) from a vocabulary of one token a line."""
+    tokenizer = Tokenizer(wordpiece_vocabulary(path, text_of(special_tokens(BERT, options)["unk"])))
+    tokenizer = add_tokens(tokenizer, BERT, options, path.with_name("added_tokens.json"))
+    follow(tokenizer, BERT, options, path)
+    return tokenizer
+
+
+def add_tokens(tokenizer: Tokenizer, kind: Kind | None, options: Options, more: Path) -> Tokenizer:
+    """With the tokens that are never split: those that the options list, those of added_tokens.json, the special ones.
+
+    A special token that the vocabulary lacks is not added, since the model has no row for it.
+
+    Raises:
+        ConfigError, WeightsError: something other than tokens, or one whose id is taken by another.
+    """
+    special = special_tokens(kind, options)
+    texts = {text_of(token) for token in special.values()}
+    listed: dict[int, AddedToken] = {}
+    if "added_tokens_decoder" in options:
+        for i, token in field(options, "added_tokens_decoder", dict, {}, more).items():
+            listed[number(i, more)] = added(token, f"added_tokens_decoder.{i}", more)
+    elif more.exists():
+        for text, i in read_object(more).items():
+            listed[number(i, more)] = AddedToken(text, normalized=text not in texts, special=text in texts)
+    extra = options.get("extra_special_tokens") or options.get("additional_special_tokens") or []
+    extra = [*extra.values()] if isinstance(extra, dict) else extra
+    if not isinstance(extra, list):
+        raise ConfigError(f"{more.parent}: extra_special_tokens is {shown(extra)}; expected a list of tokens")
+    named = [token for token in (added(token, f"{role}_token", more) for role, token in special.items())
+             if tokenizer.token_to_id(token.content) is not None]  # fmt: skip
+    kept = {token.content for token in (*listed.values(), *named)} | {text_of(token) for token in extra}
+    held = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    if kind is not None and "added_tokens_decoder" in options and not held <= kept:  # the class knows no others
+        normalizer, tokenizer = tokenizer.normalizer, Tokenizer(tokenizer.model)
+        tokenizer.normalizer = normalizer
+    for i, token in sorted(listed.items(), key=lambda pair: pair[0]):
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+        if tokenizer.token_to_id(token.content) != i:
+            raise WeightsError(f"{more.parent}: the added token {printable(token.content)} has the id {i}, but gets "
+                               f"{tokenizer.token_to_id(token.content)}; expected added tokens to go on where the "
+                               "vocabulary ends")  # fmt: skip
+    tokenizer.add_special_tokens([token for token in named if token.content not in held])
+    tokenizer.add_special_tokens([added(token, "extra_special_tokens", more) for token in extra])
+    return tokenizer
+
+
+def special_tokens(kind: Kind | None, options: Options) -> dict[str, Any]:
+    """The special tokens by role: what the options call them, else what the class does."""
+    named = {name.removesuffix("_token"): value for name, value in options.items() if is_token(name, value)}
+    return {**(kind.special if kind else {}), **named}
+
+
+def text_of(token: Any) -> str:
+    """A token's text, whether or not it stands in an object."""
+    return str(token.get("content", "") if isinstance(token, dict) else token)
+
+
+def number(value: Any, source: Path) -> int:
+    text = str(value)
+    if not text.isdecimal() or len(text) > 9:
+        raise ConfigError(f"{source.parent}: {shown(value)} is no token's id; expected a whole number")
+    return int(text)
+
+
+def added(token: Any, name: str, source: Path) -> AddedToken:
+    """An added token, of its text or of its fields; ``name`` is the field that names it.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    if isinstance(token, str):
+        return AddedToken(token, normalized=False, special=True)
+    if not isinstance(token, dict):
+        raise ConfigError(f"{source}: {name} is {shown(token)}; expected a string")
+    given = {flag: field(token, flag, bool, False, source) for flag in flags if token.get(flag) is not None}
+    return AddedToken(field(token, "content", str, "", source), **given)
+
+
+def follow(tokenizer: Tokenizer, kind: Kind, options: Options, source: Path) -> None:
+    """Put before and behind the vocabulary what the class does, by the options; what is already so is left alone.
+
+    Raises:
+        WeightsError: the vocabulary lacks a special token that stands around each text.
+    """
+    special = {role: text_of(token) for role, token in special_tokens(kind, options).items()}
+    ends = [special[role] for role in kind.ends]
+    absent = [text for text in (special["unk"], *ends) if tokenizer.token_to_id(text) is None]
+    if (absent and kind.model != "BPE") or set(ends) & set(absent):
+        raise WeightsError(f"{source} lacks {', '.join(map(printable, absent))}; expected its special tokens in it")
+    if kind.model == "WordPiece":
+        tokenizer.model.unk_token = special["unk"]
+        tokenizer.model.max_input_chars_per_word = 100
+        tokenizer.model.continuing_subword_prefix = "##"
+    if kind.model == "BPE":
+        tokenizer.model.unk_token = tokenizer.model.dropout = None
+        tokenizer.model.fuse_unk = tokenizer.model.byte_fallback = tokenizer.model.ignore_merges = False
+    changed = []
+    for name, wanted in {
+        "normalizer": kind.normalizer(options, tokenizer.normalizer),
+        "pre_tokenizer": kind.pre_tokenizer(options),
+    }.items():
+        before = state(getattr(tokenizer, name))
+        if before != state(wanted):
+            setattr(tokenizer, name, wanted)
+            changed += [f"{name} {json.dumps(before)}"] if before else []
+    if changed and source.name == "tokenizer.json":
+        log.warning("%s has the %s; not it but tokenizer_config.json is followed, as by transformers", source,
+                    " and the ".join(changed)[:300])  # fmt: skip
+    first, last = (tokenizer.token_to_id(text) for text in ends)
+    probe = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
+    if probe[0] != [first, *probe[1], last]:
+        tokenizer.post_processor = processors.BertProcessing((ends[1], last or 0), (ends[0], first or 0))
+
+
+def state(part: Any) -> Any:
+    """What a part of a tokenizer is, to compare."""
+    return json.loads(part.__getstate__()) if part is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from operator import itemgetter
 from pathlib import Path
@@ -35,6 +36,8 @@ from mtl.search import Similarity, Vectors
 R = TypeVar("R")
 Texts = str | Iterable[str]
 
+log = logging.getLogger("mtl")
+
 CHUNK = "; with overflow 'chunk' texts are embedded whole"
 WINDOW = 8192  # texts that are tokenized, sorted and held at once
 QUERY, DOCUMENT = ("query",), ("document", "passage", "corpus")  # what prompts are called, as sentence-transformers
@@ -61,6 +64,8 @@ class SentenceEncoder(nn.Module):
         prompts: Mapping[str, str] | None = None,
         default_prompt: str = "",
         similarity_fn_name: Similarity = "cosine",
+        truncate_dim: int | None = None,
+        origin: load.Origin | None = None,
     ) -> None:
         super().__init__()
         if similarity_fn_name not in get_args(Similarity):
@@ -78,6 +83,8 @@ class SentenceEncoder(nn.Module):
         self.prompts = dict(prompts or {})
         self.default_prompt = default_prompt
         self.similarity_fn_name = similarity_fn_name
+        self.truncate_dim = truncate_dim
+        self.origin = origin or load.Origin()
         self.precision: Precision = "fp32"
         self.mapped = False  # whether the weights are a file's, mapped into memory
         self.forms: Forms[SentenceEncoder] = Forms()
@@ -101,7 +108,10 @@ class SentenceEncoder(nn.Module):
         """
         place = usable(device)
         chosen = formats.effective(precision, place)
-        model = cls.from_checkpoint(load.load(fetch(str(name), revision))).to(place)
+        checkpoint = load.load(folder := fetch(str(name), revision))
+        if checkpoint.classifier and not checkpoint.tasks:
+            log.warning("%s: left out, beside the encoder: its classifier", folder)
+        model = cls.from_checkpoint(checkpoint).to(place)
         model.precision, model.mapped = chosen, place.type == "cpu"
         return model
 
@@ -110,12 +120,14 @@ class SentenceEncoder(nn.Module):
         """The model that a folder's content describes, of the very modules that it holds, in eval mode."""
         model = cls(
             checkpoint.encoder,
-            Tokenizer(checkpoint.tokenizer, checkpoint.max_length, checkpoint.lowercase),
+            Tokenizer(checkpoint.tokenizer, checkpoint.max_length, checkpoint.lowercase, checkpoint.truncate_left),
             Pooling(*checkpoint.pooling),
             checkpoint.after,
             checkpoint.prompts,
             checkpoint.default_prompt,
             cast(Similarity, checkpoint.similarity_fn_name),  # it is checked where it is used
+            checkpoint.truncate_dim,
+            checkpoint.origin,
         )
         return model.eval()
 
@@ -131,6 +143,9 @@ class SentenceEncoder(nn.Module):
             prompts=self.prompts,
             default_prompt=self.default_prompt,
             similarity_fn_name=self.similarity_fn_name,
+            truncate_dim=self.truncate_dim,
+            truncate_left=self.tokenizer.keep_last,
+            origin=self.origin,
         )
 
     def save(self, folder: str | Path) -> None:
@@ -143,7 +158,12 @@ class SentenceEncoder(nn.Module):
 
     @property
     def dim(self) -> int:
-        """The number of dimensions of a vector."""
+        """The number of dimensions of a vector that ``encode`` gives."""
+        return min(self.width, self.truncate_dim or self.width)
+
+    @property
+    def width(self) -> int:
+        """The number of dimensions that the model computes, before it keeps the first ``truncate_dim`` of them."""
         widths = [part.linear.out_features for part in self.after if isinstance(part, Dense)]
         return widths[-1] if widths else len(self.pooling.modes) * self.encoder.config.dim
 
@@ -154,12 +174,15 @@ class SentenceEncoder(nn.Module):
 
         ``encoder`` is the encoder's config and all weights, ``tokenizer`` the tokenizer, ``pooling`` what follows.
         """
-        weights = hashlib.sha256(repr(self.encoder.config).encode())
+        shape = repr(self.encoder.config).replace(", layer_norm_eps=1e-12", "")  # a field that older hashes know not
+        weights = hashlib.sha256(shape.encode())
         for name, tensor in sorted(self.state_dict().items()):
             weights.update(f"{name} {tuple(tensor.shape)}".encode())
             weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         words = f"{self.tokenizer.lowercase} {self.tokenizer.backend.to_str()}"
         after = f"{self.pooling.modes} {self.after}"
+        words += " from its end" if self.tokenizer.keep_last else ""
+        after += f" {self.truncate_dim}" if self.truncate_dim else ""
         texts = {"tokenizer": words, "pooling": after}
         return {
             "encoder": weights.hexdigest()[:16],
@@ -264,7 +287,7 @@ class SentenceEncoder(nn.Module):
         Args:
             as_tensor: Give a tensor on the model's device instead of an array.
             normalize: Scale to length 1 (after truncate_dim), whether or not the model does so itself.
-            truncate_dim: Keep only the first so many dimensions.
+            truncate_dim: Keep only the first so many dimensions; by default, as many as the checkpoint says.
             prompt: Put before every text, as it stands; by default, the model's own default prompt.
             prompt_name: Which of the checkpoint's ``prompts`` to put before every text.
             overflow: What to do with what a text has beyond max_length: "warn" cuts and says how much, "truncate"
@@ -342,8 +365,9 @@ class SentenceEncoder(nn.Module):
         overflow, max_length = options["overflow"], options.get("max_length")
         batch_tokens, threads = options.get("batch_tokens"), options.get("threads")
         check_counts(batch_tokens=batch_tokens, threads=threads, max_length=max_length, truncate_dim=truncate_dim)
-        if truncate_dim is not None and truncate_dim > self.dim:
-            raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {self.dim}, the model's dimensions")
+        if truncate_dim is not None and truncate_dim > self.width:
+            raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {self.width}, the model's dimensions")
+        truncate_dim = truncate_dim or self.truncate_dim
         limit = self.length_limit(max_length)
         prompt = self.prompt_for(options.get("prompt"), options.get("prompt_name"))
         engine = Engine(self.form(), self.device, batch_tokens, threads)
@@ -353,7 +377,7 @@ class SentenceEncoder(nn.Module):
 
         def parts() -> Iterator[tuple[R, Tensor]]:
             for part in with_bar(windows, total, options.get("progress")):
-                outputs = engine.run(part.tokenized.rows) if part.texts else torch.empty(0, self.dim)
+                outputs = engine.run(part.tokenized.rows) if part.texts else torch.empty(0, self.width)
                 vectors = part.vectors(outputs, self.normalizes)[:, :truncate_dim]
                 yield part.rows, F.normalize(vectors, dim=-1) if normalize else vectors
 

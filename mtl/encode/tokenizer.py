@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import tokenizers
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as Normalizers
 
 from mtl.errors import InputError, shown
 
@@ -53,15 +55,24 @@ class Tokenized:
 class Tokenizer:
     """A tokenizer with a limit of ``max_length`` tokens a text, special tokens included.
 
+    ``lowercase`` lowers texts before whatever the tokenizer does with them; its special tokens keep their capitals.
+    ``keep_last`` cuts a text that is over the limit at its beginning instead of its end.
+
     Raises:
         InputError: the limit leaves no room for a token between the special ones.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, max_length: int, lowercase: bool = False) -> None:
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, max_length: int, lowercase: bool = False, keep_last: bool = False
+    ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.backend = tokenizer
-        self.lowercase = lowercase
+        self.lowercase, self.keep_last = lowercase, keep_last
+        before: Any = tokenizer.normalizer
+        parts: list[Any] = list(before) if isinstance(before, Normalizers) else [before] * bool(before)  # type: ignore[call-overload]
+        if lowercase and not any(isinstance(part, Lowercase) for part in parts):
+            tokenizer.normalizer = Normalizers([Lowercase(), *parts])
         probe = tokenizer.encode("a")
         first = probe.special_tokens_mask.index(0)
         last = first + probe.special_tokens_mask.count(0)
@@ -107,7 +118,8 @@ class Tokenizer:
                 number = numbers[owner] if numbers else owner
                 raise InputError(f"text {number} has {has} tokens; the limit is {limit}: {shown(texts[owner])}")
             cuts.append(0 if overflow == "chunk" else beyond)
-            ids = ids if overflow == "chunk" else ids[:room]
+            if beyond and overflow != "chunk":
+                ids = ids[beyond:] if self.keep_last else ids[:room]
             for start in range(0, max(1, len(ids)), room):
                 rows.append([*self.prefix, *ids[start : start + room], *self.suffix])
                 owners.append(owner)
@@ -116,8 +128,6 @@ class Tokenizer:
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, whole, without special tokens."""
         check_texts(texts)
-        if self.lowercase:
-            texts = [text.lower() for text in texts]
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 

@@ -9,7 +9,6 @@ from typing import Any
 from mtl.errors import ConfigError, shown
 
 ACTIVATIONS = ("gelu", "relu")
-LAYER_NORM_EPS = 1e-12  # stands in no DistilBERT config.json; BERT's value
 LARGEST = 10**9  # of a size; the product of two still fits what torch counts in
 
 
@@ -33,13 +32,19 @@ class EncoderConfig:
     attention_dropout: float = 0.1
     activation: str = "gelu"
     initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12  # stands in no DistilBERT config.json; BERT's value
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim"):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= LARGEST:
                 raise ConfigError(f"{name} is {shown(value)}; expected a positive integer up to {LARGEST}")
-        for name, most in {"dropout": 1, "attention_dropout": 1, "initializer_range": LARGEST}.items():
+        for name, most in {
+            "dropout": 1,
+            "attention_dropout": 1,
+            "initializer_range": LARGEST,
+            "layer_norm_eps": 1,
+        }.items():
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < most:
                 raise ConfigError(f"{name} is {shown(value)}; expected a number from 0 up to, not including, {most}")

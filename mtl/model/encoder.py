@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl.model.attention import attend, attend_first
-from mtl.model.config import LAYER_NORM_EPS, EncoderConfig
+from mtl.model.config import EncoderConfig
 from mtl.model.dropout import Dropout
 from mtl.model.linear import linears
 from mtl.model.packing import PackedBatch
@@ -44,7 +44,7 @@ class Embeddings(nn.Module):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.dim)
-        self.LayerNorm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.LayerNorm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, batch: PackedBatch) -> Tensor:
@@ -93,9 +93,9 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.attention = SelfAttention(config)
-        self.sa_layer_norm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.sa_layer_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.ffn = FeedForward(config)
-        self.output_layer_norm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.output_layer_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
         x = self.sa_layer_norm(x + self.attention(x, batch))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,17 +25,25 @@ class LinearHead(nn.Module):
         return self.classifier(self.dropout(x))
 
 
-class DistilBertHead(nn.Module):
-    """The head of transformers' DistilBertForSequenceClassification, under its names."""
+# What stands between the two layers of a sequence classifier, by the family that began with it
+BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {"distilbert": F.relu, "bert": torch.tanh, "electra": F.gelu}
 
-    def __init__(self, features: int, outputs: int, dropout: float = 0.2) -> None:
+
+class HiddenHead(nn.Module):
+    """A hidden layer and an output layer: the sequence classifiers of DistilBERT, BERT, RoBERTa and ELECTRA.
+
+    The names are those of transformers' DistilBertForSequenceClassification; ``kind`` is one of ``BETWEEN``.
+    """
+
+    def __init__(self, features: int, outputs: int, dropout: float = 0.2, kind: str = "distilbert") -> None:
         super().__init__()
         self.pre_classifier = nn.Linear(features, features, dtype=torch.float32)
         self.dropout = Dropout(dropout)
         self.classifier = nn.Linear(features, outputs, dtype=torch.float32)
+        self.between = BETWEEN[kind]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.dropout(F.relu(self.pre_classifier(x))))
+        return self.classifier(self.dropout(self.between(self.pre_classifier(x))))
 
 
 class Branch(nn.Module):

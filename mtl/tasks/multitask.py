@@ -17,6 +17,7 @@ from mtl.checkpoints import load
 from mtl.checkpoints import save as export
 from mtl.checkpoints.fetch import fetch
 from mtl.checkpoints.files import check_tensors
+from mtl.display import counted
 from mtl.encode.engine import Engine, usable
 from mtl.encode.precision import Precision, effective
 from mtl.encode.sentence_encoder import WINDOW, SentenceEncoder
@@ -33,6 +34,13 @@ from mtl.tasks.kinds.base import HeadKind
 from mtl.tasks.spec import TaskSpec
 
 R = TypeVar("R")
+
+# A kind of task -> what transformers calls it in config.json
+PROBLEMS = {
+    "single-label": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +65,9 @@ class MultiTaskModel(nn.Module):
         self.embedder = embedder
         self.tasks = {task.name: task for task in tasks}
         for task in tasks:
-            if max(task.matryoshka, default=0) > embedder.dim:
+            if max(task.matryoshka, default=0) > embedder.width:
                 given = f"task {task.name!r}: matryoshka is {list(task.matryoshka)}"
-                raise RecipeError(f"{given}; expected at most {embedder.dim}, the model's dimensions", "matryoshka")
+                raise RecipeError(f"{given}; expected at most {embedder.width}, the model's dimensions", "matryoshka")
         dim = embedder.encoder.config.dim
         branches = {task.name: branch for task in tasks if (branch := task.handler.branch(dim))}
         self.branches = nn.ModuleDict(branches)
@@ -79,7 +87,7 @@ class MultiTaskModel(nn.Module):
 
     def outputs(self, task: str) -> int:
         """The width of what a branch gives: logits, or the dimensions of an embedding."""
-        return self.tasks[task].outputs if task in self.branches else self.embedder.dim
+        return self.tasks[task].outputs if task in self.branches else self.embedder.width
 
     def head_kind(self, task: str) -> HeadKind:
         """The handler of a task that has a branch."""
@@ -99,7 +107,7 @@ class MultiTaskModel(nn.Module):
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
     ) -> MultiTaskModel:
-        """A model with its heads, in eval mode: a folder that ``save`` wrote, or a DistilBERT classifier.
+        """A model with its heads, in eval mode: a folder that ``save`` wrote, or a sequence classifier.
 
         ``precision`` is what its encoder computes in; see SentenceEncoder.from_pretrained.
 
@@ -109,7 +117,7 @@ class MultiTaskModel(nn.Module):
         """
         folder = fetch(str(name), revision)
         checkpoint = load.load(folder)
-        if not checkpoint.tasks and not checkpoint.head:
+        if not checkpoint.tasks and not checkpoint.classifier:
             raise WeightsError(f"{name} has no task heads; train some with `mtl train`, or use it as an encoder")
         place = usable(device)
         chosen = effective(precision, place)
@@ -121,18 +129,16 @@ class MultiTaskModel(nn.Module):
     def from_checkpoint(cls, checkpoint: load.Checkpoint) -> MultiTaskModel:
         """The model that a folder's content describes, in eval mode.
 
-        Without tasks of ours, a DistilBERT classifier's head becomes a task called "classification".
+        Without tasks of ours, a sequence classifier becomes a task called "classification".
         """
+        branches, head = checkpoint.branches, checkpoint.classifier
         try:
             tasks = [TaskSpec(**fields) for fields in checkpoint.tasks]
+            if not tasks and head:
+                tasks = [classification(head)]
+                branches = {f"classification.head.{name}": tensor for name, tensor in head.tensors.items()}
         except (TypeError, RecipeError) as error:
-            raise ConfigError(f"tasks.json: {one_line(error)}") from None
-        branches = checkpoint.branches
-        if not tasks:
-            outputs = len(checkpoint.head["classifier.weight"])
-            labels = checkpoint.labels or tuple(f"LABEL_{i}" for i in range(outputs))
-            tasks = [TaskSpec("classification", labels, pooling=("cls",), head="distilbert")]
-            branches = {f"classification.head.{name}": tensor for name, tensor in checkpoint.head.items()}
+            raise ConfigError(f"{'tasks.json' if checkpoint.tasks else 'config.json'}: {one_line(error)}") from None
         model = cls(SentenceEncoder.from_checkpoint(checkpoint), tasks)
         expected = {name: tensor.shape for name, tensor in model.branches.state_dict().items()}
         model.branches.load_state_dict(check_tensors(branches, expected, load.BRANCHES))
@@ -141,7 +147,7 @@ class MultiTaskModel(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write a folder that ``from_pretrained`` loads, and sentence-transformers for its embeddings.
 
-        A model whose one task has DistilBERT's own head over [CLS] is a classifier to transformers too.
+        A model whose one task has its family's own head over the first token is a classifier to transformers too.
 
         Raises:
             WeightsError: the folder is not empty or cannot be written.
@@ -149,13 +155,13 @@ class MultiTaskModel(nn.Module):
         checkpoint = self.embedder.to_checkpoint()
         specs = tuple(task.as_dict() for task in self.tasks.values())
         tensors = {name: tensor.detach() for name, tensor in self.branches.state_dict().items()}
-        head: dict[str, Tensor] = {}
-        labels: tuple[str, ...] = ()
-        if [(t.head, t.pooling) for t in self.tasks.values()] == [("distilbert", ("cls",))]:
+        head = None
+        if len(self.tasks) == len(self.branches) == 1:
             ((name, task),) = self.tasks.items()
-            head = task.handler.folded({key.removeprefix(f"{name}.head."): x for key, x in tensors.items()})
-            labels = task.labels
-        checkpoint = dataclasses.replace(checkpoint, head=head, labels=labels, tasks=specs, branches=tensors)
+            if task.pooling == ("cls",) and task.head != "linear":
+                own = task.handler.folded({key.removeprefix(f"{name}.head."): x for key, x in tensors.items()})
+                head = load.Classifier(task.head, own, task.labels, PROBLEMS[task.kind])
+        checkpoint = dataclasses.replace(checkpoint, classifier=head, tasks=specs, branches=tensors)
         export.save(checkpoint, Path(folder))
 
     def form(self) -> MultiTaskModel:
@@ -222,7 +228,7 @@ class MultiTaskModel(nn.Module):
     @property
     def _widths(self) -> list[int]:
         """Of the embeddings and of each branch's logits, as they stand side by side."""
-        return [self.embedder.dim, *(self.outputs(name) for name in self.branches)]
+        return [self.embedder.width, *(self.outputs(name) for name in self.branches)]
 
     def _outputs(
         self, blocks: Iterable[Block[R]], threads: int | None, ahead: bool = True
@@ -249,7 +255,7 @@ class MultiTaskModel(nn.Module):
         kinds = {name: self.head_kind(name) for name in logits}
         scores = {name: kinds[name].scores(x) for name, x in logits.items()}
         return Prediction(
-            embeddings.numpy(),
+            embeddings[:, : self.embedder.dim].numpy(),
             {name: x.numpy() for name, x in logits.items()},
             {name: x.numpy() for name, x in scores.items()},
             {name: kinds[name].words(x) for name, x in scores.items()},
@@ -261,3 +267,24 @@ def held_fixed() -> Iterator[None]:
     """Within it, what is computed has no graph and no dropout."""
     with no_dropout(), torch.no_grad():
         yield
+
+
+def classification(head: load.Classifier) -> TaskSpec:
+    """The task of a sequence classifier, by its config's problem_type. One output without that is a sigmoid's, as
+    transformers' pipeline takes it.
+
+    Raises:
+        WeightsError, ConfigError, RecipeError: its tensors, its labels or its kind are not what they should be.
+    """
+    if head.problem:
+        raise WeightsError(head.problem)
+    by_default = "multi_label_classification" if head.outputs == 1 else "single_label_classification"
+    problem = head.problem_type or by_default
+    if (problem == "regression") != (head.outputs == 1) and problem != "multi_label_classification":
+        raise ConfigError(
+            f"config.json: problem_type is {problem!r} with {counted(head.outputs, 'output')}; expected one output for "
+            "a regression, and several for a single label"
+        )
+    kind = next(kind for kind, name in PROBLEMS.items() if name == problem)
+    labels = () if kind == "regression" else head.labels
+    return TaskSpec("classification", labels, kind, pooling=("cls",), head=head.kind)

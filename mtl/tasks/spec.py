@@ -50,7 +50,7 @@ class TaskSpec:
     text_field: tuple[str, ...] = ("text",)
     label_field: str = "label"
     pooling: tuple[str, ...] = ("mean",)
-    head: Literal["linear", "distilbert"] = "linear"
+    head: str = "linear"
     dropout: float = 0.1
     weight: float = 1.0
     freeze: Freeze | dict[str, Freeze] | dict[int, Freeze] = "none"

@@ -39,8 +39,8 @@ class DrawingFrom(TorchFunctionMode):
 def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel:
     """The recipe's pretrained trunk with new heads; what is random follows from the recipe's seed.
 
-    A task that has DistilBERT's own head over [CLS] and the checkpoint's labels starts from the checkpoint's head, and
-    one that the checkpoint has too, with the same labels, pooling and form of head, from that one's. Its embedder has
+    A task with the form of head of the checkpoint's classifier, over the first token, and its labels starts from that,
+    and one that the checkpoint has too, with the same labels, pooling and form of head, from that one's. Its embedder has
     the recipe's ``max_length``, which the model is saved with.
     """
     with DrawingFrom(torch.Generator().manual_seed(recipe.training.seed)):
@@ -58,10 +58,11 @@ def created(recipe: Recipe) -> MultiTaskModel:
         embedder.max_seq_length = recipe.training.max_length
     model = MultiTaskModel(embedder, recipe.tasks)
     for task in recipe.tasks:
-        if task.head == "distilbert" and task.labels == pretrained.labels and task.pooling == ("cls",):
+        theirs = pretrained.classifier
+        if theirs and task.head == theirs.kind and task.labels == theirs.labels and task.pooling == ("cls",):
             head, own = model.branch(task.name).head, task.handler.continued(task)
-            if own and shapes(head.state_dict()) == shapes(pretrained.head):
-                head.load_state_dict(pretrained.head)
+            if own and shapes(head.state_dict()) == shapes(theirs.tensors):
+                head.load_state_dict(theirs.tensors)
                 model.tasks[task.name] = own
     if pretrained.tasks:
         before = MultiTaskModel.from_checkpoint(pretrained)

@@ -99,5 +99,5 @@ def test_vocab_txt_equals_tokenizer_json_on_any_text(minilm, rebuilt, text: str)
 
 def test_vocab_without_special_tokens(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("a\nb\n[UNK]\n")
-    with pytest.raises(WeightsError, match=r"lacks \[CLS\], \[SEP\]; expected BERT's special tokens"):
+    with pytest.raises(WeightsError, match=r"lacks \[CLS\], \[SEP\]; expected its special tokens"):
         wordpiece(tmp_path / "vocab.txt", {})

@@ -3,7 +3,7 @@
 import torch
 from conftest import randomized
 
-from mtl.model.heads import DistilBertHead, LinearHead
+from mtl.model.heads import HiddenHead, LinearHead
 
 
 def test_linear_head() -> None:
@@ -14,7 +14,7 @@ def test_linear_head() -> None:
 
 
 def test_distilbert_head_step_by_step() -> None:
-    head = randomized(DistilBertHead(4, 3))
+    head = randomized(HiddenHead(4, 3))
     x = torch.randn(2, 4)
     inner = (x @ head.pre_classifier.weight.T + head.pre_classifier.bias).clamp(min=0)
     torch.testing.assert_close(head(x), inner @ head.classifier.weight.T + head.classifier.bias)

@@ -12,7 +12,7 @@ from conftest import WORDS, randomized
 from safetensors.torch import load_file, save_file
 
 from mtl import MultiTaskModel, SentenceEncoder
-from mtl.checkpoints.load import Checkpoint
+from mtl.checkpoints.load import Checkpoint, Classifier
 from mtl.checkpoints.save import save
 from mtl.errors import ConfigError, InputError, WeightsError
 from mtl.tasks.spec import TaskSpec
@@ -153,7 +153,7 @@ def classifier(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     shapes = {"pre_classifier": (dim, dim), "classifier": (2, dim)}
     head = {f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
     head |= {f"{name}.bias": torch.randn(shape[0]) for name, shape in shapes.items()}
-    with_head = dataclasses.replace(checkpoint, head=head, labels=("NEGATIVE", "POSITIVE"))
+    with_head = dataclasses.replace(checkpoint, classifier=Classifier("distilbert", head, ("NEGATIVE", "POSITIVE")))
     save(with_head, folder)
     return with_head
 
@@ -170,7 +170,7 @@ def test_a_published_classifier(checkpoint: Checkpoint, tmp_path: Path) -> None:
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(torch.equal(original.head[n], after[n]) for n in original.head)
+    assert all(torch.equal(original.classifier.tensors[n], after[n]) for n in original.classifier.tensors)
     assert hidden is model.encoder
 
 

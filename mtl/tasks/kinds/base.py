@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mtl.errors import RecipeError, shown
-from mtl.model.heads import Branch, DistilBertHead, LinearHead
+from mtl.model.heads import BETWEEN, Branch, HiddenHead, LinearHead
 from mtl.model.losses import matryoshka
 from mtl.model.pooling import MODES, AttentionPooling, Pooling
 from mtl.tasks.examples import Examples, Split
@@ -206,16 +206,17 @@ class HeadOptions:
     """The settings of a task with a pooling and a head of its own.
 
     pooling: Names of pooling modes side by side, or "attention" for a learned one.
-    head: "linear", or "distilbert": a hidden layer with ReLU, as DistilBERT's own classifier has it.
+    head: "linear", or a hidden layer before it with ReLU ("distilbert"), tanh ("bert") or GELU ("electra"), as the own
+        classifiers of DistilBERT, of BERT and RoBERTa, and of ELECTRA have it.
     dropout: The share of the features that the head drops in training.
     """
 
     pooling: tuple[str, ...] = ("mean",)
-    head: Literal["linear", "distilbert"] = "linear"
+    head: str = "linear"
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        one_of("head", self.head, ("linear", "distilbert"))
+        one_of("head", self.head, ("linear", *BETWEEN))
         if self.pooling != ("attention",) and not (self.pooling and set(self.pooling) <= set(MODES)):
             expected = f"one or more of {', '.join(MODES)}, or attention"
             raise RecipeError(f"pooling is {shown(list(self.pooling))}; expected {expected}", "pooling")
@@ -231,8 +232,9 @@ class HeadKind(Kind):
     def branch(self, dim: int) -> Branch:
         attention = self.options.pooling == ("attention",)
         pooling = AttentionPooling(dim) if attention else Pooling(*self.options.pooling)
-        head = LinearHead if self.options.head == "linear" else DistilBertHead
-        return Branch(pooling, head(dim * len(self.options.pooling), self.outputs, self.options.dropout))
+        sizes = dim * len(self.options.pooling), self.outputs, self.options.dropout
+        head = self.options.head
+        return Branch(pooling, LinearHead(*sizes) if head == "linear" else HiddenHead(*sizes, kind=head))
 
     def scores(self, logits: Tensor) -> Tensor:
         """What logits say, in numbers that people read: (texts, outputs)."""

@@ -51,7 +51,7 @@ class Distillation(VectorKind):
 
     def examples(self, texts: Sequence[str], targets: Tensor, split: Split) -> Examples:
         rows = split.tokenize(texts)
-        return Examples(rows, teacher_vectors(self.task, split.name, texts, split.folder, split.embedder.dim))
+        return Examples(rows, teacher_vectors(self.task, split.name, texts, split.folder, split.embedder.width))
 
     def cut(self, vectors: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
         return vectors[..., :size], targets[..., :size]

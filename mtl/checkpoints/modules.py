@@ -1,0 +1,175 @@
+"""What sentence-transformers keeps beside the transformer: modules.json, the pooling, the layers behind it, prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl.checkpoints.fields import DENSE, MODULES, NORMALIZE, POOLING, PROMPTS, SENTENCE_CONFIG, SENTENCE_CONFIGS
+from mtl.checkpoints.files import check_tensors, field, inside, positive, read_json, read_object, read_weights, strings
+from mtl.checkpoints.uninitialized import uninitialized
+from mtl.errors import ConfigError, shown
+from mtl.model.pooling import DENSE_ACTIVATIONS, Dense, Normalize, Pooling
+
+# The older switches and the newer mode names, in the order in which sentence-transformers concatenates
+POOLING_SWITCHES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
+# The packages, over its versions, in which these classes are its own. A class of that name elsewhere is another one
+PACKAGES = ("sentence_transformers", "models", "base", "modules", "sentence_transformer", *map(str.lower, KINDS))
+ACTIVATION_PACKAGES = ("torch.nn", "torch.nn.modules", "torch.nn.modules.activation", "torch.nn.modules.linear")
+
+
+def module_kind(name: str, source: Path) -> str:
+    """Which of ``KINDS`` a class is, by its full dotted name.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    *package, kind = name.split(".")
+    ours = package[:1] == ["sentence_transformers"] and set(package) <= {*PACKAGES, kind}
+    if not ours or kind not in KINDS:
+        raise ConfigError(f"{source}: module {shown(name)} is unknown; expected Transformer, Pooling, Dense or "
+                          "Normalize of sentence_transformers")  # fmt: skip
+    return kind
+
+
+def read_modules(folder: Path) -> list[tuple[str, str]]:
+    """The kind and the place of each module; a bare transformer is the only one, and has no pooling of its own.
+
+    Raises:
+        ConfigError: a module that is unknown or stands in the wrong place. None is ever passed over.
+    """
+    path = inside(folder, "modules.json")
+    if not path.exists():
+        return [("Transformer", "")]
+    entries = read_json(path)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"{path}: expected a list of objects with 'type' and 'path'")
+    for entry in entries:
+        MODULES.review(entry, path)
+    kinds = [module_kind(field(entry, "type", str, "", path), path) for entry in entries]
+    places = [field(entry, "path", str, "", path) for entry in entries]
+    if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
+        found = ", ".join(kinds) or "none"
+        raise ConfigError(f"{path}: modules are {found}; expected Transformer, Pooling, then the others")
+    return list(zip(kinds, places, strict=True))
+
+
+def read_sentence_config(folder: Path, part: str) -> tuple[dict[str, Any], Path]:
+    """The transformer's own settings, from the first of the seven names that says something; and that file."""
+    for name in SENTENCE_CONFIGS:
+        path = inside(folder, part, name)
+        if fields := read_object(path, optional=True):
+            SENTENCE_CONFIG.review(fields, path)
+            field(fields, "do_lower_case", bool, False, path)
+            options = field(fields, "processor_kwargs", dict, None, path) or field(
+                fields, "tokenizer_args", dict, {}, path
+            )
+            length = {"max_seq_length": None} if "model_max_length" in options else {}
+            return {**fields, **length, "processor_kwargs": options}, path
+    return {}, inside(folder, part, SENTENCE_CONFIGS[0])
+
+
+def pooling_modes(path: Path) -> tuple[str, ...]:
+    """The modes that a 1_Pooling/config.json names, older switches or newer names, in their order.
+
+    Raises:
+        ConfigError: a mode that we have not, or another field that changes the pooling.
+    """
+    fields = read_object(path)
+    POOLING.review(fields, path)
+    modes = fields.get("pooling_mode")
+    if modes is None:
+        switched = [mode for switch, mode in POOLING_SWITCHES.items() if field(fields, switch, bool, False, path)]
+        modes = switched or ["mean"]
+    modes = [modes] if isinstance(modes, str) else modes
+    if not isinstance(modes, list) or not all(isinstance(mode, str) for mode in modes):
+        raise ConfigError(f"{path}: pooling_mode is {shown(modes)}; expected a name, or a list of names")
+    modes = ["mean_sqrt_len" if mode == "mean_sqrt_len_tokens" else mode for mode in modes]
+    try:
+        return Pooling(*modes).modes
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def activation(fields: Mapping[str, Any], source: Path) -> str:
+    """The name of a Dense layer's activation, of torch's own.
+
+    Raises:
+        ConfigError: another one.
+    """
+    name = field(fields, "activation_function", str, "torch.nn.modules.activation.Tanh", source)
+    package, _, kind = name.rpartition(".")
+    if package not in ACTIVATION_PACKAGES or kind not in DENSE_ACTIVATIONS:
+        known = ", ".join(DENSE_ACTIVATIONS)
+        raise ConfigError(f"{source}: Dense activation {shown(name)} is unknown; expected one of {known} of torch.nn")
+    return kind
+
+
+def load_dense(folder: Path, part: str, width: int) -> Dense:
+    """One Dense module: config.json and model.safetensors, ``linear.weight`` and ``linear.bias``.
+
+    Raises:
+        ConfigError, WeightsError: it is none of ours, its files are damaged, or it takes other than ``width`` values.
+    """
+    source = inside(folder, part, "config.json")
+    fields = read_object(source)
+    DENSE.review(fields, source)
+    name = activation(fields, source)
+    into, out = (positive(fields, f"{side}_features", 0, source) for side in ("in", "out"))
+    if into != width:
+        raise ConfigError(f"{source}: in_features is {into}; what comes before it gives {width} values")
+    biased = field(fields, "bias", bool, True, source)
+    shapes = {"linear.weight": (out, into), "linear.bias": (out,)}
+    tensors, path = read_weights(folder, part)
+    tensors = check_tensors(tensors, shapes if biased else {"linear.weight": (out, into)}, path)
+    with uninitialized():
+        dense = Dense(into, out, biased, name)
+    dense.load_state_dict(tensors, assign=True)
+    return dense
+
+
+def load_after(folder: Path, modules: Sequence[tuple[str, str]], width: int) -> tuple[Dense | Normalize, ...]:
+    """What follows the pooling, which gives ``width`` values."""
+    after: list[Dense | Normalize] = []
+    for kind, place in modules:
+        if kind == "Normalize":
+            source = inside(folder, place, "config.json")
+            NORMALIZE.review(read_object(source, optional=True), source)
+            after.append(Normalize())
+        else:
+            after.append(dense := load_dense(folder, place, width))
+            width = dense.linear.out_features
+    return tuple(after)
+
+
+def read_prompts(folder: Path) -> dict[str, Any]:
+    """Prompts by name, the default one's text, the measure of similarity and how many dimensions are kept: the
+    Checkpoint's fields that config_sentence_transformers.json holds.
+
+    Raises:
+        ConfigError: one of another type, or no prompt of the name that is said to be the default's.
+    """
+    path = inside(folder, "config_sentence_transformers.json")
+    fields = read_object(path, optional=True)
+    PROMPTS.review(fields, path)
+    given: dict[str, Any] = field(fields, "prompts", dict, {}, path)  # null is the empty one
+    prompts = strings({"prompts": {name: "" if x is None else x for name, x in given.items()}}, "prompts", path)
+    default = field(fields, "default_prompt_name", str, None, path)
+    if default is not None and default not in prompts:
+        known = ", ".join(prompts) or "no prompts"
+        raise ConfigError(f"{path}: default_prompt_name is {shown(default)}; expected one of the prompts ({known})")
+    return {
+        "prompts": prompts,
+        "default_prompt": "" if default is None else prompts[default],
+        "similarity_fn_name": field(fields, "similarity_fn_name", str, "cosine", path),
+        "truncate_dim": positive(fields, "truncate_dim", 0, path) if fields.get("truncate_dim") is not None else None,
+    }
