@@ -9,15 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Serves the folder ``root``/org/name as the model and dataset org/name at COMMIT (and at its branch "main")."""
+    """Serves the folder ``root``/org/name as the model and dataset org/name at COMMIT (and at its branch "main").
+
+    Other revisions, such as "refs/pr/1", are those that ``branches`` names; ``discussions`` are the repositories' pull
+    requests, as the hub lists them.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.branches = {"main"}
+        self.discussions: list[dict] = []
         self.requests: list[str] = []
         hub = self
 
@@ -36,11 +43,14 @@ class Hub:
 
     def answer(self, request: BaseHTTPRequestHandler, with_body: bool) -> None:
         self.requests.append(f"{request.command} {request.path}")
-        parts = request.path.split("?")[0].strip("/").removeprefix("datasets/").split("/")
+        parts = [unquote(part) for part in request.path.split("?")[0].strip("/").removeprefix("datasets/").split("/")]
         if len(parts) < 4:  # something else than a model
             request.send_error(404)
             return
-        if parts[:2] == ["api", "models"]:
+        if parts[:2] == ["api", "models"] and parts[4:] == ["discussions"]:
+            body = json.dumps({"discussions": self.discussions, "count": len(self.discussions), "start": 0}).encode()
+            repo, revision, file = self.root / parts[2] / parts[3], "main", None
+        elif parts[:2] == ["api", "models"]:
             repo, revision = self.root / parts[2] / parts[3], parts[5] if len(parts) > 5 else "main"
             files = [p for p in sorted(repo.rglob("*")) if p.is_file()]
             paths = [str(p.relative_to(repo)) for p in files]
@@ -63,7 +73,7 @@ class Hub:
         error = None
         if not repo.is_dir():
             error = "RepoNotFound"
-        elif revision not in (COMMIT, "main"):
+        elif revision not in {COMMIT, *self.branches}:
             error = "RevisionNotFound"
         elif file is not None and not file.is_file():
             error = "EntryNotFound"

@@ -6,7 +6,7 @@ import logging
 
 import click
 
-from mtl.checkpoints.fetch import check, fetch, find, manifest, on_this_machine
+from mtl.checkpoints.fetch import CLONE, check, fetch, fetch_pinned, find, manifest, on_this_machine
 from mtl.checkpoints.listing import pinned_models
 from mtl.errors import MtlError, WeightsError
 
@@ -21,10 +21,11 @@ def list_models() -> None:
     click.echo(pinned_models())
 
 
-@cli.command("fetch", help="Fetch and verify a model; print its folder.")
+@cli.command("fetch", help="Fetch and verify a model; print its folder. A clone keeps what it downloads in weights/.")
 @click.argument("name")
 def fetch_model(name: str) -> None:
-    click.echo(fetch(name))
+    entry = find(name)
+    click.echo(fetch_pinned(entry, CLONE if (CLONE / "README.md").is_file() else None) if entry else fetch(name))
 
 
 @cli.command(help="Hash models' files again, stamps or no; by default, those of all models on this machine.")

@@ -19,17 +19,22 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from mtl.errors import WeightsError, one_line, shown
+from mtl.errors import MtlError, WeightsError, one_line, shown
 
 log = logging.getLogger("weights")
 
 MANIFEST = Path(__file__).with_name("manifest.toml")
 
-# What we read of a repository that no manifest lists
-PATTERNS = ["*.json", "vocab.txt", "model.safetensors", "*/config.json", "*/model.safetensors"]
-HUB_ID = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # owner/name, neither of which is "." or ".."
-IGNORED = ["onnx/*", "openvino/*", "model.safetensors.index.json"]
+CLONE = Path(__file__).parents[2] / "weights"  # where a clone keeps what it fetched, beside its README
+# What we read of a repository that no manifest lists: settings and vocabularies first, which say what else there is
+SETTINGS = ["*.json", "*vocab.txt", "*merges.txt"]
+IGNORED = ["onnx/*", "openvino/*", "*checkpoint-*/*"]
+NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # neither "." nor ".."
+HUB_ID = rf"{NAME}/{NAME}"
+# Branches with a slash in their names: conversions and pull requests
+REVISION = r"refs/convert/[^/@]+|refs/pr/\d+|[^/@]+"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +104,12 @@ def fetch(name: str, revision: str | None = None) -> Path:
     if name.startswith((".", "/", "~", "runs/")):
         raise WeightsError(f"{shown(name)} is no folder; expected a model's folder or name")
     name, _, tag = name.partition("@")
-    revision = revision or tag or None
+    revision = revision or unquote(tag) or None
     entry = find(name)
     if entry and revision in (None, entry.revision):
         return fetch_pinned(entry)
     hub_id = entry.hub if entry else name
-    if not re.fullmatch(HUB_ID, hub_id):
+    if not re.fullmatch(HUB_ID, hub_id) or (revision and not re.fullmatch(REVISION, revision)):
         names = [*manifest()]
         near = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.3) or names
         raise WeightsError(f"no model is called {shown(name)}; nearest: {', '.join(near)} (or a folder, or org/name)")
@@ -132,9 +137,12 @@ def quiet_hub() -> Any:
     return huggingface_hub
 
 
-def fetch_pinned(entry: Pinned) -> Path:
-    """A manifest model's folder: the installed package if there is one, else the hub's; verified either way."""
-    folder = on_this_machine(entry) or download(entry)
+def fetch_pinned(entry: Pinned, keep: Path | None = None) -> Path:
+    """A manifest model's folder: the installed package if there is one, else the hub's; verified either way.
+
+    ``keep`` is a folder in which what is downloaded is kept, under the model's name, instead of in the hub's cache.
+    """
+    folder = on_this_machine(entry) or download(entry, keep)
     for file, (size, sha256) in entry.files.items():
         check(folder / file, size, sha256)
     return folder
@@ -142,7 +150,13 @@ def fetch_pinned(entry: Pinned) -> Path:
 
 def on_this_machine(entry: Pinned) -> Path | None:
     """Where the model is without any network call, if it is."""
-    return installed(entry) or cached(entry)
+    return installed(entry) or in_clone(entry) or cached(entry)
+
+
+def in_clone(entry: Pinned) -> Path | None:
+    """Where a clone's weights/ has the model, if it is there: what ``python -m weights fetch`` fetched."""
+    folder = CLONE / entry.name
+    return folder if all((folder / file).is_file() for file in entry.files) else None
 
 
 def installed(entry: Pinned) -> Path | None:
@@ -168,11 +182,12 @@ def folder_of(entry: Pinned, paths: list[str]) -> Path:
     return Path(paths[0].removesuffix(next(iter(entry.files))))
 
 
-def download(entry: Pinned) -> Path:
-    """The hub's folder at the pinned revision."""
+def download(entry: Pinned, keep: Path | None = None) -> Path:
+    """The hub's folder at the pinned revision, or a copy of it in ``keep``."""
     hub = quiet_hub()
+    options = {"revision": entry.revision} | ({"local_dir": keep / entry.name} if keep else {})
     try:
-        paths = [hub.hf_hub_download(entry.hub, file, revision=entry.revision) for file in entry.files]
+        paths = [str(hub.hf_hub_download(entry.hub, file, **options)) for file in entry.files]
     except Exception as error:
         raise unreachable(entry.hub, error) from None
     return folder_of(entry, paths)
@@ -181,26 +196,66 @@ def download(entry: Pinned) -> Path:
 def fetch_unlisted(hub_id: str, revision: str | None) -> Path:
     """A hub repository that no manifest lists, at the commit that the revision means now."""
     hub = quiet_hub()
+
+    def snapshot(patterns: list[str], revision: str | None) -> Path:
+        options = {"allow_patterns": patterns, "ignore_patterns": IGNORED}
+        return Path(hub.snapshot_download(hub_id, revision=revision, **options))
+
     try:
-        folder = Path(
-            hub.snapshot_download(hub_id, revision=revision, allow_patterns=PATTERNS, ignore_patterns=IGNORED)
-        )
+        folder = snapshot(SETTINGS, revision)
+        snapshot(weight_files(folder), folder.name)  # of the same commit, whatever happens meanwhile
+    except MtlError:
+        raise
     except Exception as error:
         raise unreachable(hub_id, error) from None
     log.warning("%s: commit %s, for which no hash is known", hub_id, folder.name)
+    if not any(folder.rglob("*.safetensors")):
+        raise WeightsError(f"{hub_id} holds no safetensors at this revision; {conversion(hub_id)}")
     return folder
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The files of weights that a repository's settings lead to: of each module, in shards where an index says so."""
+    from mtl.checkpoints.files import inside, read_object, strings  # they take torch, which a list of models does not
+    from mtl.checkpoints.modules import read_modules
+
+    parts = [place for _, place in read_modules(folder)]
+    files = []
+    for part in parts:
+        index = inside(folder, part, "model.safetensors.index.json")
+        shards = strings(read_object(index, optional=True), "weight_map", index).values()
+        files += [str(Path(part, name)) for name in {"model.safetensors", *shards}]
+    return [*files, "tasks.safetensors"]
+
+
+def conversion(hub_id: str) -> str:
+    """What to do about a repository of pickles: the hub's own bot converts them, as a pull request."""
+    hub = quiet_hub()
+    try:
+        found = hub.HfApi().get_repo_discussions(hub_id, author="SFconvertbot", discussion_type="pull_request")
+        numbers = [item.num for item in found if "safetensors" in item.title.lower()]
+    except Exception:  # an offer, and no more: the hub may not answer, or may have switched discussions off
+        numbers = []
+    if numbers:
+        return f"its conversion, a pull request of the hub's bot, does: {hub_id}@refs/pr/{max(numbers)}"
+    return "pickles are never opened; a conversion, where there is one, is a pull request: @refs/pr/N behind the name"
 
 
 def fetch_data(source: str) -> Path:
     """A file of a dataset on the hub, ``hf://datasets/owner/name[@revision]/path``.
 
+    A revision may be a pull request's (@refs/pr/1), a conversion's (@refs/convert/parquet, also @~parquet), or any
+    other with its slashes as %2F.
+
     Raises:
         WeightsError: another form of address, or the hub does not give the file.
     """
-    parts = re.fullmatch(rf"hf://datasets/({HUB_ID})(?:@([^/]+))?/(.+)", source)
-    if parts is None or ".." in re.split("[/@]", source):
+    parts = re.fullmatch(rf"hf://datasets/(?:({HUB_ID})|({NAME})(?=@))(?:@({REVISION}))?/(.+)", source)
+    if parts is None or {"..", "."} & {*re.split("[/@]", unquote(source))}:
         raise WeightsError(f"{shown(source)} is no address of data; expected hf://datasets/owner/name@revision/path")
-    hub_id, revision, file = parts.groups()
+    hub_id, revision, file = parts[1] or parts[2], unquote(parts[3] or "") or None, parts[4]
+    if revision and revision.startswith("~"):
+        revision = f"refs/convert/{revision[1:]}"
     hub = quiet_hub()
     try:
         return Path(hub.hf_hub_download(hub_id, file, revision=revision, repo_type="dataset"))

@@ -300,7 +300,7 @@ def load(folder: Path) -> Checkpoint:
     family = FAMILIES[config["model_type"]]
     sentence, source = read_sentence_config(folder, part) if len(modules) > 1 else ({}, folder)
     options = read_options(folder, part, sentence.get("processor_kwargs"))
-    name = class_of(options, config, family.tokenizer)
+    name = class_of(options, config, family.tokenizer, inside(folder, part, "tokenizer.json").exists())
     tasks = load_tasks(folder)
     return Checkpoint(
         encoder=encoder,

@@ -153,10 +153,13 @@ def is_token(name: str, value: Any) -> bool:
     return name.endswith("_token") and value is not None and (known or isinstance(value, str))
 
 
-def class_of(options: Options, config: Options, standard: str) -> str:
-    """The name of transformers' class for a folder's tokenizer, without "Fast"."""
-    name = options.get("tokenizer_class") or config.get("tokenizer_class") or standard
-    return name.removesuffix("Fast") if isinstance(name, str) and name not in VERBATIM else str(name)
+def class_of(options: Options, config: Options, standard: str, whole: bool) -> str:
+    """The name of transformers' class for a folder's tokenizer, without "Fast"; ``standard`` is the family's own, which
+    is meant too where a tokenizer.json should be taken as it stands and there is none (``whole``)."""
+    name = str(options.get("tokenizer_class") or config.get("tokenizer_class") or standard)
+    if name in VERBATIM:
+        return name if whole else standard
+    return name.removesuffix("Fast")
 
 
 def load_tokenizer(folder: Path, part: str, options: Options, name: str = "BertTokenizer") -> Tokenizer:

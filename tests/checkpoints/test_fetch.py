@@ -3,14 +3,18 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from checkpoints.folders import split_in_shards
+from conftest import WORDS
 from hub import COMMIT, serving
 
+from mtl import SentenceEncoder
 from mtl.checkpoints import fetch as fetching
 from mtl.checkpoints.fetch import check, fetch, find, manifest, stamped_sha256, stamps_path
 from mtl.checkpoints.listing import pinned_models
@@ -112,6 +116,43 @@ def test_another_repository_by_branch(pinned: Path, repository: Path, tmp_path: 
     assert (Path(printed.splitlines()[0]) / "modules.json").is_file()
 
 
+def test_a_repository_of_an_older_form(pinned: Path, repository: Path, tmp_path: Path) -> None:
+    """0_Transformer/ with a vocabulary alone, its weights in shards, from a pull request; checkpoints stay there."""
+    other = tmp_path / "hub" / "me" / "older"
+    (other / "0_Transformer").mkdir(parents=True)
+    shutil.copytree(repository / "1_Pooling", other / "1_Pooling")
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json", "sentence_bert_config.json"):
+        shutil.copy(repository / name, other / "0_Transformer" / name)
+    (other / "0_Transformer" / "vocab.txt").write_text("\n".join(WORDS))
+    split_in_shards(other / "0_Transformer")
+    modules = json.loads((repository / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (other / "modules.json").write_text(json.dumps(modules))
+    (other / "checkpoint-500").mkdir()
+    (other / "checkpoint-500" / "model.safetensors").write_bytes(b"x")
+    with serving(tmp_path / "hub") as hub:
+        hub.branches.add("refs/pr/3")
+        printed = run(pinned, "me/older@refs/pr/3", hub.url, tmp_path)
+        assert not any("checkpoint-500" in request for request in hub.requests)
+    folder = Path(printed.splitlines()[0])
+    vectors = [SentenceEncoder.from_pretrained(x).encode(["a b", "c"]) for x in (folder, repository)]
+    assert (vectors[0] == vectors[1]).all()
+
+
+def test_a_repository_of_pickles(pinned: Path, repository: Path, tmp_path: Path) -> None:
+    (repository / "model.safetensors").unlink()
+    with serving(tmp_path / "hub") as hub:
+        plain = run(pinned, "me/tiny@main", hub.url, tmp_path)
+        pull = {"num": 7, "title": "Adding `safetensors` variant of this model", "isPullRequest": True, "pinned": False,
+                "status": "open", "author": {"name": "SFconvertbot"}, "createdAt": "2023-01-01T00:00:00.000Z",
+                "repo": {"name": "me/tiny", "type": "model"}}  # fmt: skip
+        hub.discussions.append(pull)
+        with_bot = run(pinned, "me/tiny@main", hub.url, tmp_path)
+    assert "error: me/tiny holds no safetensors at this revision; pickles are never opened" in plain
+    assert "error: me/tiny holds no safetensors at this revision; its conversion, a pull" in with_bot
+    assert "me/tiny@refs/pr/7" in with_bot
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -141,6 +182,29 @@ def test_a_dataset_s_file(pinned: Path, tmp_path: Path) -> None:
     assert "is no address of data; expected hf://datasets/owner/name@revision/path" in run(
         pinned, "hf://me/data", "http://127.0.0.1:9", tmp_path
     )
+
+
+@pytest.mark.parametrize(
+    "revision", ["@refs/convert/parquet", "@~parquet", "@refs%2Fconvert%2Fparquet", "@refs/pr/12", ""]
+)
+def test_a_dataset_s_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str) -> None:
+    """What of an address is the revision, and what the file."""
+    import huggingface_hub
+
+    asked: list[tuple] = []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args, **named: asked.append((args, named)) or "x")
+    fetching.fetch_data(f"hf://datasets/me/data{revision}/default/train/0000.parquet")
+    wanted = {"": None, "@refs/pr/12": "refs/pr/12"}.get(revision, "refs/convert/parquet")
+    assert asked == [(("me/data", "default/train/0000.parquet"), {"revision": wanted, "repo_type": "dataset"})]
+
+
+def test_a_dataset_s_conversion_from_the_hub(pinned: Path, tmp_path: Path) -> None:
+    (tmp_path / "hub" / "me" / "data" / "default").mkdir(parents=True)
+    (tmp_path / "hub" / "me" / "data" / "default" / "0000.parquet").write_bytes(b"PAR1")
+    with serving(tmp_path / "hub") as hub:
+        hub.branches |= {"refs/convert/parquet"}
+        printed = run(pinned, "hf://datasets/me/data@~parquet/default/0000.parquet", hub.url, tmp_path)
+    assert Path(printed.strip()).read_bytes() == b"PAR1"
 
 
 @pytest.mark.parametrize("name", ["tiny-model", "me/other"])
@@ -223,6 +287,30 @@ def test_check(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="has sha256 7692c3ad3540..., expected 000000000000..."):
         check(path, 3, "0" * 64)
     check(path, 3, hashlib.sha256(b"one").hexdigest())
+
+
+def test_a_clone_keeps_what_it_fetches(pinned: Path, repository: Path, tmp_path: Path) -> None:
+    """In weights/NAME beside its README, where it is found without the hub, and verified."""
+    (tmp_path / "clone").mkdir()
+    real = "fetch_pinned(mtl.checkpoints.fetch.find(sys.argv[2]), keep)"
+    code = CODE.replace("fetch(sys.argv[2])", real).replace(
+        "try:", "keep = mtl.checkpoints.fetch.CLONE = pathlib.Path(sys.argv[3])\ntry:"
+    )
+    code = re.sub("fetch = .*", "fetch_pinned = mtl.checkpoints.fetch.fetch_pinned", code)
+
+    def fetched(url: str) -> str:
+        settings = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, "-c", code, str(pinned), "tiny-model", str(tmp_path / "clone")]
+        done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=120)
+        return done.stdout + done.stderr
+
+    with serving(tmp_path / "hub") as hub:
+        first = fetched(hub.url)
+    folder = tmp_path / "clone" / "tiny-model"
+    assert first == fetched("http://127.0.0.1:9") == f"{folder}\n"
+    assert (folder / "model.safetensors").read_bytes() == (repository / "model.safetensors").read_bytes()
+    (folder / "config.json").write_text("{}")
+    assert "config.json has 2 bytes, expected" in fetched("http://127.0.0.1:9")
 
 
 def weights(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -14,8 +14,8 @@ from conftest import golden
 from safetensors.torch import load_file, save_file
 
 from mtl import SentenceEncoder
-from mtl.checkpoints.load import Checkpoint, load, load_encoder
 from mtl.checkpoints.families import FAMILIES
+from mtl.checkpoints.load import Checkpoint, load, load_encoder
 from mtl.checkpoints.save import save
 from mtl.errors import ConfigError, WeightsError
 from mtl.model.pooling import Dense, Normalize

@@ -1,0 +1,446 @@
+"""Folders as others made them, each against sentence-transformers: the same vectors, or one line that says why not.
+
+Every case is a tiny random model that transformers wrote, with something changed in its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints.folders import older_norms, rename_tensors, split_in_shards
+from conftest import randomized
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from mtl import MultiTaskModel, SentenceEncoder
+from mtl.errors import MtlError
+
+transformers = pytest.importorskip("transformers", reason="needs the reference extra")
+sentence_transformers = pytest.importorskip("sentence_transformers", reason="needs the reference extra")
+pytestmark = pytest.mark.reference
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+LETTERS = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHéÉß日本.,!?'", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyzABCé")]
+WORDS = [*SPECIAL, *LETTERS, "new", "york", "[", "]", "##MASK", "<", ">", "s", "/"]
+TEXTS = ["a b c", "Ab É é ABC", "", "日本 ab", "new york [MASK] [mask] [NEW] [new]", "a" * 30, "x y z " * 20, "ß <s> a </s> <pad>",
+         "İΑΣ fin", "  blanks\tand\nlines  "]  # fmt: skip
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+         "max_position_embeddings": 40, "initializer_range": 0.3}  # fmt: skip
+
+
+def distilbert(**fields: Any) -> Any:
+    names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
+             "intermediate_size": "hidden_dim"}  # fmt: skip
+    return transformers.DistilBertConfig(**{names.get(name, name): x for name, x in SHAPE.items()}, **fields)
+
+
+def write(folder: Path, model: Any, vocabulary: list[str] = WORDS, **options: Any) -> Path:
+    """A model and BERT's tokenizer, as transformers writes them."""
+    randomized(model, 1).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, **options).save_pretrained(folder)
+    return folder
+
+
+def bert(folder: Path, kind: str = "BertModel", rows: int = len(WORDS), **fields: Any) -> Path:
+    config = transformers.BertConfig(vocab_size=rows, **{**SHAPE, **fields})
+    return write(folder, getattr(transformers, kind)(config))
+
+
+def sentence(folder: Path, pooling: dict[str, Any] | None = None, name: str = "bert", **fields: Any) -> Path:
+    """What sentence-transformers 3 writes beside it."""
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+               {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]  # fmt: skip
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, **(pooling or {})}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (folder / f"sentence_{name}_config.json").write_text(json.dumps(fields or {"max_seq_length": 30}))
+    return folder
+
+
+def edit(path: Path, **fields: Any) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({k: v for k, v in (content | fields).items() if v != "gone"}))
+
+
+def append(folder: Path, kind: str, config: dict[str, Any], tensors: dict[str, torch.Tensor] | None = None) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    place = f"{len(modules)}_X"
+    entry = {"idx": len(modules), "name": str(len(modules)), "path": place, "type": kind}
+    (folder / "modules.json").write_text(json.dumps([*modules, entry]))
+    (folder / place).mkdir()
+    (folder / place / "config.json").write_text(json.dumps(config))
+    if tensors:
+        save_file(tensors, folder / place / "model.safetensors")
+
+
+Case = Callable[[Path], Any]
+EQUAL: dict[str, Case] = {}
+REFUSED: dict[str, tuple[Case, str]] = {}
+
+
+def equal(case: Case) -> Case:
+    EQUAL[case.__name__] = case
+    return case
+
+
+def refused(message: str) -> Callable[[Case], Case]:
+    def note(case: Case) -> Case:
+        REFUSED[case.__name__] = (case, message)
+        return case
+
+    return note
+
+
+def check(folder: Path) -> None:
+    """Vectors as sentence-transformers', to rounding."""
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").float()
+    ours = SentenceEncoder.from_pretrained(folder)
+    np.testing.assert_allclose(ours.encode(TEXTS, overflow="truncate"), theirs.encode(TEXTS, batch_size=1), atol=5e-6)
+
+
+# A. A folder's settings
+
+@equal
+def bare_bert(f: Path) -> None:
+    bert(f)
+
+
+@equal
+def truncate_dim(f: Path) -> None:
+    edit(sentence(bert(f)) / "config_sentence_transformers.json", truncate_dim=8)
+
+
+for number, name in enumerate(("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")):
+    EQUAL[f"length_in_{name}"] = lambda f, name=name: sentence(bert(f), name=name, max_seq_length=9, do_lower_case=True)
+
+
+@equal
+def two_length_files(f: Path) -> None:
+    sentence(bert(f), name="xlnet", max_seq_length=9)
+    (f / "sentence_bert_config.json").write_text("{}")
+    (f / "sentence_roberta_config.json").write_text('{"max_seq_length": 7}')
+
+
+@equal
+def length_without_modules(f: Path) -> None:
+    (bert(f) / "sentence_bert_config.json").write_text('{"max_seq_length": 9, "do_lower_case": true}')
+    (f / "config_sentence_transformers.json").write_text('{"truncate_dim": 5}')
+
+
+@equal
+def capitals_kept(f: Path) -> None:
+    edit(sentence(bert(f)) / "tokenizer_config.json", do_lower_case=False)
+
+
+@equal
+def accents_stripped(f: Path) -> None:
+    edit(sentence(bert(f)) / "tokenizer_config.json", do_lower_case=False, strip_accents=True)
+
+
+@equal
+def accents_kept(f: Path) -> None:
+    edit(sentence(bert(f)) / "tokenizer_config.json", strip_accents=False)
+
+
+@equal
+def chinese_together(f: Path) -> None:
+    edit(sentence(bert(f)) / "tokenizer_config.json", tokenize_chinese_chars=False)
+
+
+@equal
+def cut_at_the_left(f: Path) -> None:
+    edit(sentence(bert(f), max_seq_length=12) / "tokenizer_config.json", truncation_side="left")
+
+
+@equal
+def the_tokenizers_length(f: Path) -> None:
+    edit(sentence(bert(f), do_lower_case=False) / "tokenizer_config.json", model_max_length=11)
+
+
+@equal
+def an_older_length(f: Path) -> None:
+    edit(sentence(bert(f), do_lower_case=False) / "tokenizer_config.json", model_max_length="gone", max_len=11)
+
+
+@equal
+def no_tokenizer_config(f: Path) -> None:
+    sentence(bert(f))
+    (f / "tokenizer_config.json").unlink()
+    content = json.loads((f / "tokenizer.json").read_text())
+    content["normalizer"]["lowercase"] = False  # BertTokenizer's default wins
+    (f / "tokenizer.json").write_text(json.dumps(content))
+
+
+@equal
+def taken_as_it_stands(f: Path) -> None:
+    edit(sentence(bert(f)) / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", do_lower_case=False)
+
+
+@equal
+def class_in_config(f: Path) -> None:
+    sentence(bert(f))
+    edit(f / "tokenizer_config.json", tokenizer_class="gone", do_lower_case=False)
+    edit(f / "config.json", tokenizer_class="PreTrainedTokenizerFast")
+
+
+@equal
+def special_tokens_of_other_names(f: Path) -> None:
+    words = ["<pad>", "<unk>", "<s>", "</s>", "<mask>", *LETTERS]
+    write(f, transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **SHAPE)), words,
+          pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>", mask_token="<mask>")  # fmt: skip
+
+
+@equal
+def special_tokens_in_their_own_file(f: Path) -> None:
+    special_tokens_of_other_names(f)
+    names = {k: v for k, v in json.loads((f / "tokenizer_config.json").read_text()).items() if k.endswith("_token")}
+    edit(f / "tokenizer_config.json", added_tokens_decoder="gone", **dict.fromkeys(names, "gone"))
+    flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+    (f / "special_tokens_map.json").write_text(json.dumps({k: {"content": v, **flags} for k, v in names.items()}))
+    (f / "tokenizer.json").unlink()
+
+
+@equal
+def added_tokens_and_vocab_alone(f: Path) -> None:
+    bert(f, rows=len(WORDS) + 2)
+    (f / "tokenizer.json").unlink()
+    edit(f / "tokenizer_config.json", added_tokens_decoder="gone")
+    (f / "added_tokens.json").write_text(json.dumps({"[NEW]": len(WORDS), "york": len(WORDS) - 8, "zz": len(WORDS) + 1}))
+    (f / "added_tokens.json").write_text(json.dumps({"[NEW]": len(WORDS), "zz": len(WORDS) + 1}))
+
+
+@equal
+def added_tokens_decoder(f: Path) -> None:
+    bert(f, rows=len(WORDS) + 2)
+    (f / "tokenizer.json").unlink()
+    token = {"lstrip": True, "rstrip": False, "single_word": False, "normalized": False, "special": False}
+    edit(f / "tokenizer_config.json", added_tokens_decoder={str(len(WORDS)): {"content": "[NEW]", **token}})
+
+
+@equal
+def tokens_that_the_decoder_does_not_list(f: Path) -> None:
+    bert(f, rows=len(WORDS) + 2)
+    tokenizer = Tokenizer.from_file(str(f / "tokenizer.json"))
+    tokenizer.add_tokens(["[NEW]"])
+    tokenizer.save(str(f / "tokenizer.json"))
+    edit(f / "tokenizer_config.json", added_tokens_decoder={"4": {"content": "[MASK]", "special": True}})
+
+
+@equal
+def extra_special_tokens(f: Path) -> None:
+    edit(bert(f) / "tokenizer_config.json", extra_special_tokens=["york"])
+
+
+@equal
+def additional_special_tokens(f: Path) -> None:
+    edit(bert(f) / "tokenizer_config.json", additional_special_tokens=["york", "new"])
+
+
+@equal
+def special_tokens_split(f: Path) -> None:
+    edit(bert(f) / "tokenizer_config.json", split_special_tokens=True)
+
+
+@equal
+def baked_truncation(f: Path) -> None:
+    sentence(bert(f))
+    tokenizer = Tokenizer.from_file(str(f / "tokenizer.json"))
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(length=9)
+    tokenizer.save(str(f / "tokenizer.json"))
+
+
+@equal
+def processor_kwargs(f: Path) -> None:
+    sentence(bert(f), max_seq_length=25, processor_kwargs={"model_max_length": 9, "do_lower_case": False})
+
+
+@equal
+def lower_case_of_sentences(f: Path) -> None:
+    edit(sentence(bert(f), do_lower_case=True) / "tokenizer_config.json", do_lower_case=False)
+
+
+@equal
+def newest_form(f: Path) -> None:
+    bert(f / "start")
+    model = sentence_transformers.SentenceTransformer(str(f / "start"), device="cpu", truncate_dim=9)
+    model.append(sentence_transformers.models.Dense(32, 12, activation_function=torch.nn.GELU()))
+    model.append(sentence_transformers.models.Normalize())
+    model.save(str(f))
+    shutil.rmtree(f / "start")
+
+
+@equal
+def lower_case_newest_form(f: Path) -> None:
+    newest_form(f)
+    edit(f / "sentence_bert_config.json", max_seq_length=8, do_lower_case=True)
+
+
+@equal
+def pooling_of_new_name_beside_old_switches(f: Path) -> None:
+    sentence(bert(f), {"pooling_mode": ["max", "cls"], "pooling_mode_mean_tokens": True})
+
+
+@equal
+def activation_of_another_path(f: Path) -> None:
+    sentence(bert(f))
+    config = {"in_features": 32, "out_features": 6, "bias": False, "activation_function": "torch.nn.ReLU"}
+    append(f, "sentence_transformers.models.Dense", config, {"linear.weight": torch.randn(6, 32)})
+
+
+@equal
+def unknown_fields(f: Path) -> None:
+    edit(sentence(bert(f)) / "config.json", my_own=7)
+    edit(f / "config_sentence_transformers.json", note="mine")
+    edit(f / "tokenizer_config.json", also="mine")
+
+
+@equal
+def defaults_of_bert(f: Path) -> None:
+    """Fields that config.json does not have are what the family has, 12 layers and not 6."""
+    bert(f, num_hidden_layers=12)
+    edit(f / "config.json", num_hidden_layers="gone", type_vocab_size="gone", layer_norm_eps="gone", hidden_act="gone")
+
+
+def two_features(**config: Any) -> Case:
+    def case(f: Path) -> None:
+        sentence(bert(f))
+        append(f, "sentence_transformers.models.Dense", {"in_features": 32, "out_features": 32, **config},
+               {"linear.weight": torch.randn(32, 32), "linear.bias": torch.randn(32)})  # fmt: skip
+
+    return case
+
+
+REFUSED |= {
+    "another_activation": (two_features(activation_function="mine.nn.Identity"), "Dense activation 'mine.nn.Identity'"),
+    "a_residual": (two_features(use_residual=True), "use_residual is True; expected False"),
+    "of_tokens": (two_features(module_input_name="token_embeddings"), "module_input_name is 'token_embeddings'"),
+    "a_newer_field": (two_features(gate="x"), "config.json: gate: unknown, and could change the vectors"),
+    "prompt_left_out": (lambda f: sentence(bert(f), {"include_prompt": False}), "include_prompt is False"),
+    "pooling_field": (lambda f: sentence(bert(f), {"pooling_power": 3}), "pooling_power: unknown"),
+    "task": (lambda f: sentence(bert(f), transformer_task="fill-mask"), "transformer_task is 'fill-mask'"),
+    "query_length": (lambda f: sentence(bert(f), query_length=5), "query_length is 5"),
+    "sentence_field": (lambda f: sentence(bert(f), cut_from="left"), "cut_from: unknown"),
+    "half_a_layer": (lambda f: edit(bert(f) / "config.json", pruned_heads={"0": [1]}), "pruned_heads is"),
+    "decoder": (lambda f: edit(bert(f) / "config.json", is_decoder=True), "is_decoder is True"),
+    "quantized": (lambda f: edit(bert(f) / "config.json", quantization_config={"bits": 4}), "quantization_config is"),
+    "adapter": (lambda f: edit(bert(f) / "adapter_config.json", peft_type="LORA"), "holds an adapter; merge it"),
+    "sparse": (
+        lambda f: edit(sentence(bert(f)) / "config_sentence_transformers.json", model_type="SparseEncoder"),
+        "model_type is 'SparseEncoder'",
+    ),
+    "japanese": (
+        lambda f: (edit(bert(f) / "tokenizer_config.json", tokenizer_class="BertJapaneseTokenizer"),
+                   (f / "tokenizer.json").unlink()),
+        "expected it beside a BertJapaneseTokenizer",
+    ),
+    "holes_among_added_tokens": (
+        lambda f: ((bert(f, rows=99) / "tokenizer.json").unlink(), edit(f / "tokenizer_config.json", added_tokens_decoder="gone"),
+                   edit(f / "added_tokens.json", **{"[NEW]": 98})),
+        r"the added token \[NEW\] has the id 98, but gets",
+    ),
+}  # fmt: skip
+
+
+# B. What others call things
+
+def prefixed(prefix: str) -> Case:
+    return lambda f: rename_tensors(bert(f), lambda name: f"{prefix}{name}")
+
+
+for prefix in ("bert.", "model.", "0.auto_model.", "module.bert.", "encoder."):
+    EQUAL[f"prefix_{prefix}"] = prefixed(prefix)
+
+HEADS = ("BertForSequenceClassification", "BertForMaskedLM", "BertForPreTraining", "BertForTokenClassification",
+         "BertForQuestionAnswering", "BertForMultipleChoice", "BertForNextSentencePrediction")  # fmt: skip
+for kind in HEADS:
+    EQUAL[kind] = lambda f, kind=kind: bert(f, kind)
+DISTILBERT_HEADS = ("DistilBertModel", "DistilBertForQuestionAnswering", "DistilBertForTokenClassification",
+                    "DistilBertForMaskedLM", "DistilBertForSequenceClassification", "DistilBertForMultipleChoice")  # fmt: skip
+for kind in DISTILBERT_HEADS:
+    EQUAL[kind] = lambda f, kind=kind: write(f, getattr(transformers, kind)(distilbert(vocab_size=len(WORDS))))
+
+
+@equal
+def gamma_and_beta(f: Path) -> None:
+    rename_tensors(bert(f, "BertForPreTraining"), older_norms)
+
+
+@equal
+def in_shards(f: Path) -> None:
+    split_in_shards(bert(f, "BertForMaskedLM"), 3)
+
+
+@equal
+def older_layout(f: Path) -> None:
+    bert(f / "0_Transformer")
+    (f / "0_Transformer" / "tokenizer.json").unlink()
+    sentence(f, max_seq_length=11)
+    (f / "sentence_bert_config.json").rename(f / "0_Transformer" / "sentence_bert_config.json")
+    modules = json.loads((f / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (f / "modules.json").write_text(json.dumps(modules))
+
+
+@equal
+def something_beside(f: Path) -> None:
+    bert(f)
+    path = f / "model.safetensors"
+    save_file(load_file(path) | {"regressor.weight": torch.ones(3), "steps": torch.ones(1)}, path, {"format": "pt"})
+
+
+def with_tensor(name: str) -> Case:
+    def case(f: Path) -> None:
+        path = bert(f) / "model.safetensors"
+        save_file(load_file(path) | {name: torch.ones(3)}, path, {"format": "pt"})
+
+    return case
+
+
+REFUSED |= {
+    "lora_inside": (
+        with_tensor("encoder.layer.0.attention.self.query.lora_A.weight"), "unexpected encoder.layer.0.attention.self.query.lora",
+    ),
+    "embeddings_inside": (with_tensor("embeddings.segments.weight"), "unexpected embeddings.segments.weight"),
+    "two_encoders": (
+        lambda f: save_file(
+            {f"{side}.{k}": v.clone() for k, v in load_file(bert(f) / "model.safetensors").items() for side in "ab"},
+            f / "model.safetensors", {"format": "pt"},
+        ),
+        "holds tensors twice",
+    ),
+    "lost_shard": (lambda f: split_in_shards(bert(f))[1].unlink(), "model-00002-of-00002.safetensors is missing"),
+    "no_trunk": (with_tensor("x") and (lambda f: save_file({"x": torch.ones(2)}, bert(f) / "model.safetensors")), "missing emb"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EQUAL)
+def test_the_same_vectors(case: str, tmp_path: Path) -> None:
+    """And again of what we save of it."""
+    EQUAL[case](folder := tmp_path / "theirs")
+    check(folder)
+    SentenceEncoder.from_pretrained(folder).save(tmp_path / "ours")
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").float().encode(TEXTS, batch_size=1)
+    again = sentence_transformers.SentenceTransformer(str(tmp_path / "ours"), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(again, theirs, atol=1e-5)
+    ours = SentenceEncoder.from_pretrained(tmp_path / "ours").encode(TEXTS, overflow="truncate")
+    np.testing.assert_allclose(ours, theirs, atol=5e-6)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_one_line(case: str, tmp_path: Path) -> None:
+    make, message = REFUSED[case]
+    make(folder := tmp_path / "theirs")
+    with pytest.raises(MtlError, match=message) as error:
+        SentenceEncoder.from_pretrained(folder)
+    assert str(error.value).isprintable()
