@@ -116,10 +116,12 @@ def tokenizer_options(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
         roles = ("pad",) if came else ("unk", "sep", "pad", "cls", "mask")
         texts = [(role, text) for role in roles for text in (f"<{role}>", f"[{role.upper()}]")]
         standard = {f"{role}_token": text for role, text in texts if checkpoint.tokenizer.token_to_id(text) is not None}
-    known = {name: token for name, token in {**standard, **came}.items()
-             if not is_token(name, token) or checkpoint.tokenizer.token_to_id(text_of(token)) is not None}  # fmt: skip
+    tokens = {name: text_of(token) for name, token in {**standard, **came}.items() if is_token(name, token)}
+    settings = {name: value for name, value in came.items() if name not in tokens}
+    held = {name: text for name, text in tokens.items() if checkpoint.tokenizer.token_to_id(text) is not None}
     return {
-        **known,
+        **settings,
+        **held,
         "tokenizer_class": came["tokenizer_class"] if kind else "PreTrainedTokenizerFast",
         "model_max_length": checkpoint.max_length,
         "model_input_names": list(family.inputs),
