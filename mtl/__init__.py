@@ -16,6 +16,7 @@ from mtl.errors import (
     TrainingStopped,
     WeightsError,
 )
+from mtl.shadows import import_shadowed
 
 if TYPE_CHECKING:
     __version__: str
@@ -57,6 +58,9 @@ __all__ = [
     "evaluate",
     "train",
 ]
+
+
+import_shadowed()
 
 
 def __dir__() -> list[str]:

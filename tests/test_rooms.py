@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ORDER = (
     "mtl.errors",
+    "mtl.shadows",
     "mtl.disk",
     "mtl.display",
     "mtl.model",

@@ -27,6 +27,9 @@ MODULES = "sentence_transformers.models"
 # What a config.json said that is no longer so, since weights are written as float32, under names of our own choice
 OUTDATED = ("torch_dtype", "dtype", "_name_or_path", "transformers_version", "auto_map", "num_labels", "id2label",
             "label2id", "problem_type")  # fmt: skip
+TOKENIZER_OUTDATED = ("extra_special_tokens", "max_len", "auto_map", "name_or_path", "tokenizer_file", "vocab_file",
+                      "merges_file", "special_tokens_map_file", "files_loaded", "is_local", "local_files_only",
+                      "backend", "max_length", "stride", "truncation_strategy")  # fmt: skip
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -117,7 +120,9 @@ def tokenizer_options(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
         texts = [(role, text) for role in roles for text in (f"<{role}>", f"[{role.upper()}]")]
         standard = {f"{role}_token": text for role, text in texts if checkpoint.tokenizer.token_to_id(text) is not None}
     tokens = {name: text_of(token) for name, token in {**standard, **came}.items() if is_token(name, token)}
-    settings = {name: value for name, value in came.items() if name not in tokens}
+    settings = {name: value for name, value in came.items() if name not in (*tokens, *TOKENIZER_OUTDATED)}
+    if extra := came.get("extra_special_tokens"):  # transformers 4 takes an object under this name, or fails
+        settings["extra_special_tokens" if isinstance(extra, dict) else "additional_special_tokens"] = extra
     held = {name: text for name, text in tokens.items() if checkpoint.tokenizer.token_to_id(text) is not None}
     return {
         **settings,

@@ -6,7 +6,9 @@ Every case is a tiny random model that transformers wrote, with something change
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.errors import MtlError
+from mtl.model.packing import PackedBatch
 
 transformers = pytest.importorskip("transformers", reason="needs the reference extra")
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="needs the reference extra")
@@ -614,3 +617,51 @@ def test_one_line(case: str, tmp_path: Path) -> None:
     with pytest.raises(MtlError, match=message) as error:
         SentenceEncoder.from_pretrained(folder)
     assert str(error.value).isprintable()
+
+
+# What we write is read by others
+
+OLDER = Path(os.environ.get("MTL_OLDER_PYTHON", Path(__file__).parents[2] / ".venv-older" / "bin" / "python"))
+PLAIN = ["a b c", "ab cd", "a", "x y z " * 20]
+SAVED: dict[str, Case] = {
+    "distilbert": lambda f: classifier(f, "DistilBert", 2, None),
+    "bert": EQUAL["bare_bert"],
+    "bert_classifier": lambda f: classifier(f, "Bert", 3, "multi_label_classification"),
+    "bert_unigram": EQUAL["unigram_tokenizer_of_bert"],
+    "bert_unigram_as_it_stands": EQUAL["unigram_taken_as_it_stands"],
+    "bert_other_tokens": EQUAL["special_tokens_of_other_names"],
+    "bert_other_tokens_in_a_file": EQUAL["special_tokens_in_their_own_file"],
+    "bert_added_tokens": EQUAL["added_tokens_and_vocab_alone"],
+    "roberta": lambda f: classifier(f, "Roberta", 2, None),
+    "roberta_older_files": EQUAL["roberta_of_older_files"],
+    "xlm_roberta": lambda f: classifier(f, "XLMRoberta", 2, None),
+    "camembert": EQUAL["CamembertModel"],
+    "electra": lambda f: classifier(f, "Electra", 2, None),
+    "lower_case": EQUAL["length_in_roberta"],
+}
+
+
+@pytest.mark.skipif(not OLDER.exists(), reason=f"{OLDER} is not here; `make .venv-older/.installed`")
+def test_older_readers(tmp_path: Path) -> None:
+    """transformers 4.57 and sentence-transformers 3.4 give our vectors and logits, each kind of tokenizer."""
+    (tmp_path / "texts.json").write_text(json.dumps(PLAIN))
+    for name, make in SAVED.items():
+        make(folder := tmp_path / "theirs" / name)
+        try:
+            MultiTaskModel.from_pretrained(folder).save(tmp_path / name)
+        except MtlError:
+            SentenceEncoder.from_pretrained(folder).save(tmp_path / name)
+    command = [OLDER, Path(__file__).with_name("older.py"), tmp_path / "texts.json", *(tmp_path / x for x in SAVED)]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, found in zip(SAVED, json.loads(done.stdout), strict=True):
+        model = SentenceEncoder.from_pretrained(tmp_path / name)
+        vectors = model.encode(PLAIN, overflow="truncate")
+        np.testing.assert_allclose(found["vectors"], vectors, atol=1e-5, err_msg=name)
+        batch = PackedBatch.pack(model.tokenizer(PLAIN, "truncate").rows)
+        with torch.no_grad():
+            first = model.encoder(batch)[batch.firsts]
+        np.testing.assert_allclose(found["first"], first, atol=1e-5, err_msg=name)
+        if found["logits"]:
+            logits = MultiTaskModel.from_pretrained(tmp_path / name).predict(PLAIN).logits["classification"]
+            np.testing.assert_allclose(found["logits"], logits, atol=1e-5, err_msg=name)
