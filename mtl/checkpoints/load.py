@@ -25,6 +25,7 @@ from mtl.checkpoints.files import check_tensors, inside, read_json, read_object,
 from mtl.checkpoints.modules import load_after, pooling_modes, read_modules, read_prompts, read_sentence_config
 from mtl.checkpoints.tokenizer import class_of, load_tokenizer, read_options
 from mtl.checkpoints.uninitialized import uninitialized
+from mtl.display import counted
 from mtl.errors import ConfigError, MtlError, WeightsError, printable, shown
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
@@ -53,14 +54,15 @@ class Origin:
 class Classifier:
     """A sequence classifier over the first token, if a folder holds one.
 
-    ``kind`` is its form, as TaskSpec.head has it; ``tensors`` are float32, under our head's names; ``labels`` their
-    names by output; ``problem_type`` is config.json's. Where ``problem`` says what is wrong, nothing else counts.
+    ``kind`` is its form, as TaskSpec.head has it; ``tensors`` are float32, under our head's names; ``labels`` the names
+    of its outputs; ``problem_type`` is config.json's word for what they are. Where ``problem`` says what is wrong,
+    nothing else counts.
     """
 
     kind: str = "distilbert"
     tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     labels: tuple[str, ...] = ()
-    problem_type: str | None = None
+    problem_type: str = "single_label_classification"
     problem: str = ""
 
     @property
@@ -231,10 +233,14 @@ def read_classifier(
     try:
         tensors = check_tensors(held, shapes, path)
         problem_type = fields.get("problem_type")
-        kinds = ("regression", "single_label_classification", "multi_label_classification")
-        if problem_type is not None and problem_type not in kinds:
-            raise ConfigError(f"{source}: problem_type is {shown(problem_type)}; expected one of {', '.join(kinds)}")
-        return Classifier(family.head.kind, tensors, head_labels(fields, outputs, source), problem_type)
+        by_default = "multi_label_classification" if outputs == 1 else "single_label_classification"
+        kinds = ("multi_label_classification", "regression" if outputs == 1 else "single_label_classification")
+        if problem_type not in (None, *kinds):
+            expected = f"one of {', '.join(kinds)} with {counted(outputs, 'output')}"
+            raise ConfigError(f"{source}: problem_type is {shown(problem_type)}; expected {expected}")
+        # One output without a word is a sigmoid's, as transformers' pipeline takes it
+        labels = head_labels(fields, outputs, source)
+        return Classifier(family.head.kind, tensors, labels, problem_type or by_default)
     except MtlError as error:
         return Classifier(problem=str(error))
 
@@ -251,8 +257,11 @@ def head_labels(fields: Mapping[str, Any], outputs: int, source: Path) -> tuple[
     if not labels:
         return tuple(f"LABEL_{i}" for i in range(outputs))
     named = {str(i): label for i, label in labels.items()} if isinstance(labels, dict) else {}
-    if named.keys() != {str(i) for i in range(outputs)} or not all(isinstance(x, (str, int)) for x in named.values()):
-        raise ConfigError(f"{source}: id2label is {shown(labels)}; expected a name for each of 0 to {outputs - 1}")
+    right = all(isinstance(x, (str, int)) for x in named.values()) and len({*map(str, named.values())}) == outputs
+    if named.keys() != {str(i) for i in range(outputs)} or not right:
+        raise ConfigError(
+            f"{source}: id2label is {shown(labels)}; expected another name for each of 0 to {outputs - 1}"
+        )
     return tuple(str(named[str(i)]) for i in range(outputs))
 
 

@@ -85,7 +85,7 @@ def config_fields(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
         labels = head.labels or tuple(f"LABEL_{i}" for i in range(head.outputs))
         fields["id2label"] = {str(i): label for i, label in enumerate(labels)}
         fields["label2id"] = {label: i for i, label in enumerate(labels)}
-        fields |= {"problem_type": head.problem_type} if head.problem_type else {}
+        fields["problem_type"] = head.problem_type
         name = f"{family.classes}ForSequenceClassification"
     else:
         name = f"{family.classes}Model"

@@ -96,7 +96,8 @@ class Served:
             ConfigError, WeightsError, InputError: as ``from_pretrained``.
         """
         checkpoint = load(fetch(model))
-        kind = MultiTaskModel if checkpoint.tasks or checkpoint.head else SentenceEncoder
+        head = checkpoint.classifier
+        kind = MultiTaskModel if checkpoint.tasks or (head and not head.problem) else SentenceEncoder
         loaded = kind.from_pretrained(model, device=usable(device), precision=precision)
         return cls(loaded, name or public_name(model), threads)
 
@@ -184,7 +185,6 @@ class Served:
         """A text's tokens, each with its id, the characters that it stands for, and where these start and stop."""
         text = self.encoder.prompt_for(None, prompt_name) + text
         check_texts([text])
-        text = text.lower() if self.tokenizer.lowercase else text
         found = self.tokenizer.backend.encode(text, add_special_tokens=False)
         spans = [
             {"id": token, "text": text[start:stop], "special": False, "start": start, "stop": stop}
@@ -229,15 +229,15 @@ class Served:
 
     def finished(self, values: Sequence[Vector], normalize: bool, dimensions: int | None) -> Vector:
         """Vectors (texts, dim), cut to their first dimensions and then scaled to length 1, as asked for."""
-        vectors = torch.from_numpy(np.stack(values))[:, :dimensions]
+        vectors = torch.from_numpy(np.stack(values))[:, : dimensions or self.dim]
         return (F.normalize(vectors, dim=-1) if normalize else vectors).contiguous().numpy()
 
     def split(self, values: Sequence[Vector]) -> tuple[Vector, dict[str, Tensor]]:
         """Embeddings and each task's logits, of what ``all_heads`` gave."""
         assert self.heads
-        widths = [self.dim, *(self.heads.outputs(name) for name in self.heads.branches)]
+        widths = [self.encoder.width, *(self.heads.outputs(name) for name in self.heads.branches)]
         embeddings, *columns = torch.from_numpy(np.stack(values)).split(widths, dim=1)
-        return embeddings.contiguous().numpy(), dict(zip(self.heads.branches, columns, strict=True))
+        return embeddings[:, : self.dim].contiguous().numpy(), dict(zip(self.heads.branches, columns, strict=True))
 
     def said(self, logits: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """What the tasks say of each text: by task its label, and scores and logits by label."""

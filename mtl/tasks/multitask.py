@@ -17,7 +17,6 @@ from mtl.checkpoints import load
 from mtl.checkpoints import save as export
 from mtl.checkpoints.fetch import fetch
 from mtl.checkpoints.files import check_tensors
-from mtl.display import counted
 from mtl.encode.engine import Engine, usable
 from mtl.encode.precision import Precision, effective
 from mtl.encode.sentence_encoder import WINDOW, SentenceEncoder
@@ -270,21 +269,13 @@ def held_fixed() -> Iterator[None]:
 
 
 def classification(head: load.Classifier) -> TaskSpec:
-    """The task of a sequence classifier, by its config's problem_type. One output without that is a sigmoid's, as
-    transformers' pipeline takes it.
+    """The task of a sequence classifier.
 
     Raises:
-        WeightsError, ConfigError, RecipeError: its tensors, its labels or its kind are not what they should be.
+        WeightsError, RecipeError: its tensors, its labels or its kind are not what they should be.
     """
     if head.problem:
         raise WeightsError(head.problem)
-    by_default = "multi_label_classification" if head.outputs == 1 else "single_label_classification"
-    problem = head.problem_type or by_default
-    if (problem == "regression") != (head.outputs == 1) and problem != "multi_label_classification":
-        raise ConfigError(
-            f"config.json: problem_type is {problem!r} with {counted(head.outputs, 'output')}; expected one output for "
-            "a regression, and several for a single label"
-        )
-    kind = next(kind for kind, name in PROBLEMS.items() if name == problem)
+    kind = next(kind for kind, name in PROBLEMS.items() if name == head.problem_type)
     labels = () if kind == "regression" else head.labels
     return TaskSpec("classification", labels, kind, pooling=("cls",), head=head.kind)

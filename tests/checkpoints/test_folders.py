@@ -235,11 +235,11 @@ def test_labels(checkpoint: Checkpoint, tmp_path: Path, edit_json: Callable, nam
 @pytest.mark.parametrize(
     ("edits", "message"),
     [
-        ({"id2label": ["one"]}, r"id2label is \{0: 'one'\}; expected a name for each of 0 to 1"),
-        ({"id2label": "yes"}, "id2label is 'yes'; expected a name"),
-        ({"id2label": ["same", "same"]}, "labels are .* expected each of them once"),
-        ({"problem_type": "ranking"}, "problem_type is 'ranking'; expected one of regression"),
-        ({"problem_type": "regression"}, "problem_type is 'regression' with 2 outputs"),
+        ({"id2label": ["one"]}, r"id2label is \{0: 'one'\}; expected another name for each of 0 to 1"),
+        ({"id2label": "yes"}, "id2label is 'yes'; expected another name"),
+        ({"id2label": ["same", "same"]}, "id2label is .* expected another name for each"),
+        ({"problem_type": "ranking"}, "problem_type is 'ranking'; expected one of multi_label_classification, s"),
+        ({"problem_type": "regression"}, "problem_type is 'regression'; expected .* with 2 outputs"),
     ],
 )
 def test_a_classifier_that_cannot_be_used(
@@ -263,10 +263,12 @@ def test_embedding_says_that_the_classifier_is_left_out(
 
 
 @pytest.mark.parametrize("outputs", [1, 2])
-def test_sigmoids(checkpoint: Checkpoint, tmp_path: Path, outputs: int) -> None:
+def test_sigmoids(checkpoint: Checkpoint, tmp_path: Path, edit_json: Callable, outputs: int) -> None:
     """A multi-label classifier's are no softmax, and one output alone is one of it."""
-    problem = {} if outputs == 1 else {"problem_type": "multi_label_classification"}
-    model = MultiTaskModel.from_pretrained(with_classifier(checkpoint, tmp_path / "m", outputs, **problem))
+    folder = with_classifier(checkpoint, tmp_path / "m", outputs, problem_type="multi_label_classification")
+    if outputs == 1:
+        edit_json(folder / "config.json", problem_type=None)
+    model = MultiTaskModel.from_pretrained(folder)
     found = model.predict(TEXTS)
     logits = torch.tensor(found.logits["classification"])
     assert found.scores["classification"].tolist() == logits.sigmoid().tolist()

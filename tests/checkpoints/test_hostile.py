@@ -218,7 +218,9 @@ def test_a_classifier_s_labels(folder: Path, edit_json: Callable) -> None:
         MultiTaskModel.from_pretrained(folder)
     edit_tensors(folder, **{"classifier.bias": torch.randn(2)})
     edit_json(folder / "config.json", id2label={"0": "no", "2": "yes"})
-    with pytest.raises(WeightsError, match=r"id2label is {'0': 'no', '2': 'yes'}; expected a name for each of 0 to 1"):
+    with pytest.raises(
+        WeightsError, match=r"id2label is {'0': 'no', '2': 'yes'}; expected another name for each of 0 to 1"
+    ):
         MultiTaskModel.from_pretrained(folder)
     assert SentenceEncoder.from_pretrained(folder).encode(["a"]).shape == (1, 12)
 
