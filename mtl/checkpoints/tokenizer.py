@@ -241,7 +241,7 @@ def add_tokens(tokenizer: Tokenizer, kind: Kind | None, options: Options, more: 
     held = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     if kind is not None and "added_tokens_decoder" in options and not held <= kept:  # the class knows no others
         normalizer, tokenizer = tokenizer.normalizer, Tokenizer(tokenizer.model)
-        tokenizer.normalizer = normalizer
+        tokenizer.normalizer, held = normalizer, set()
     for i, token in sorted(listed.items(), key=lambda pair: pair[0]):
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
         if tokenizer.token_to_id(token.content) != i:
