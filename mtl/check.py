@@ -1,94 +1,43 @@
-"""Does this machine give a text the same bits, whatever stands beside it? Kernels decide, so they are tried out.
+"""Does this machine give a text the same bits, whatever stands beside it? What a user runs is tried out.
 
-First kernel by kernel, so that one that does not is known by its name, then whole texts in many companies. A processor
-can play its elders: ``levels`` says which, by the variables that oneDNN, MKL and torch read when they start.
+First kernel by kernel (kernels/check.py), so that one that does not is known by its name; then every program that the
+model can be asked for, on whole texts in many companies; then ``encode`` and ``predict``.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from itertools import product
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mtl.encode.precision import DTYPES, calibration_texts
+from mtl.encode.engine import Engine
+from mtl.encode.precision import calibration_texts, native_bf16
 from mtl.encode.sentence_encoder import SentenceEncoder
-from mtl.kernels.threads import computing_with
+from mtl.errors import InputError
+from mtl.kernels.check import THREADS, kernel_trials, levels
+from mtl.kernels.compile import FORMATS, Plain, compile_part
+from mtl.kernels.vectors import Vectors
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
-from mtl.model.int8 import Int8Linear
-from mtl.model.linear import Packed
-from mtl.model.pooling import Normalize, Pooling
+from mtl.model.packing import PackedBatch
+from mtl.model.pooling import MODES, AttentionPooling, Normalize, Pooling
+from mtl.tasks.multitask import MultiTaskModel
+from mtl.tasks.spec import TaskSpec
 
-ROWS = (1, 2, 3, 5, 8, 12, 16, 17, 31, 33, 64, 96, 129, 200, 257, 384, 512)
-TEXTS = (1, 2, 3, 7, 16)  # of one length, beside each other in attention
-LENGTHS = (2, 5, 10, 17, 32, 40, 64, 100, 200)
-THREADS = (1, 2, 3)
 DISTILBERT_SHAPE = "distilbert-shape"  # the name under which the command line checks it
-
-# Instruction sets, oldest first: the variables that cap oneDNN, MKL and torch's own kernels at each
-LEVELS = {
-    "SSE4.1": ("SSE41", "SSE4_2", "default"),
-    "AVX2": ("AVX2", "AVX2", "avx2"),
-    "AVX-512": ("AVX512_CORE_VNNI", "AVX512", "avx512"),
-}
-VARIABLES = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY")
-
-
-def levels() -> dict[str, dict[str, str]]:
-    """The instruction sets that this machine can play, and the environment for each; the last is all that it has."""
-    cpu = torch.cpu
-    has = {"SSE4.1": True, "AVX2": cpu._is_avx2_supported(), "AVX-512": cpu._is_avx512_supported()}
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512", "DEFAULT"):
-        has = {}  # no x86: there is nothing to cap
-    capped = {name: dict(zip(VARIABLES, LEVELS[name], strict=True)) for name, found in has.items() if found}
-    return {**capped, "as it is": {}}
-
-
-@torch.inference_mode()
-def compute(threads: int, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """As an engine computes: with so many threads inside, and without gradients."""
-    with computing_with(threads):
-        return function(*arguments)
-
-
-def kernels(model: SentenceEncoder) -> dict[tuple[str, int, int], Packed | Int8Linear]:
-    """One linear layer of each kind and shape that the model is computed with: (kind, in, out) -> layer."""
-    layers = [layer for layer in model.form().modules() if isinstance(layer, (Packed, Int8Linear))]
-    return {(f"{layer.kind} linear", layer.inputs, layer.outputs): layer for layer in layers}
-
-
-def linear_trials(model: SentenceEncoder, threads: int) -> Iterator[tuple[str, list[int]]]:
-    """Each linear kernel, and the numbers of rows at which a row gets other bits than among many on one thread."""
-    generator = torch.Generator().manual_seed(0)
-    for (kind, inputs, outputs), layer in kernels(model).items():
-        x = torch.randn(max(ROWS) + 40, inputs, generator=generator)
-        x = (x * 40 + 100).clamp(0, 255).to(layer.dtype) if layer.dtype == torch.uint8 else x.to(layer.dtype)
-        whole = compute(1, layer, x)
-        parts = {rows: compute(threads, layer, x[23 : 23 + rows].contiguous()) for rows in ROWS}
-        wrong = [rows for rows, part in parts.items() if not torch.equal(part, whole[23 : 23 + rows])]
-        yield f"{kind} {inputs} -> {outputs}", wrong
-
-
-def attention_trials(
-    config: EncoderConfig, threads: int, dtype: torch.dtype = torch.float32
-) -> Iterator[tuple[str, list[int]]]:
-    """Attention at several lengths, and the numbers of texts at which one gets other bits than alone on one thread."""
-    generator = torch.Generator().manual_seed(0)
-    size = (max(TEXTS), config.n_heads, max(LENGTHS), config.dim // config.n_heads)
-    q, k, v = (torch.randn(size, generator=generator).to(dtype) for _ in range(3))
-
-    def attention(texts: int, length: int) -> Tensor:
-        return F.scaled_dot_product_attention(q[:texts, :, :length], k[:texts, :, :length], v[:texts, :, :length])
-
-    for length in LENGTHS:
-        alone = compute(1, attention, 1, length)
-        parts = {texts: compute(threads, attention, texts, length) for texts in TEXTS}
-        yield f"attention of {length} tokens", [n for n, part in parts.items() if not torch.equal(part[:1], alone)]
+BUDGETS = (1, 64, 300, 768, 4096)  # tokens of a batch
+TASKS = (
+    TaskSpec("first", ("a", "b"), pooling=("cls",), head="distilbert"),
+    TaskSpec("all", ("a", "b", "c"), kind="multi-label", pooling=("mean", "max")),
+    TaskSpec("learned", kind="regression", pooling=("attention",)),
+)
 
 
 def sample_texts(seed: int = 0) -> list[str]:
@@ -100,34 +49,97 @@ def sample_texts(seed: int = 0) -> list[str]:
     return [*short, *sentences[14:40], *joined]
 
 
-def text_trials(model: SentenceEncoder, seed: int = 0) -> Iterator[tuple[str, int]]:
-    """Each way to encode the sample, and how many texts got other bits than alone on one thread."""
-    texts = sample_texts(seed)
+def poolings(dim: int) -> dict[str, Callable[[Tensor, PackedBatch], Tensor]]:
+    """The program of every pooling."""
+    torch.manual_seed(0)
+    found = {name: compile_part(Pooling(name)) for name in MODES}
+    return {**found, "attention": compile_part(AttentionPooling(dim).eval())}
+
+
+def every_program(model: SentenceEncoder) -> tuple[list[str], Callable[[PackedBatch], Tensor]]:
+    """Names of all that the model can be asked for, and what computes them at once: (texts, names, dim).
+
+    Raises:
+        InputError: the model is not understood, so that it runs plain and nothing is promised.
+    """
+    program = model.program()
+    if isinstance(program, Plain) or program.plain:
+        raise InputError("the model runs as plain modules, whose bits depend on the batch; see the line above")
+    encoder, pooled = program.encoder, poolings(model.encoder.config.dim)
+    names = [*(f"{name} pooling" for name in pooled), "the first token alone"]
+
+    def outputs(batch: PackedBatch) -> Tensor:
+        vectors = Vectors(encoder, lambda x, batch: torch.stack([of(x, batch) for of in pooled.values()], 1), (), False)
+        first = Vectors(encoder, lambda x, batch: x, (), True)
+        return torch.cat([vectors(batch), first(batch)[:, None]], dim=1)
+
+    return names, outputs
+
+
+def companies(texts: int, seed: int = 0) -> Iterator[tuple[str, int, int | None, list[list[int]]]]:
+    """Ways to compute so many texts: a name, threads, tokens of a batch, and which texts go together."""
     generator = random.Random(seed)
-
-    def alone(threads: int) -> np.ndarray:
-        return np.stack([model.encode(text, overflow="truncate", threads=threads) for text in texts])
-
-    expected = alone(1)
-    for threads in sorted({2, 3, torch.get_num_threads()}):
-        yield f"alone, {threads} threads inside", int((alone(threads) != expected).any(axis=1).sum())
+    for threads in sorted({*THREADS[1:], torch.get_num_threads()}):
+        yield f"alone, {threads} threads inside", threads, None, [[i] for i in range(texts)]
     for threads in sorted({1, 2, torch.get_num_threads()}):
-        for budget in (1, 64, 300, 768, 4096):
-            order = generator.sample(range(len(texts)), len(texts))
-            shuffled = [texts[i] for i in order]
-            vectors = model.encode(shuffled, overflow="truncate", batch_tokens=budget, threads=threads)
-            different = (vectors != expected[order]).any(axis=1).sum()
-            yield f"shuffled, {threads} batches at once of {budget} tokens", int(different)
+        for budget in BUDGETS:
+            order = generator.sample(range(texts), texts)
+            yield f"shuffled, {threads} batches at once of {budget} tokens", threads, budget, [order]
+
+
+def compare(
+    names: list[str], run: Callable[[list[int], int, int | None], np.ndarray], texts: int
+) -> Iterator[tuple[str, int]]:
+    """Each way to compute each of some outputs (texts, names, ...), and how many texts differ from alone on one thread.
+
+    ``run`` computes texts by their numbers, with so many threads and tokens of a batch.
+    """
+    alone = np.concatenate([run([i], 1, None) for i in range(texts)])
+    for way, threads, budget, groups in companies(texts):
+        order = [i for group in groups for i in group]
+        found = np.concatenate([run(group, threads, budget) for group in groups])
+        different = (found != alone[order]).reshape(texts, len(names), -1).any(axis=2).sum(axis=0)
+        yield from ((f"{name}, {way}", int(count)) for name, count in zip(names, different, strict=True))
+
+
+def text_trials(model: SentenceEncoder) -> Iterator[tuple[str, int]]:
+    """Each way to compute the sample, and how many texts got other bits than alone on one thread."""
+    texts = sample_texts()
+    rows = model.tokenizer(texts, "truncate").rows
+    names, outputs = every_program(model)
+
+    def programs(which: list[int], threads: int, budget: int | None) -> np.ndarray:
+        return Engine(outputs, model.device, budget, threads).run([rows[i] for i in which]).numpy()
+
+    yield from compare(names, programs, len(texts))
+
+    def encoded(which: list[int], threads: int, budget: int | None) -> np.ndarray:
+        given = [texts[i] for i in which]
+        return model.encode(given, overflow="truncate", threads=threads, batch_tokens=budget, progress=False)
+
+    yield from compare(["encode"], encoded, len(texts))
+    torch.manual_seed(0)
+    tasks = MultiTaskModel(model, TASKS).eval()
+    expected = model.encode(texts, overflow="truncate", progress=False)
+    alone = [tasks.predict([text], threads=1) for text in texts]
+    for threads in THREADS:
+        found = tasks.predict(texts, threads=threads)
+        different = (found.embeddings != expected).any(axis=1)
+        for name, logits in found.logits.items():
+            different |= (logits != np.concatenate([one.logits[name] for one in alone])).any(axis=1)
+        yield f"predict as encode, and as alone, {threads} batches at once", int(different.sum())
 
 
 def trials(model: SentenceEncoder) -> Iterator[tuple[str, str]]:
     """Everything that is tried, and what differed in it, if anything did."""
+    config, dtype = model.encoder.config, FORMATS[model.precision]
+    dtype = dtype if dtype.is_floating_point else torch.float32
     for threads in THREADS:
-        for name, rows in linear_trials(model, threads):
-            yield f"{name}, {threads} threads", f"{', '.join(map(str, rows))} rows" if rows else ""
-        dtype = DTYPES.get(model.precision, torch.float32)
-        for name, texts in attention_trials(model.encoder.config, threads, dtype):
-            yield f"{name}, {threads} threads", f"{', '.join(map(str, texts))} texts" if texts else ""
+        for name, numbers in kernel_trials(
+            model.program(), config.n_heads, config.dim // config.n_heads, dtype, threads
+        ):
+            found = f"{', '.join(map(str, numbers))} {'rows' if 'linear' in name else 'texts'}"
+            yield f"{name}, {threads} threads", found if numbers else ""
     for name, different in text_trials(model):
         yield name, f"{different} texts" if different else ""
 
@@ -139,3 +151,21 @@ def distilbert_shape(model: SentenceEncoder) -> SentenceEncoder:
     shape = SentenceEncoder(DistilBert(config), model.tokenizer, Pooling("mean"), [Normalize()])
     shape.precision = model.precision
     return shape.eval()
+
+
+def every_level(model: str) -> Iterator[tuple[str, str, str, int, list[str]]]:
+    """Runs the check in processes of its own: instruction set, model, precision, number of ways, those that differ.
+
+    Raises:
+        InputError: a process failed in another way.
+    """
+    for level, environment in levels().items():
+        bf16 = ("bf16",) if not environment and native_bf16(torch.device("cpu")) else ()
+        for name, precision in product((model, DISTILBERT_SHAPE), ("fp32", "int8", *bf16)):
+            command = [sys.executable, "-m", "mtl", "check", "--model", name, "--precision", precision]
+            done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+            lines = done.stdout.splitlines()
+            differ = [line.removeprefix("differ  ") for line in lines if line.startswith("differ")]
+            if done.returncode and not differ:
+                raise InputError(f"the check of {name} in {precision} under {level} failed: {done.stderr.strip()}")
+            yield level, name, precision, len(differ) + sum(line.startswith("same ") for line in lines), differ

@@ -7,20 +7,24 @@ import sys
 import pytest
 import torch
 
-from mtl.check import LEVELS, VARIABLES, levels
 from mtl.encode.precision import native_bf16
+from mtl.kernels.check import LEVELS, VARIABLES, levels
 
 SHORT = """
+import torch
 from mtl import SentenceEncoder
-from mtl.check import attention_trials, distilbert_shape, linear_trials
+from mtl.check import distilbert_shape
+from mtl.kernels.check import HEADS, attention_trials, linear_trials
 found = []
-for precision in ("fp32", "int8"):
-    minilm = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2", precision=precision)
-    for model in (minilm, distilbert_shape(minilm)):
-        for threads in (1, 2, 3):
-            found += [(threads, *trial) for trial in linear_trials(model, threads)]
-            found += [(threads, *trial) for trial in attention_trials(model.encoder.config, threads)]
-assert len(found) == 2 * 3 * 2 * (9 + 4), len(found)
+shapes = {(12, 32), (12, 64), *HEADS}
+for threads in (1, 2, 3):
+    for precision in ("fp32", "int8"):
+        minilm = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2", precision=precision)
+        for model in (minilm, distilbert_shape(minilm)):
+            found += [(threads, *trial) for trial in linear_trials(model.program(), threads)]
+    for shape in shapes:
+        found += [(threads, *trial) for trial in attention_trials(*shape, threads)]
+assert len(found) == 3 * (2 * 2 * 4 + 4 * len(shapes)), len(found)
 print([trial for trial in found if trial[-1]])
 """
 

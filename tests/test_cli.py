@@ -27,7 +27,7 @@ from mtl import SentenceEncoder
 from mtl.cli import main
 from mtl.cli.options import PRECISIONS
 from mtl.encode.precision import Precision
-from mtl.model.linear import Packed
+from mtl.kernels.linear import Packed
 from mtl.rows.read import open_lines, read_rows
 
 TEXTS = ["a b c", "d, e", "", 'f "g"']
@@ -345,12 +345,12 @@ def test_check(mtl: Callable[..., Done], folder: Path, precision: str) -> None:
 
 def test_check_names_the_kernel_that_differs(mtl: Callable[..., Done], folder: Path, monkeypatch) -> None:
     """A machine whose kernel adds otherwise for few rows, as BLAS does."""
-    exact = Packed.forward
+    exact = Packed.__call__
 
     def otherwise(layer: Packed, x: Tensor) -> Tensor:
         return exact(layer, x) * (1 + 1e-6 * (len(x) in (5, 8)))
 
-    monkeypatch.setattr(Packed, "forward", otherwise)
+    monkeypatch.setattr(Packed, "__call__", otherwise)
     done = mtl("check", "--model", str(folder))
     assert done.returncode == 1
     assert "differ  packed fp32 linear 12 -> 36, 2 threads: 5, 8 rows" in done.stdout

@@ -24,11 +24,12 @@ from mtl.checkpoints.fields import CONFIG, PROMPTS, SENTENCE_CONFIGS
 from mtl.checkpoints.files import check_tensors, inside, read_json, read_object, read_tensors, read_weights
 from mtl.checkpoints.modules import load_after, pooling_modes, read_modules, read_prompts, read_sentence_config
 from mtl.checkpoints.tokenizer import class_of, load_tokenizer, read_options
-from mtl.checkpoints.uninitialized import uninitialized
 from mtl.display import counted
 from mtl.errors import ConfigError, MtlError, WeightsError, printable, shown
+from mtl.kernels.uninitialized import uninitialized
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
+from mtl.model.interface import Encoder
 from mtl.model.pooling import Dense, Normalize
 
 log = logging.getLogger("mtl")
@@ -78,7 +79,7 @@ class Checkpoint:
     ``branches`` the tensors of their poolings and heads. All tensors are float32.
     """
 
-    encoder: DistilBert
+    encoder: Encoder
     tokenizer: Tokenizer
     max_length: int
     lowercase: bool = False

@@ -8,8 +8,8 @@ from typing import Any
 
 from mtl.checkpoints.fields import DENSE, MODULES, NORMALIZE, POOLING, PROMPTS, SENTENCE_CONFIG, SENTENCE_CONFIGS
 from mtl.checkpoints.files import check_tensors, field, inside, positive, read_json, read_object, read_weights, strings
-from mtl.checkpoints.uninitialized import uninitialized
 from mtl.errors import ConfigError, shown
+from mtl.kernels.uninitialized import uninitialized
 from mtl.model.pooling import DENSE_ACTIVATIONS, Dense, Normalize, Pooling
 
 # The older switches and the newer mode names, in the order in which sentence-transformers concatenates

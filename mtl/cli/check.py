@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from itertools import product
-
 import click
 
 from mtl.cli.options import DEFAULT_MODEL, precision_option
@@ -21,8 +16,9 @@ from mtl.errors import InputError
 def check(model: str, precision: str, every: bool) -> None:
     """Try out whether a text gets the same bits on this machine, whatever stands beside it.
 
-    Kernel by kernel, then whole texts. --all does so for fp32 and int8, for the model and a DistilBERT's shape, under
-    each instruction set, and prints one table; where bf16 is native, it is shown too, though not promised.
+    Kernel by kernel, then every program that the model can be asked for, on whole texts, then encode and predict. --all
+    does so for fp32 and int8, for the model and a DistilBERT's shape, under each instruction set, and prints one table;
+    where bf16 is native, it is shown too, though not promised.
     """
     from mtl.check import DISTILBERT_SHAPE, distilbert_shape, trials
     from mtl.encode.sentence_encoder import SentenceEncoder
@@ -44,25 +40,13 @@ def check(model: str, precision: str, every: bool) -> None:
 
 
 def check_every_level(model: str) -> None:
-    """Run the check in processes of their own, one for each instruction set, model and precision."""
-    import torch
-
-    from mtl.check import DISTILBERT_SHAPE, levels
-    from mtl.encode.precision import native_bf16
+    """A line on stderr for each check that has run, and one table at the end."""
+    from mtl.check import every_level
 
     rows: list[list[object]] = [["instruction set", "model", "precision", "ways", "differ", "first that differs"]]
-    for level, environment in levels().items():
-        bf16 = ("bf16",) if not environment and native_bf16(torch.device("cpu")) else ()
-        for name, precision in product((model, DISTILBERT_SHAPE), ("fp32", "int8", *bf16)):
-            command = [sys.executable, "-m", "mtl", "check", "--model", name, "--precision", precision]
-            done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
-            lines = done.stdout.splitlines()
-            differ = [line for line in lines if line.startswith("differ")]
-            if done.returncode and not differ:
-                raise InputError(f"the check of {name} in {precision} under {level} failed: {done.stderr.strip()}")
-            ways = len(differ) + sum(line.startswith("same ") for line in lines)
-            rows.append([level, name, precision, ways, len(differ), differ[0][8:] if differ else ""])
-            click.echo(f"{level}, {name}, {precision}: {len(differ)} of {ways} ways differ", err=True)
+    for level, name, precision, ways, differ in every_level(model):
+        rows.append([level, name, precision, ways, len(differ), differ[0] if differ else ""])
+        click.echo(f"{level}, {name}, {precision}: {len(differ)} of {ways} ways differ", err=True)
     click.echo(table(rows))
     promised = [row for row in rows[1:] if row[2] != "bf16"]
     wrong = sum(bool(row[4]) for row in promised)

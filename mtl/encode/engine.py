@@ -83,8 +83,8 @@ class Engine:
         batches = self.batches(rows)
         parts = list(self.vectors(rows, batches))
         if len(rows) == 1:
-            return parts[0]
-        order = torch.tensor([i for indices in batches for i in indices])
+            return parts[0].clone()  # outside inference mode, so that a caller may train on it
+        order = torch.tensor([i for indices in batches for i in indices], device="cpu")
         back = torch.argsort(order).to(self.device)  # the one wait for a GPU
         return torch.cat(parts)[back]
 
@@ -116,14 +116,14 @@ class Engine:
         with computing_with(self.given or min(self.threads, idle())):
             return self.compute(rows)
 
-    @torch.inference_mode()
     def compute(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """One batch's vectors, (rows, dim)."""
-        batch = PackedBatch.pack(rows)
-        if self.on_cpu:
-            return self.model(batch)
-        pinned = PackedBatch(batch.ids.pin_memory(), batch.positions.pin_memory(), batch.lengths)
-        return self.model(pinned.to(self.device))
+        """One batch's vectors, (rows, dim). A caller's autocast or default device says nothing of them."""
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), torch.device(self.device):
+            batch = PackedBatch.pack(rows)
+            if self.on_cpu:
+                return self.model(batch)
+            pinned = PackedBatch(batch.ids.pin_memory(), batch.positions.pin_memory(), batch.lengths)
+            return self.model(pinned.to(self.device))
 
 
 def prefetch(items: Iterable[S], step: Callable[[S], T]) -> Iterator[T]:

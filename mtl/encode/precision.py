@@ -10,15 +10,13 @@ import torch
 
 from mtl.encode.tokenizer import Tokenizer
 from mtl.errors import InputError
-from mtl.model.encoder import DistilBert
-from mtl.model.forms import packed
-from mtl.model.int8 import int8, largest_weight
-from mtl.model.linear import has_packed
+from mtl.kernels.int8 import largest_weight
+from mtl.kernels.linear import has_packed
+from mtl.model.interface import Encoder
 
 log = logging.getLogger("mtl")
 
 Precision = Literal["fp32", "bf16", "fp16", "int8", "auto"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CALIBRATION = Path(__file__).parents[1] / "kernels" / "calibration.txt"
 
 
@@ -60,14 +58,14 @@ def calibration_texts() -> list[str]:
     return CALIBRATION.read_text(encoding="utf-8").splitlines()
 
 
-def form(encoder: DistilBert, precision: Precision, tokenizer: Tokenizer, mapped: bool = False) -> DistilBert:
-    """An encoder's form in a format. ``mapped`` says that its weights are mapped from a file."""
-    if precision == "int8":
-        weight = encoder.embeddings.word_embeddings.weight
-        if weight.dtype != torch.float32:
-            given = str(weight.dtype).removeprefix("torch.")
-            raise InputError(
-                f"precision is 'int8' and the weights are {given}; expected float32, as model.float() gives"
-            )
-        return int8(encoder, tokenizer(calibration_texts(), "truncate").rows, mapped)
-    return packed(encoder, DTYPES[precision], mapped)
+def calibration_rows(tokenizer: Tokenizer, encoder: Encoder) -> list[list[int]]:
+    """The token ids of these sentences, for an encoder that is computed in int8.
+
+    Raises:
+        InputError: its weights are not float32.
+    """
+    dtype = encoder.words.weight.dtype
+    if dtype != torch.float32:
+        given = str(dtype).removeprefix("torch.")
+        raise InputError(f"precision is 'int8' and the weights are {given}; expected float32, as model.float() gives")
+    return tokenizer(calibration_texts(), "truncate").rows

@@ -19,19 +19,21 @@ from mtl import search
 from mtl.checkpoints import load
 from mtl.checkpoints import save as export
 from mtl.checkpoints.fetch import fetch
-from mtl.encode import precision as formats
 from mtl.encode.compat import THEIR_METHODS, accepts_their_keywords
 from mtl.encode.engine import Engine, usable
 from mtl.encode.options import DEFAULTS, EncodeOptions
-from mtl.encode.precision import Precision
+from mtl.encode.precision import Precision, calibration_rows, effective
 from mtl.encode.tokenizer import Tokenizer, several
 from mtl.encode.windows import Block, in_blocks, tokenized_windows, warn_of_cuts, with_bar
 from mtl.errors import ConfigError, InputError, WeightsError, check_counts, shown
-from mtl.model.encoder import DistilBert
-from mtl.model.forms import Forms, packed, rebuilt
+from mtl.kernels.compile import Plain, check_saveable, compile, overridden
+from mtl.kernels.vectors import Vectors
+from mtl.kernels.watched import SAMPLES, SAMPLES_MAPPED, Compiled
+from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Dense, Normalize, Pooling
-from mtl.search import Similarity, Vectors
+from mtl.search import Similarity
+from mtl.search import Vectors as Embeddings
 
 R = TypeVar("R")
 Texts = str | Iterable[str]
@@ -57,7 +59,7 @@ class SentenceEncoder(nn.Module):
 
     def __init__(
         self,
-        encoder: DistilBert,
+        encoder: Encoder,
         tokenizer: Tokenizer,
         pooling: Pooling,
         after: Sequence[nn.Module] = (),
@@ -87,7 +89,7 @@ class SentenceEncoder(nn.Module):
         self.origin = origin or load.Origin()
         self.precision: Precision = "fp32"
         self.mapped = False  # whether the weights are a file's, mapped into memory
-        self.forms: Forms[SentenceEncoder] = Forms()
+        self.compiled: Compiled[Vectors | Plain] = Compiled()
 
     @classmethod
     def from_pretrained(
@@ -107,7 +109,7 @@ class SentenceEncoder(nn.Module):
             InputError: an unknown precision, or one that the device has not.
         """
         place = usable(device)
-        chosen = formats.effective(precision, place)
+        chosen = effective(precision, place)
         checkpoint = load.load(folder := fetch(str(name), revision))
         if checkpoint.classifier and not checkpoint.tasks:
             log.warning("%s: left out, beside the encoder: its classifier", folder)
@@ -132,7 +134,13 @@ class SentenceEncoder(nn.Module):
         return model.eval()
 
     def to_checkpoint(self) -> load.Checkpoint:
-        """All that a folder says of this model; the modules are the model's own."""
+        """All that a folder says of this model; the modules are the model's own.
+
+        Raises:
+            WeightsError: a module is none that a folder can describe, or holds an adapter, a wrapper or the like.
+        """
+        check_saveable(self.encoder)
+        check_saveable(self.pooling)
         return load.Checkpoint(
             encoder=self.encoder,
             tokenizer=self.tokenizer.backend,
@@ -164,6 +172,9 @@ class SentenceEncoder(nn.Module):
     @property
     def width(self) -> int:
         """The number of dimensions that the model computes, before it keeps the first ``truncate_dim`` of them."""
+        if any(type(part) not in (Pooling, Dense, Normalize) for part in (self.pooling, *self.after)):
+            row = self.tokenizer([""]).rows
+            return Engine(self.program(), self.device).run(row).shape[1]  # another part may give any number
         widths = [part.linear.out_features for part in self.after if isinstance(part, Dense)]
         return widths[-1] if widths else len(self.pooling.modes) * self.encoder.config.dim
 
@@ -174,8 +185,7 @@ class SentenceEncoder(nn.Module):
 
         ``encoder`` is the encoder's config and all weights, ``tokenizer`` the tokenizer, ``pooling`` what follows.
         """
-        shape = repr(self.encoder.config).replace(", layer_norm_eps=1e-12", "")  # a field that older hashes know not
-        weights = hashlib.sha256(shape.encode())
+        weights = hashlib.sha256(repr(self.encoder.config).encode())
         for name, tensor in sorted(self.state_dict().items()):
             weights.update(f"{name} {tuple(tensor.shape)}".encode())
             weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -212,42 +222,45 @@ class SentenceEncoder(nn.Module):
         return limit
 
     @property
-    def takes_first(self) -> bool:
-        """Whether the pooling reads nothing but each text's first token, so that the others can be left out."""
-        return self.pooling.modes == ("cls",)
-
-    @property
     def device(self) -> torch.device:
-        return self.encoder.embeddings.word_embeddings.weight.device
+        return self.encoder.device
 
-    def form(self) -> SentenceEncoder:
-        """What inference computes with: this model in its precision, in eval mode, made anew where it has changed."""
+    def program(self) -> Vectors | Plain:
+        """What inference computes with, made anew where this model has changed: PackedBatch -> (texts, dim).
 
-        def make() -> SentenceEncoder:
-            encoder = formats.form(self.encoder, self.precision, self.tokenizer, self.mapped)
-            return rebuilt(self, lambda part: encoder if part is self.encoder else packed(part))
+        Where the model is not understood, that part of it runs as it stands; see mtl.kernels.
+        """
+        samples = SAMPLES_MAPPED if self.mapped else SAMPLES
+        return self.compiled.of(self, self.precision, self._compile, samples)
 
-        return self.forms.of(self, self.precision, make)
+    def _compile(self) -> tuple[Vectors | Plain, list[Plain]]:
+        if plain := overridden(self, FORWARD):
+            return plain, [plain]
+        program = self.vectors()
+        return program, program.plain
+
+    def vectors(self) -> Vectors:
+        """A new program of the encoder, the pooling and what follows."""
+        rows = calibration_rows(self.tokenizer, self.encoder) if self.precision == "int8" else ()
+        return Vectors.of(compile(self.encoder, self.precision, rows, self.mapped), self.pooling, self.after)
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError as error:
-            raise AttributeError(THEIR_METHODS.get(name, str(error))) from None
+        if name in THEIR_METHODS:
+            raise AttributeError(THEIR_METHODS[name])
+        found = getattr(type(self), name, None)
+        if isinstance(found, property) and found.fget:  # Python asks here after an AttributeError in a property
+            return found.fget(self)  # which says again what was missing
+        return super().__getattr__(name)
 
     def train(self, mode: bool = True) -> Self:
-        if mode:  # the form would only take memory while the parameters change
-            self.forms.clear()
+        if mode:  # the program would only take memory while the parameters change
+            self.compiled.clear()
             self.mapped = False
         return super().train(mode)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """One vector per text of the batch, (texts, dim)."""
-        if self.takes_first:
-            pooled = self.encoder.first(batch).float()
-        else:
-            pooled = self.pooling(self.encoder(batch).float(), batch)
-        vectors: Tensor = self.after(pooled)
+        vectors: Tensor = self.after(self.pooling(self.encoder(batch).float(), batch))
         return vectors
 
     def prompt_for(self, prompt: str | None = None, prompt_name: str | None = None) -> str:
@@ -307,9 +320,12 @@ class SentenceEncoder(nn.Module):
         """As ``encode``."""
         listed = [texts] if isinstance(texts, str) else list(several(texts))
         parts = [vectors for _, vectors in self._encoded(in_blocks(listed, WINDOW), options, len(listed))]
-        vectors = torch.cat(parts) if parts else torch.empty(0, options.get("truncate_dim") or self.dim)
+        vectors = torch.cat(parts) if parts else self._no_vectors(options.get("truncate_dim"))
         vectors = vectors[0] if isinstance(texts, str) else vectors
         return vectors.to(self.device) if as_tensor else vectors.cpu().numpy()
+
+    def _no_vectors(self, dim: int | None = None) -> Tensor:
+        return torch.empty(0, dim or self.dim, dtype=torch.float32, device="cpu")
 
     @accepts_their_keywords
     def encode_stream(
@@ -370,14 +386,14 @@ class SentenceEncoder(nn.Module):
         truncate_dim = truncate_dim or self.truncate_dim
         limit = self.length_limit(max_length)
         prompt = self.prompt_for(options.get("prompt"), options.get("prompt_name"))
-        engine = Engine(self.form(), self.device, batch_tokens, threads)
+        engine = Engine(self.program(), self.device, batch_tokens, threads)
         ahead = total is None or total > WINDOW if ahead is None else ahead
         windows = tokenized_windows(blocks, self.tokenizer, prompt, overflow, max_length, ahead)
         windows = warn_of_cuts(windows, limit, CHUNK) if overflow == "warn" else windows
 
         def parts() -> Iterator[tuple[R, Tensor]]:
             for part in with_bar(windows, total, options.get("progress")):
-                outputs = engine.run(part.tokenized.rows) if part.texts else torch.empty(0, self.width)
+                outputs = engine.run(part.tokenized.rows) if part.texts else self._no_vectors(self.width)
                 vectors = part.vectors(outputs, self.normalizes)[:, :truncate_dim]
                 yield part.rows, F.normalize(vectors, dim=-1) if normalize else vectors
 
@@ -425,12 +441,12 @@ class SentenceEncoder(nn.Module):
         prompt = next((self.prompts[name] for name in names if name in self.prompts), "")
         return {**options, "prompt": prompt, "prompt_name": None}
 
-    def similarity(self, a: Vectors, b: Vectors) -> Any:
+    def similarity(self, a: Embeddings, b: Embeddings) -> Any:
         """How similar each vector of a (n, dim) is to each of b (m, dim), (n, m), by the model's own measure."""
         return search.similarity(a, b, self.similarity_fn_name)
 
     def search(
-        self, queries: str | Iterable[str] | Vectors, corpus: Iterable[str] | Vectors, k: int = 10
+        self, queries: str | Iterable[str] | Embeddings, corpus: Iterable[str] | Embeddings, k: int = 10
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The k most similar of the corpus for each query, by the model's own measure: see ``mtl.search``.
 
@@ -446,6 +462,9 @@ class SentenceEncoder(nn.Module):
         return len(self.after) > 0 and isinstance(self.after[-1], Normalize)
 
 
+FORWARD = SentenceEncoder.forward  # as it is before anybody replaces it
+
+
 def saveable(part: nn.Module) -> Dense | Normalize:
     """A layer after the pooling, if a folder can describe it.
 
@@ -454,4 +473,5 @@ def saveable(part: nn.Module) -> Dense | Normalize:
     """
     if not isinstance(part, (Dense, Normalize)):
         raise WeightsError(f"a {type(part).__name__} after the pooling cannot be saved; expected Dense or Normalize")
+    check_saveable(part)
     return part

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -74,6 +74,11 @@ def computing_with(threads: int) -> Iterator[None]:
         yield
     finally:
         set_threads(before, blas)
+
+
+def alone() -> AbstractContextManager[None]:
+    """Within it, the calling thread computes by itself."""
+    return nullcontext() if torch.get_num_threads() == 1 else computing_with(1)
 
 
 def settle() -> None:

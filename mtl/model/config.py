@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtl.errors import ConfigError, shown
+from mtl.model.activations import ACTIVATIONS
 
-ACTIVATIONS = ("gelu", "relu")
+LAYER_NORM_EPS = 1e-12  # stands in no DistilBERT config.json; BERT's value
 LARGEST = 10**9  # of a size; the product of two still fits what torch counts in
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class EncoderConfig:
     """Shape of a DistilBERT encoder. The defaults are those of distilbert-base-uncased.
 
     Raises:
         ConfigError: a size that is no positive integer, a dropout outside [0, 1), heads that do not
-            divide ``dim``, an activation other than gelu and relu, or a field of another type.
+            divide ``dim``, an unknown activation, or a field of another type.
     """
 
     vocab_size: int = 30522
@@ -32,19 +33,22 @@ class EncoderConfig:
     attention_dropout: float = 0.1
     activation: str = "gelu"
     initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12  # stands in no DistilBERT config.json; BERT's value
+    layer_norm_eps: float = LAYER_NORM_EPS
+
+    def __repr__(self) -> str:
+        """As a dataclass's own, without an eps that is BERT's: fingerprints of models are made of it."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if fields["layer_norm_eps"] == LAYER_NORM_EPS:
+            del fields["layer_norm_eps"]
+        return f"EncoderConfig({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim"):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= LARGEST:
                 raise ConfigError(f"{name} is {shown(value)}; expected a positive integer up to {LARGEST}")
-        for name, most in {
-            "dropout": 1,
-            "attention_dropout": 1,
-            "initializer_range": LARGEST,
-            "layer_norm_eps": 1,
-        }.items():
+        limits = {"dropout": 1, "attention_dropout": 1, "initializer_range": LARGEST, "layer_norm_eps": 1}
+        for name, most in limits.items():
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < most:
                 raise ConfigError(f"{name} is {shown(value)}; expected a number from 0 up to, not including, {most}")

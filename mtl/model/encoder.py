@@ -11,32 +11,32 @@ Shapes: ``tokens`` counts all tokens of a packed batch, text after text with no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtl.model.attention import attend, attend_first
+from mtl.model.activations import ACTIVATIONS
 from mtl.model.config import EncoderConfig
-from mtl.model.dropout import Dropout
-from mtl.model.linear import linears
+from mtl.model.dropout import Dropout, dropout
+from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
+from mtl.model.positions import sinusoids
 
 
-def sinusoids(positions: int, dim: int) -> Tensor:
-    """The fixed position table (positions, dim) of Vaswani et al. 2017, section 3.5: sin and cos in turn."""
-    rates = 10000 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    angles = torch.arange(positions, dtype=torch.float64)[:, None] * rates  # (positions, dim / 2, rounded up)
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :dim].float()
+def attention(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0) -> Tensor:
+    """softmax(q kT / sqrt(head_dim)) v within texts of one length (Vaswani et al. 2017, equation 1).
 
-
-def gelu(x: Tensor) -> Tensor:
-    """x Phi(x), in its exact form (Hendrycks and Gimpel 2016, arXiv 1606.08415).
-
-    Where no gradient is wanted it overwrites x, the widest tensor of all, and saves writing another.
+    q, k, v and the result are (texts, length, heads, head_dim); a weight is dropped with probability p.
     """
-    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (texts, heads, length, head_dim)
+    if p:
+        scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)  # (texts, heads, length, length)
+        context = dropout(scores.softmax(dim=-1), p) @ v
+    else:  # the same in one call, which never writes the scores down
+        context = F.scaled_dot_product_attention(q, k, v)
+    return context.transpose(1, 2)
 
 
 class Embeddings(nn.Module):
@@ -62,25 +62,19 @@ class SelfAttention(nn.Module):
         self.v_lin = nn.Linear(config.dim, config.dim)
         self.out_lin = nn.Linear(config.dim, config.dim)
 
-    def project(self, x: Tensor) -> Iterator[Tensor]:
-        """q, k and v, (tokens, heads, head_dim) each."""
-        return (y.unflatten(1, (self.n_heads, -1)) for y in linears(x, self.q_lin, self.k_lin, self.v_lin))
-
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
-        q, k, v = self.project(x)
-        context = attend(q, k, v, batch, self.dropout if self.training else 0.0)
+        q, k, v = (linear(x).unflatten(1, (self.n_heads, -1)) for linear in (self.q_lin, self.k_lin, self.v_lin))
+        groups = zip(*map(batch.split, (q, k, v)), strict=True)  # of equally long texts: no mask is needed
+        p = self.dropout if self.training else 0.0
+        contexts = [attention(q, k, v, p).flatten(0, 1) for q, k, v in groups]
+        context = torch.cat(contexts) if contexts else q  # (tokens, heads, head_dim), as q, k and v
         return self.out_lin(context.flatten(1))  # (tokens, dim)
-
-    def first(self, x: Tensor, batch: PackedBatch) -> Tensor:
-        """As forward, for each text's first token alone: (texts, dim)."""
-        q, k, v = self.project(x)
-        return self.out_lin(attend_first(q[batch.firsts], k, v, batch).flatten(1))
 
 
 class FeedForward(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.activation = gelu if config.activation == "gelu" else F.relu
+        self.activation = ACTIVATIONS[config.activation]
         self.lin1 = nn.Linear(config.dim, config.hidden_dim)
         self.lin2 = nn.Linear(config.hidden_dim, config.dim)
         self.dropout = Dropout(config.dropout)
@@ -101,56 +95,36 @@ class TransformerBlock(nn.Module):
         x = self.sa_layer_norm(x + self.attention(x, batch))
         return self.output_layer_norm(x + self.ffn(x))
 
-    def first(self, x: Tensor, batch: PackedBatch) -> Tensor:
-        """As forward, for each text's first token alone: (texts, dim)."""
-        x = self.sa_layer_norm(x[batch.firsts] + self.attention.first(x, batch))
-        return self.output_layer_norm(x + self.ffn(x))
 
-
-class Transformer(nn.Module):
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
-
-
-class DistilBert(nn.Module):
+class DistilBert(Encoder):
     """Token ids in, one hidden state per token out. A new one has random weights; mtl.checkpoints.load fills it."""
+
+    WORDS, BLOCKS = "embeddings.word_embeddings", "transformer.layer"
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.transformer = Transformer(config)
-        self.apply(self._initialize)
+        blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
+        self.transformer = nn.ModuleDict({"layer": blocks})  # for its name in checkpoints
+        self.initialize(config.initializer_range)
         if config.sinusoidal_pos_embds:
             table = sinusoids(config.max_position_embeddings, config.dim)
             self.embeddings.position_embeddings.weight = nn.Parameter(table, requires_grad=False)
 
-    def _initialize(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
-
-    def lower(self, batch: PackedBatch, depth: int = 0) -> Tensor:
-        """The embeddings and the first ``depth`` blocks: hidden states (tokens, dim)."""
-        x = self.embeddings(batch)
-        for block in self.transformer.layer[:depth]:
-            x = block(x, batch)
-        return x
-
-    def upper(self, x: Tensor, batch: PackedBatch, depth: int = 0) -> Tensor:
-        """The blocks above ``depth``, on what ``lower`` gave: (tokens, dim) in and out."""
-        for block in self.transformer.layer[depth:]:
-            x = block(x, batch)
-        return x
-
     def forward(self, batch: PackedBatch) -> Tensor:
         """The last hidden state of every token, (tokens, dim)."""
-        return self.upper(self.lower(batch), batch)
+        return self.run(self.embed(batch), batch)
 
-    def first(self, batch: PackedBatch) -> Tensor:
-        """The last hidden state of each text's first token, (texts, dim): most of the last block is spared."""
-        last = self.transformer.layer[-1]
-        assert isinstance(last, TransformerBlock)
-        return last.first(self.lower(batch, self.config.n_layers - 1), batch)
+    def embed(self, batch: PackedBatch) -> Tensor:
+        return self.embeddings(batch)
+
+    def run(self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None) -> Tensor:
+        """Blocks ``start`` up to ``stop``, not included: (tokens, dim) in and out."""
+        for block in self.blocks[start:stop]:
+            x = block(x, batch)
+        return x
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        return frozenset({"embeddings.position_embeddings.weight"} if self.config.sinusoidal_pos_embds else ())

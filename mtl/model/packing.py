@@ -49,8 +49,8 @@ class PackedBatch:
     @classmethod
     def pack(cls, texts: Sequence[Sequence[int]]) -> PackedBatch:
         """From one list of token ids per text, special tokens included."""
-        ids = torch.tensor([token for text in texts for token in text], dtype=torch.long)
-        positions = torch.tensor([i for text in texts for i in range(len(text))], dtype=torch.long)
+        ids = torch.tensor([token for text in texts for token in text], dtype=torch.long, device="cpu")
+        positions = torch.tensor([i for text in texts for i in range(len(text))], dtype=torch.long, device="cpu")
         return cls(ids, positions, tuple(map(len, texts)))
 
     @classmethod
@@ -73,7 +73,7 @@ class PackedBatch:
     @cached_property
     def offsets(self) -> Tensor:
         """Where each text starts, and the end: (texts + 1,) int32, on the device of ids."""
-        offsets = torch.tensor((0, *self.lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        offsets = torch.tensor((0, *self.lengths), dtype=torch.int32, device="cpu").cumsum(0, dtype=torch.int32)
         offsets = offsets.pin_memory() if self.ids.is_cuda else offsets
         return offsets.to(self.ids.device, non_blocking=True)
 

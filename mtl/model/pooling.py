@@ -88,10 +88,14 @@ class AttentionPooling(nn.Module):
         self.score = nn.Linear(dim, 1, dtype=torch.float32)
 
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
-        scores = self.score(x)  # (tokens, 1)
-        groups = zip(batch.split(scores), batch.split(x), strict=True)
-        pooled = [(group_scores.softmax(dim=1) * group).sum(dim=1) for group_scores, group in groups]
-        return torch.cat(pooled) if pooled else x.new_empty(0, x.shape[-1])
+        return weighted(self.score(x), x, batch)
+
+
+def weighted(scores: Tensor, x: Tensor, batch: PackedBatch) -> Tensor:
+    """The mean of each text's tokens, weighted by the softmax of their scores (tokens, 1): (texts, dim)."""
+    groups = zip(batch.split(scores), batch.split(x), strict=True)
+    pooled = [(group_scores.softmax(dim=1) * group).sum(dim=1) for group_scores, group in groups]
+    return torch.cat(pooled) if pooled else x.new_empty(0, x.shape[-1])
 
 
 class Dense(nn.Module):

@@ -24,6 +24,7 @@ from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tokenizer import check_texts
 from mtl.errors import InputError, WeightsError, shown
 from mtl.kernels.threads import computing_with
+from mtl.kernels.vectors import Vectors
 from mtl.model.packing import PackedBatch
 from mtl.serve.queue import Row
 from mtl.tasks.multitask import MultiTaskModel
@@ -70,14 +71,14 @@ class Served:
         self.encoder = model.embedder if isinstance(model, MultiTaskModel) else model
         self.tokenizer = self.encoder.tokenizer
         self.vocabulary = self.tokenizer.vocab_size
-        self.engine = Engine(self.encoder.form(), self.encoder.device, threads=threads)
+        self.engine = Engine(self.encoder.program(), self.encoder.device, threads=threads)
         self.programs: dict[str, Callable[[Sequence[Row]], Iterable[Any]]] = {
             VECTORS: self.vectors,
             TOKENS: self.hidden,
         }
         if self.heads:
             self.programs[HEADS] = self.all_heads
-            self.heads_engine = Engine(side_by_side(self.heads.form()), self.encoder.device, threads=threads)
+            self.heads_engine = Engine(side_by_side(self.heads.program()), self.encoder.device, threads=threads)
         for program in self.programs:  # what the first call makes is there before the first request
             self.compute(program, self.tokenize(["a", "a b"]).rows)
 
@@ -220,7 +221,8 @@ class Served:
 
     def hidden(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
         """The last hidden states of each row, (tokens, dim)."""
-        encoder = self.encoder.form().encoder
+        program = self.encoder.program()
+        encoder = program.encoder if isinstance(program, Vectors) else self.encoder.encoder
         with torch.inference_mode(), computing_with(self.engine.threads):
             batches = (PackedBatch.pack([row]).to(self.encoder.device) for row in rows)
             return [encoder(batch).float().cpu().numpy() for batch in batches]
@@ -269,11 +271,11 @@ class Served:
         return name or names[0]
 
 
-def side_by_side(form: MultiTaskModel) -> Callable[[PackedBatch], Tensor]:
+def side_by_side(program: Callable[[PackedBatch], Any]) -> Callable[[PackedBatch], Tensor]:
     """Embeddings and all logits in one matrix."""
 
     def outputs(batch: PackedBatch) -> Tensor:
-        embeddings, logits = form(batch)
+        embeddings, logits = program(batch)
         return torch.cat([embeddings, *logits.values()], dim=1)
 
     return outputs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -23,10 +24,12 @@ from mtl.encode.sentence_encoder import WINDOW, SentenceEncoder
 from mtl.encode.tokenizer import several
 from mtl.encode.windows import Block, in_blocks, tokenized_windows, warn_of_cuts
 from mtl.errors import ConfigError, RecipeError, WeightsError, check_counts, one_line
+from mtl.kernels.compile import Plain, check_saveable, overridden
+from mtl.kernels.vectors import Pooled, Vectors, plain
+from mtl.kernels.watched import SAMPLES, SAMPLES_MAPPED, Compiled
 from mtl.model.dropout import no_dropout
-from mtl.model.encoder import DistilBert
-from mtl.model.forms import Forms, packed, rebuilt
 from mtl.model.heads import Branch
+from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
 from mtl.tasks.examples import Examples
 from mtl.tasks.kinds.base import HeadKind
@@ -52,6 +55,31 @@ class Prediction:
     labels: dict[str, list[Any]]  # a label, a list of labels, or a number for each text
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What inference computes of a MultiTaskModel: the program of its embedder, and of each task's branch.
+
+    ``units`` turns what a task's branch gives into the units of its data.
+    """
+
+    embedder: Vectors
+    heads: Mapping[str, Pooled | Plain]
+    units: Callable[[str, Tensor], Tensor]
+
+    def __call__(self, batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """As MultiTaskModel.forward. The embeddings have the bits that they have without the tasks."""
+        if not self.heads:
+            return self.embedder(batch), {}
+        embeddings, x = self.embedder.with_hidden(batch)
+        return embeddings, {name: self.units(name, head(x, batch)) for name, head in self.heads.items()}
+
+    def of(self, task: str, batch: PackedBatch) -> Tensor:
+        """One task's logits, or its vectors: (texts, outputs)."""
+        if task not in self.heads:
+            return self.embedder(batch)
+        return self.units(task, self.heads[task](self.embedder.encoder(batch).float(), batch))
+
+
 class MultiTaskModel(nn.Module):
     """One trunk, and a branch per task: a pooling and a head, or for pairs of texts those of the embeddings.
 
@@ -70,10 +98,10 @@ class MultiTaskModel(nn.Module):
         dim = embedder.encoder.config.dim
         branches = {task.name: branch for task in tasks if (branch := task.handler.branch(dim))}
         self.branches = nn.ModuleDict(branches)
-        self.forms: Forms[MultiTaskModel] = Forms()
+        self.compiled: Compiled[Program | Plain] = Compiled()
 
     @property
-    def encoder(self) -> DistilBert:
+    def encoder(self) -> Encoder:
         return self.embedder.encoder
 
     def branch(self, task: str) -> Branch:
@@ -152,6 +180,8 @@ class MultiTaskModel(nn.Module):
             WeightsError: the folder is not empty or cannot be written.
         """
         checkpoint = self.embedder.to_checkpoint()
+        for part in (part for branch in self.branches.values() for part in branch.children()):
+            check_saveable(part)
         specs = tuple(task.as_dict() for task in self.tasks.values())
         tensors = {name: tensor.detach() for name, tensor in self.branches.state_dict().items()}
         head = None
@@ -163,19 +193,34 @@ class MultiTaskModel(nn.Module):
         checkpoint = dataclasses.replace(checkpoint, classifier=head, tasks=specs, branches=tensors)
         export.save(checkpoint, Path(folder))
 
-    def form(self) -> MultiTaskModel:
-        """What inference computes with: this model in its embedder's precision, in eval mode."""
+    def program(self) -> Program | Plain:
+        """What inference computes with, made anew where this model has changed; see SentenceEncoder.program."""
+        samples = SAMPLES_MAPPED if self.embedder.mapped else SAMPLES
+        return self.compiled.of(self, self.embedder.precision, self._compile, samples)
 
-        def make() -> MultiTaskModel:
-            form = rebuilt(self)
-            form._modules |= {"embedder": self.embedder.form(), "branches": packed(self.branches)}
-            return form
+    def _compile(self) -> tuple[Program | Plain, list[Plain]]:
+        if whole := overridden(self, FORWARD):
+            return whole, [whole]
+        embedder = self.embedder.program()
+        vectors = embedder if isinstance(embedder, Vectors) else self.embedder.vectors()
+        program = Program(vectors, {name: Pooled.of(part) for name, part in self.branches.items()}, self.in_units)
+        return program, [*vectors.plain, *plain(*program.heads.values())]
 
-        return self.forms.of(self, self.embedder.precision, make)
+    def outputs_of(self, task: str) -> Callable[[PackedBatch], Tensor]:
+        """What inference computes a task's logits with, or its vectors: PackedBatch -> (texts, outputs)."""
+        program = self.program()
+        if isinstance(program, Program):
+            return partial(program.of, task)
+
+        def outputs(batch: PackedBatch) -> Tensor:
+            vectors, logits = program(batch)
+            return logits.get(task, vectors)
+
+        return outputs
 
     def train(self, mode: bool = True) -> Self:
         if mode:
-            self.forms.clear()
+            self.compiled.clear()
         return super().train(mode)
 
     def hidden(self, batch: PackedBatch, depth: int | None = None) -> Tensor:
@@ -187,15 +232,18 @@ class MultiTaskModel(nn.Module):
             x = self.encoder(batch)
             return x.to(torch.promote_types(x.dtype, torch.float32))
         with held_fixed():
-            x = self.encoder.lower(batch, depth)
-        return self.encoder.upper(x, batch, depth)
+            x = self.encoder.run(self.encoder.embed(batch), batch, stop=depth)
+        return self.encoder.run(x, batch, start=depth)
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The embeddings (texts, dim), and each task's logits (texts, outputs), from one pass of the trunk."""
         x = self.hidden(batch)
         embeddings = self.embedder.after(self.embedder.pooling(x, batch))
-        logits = {name: self.tasks[name].handler.in_units(branch(x, batch)) for name, branch in self.branches.items()}
-        return embeddings, logits
+        return embeddings, {name: self.in_units(name, branch(x, batch)) for name, branch in self.branches.items()}
+
+    def in_units(self, task: str, outputs: Tensor) -> Tensor:
+        """What a task's branch gives, in the units of its data."""
+        return self.tasks[task].handler.in_units(outputs)
 
     def predict(self, texts: str | Iterable[str], threads: int | None = None) -> Prediction:
         """Embeddings, logits, probabilities and labels of texts. A text beyond the limit is cut, with a warning.
@@ -208,7 +256,8 @@ class MultiTaskModel(nn.Module):
         listed = [texts] if isinstance(texts, str) else several(texts)
         ahead = not isinstance(listed, Sized) or len(listed) > WINDOW
         parts = [outputs for _, outputs in self._outputs(in_blocks(listed, WINDOW), threads, ahead)]
-        return self._prediction(torch.cat([torch.empty(0, sum(self._widths)), *parts]))
+        none = torch.empty(0, sum(self._widths), dtype=torch.float32, device="cpu")
+        return self._prediction(torch.cat([none, *parts]))
 
     def predict_stream(
         self, texts: Iterable[str], threads: int | None = None, *, window: int = WINDOW
@@ -234,10 +283,10 @@ class MultiTaskModel(nn.Module):
     ) -> Iterator[tuple[R, Tensor]]:
         """Each block's rows, with embeddings and logits side by side, on the CPU: (texts, sum of the widths)."""
         check_counts(threads=threads)
-        form, tokenizer, prompt = self.form(), self.embedder.tokenizer, self.embedder.default_prompt
+        program, tokenizer, prompt = self.program(), self.embedder.tokenizer, self.embedder.default_prompt
 
         def all_at_once(batch: PackedBatch) -> Tensor:
-            embeddings, logits = form(batch)
+            embeddings, logits = program(batch)
             return torch.cat([embeddings, *logits.values()], dim=1)
 
         engine = Engine(all_at_once, self.embedder.device, threads=threads)
@@ -259,6 +308,9 @@ class MultiTaskModel(nn.Module):
             {name: x.numpy() for name, x in scores.items()},
             {name: kinds[name].words(x) for name, x in scores.items()},
         )
+
+
+FORWARD = MultiTaskModel.forward  # as it is before anybody replaces it
 
 
 @contextmanager

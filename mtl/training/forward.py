@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mtl.encode.batching import longest_first
+from mtl.kernels.compile import Plain, compile
 from mtl.model.dropout import Draws, drawing_from
-from mtl.model.forms import packed
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import MODES, Pooling
 from mtl.tasks.examples import Examples
@@ -60,8 +60,9 @@ class Forward:
         self.data = data
         self.phase = phase
         self.cache = cache
-        # What no task trains is computed in this form; the blocks above it are not used
-        self.frozen = model.encoder if phase.common is None else packed(model.encoder)
+        # What no task trains is computed by this program; the blocks above it are not used
+        program = None if phase.common is None else compile(model.encoder)
+        self.frozen = model.encoder if program is None or isinstance(program, Plain) else program
         poolings = [model.branch(task).pooling for task in model.tasks]
         plain = [pooling for pooling in poolings if isinstance(pooling, Pooling)]
         fixed = phase.common == model.encoder.config.n_layers and len(plain) == len(poolings)
@@ -91,9 +92,8 @@ class Forward:
             return branch(self.model.hidden(batch, depth), batch)
         x = torch.cat(self.cache.get(rows, self.hidden))
         with held_fixed():  # this task may hold more than the others do
-            for block in encoder.transformer.layer[common:depth]:
-                x = block(x, batch)
-        return branch(encoder.upper(x, batch, depth), batch)
+            x = encoder.run(x, batch, common, depth)
+        return branch(encoder.run(x, batch, depth), batch)
 
     def hidden(self, rows: Sequence[Ids]) -> list[Tensor]:
         """The output of the embeddings and the blocks that all tasks hold, (length, dim) for each text."""
@@ -107,6 +107,6 @@ class Forward:
 
     def prefix(self, rows: Sequence[Ids]) -> tuple[Tensor, PackedBatch]:
         batch = PackedBatch.pack(rows).to(self.model.embedder.device)
-        # The packed form gives the same bits whatever else is missing, as on resuming; it is fp32, always
-        with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False):
-            return self.frozen.lower(batch, self.phase.common or 0), batch
+        # The program gives the same bits whatever else is missing, as on resuming; it is fp32, always
+        with held_fixed(), torch.autocast(batch.ids.device.type, enabled=False):
+            return self.frozen.run(self.frozen.embed(batch), batch, stop=self.phase.common or 0), batch

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from mtl.encode.engine import Engine
 from mtl.errors import TrainingError
-from mtl.model.packing import PackedBatch
 from mtl.tasks.examples import Examples
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.tasks.spec import TaskSpec
@@ -19,14 +18,9 @@ def task_logits(
     model: MultiTaskModel, task: str, examples: Examples, threads: int | None = None, ranks: Processes = ALONE
 ) -> Tensor:
     """A task's logits (rows, outputs), or vectors (rows, texts, dim), on the CPU; each process computes a part."""
-    form, handler = model.form(), model.tasks[task].handler
-
-    def forward(batch: PackedBatch) -> Tensor:
-        return handler.in_units(form.branch(task)(form.hidden(batch), batch))
-
     count, rank, texts = ranks.count, ranks.rank, len(examples.rows)
     own = examples.rows[rank::count]
-    part = Engine(forward, model.embedder.device, threads=threads).run(own or examples.rows[:1]).cpu()
+    part = Engine(model.outputs_of(task), model.embedder.device, threads=threads).run(own or examples.rows[:1]).cpu()
     outputs = part.new_zeros(texts, part.shape[1])
     outputs[rank::count] = part[: len(own)]
     ranks.add(outputs)

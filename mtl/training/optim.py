@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.tasks.spec import TaskSpec
-from mtl.training.phases import layer_of
 from mtl.training.recipe import Training
 
 
@@ -48,7 +47,7 @@ def optimiser(model: MultiTaskModel, weights: LossWeights, names: set[str], trai
     for name, parameter in named:
         rate = training.head_learning_rate
         if name.startswith("embedder.encoder."):
-            above = n_layers - layer_of(name.removeprefix("embedder.encoder."))
+            above = n_layers - model.encoder.depth_of(name.removeprefix("embedder.encoder."))
             rate = training.learning_rate * training.layer_decay**above
         elif name.startswith("embedder."):  # the layers behind the embedder's pooling
             rate = training.learning_rate

@@ -66,17 +66,10 @@ def trained_names(model: MultiTaskModel, task: str, depth: int | None) -> list[s
     branch = [] if model.tasks[task].freeze_head else list(model.branch(task).parameters())
     own = {id(parameter) for parameter in branch}
     names = [name for name, parameter in model.named_parameters() if id(parameter) in own]
-    for name, parameter in model.encoder.named_parameters():
-        fixed_table = name == "embeddings.position_embeddings.weight" and not parameter.requires_grad
-        if layer_of(name) > (-1 if depth is None else depth) and not fixed_table:
+    for name, _ in model.encoder.named_parameters():
+        if model.encoder.depth_of(name) > (-1 if depth is None else depth) and name not in model.encoder.fixed:
             names.append(f"embedder.encoder.{name}")
     return names
-
-
-def layer_of(name: str) -> int:
-    """0 for the embeddings, i + 1 for block i, by an encoder parameter's name."""
-    parts = name.split(".")
-    return int(parts[2]) + 1 if parts[0] == "transformer" else 0
 
 
 def phase_of(found: Sequence[Phase], epoch: int) -> Phase:

@@ -33,7 +33,7 @@ def check_picture(path: Path) -> None:
 
 def task_vectors(model: MultiTaskModel, examples: Examples, threads: int | None = None) -> Tensor:
     """The embeddings of examples on the CPU: (rows, dim), or (rows, texts, dim) where a row has several texts."""
-    vectors = Engine(model.form().embedder, model.embedder.device, threads=threads).run(examples.rows).cpu()
+    vectors = Engine(model.embedder.program(), model.embedder.device, threads=threads).run(examples.rows).cpu()
     return vectors.unflatten(0, (-1, examples.width)) if examples.width > 1 else vectors
 
 

@@ -40,7 +40,6 @@ from mtl.training.schedule import MicroBatch, Schedule
 
 NUMBERS = 2  # raised when the same run gives other numbers: it cannot go on from a checkpoint of before
 GRAPHS = 8  # pieces of which graphs are in memory together, where no limit is set
-WORDS = "embedder.encoder.embeddings.word_embeddings.weight"  # a window's gradient touches few of its rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,14 +234,14 @@ class Run:
 
     def objective(self, window: Sequence[MicroBatch], epoch: int) -> Objective:
         """What a window's gradients are of."""
-        names, parameters = map(list, zip(*self.parameters(), strict=True))
+        words, parameters = self.model.encoder.words.weight, [parameter for _, parameter in self.parameters()]
         return Objective(
             self.model.tasks,
             self.compute(epoch),
             self.weights,
             parameters,
             self.trained(epoch),
-            names.index(WORDS) if WORDS in names else None,
+            next((i for i, parameter in enumerate(parameters) if parameter is words), None),
             self.words(window),
         )
 
@@ -297,7 +296,7 @@ class Run:
         self.model.train()
         for name, task in self.model.tasks.items():
             self.model.branch(name).train(not task.freeze_head)
-        words = self.model.encoder.embeddings.word_embeddings
+        words = self.model.encoder.words
         before = words.sparse
         words.sparse = type(words) is nn.Embedding and self.device.type == "cpu"
         try:

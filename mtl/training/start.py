@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mtl.checkpoints import load
 from mtl.checkpoints.fetch import fetch
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import RecipeError
-from mtl.model.encoder import DistilBert
+from mtl.model.interface import Encoder
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training.recipe import Recipe
 
@@ -77,16 +77,17 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def keep_layers(encoder: DistilBert, layers: Sequence[int]) -> None:
+def keep_layers(encoder: Encoder, layers: Sequence[int]) -> None:
     """Leave only these blocks of an encoder, as DistilBERT began with every second one of BERT's.
 
     Raises:
         RecipeError: it has not so many.
     """
-    blocks = list(encoder.transformer.layer)
+    blocks = list(encoder.blocks)
     if max(layers) >= len(blocks):
         raise RecipeError(
             f"layers are {list(layers)}; expected numbers below {len(blocks)}, the model's blocks", "layers"
         )
-    encoder.transformer.layer = nn.ModuleList(blocks[i] for i in layers)
+    del encoder.blocks[:]
+    encoder.blocks.extend(blocks[i] for i in layers)
     encoder.config = dataclasses.replace(encoder.config, n_layers=len(layers))

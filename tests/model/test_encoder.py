@@ -1,5 +1,6 @@
 """The encoder against transformers' output on tiny random models, every kept token, through our loader."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,13 +8,15 @@ import pytest
 import torch
 from conftest import golden, randomized
 from safetensors.torch import save_file
+from torch import nn
 
 from mtl.checkpoints.load import load_encoder
 from mtl.errors import ConfigError
-from mtl.model import attention
+from mtl.model.activations import ACTIVATIONS
 from mtl.model.config import EncoderConfig
-from mtl.model.encoder import DistilBert, gelu, sinusoids
+from mtl.model.encoder import DistilBert
 from mtl.model.packing import PackedBatch
+from mtl.model.positions import sinusoids
 
 CONFIG = EncoderConfig(vocab_size=30, max_position_embeddings=16, n_layers=3, n_heads=2, dim=8, hidden_dim=12)
 
@@ -36,31 +39,24 @@ def test_equals_the_reference(name: str, prefixed: bool, tmp_path: Path) -> None
     torch.testing.assert_close(hidden, case.hidden[case.mask.bool()], atol=1e-5, rtol=0)
 
 
-def test_equals_the_reference_with_a_graph(tmp_path: Path) -> None:
-    """With gradients enabled GELU takes its other branch; the values are the same bits."""
-    case = golden("learned-gelu")
-    model = load_golden("learned-gelu", tmp_path)
-    batch = PackedBatch.from_padded(case.ids, case.mask)
-    with torch.no_grad():
-        without = model(batch)
-    assert torch.equal(model(batch), without)
-
-
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
-def test_upper_goes_on_where_lower_stopped(depth: int) -> None:
+def test_a_run_goes_on_where_another_stopped(depth: int) -> None:
     model = randomized(DistilBert(CONFIG))
     batch = PackedBatch.pack([[3, 4, 5], [6, 7]])
     with torch.no_grad():
-        assert torch.equal(model.upper(model.lower(batch, depth), batch, depth), model(batch))
+        x = model.run(model.embed(batch), batch, stop=depth)
+        assert torch.equal(model.run(x, batch, depth), model(batch))
 
 
-@pytest.mark.parametrize("texts", [[[3, 4, 5], [6, 7], [8, 9], [10]], [[3]], []])
-def test_the_first_tokens_alone(texts: list[list[int]]) -> None:
-    """The shortcut of CLS pooling. Measured: at most 1e-6."""
-    model = randomized(DistilBert(CONFIG))
-    batch = PackedBatch.pack(texts)
-    with torch.no_grad():
-        torch.testing.assert_close(model.first(batch), model(batch)[batch.firsts], atol=1e-5, rtol=0)
+def test_what_a_parameter_belongs_to() -> None:
+    model = DistilBert(dataclasses.replace(CONFIG, sinusoidal_pos_embds=True))
+    assert model.words.weight.shape == (30, 8)
+    depths = {model.depth_of(name): name for name, _ in model.named_parameters()}
+    assert list(depths) == [0, 1, 2, 3]
+    assert depths[0] == "embeddings.LayerNorm.bias"
+    assert depths[3] == "transformer.layer.2.output_layer_norm.bias"
+    assert model.fixed == {"embeddings.position_embeddings.weight"}
+    assert not DistilBert(CONFIG).fixed
 
 
 def test_no_texts_give_no_hidden_states() -> None:
@@ -74,26 +70,38 @@ def test_dropout_only_in_training() -> None:
     assert torch.equal(model.eval()(batch), model.eval()(batch))
 
 
-@pytest.mark.parametrize("implementation", [attention.reference, attention.grouped])
-def test_the_whole_model_on_each_attention(implementation, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = randomized(DistilBert(CONFIG))
-    batch = PackedBatch.pack([[3, 4, 5], [6, 7, 8], [9]])
-    expected = model(batch)
-    monkeypatch.setattr("mtl.model.encoder.attend", implementation)
-    torch.testing.assert_close(model(batch), expected, atol=1e-5, rtol=0)
-
-
 def test_sinusoids_by_hand() -> None:
     table = sinusoids(3, 4)
     rows = [[0, 1, 0, 1], [0.841471, 0.540302, 0.0099998, 0.99995], [0.909297, -0.416147, 0.0199987, 0.9998]]
     torch.testing.assert_close(table, torch.tensor(rows), atol=1e-6, rtol=0)
 
 
-def test_gelu_is_the_exact_one() -> None:
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_by_their_definitions(name: str) -> None:
     x = torch.linspace(-4, 4, 101, dtype=torch.float64)
-    exact = x * (1 + torch.erf(x / 2**0.5)) / 2
-    with torch.no_grad():
-        torch.testing.assert_close(gelu(x.clone()), exact, atol=1e-12, rtol=0)
+    tanh_gelu = x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2
+    exact = {
+        "gelu": x * (1 + torch.erf(x / 2**0.5)) / 2,
+        "relu": x * (x > 0),
+        "silu": x / (1 + torch.exp(-x)),
+    }.get(name, tanh_gelu)
+    torch.testing.assert_close(
+        ACTIVATIONS[name](x.clone()), exact, atol=1e-9, rtol=0
+    )  # gelu_fast's constant is shorter
+
+
+def test_a_config_is_written_as_before_it_had_an_eps() -> None:
+    """Fingerprints of models are made of it, and of corpora of them."""
+    assert repr(CONFIG) == (
+        "EncoderConfig(vocab_size=30, max_position_embeddings=16, sinusoidal_pos_embds=False, n_layers=3, n_heads=2, "
+        "dim=8, hidden_dim=12, dropout=0.1, attention_dropout=0.1, activation='gelu', initializer_range=0.02)"
+    )
+    assert repr(dataclasses.replace(CONFIG, layer_norm_eps=1e-5)).endswith("0.02, layer_norm_eps=1e-05)")
+
+
+def test_norms_have_the_configs_eps() -> None:
+    model = DistilBert(dataclasses.replace(CONFIG, layer_norm_eps=1e-5))
+    assert {part.eps for part in model.modules() if isinstance(part, nn.LayerNorm)} == {1e-5}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +112,7 @@ def test_gelu_is_the_exact_one() -> None:
         ({"dim": -8}, "dim is -8; expected a positive integer"),
         ({"n_layers": 0}, "n_layers is 0; expected a positive integer"),
         ({"vocab_size": 3.5}, "vocab_size is 3.5; expected a positive integer"),
+        ({"layer_norm_eps": -1e-5}, "layer_norm_eps is -1e-05; expected a number from 0"),
         ({"dropout": 1.0}, "dropout is 1.0; expected a number from 0"),
     ],
 )

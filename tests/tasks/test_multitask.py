@@ -15,6 +15,7 @@ from mtl import MultiTaskModel, SentenceEncoder
 from mtl.checkpoints.load import Checkpoint, Classifier
 from mtl.checkpoints.save import save
 from mtl.errors import ConfigError, InputError, WeightsError
+from mtl.kernels import encoder
 from mtl.tasks.spec import TaskSpec
 
 TASKS = (
@@ -141,8 +142,8 @@ def test_a_forked_child_computes(model: MultiTaskModel) -> None:
 
 def test_one_pass_of_the_trunk(model: MultiTaskModel, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    lower = model.encoder.lower
-    monkeypatch.setattr(model.encoder, "lower", lambda batch, depth=0: calls.append(1) or lower(batch, depth))
+    embed = encoder.Program.embed
+    monkeypatch.setattr(encoder.Program, "embed", lambda program, batch: calls.append(1) or embed(program, batch))
     model.predict("a b c")
     assert len(calls) == 1
 

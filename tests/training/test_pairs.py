@@ -197,11 +197,9 @@ def test_only_one_micro_batch_s_graph_is_alive(start, monkeypatch: pytest.Monkey
     monkeypatch.setitem(gradients_module.PIECE_TOKENS, "cpu", 40)
     run = start((NEGATIVES,), data=dataset(NEGATIVES), batch_size=13, micro_tokens=40)
     seen: list[tuple[int, bool]] = []
-    lower = run.model.encoder.lower
+    embed = run.model.encoder.embed
     monkeypatch.setattr(
-        run.model.encoder,
-        "lower",
-        lambda b, depth=0: seen.append((len(b.ids), torch.is_grad_enabled())) or lower(b, depth),
+        run.model.encoder, "embed", lambda b: seen.append((len(b.ids), torch.is_grad_enabled())) or embed(b)
     )
     go(run, 1, threads=1)
     without, graphs = ([tokens for tokens, graph in seen if graph == wanted] for wanted in (False, True))

@@ -14,16 +14,15 @@ for each output, and 8 bits where the kernel adds their products exactly. Withou
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl.errors import InputError
-from mtl.model.encoder import DistilBert, SelfAttention, TransformerBlock
-from mtl.model.forms import joined, rebuilt, release, with_attention
+from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
 
 SMOOTHING = 0.55
@@ -39,9 +38,10 @@ def largest_weight() -> int:
         InputError: there is no such kernel.
     """
     try:
-        weight = torch.ops.onednn.qlinear_prepack(torch.full((16, 64), 127, dtype=torch.int8), None)
-        ones, zeros = torch.ones(16), torch.zeros(16, dtype=torch.int32)
-        x = torch.full((4, 64), 255, dtype=torch.uint8)
+        weight = torch.ops.onednn.qlinear_prepack(torch.full((16, 64), 127, dtype=torch.int8, device="cpu"), None)
+        ones = torch.ones(16, dtype=torch.float32, device="cpu")
+        zeros = torch.zeros(16, dtype=torch.int32, device="cpu")
+        x = torch.full((4, 64), 255, dtype=torch.uint8, device="cpu")
         found = torch.ops.onednn.qlinear_pointwise(
             x, 1.0, 0, weight, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
@@ -50,7 +50,7 @@ def largest_weight() -> int:
     return 127 if bool((found == 64 * 255 * 127).all()) else 63
 
 
-class Int8Linear(nn.Module):
+class Int8Linear:
     """A linear layer in 8-bit integers: (tokens, in) -> (tokens, out) float32.
 
     The input is float32, or uint8 of the same step and zero. ``smooth`` (in,) is what each input is divided by. With
@@ -62,13 +62,12 @@ class Int8Linear(nn.Module):
     def __init__(
         self,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         step: float,
         zero: int,
         smooth: Tensor | None = None,
         leaves: tuple[str, float, int] | None = None,
     ) -> None:
-        super().__init__()
         self.outputs, self.inputs = weight.shape
         self.dtype = torch.uint8 if smooth is None else torch.float32  # of what comes in
         weight = weight if smooth is None else weight * smooth
@@ -76,13 +75,13 @@ class Int8Linear(nn.Module):
         integers = (weight / scale[:, None]).round().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(integers, None)
         self.scale = scale
-        self.zeros = torch.zeros(len(scale), dtype=torch.int32)
-        self.bias = bias.detach().clone()
+        self.zeros = torch.zeros_like(scale, dtype=torch.int32)
+        self.bias = None if bias is None else bias.detach().clone()
         self.step, self.zero = step, zero
         self.factor = None if smooth is None else 1 / (smooth * step)
         self.leaves = leaves
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         if x.dtype != torch.uint8:
             x = x * self.factor if self.factor is not None else x / self.step
             x = x.add_(self.zero + 0.5).clamp_(0, 255)
@@ -96,7 +95,7 @@ class Int8Linear(nn.Module):
         return product
 
 
-def smoothed(weight: Tensor, bias: Tensor, ranges: Tensor) -> Int8Linear:
+def smoothed(weight: Tensor, bias: Tensor | None, ranges: Tensor) -> Int8Linear:
     """A layer of float32 input, whose ranges are shared with the weights."""
     largest = ranges.abs().amax(dim=0).clamp(min=1e-5)
     smooth = largest**SMOOTHING / weight.abs().amax(dim=0).clamp(min=1e-5) ** (1 - SMOOTHING)
@@ -104,68 +103,38 @@ def smoothed(weight: Tensor, bias: Tensor, ranges: Tensor) -> Int8Linear:
     return Int8Linear(weight, bias, step, 128, smooth)
 
 
-def int8_block(block: TransformerBlock, ranges: Ranges) -> TransformerBlock:
-    """A block with its six linear layers in integers. ``ranges`` go by the layers' names in the block."""
-    attention, ffn = block.attention, block.ffn
-    assert isinstance(attention, SelfAttention)
-    out = smoothed(attention.out_lin.weight, attention.out_lin.bias, ranges["attention.out_lin"])
-    qkv = joined(attention, lambda weight, bias: smoothed(weight, bias, ranges["attention.q_lin"]))
-    least, most = float(ranges["ffn.lin2"].min()), float(ranges["ffn.lin2"].max()) * HIDDEN_SHARE
+def between(
+    lin1: nn.Linear, lin2: nn.Linear, ranges: Ranges, name: str, fused: str | None
+) -> tuple[Int8Linear, Int8Linear]:
+    """The layers of a feed-forward network, whose names are ``name`` and 1 or 2.
+
+    With an activation that the kernel can compute, ``fused``, the first activates its output and gives it as the
+    second's integers.
+    """
+    least, most = float(ranges[f"{name}2"].min()), float(ranges[f"{name}2"].max()) * HIDDEN_SHARE
     step = max(most - least, 1e-12) / 255
     zero = round(-least / step)
-    new, new_ffn = rebuilt(block), rebuilt(ffn)
-    lin1 = smoothed(ffn.lin1.weight, ffn.lin1.bias, ranges["ffn.lin1"])
-    lin1.leaves = ("relu" if ffn.activation is F.relu else "gelu", step, zero)
-    new_ffn._modules |= {"lin1": lin1, "lin2": Int8Linear(ffn.lin2.weight, ffn.lin2.bias, step, zero)}
-    new_ffn.activation = nn.Identity()
-    new._modules |= {"attention": with_attention(attention, qkv, out), "ffn": new_ffn}
-    return new
+    first = smoothed(lin1.weight, lin1.bias, ranges[f"{name}1"])
+    first.leaves = (fused, step, zero) if fused else None
+    return first, Int8Linear(lin2.weight, lin2.bias, step, zero)
 
 
-@torch.no_grad()
-def input_ranges(encoder: DistilBert, rows: Sequence[Sequence[int]]) -> Ranges:
-    """The least and the largest value of every input of every linear layer, by the layer's name in the encoder."""
+def input_ranges(encoder: Encoder, rows: Sequence[Sequence[int]]) -> Ranges:
+    """The least and the largest value of every input of every linear layer, by the layer's name in the encoder.
+
+    ``rows`` are token ids of a few texts, which show how large inputs get.
+    """
     ranges: Ranges = {}
 
-    def watch(name: str, linear: nn.Linear) -> torch.utils.hooks.RemovableHandle:
+    def watch(name: str, linear: nn.Linear) -> None:
         def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             ranges[name] = torch.stack([inputs[0].amin(dim=0), inputs[0].amax(dim=0)])
 
-        return linear.register_forward_pre_hook(note)
+        linear.register_forward_pre_hook(note)
 
-    watched = rebuilt(encoder)
-    for part in watched.modules():
-        part._forward_pre_hooks = part._forward_pre_hooks.copy()
+    watched = copy.deepcopy(encoder, {id(parameter): parameter for parameter in encoder.parameters()}).eval()
     for name, module in watched.named_modules():
         if isinstance(module, nn.Linear):
             watch(name, module)
     watched(PackedBatch.pack(rows))
     return ranges
-
-
-@torch.no_grad()
-def int8(encoder: DistilBert, rows: Sequence[Sequence[int]], mapped: bool = False) -> DistilBert:
-    """An encoder's form in 8-bit integers. ``rows`` are token ids of a few texts, which show how large inputs get.
-
-    ``mapped`` is as in forms.packed.
-
-    Raises:
-        InputError: this build of torch has no kernel for it, or the encoder is on another device than a CPU.
-    """
-    device = next(encoder.parameters()).device
-    if device.type != "cpu":
-        raise InputError(f"precision is 'int8' and device {str(device)!r}; int8 is for a CPU")
-    largest_weight()
-    ranges = input_ranges(encoder, rows)
-
-    def replace(part: nn.Module) -> nn.Module | None:
-        if not isinstance(part, TransformerBlock):
-            return None
-        prefix = f"{names[part]}."
-        new = int8_block(part, {n.removeprefix(prefix): r for n, r in ranges.items() if n.startswith(prefix)})
-        if mapped:
-            release(part)
-        return new
-
-    names = {module: name for name, module in encoder.named_modules()}
-    return rebuilt(encoder, replace)

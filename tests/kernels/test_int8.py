@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from mtl import SentenceEncoder
-from mtl.model import int8
-from mtl.model.int8 import Int8Linear, largest_weight, smoothed
+from mtl.kernels import int8
+from mtl.kernels.int8 import Int8Linear, largest_weight, smoothed
 from mtl.model.packing import PackedBatch
 
 TEXTS = ["Hi", "", "The ferry left without us.", "the old clock on the landing struck " * 9, "no", "Rain, again."]
@@ -94,9 +94,9 @@ def test_it_is_the_same_each_time(quantized: SentenceEncoder) -> None:
 
 def test_the_first_tokens_alone(quantized: SentenceEncoder) -> None:
     batch = PackedBatch.pack(quantized.tokenizer(TEXTS).rows)
-    encoder = quantized.form().encoder
+    encoder = quantized.program().encoder
     with torch.inference_mode():
-        first, every = encoder.first(batch), encoder(batch)[batch.firsts]
+        first, every = encoder.run(encoder.embed(batch), batch, first=True), encoder(batch)[batch.firsts]
     torch.testing.assert_close(first, every, atol=1e-5, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""How a model is computed is not what it is: forms are made from the parameters, follow them, and are never saved."""
+"""How a model is computed is not what it is: programs are made of its parameters, follow them, and are never saved."""
 
 import copy
 import pickle
@@ -12,9 +12,11 @@ from torch import nn
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.encode.precision import effective
 from mtl.errors import InputError
-from mtl.model import linear
-from mtl.model.forms import Watched, packed, rebuilt
-from mtl.model.linear import Joined, Packed, has_packed
+from mtl.kernels import linear
+from mtl.kernels.check import products
+from mtl.kernels.compile import compile
+from mtl.kernels.linear import Packed, has_packed
+from mtl.kernels.watched import Watched
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Dense
 from mtl.tasks.spec import TaskSpec
@@ -63,24 +65,37 @@ def test_with_amx_sums_of_bf16_are_taken_in_pieces(amx: bool, monkeypatch: pytes
     assert error < (0.0035 if amx else 0.0025)  # measured: 0.0026 and 0.0017
 
 
-def test_a_form_shares_what_it_does_not_replace(tiny: SentenceEncoder) -> None:
-    form = packed(tiny.encoder)
-    assert (
-        form.embeddings.word_embeddings.weight.data_ptr() == tiny.encoder.embeddings.word_embeddings.weight.data_ptr()
-    )
-    assert isinstance(form.transformer.layer[0].attention.q_lin, Joined) == has_packed()
-    assert isinstance(tiny.encoder.transformer.layer[0].attention.q_lin, nn.Linear)
+def test_a_program_shares_what_needs_no_other_form(tiny: SentenceEncoder) -> None:
+    program = compile(tiny.encoder)
+    assert program.words.data_ptr() == tiny.encoder.words.weight.data_ptr()
+    assert len([*products(program)]) == (2 * 4 if has_packed() else 0)  # q, k and v are one
     batch = PackedBatch.pack([[2, 5, 6, 3], [2, 3]])
     with torch.inference_mode():
-        torch.testing.assert_close(form(batch), tiny.encoder(batch), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(program(batch), tiny.encoder(batch), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_program_is_run_in_parts(tiny: SentenceEncoder, precision: str) -> None:
+    """From any block to any other, and the first token of each text alone."""
+    rows = [[2, 5, 6, 3], [2, 8, 3], [2, 9, 3], [2, 3]]
+    program, batch = compile(tiny.encoder, precision, rows), PackedBatch.pack(rows)
+    with torch.inference_mode():
+        whole, x = program(batch), program.embed(batch)
+        for depth in (0, 1, 2):
+            assert torch.equal(program.run(program.run(x, batch, stop=depth), batch, depth), whole)
+        first = program.run(x, batch, first=True)
+        close = {"fp32": 1e-5, "bf16": 3e-2, "int8": 5e-2}[precision]
+        torch.testing.assert_close(first, whole[batch.firsts], atol=close, rtol=0)
+        assert torch.equal(program.run(program.run(x, batch, 0, -1), batch, -1, first=True), first)
+    assert program(PackedBatch.pack([])).shape == (0, 12)
 
 
 def test_without_the_kernel_layers_stay_plain(tiny: SentenceEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor, or in a build of torch, that has no prepacked product."""
     expected = tiny.encode(TEXTS)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    tiny.forms.clear()
-    assert isinstance(tiny.form().encoder.transformer.layer[0].attention.q_lin, nn.Linear)
+    tiny.compiled.clear()
+    assert not [*products(tiny.program())]
     np.testing.assert_allclose(tiny.encode(TEXTS), expected, atol=1e-6)
     assert not linear.has_packed(torch.bfloat16)
 
@@ -104,16 +119,16 @@ def test_the_vectors_follow_the_parameters(tiny: SentenceEncoder, precision: str
             tiny.load_state_dict(state, assign=how == "assigned")
     after = tiny.encode(TEXTS)
     assert not np.allclose(before, after, atol=1e-3)
-    tiny.forms.clear()
+    tiny.compiled.clear()
     assert np.array_equal(tiny.encode(TEXTS), after)
 
 
-def test_a_form_is_made_once(tiny: SentenceEncoder) -> None:
-    form = tiny.form()
+def test_a_program_is_made_once(tiny: SentenceEncoder) -> None:
+    program = tiny.program()
     tiny.encode(TEXTS)
-    assert tiny.form() is form
+    assert tiny.program() is program
     tiny.train()
-    assert tiny.forms.form is None
+    assert tiny.compiled.program is None
     assert tiny.training
     tiny.encode(TEXTS)
     assert tiny.training  # inference has its own mode
@@ -124,8 +139,7 @@ def test_copies_and_pickles_compute_for_themselves(tiny: SentenceEncoder, precis
     tiny.precision = precision
     expected = tiny.encode(TEXTS)
     size = len(pickle.dumps(tiny.encoder))
-    for other in (copy.deepcopy(tiny), rebuilt(tiny)):
-        assert np.array_equal(other.encode(TEXTS), expected)
+    assert np.array_equal(copy.deepcopy(tiny).encode(TEXTS), expected)
     again = pickle.loads(pickle.dumps(tiny))
     assert np.array_equal(again.encode(TEXTS), expected)
     assert len(pickle.dumps(tiny.encoder)) == size
@@ -161,9 +175,9 @@ def test_several_tasks_predict_and_save_in_any_precision(tiny: SentenceEncoder, 
     assert all(torch.equal(x, model.state_dict()[name]) for name, x in again.state_dict().items())
 
 
-def test_many_threads_share_one_form(tiny: SentenceEncoder) -> None:
+def test_many_threads_share_one_program(tiny: SentenceEncoder) -> None:
     expected = tiny.encode(TEXTS)
-    tiny.forms.clear()
+    tiny.compiled.clear()
     found: list[np.ndarray] = []
     threads = [threading.Thread(target=lambda: found.append(tiny.encode(TEXTS))) for _ in range(8)]
     for thread in threads:
@@ -174,12 +188,19 @@ def test_many_threads_share_one_form(tiny: SentenceEncoder) -> None:
     assert all(np.array_equal(vectors, expected) for vectors in found)
 
 
-def test_moving_makes_another_form(tiny: SentenceEncoder) -> None:
-    form = tiny.form()
-    tiny.to(torch.float64)
-    assert tiny.form() is not form
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_another_type(tiny: SentenceEncoder, dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    """They run as they are; and in float32 again, a program does."""
+    program, before = tiny.program(), tiny.encode(TEXTS)
+    tiny.to(dtype)
+    vectors = tiny.encode(TEXTS)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, before, atol=0.05)
+    assert len(caplog.messages) == 1
+    assert f"of {str(dtype)[6:]}; what is not understood runs as it is" in caplog.text
     tiny.to(torch.float32)
-    assert tiny.encode(TEXTS).dtype == np.float32
+    assert tiny.program() is not program
+    np.testing.assert_allclose(tiny.encode(TEXTS), before, atol=0.05)
 
 
 def test_a_layer_more(tiny: SentenceEncoder) -> None:
@@ -195,7 +216,7 @@ def test_int8_of_weights_that_are_no_float32(tiny: SentenceEncoder) -> None:
 
 
 def test_what_is_watched(tiny: SentenceEncoder) -> None:
-    watched = Watched(tiny)
+    watched = Watched(tiny, [])
     assert watched.unchanged()
     tiny.encoder.transformer.layer[0] = tiny.encoder.transformer.layer[1]
     assert not watched.unchanged()
@@ -220,7 +241,7 @@ def test_int8_is_for_a_cpu() -> None:
 
 
 def test_no_int8_kernel(folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mtl.model.int8 import largest_weight
+    from mtl.kernels.int8 import largest_weight
 
     def none(*arguments: object) -> None:
         raise RuntimeError("not built")

@@ -13,10 +13,19 @@ sums of ``AMX_DEPTH`` values, one after another.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 AMX_DEPTH = 384  # up to 448, no number of rows was seen to change the order; from 512 on, many were
+MADV_PAGEOUT = 21  # linux/mman.h, since Linux 5.4
+
+Product = Callable[[Tensor], Tensor]  # (rows, in) -> (rows, out)
 
 
 def has_packed(dtype: torch.dtype = torch.float32) -> bool:
@@ -26,11 +35,10 @@ def has_packed(dtype: torch.dtype = torch.float32) -> bool:
     return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-class Packed(nn.Module):
+class Packed:
     """A linear layer with prepacked weights: (rows, in) -> (rows, out), in the weights' float32 or bfloat16."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
         self.outputs, self.inputs = weight.shape
         self.dtype = weight.dtype
         amx = self.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
@@ -44,7 +52,7 @@ class Packed(nn.Module):
         """What a report calls it."""
         return f"packed {'fp32' if self.dtype == torch.float32 else 'bf16'}"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         if len(x) == 1:  # AVX-512 has another kernel for one row alone, which gives other bits
             return self(x.expand(2, -1).contiguous())[:1]
         weight, *weights = self.weights
@@ -55,19 +63,33 @@ class Packed(nn.Module):
         return product
 
 
-class Joined(nn.Module):
-    """Several layers of one input, as one product; it stands where each of them stood."""
-
-    def __init__(self, product: nn.Module, layers: int) -> None:
-        super().__init__()
-        self.product = product
-        self.layers = layers
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.product(x).chunk(self.layers, dim=1)
+def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else x.detach().to(dtype)
 
 
-def linears(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
-    """What several layers make of the same input: (tokens, in) -> (tokens, out) each."""
-    joined = layers[0]
-    return joined(x) if isinstance(joined, Joined) else tuple(layer(x) for layer in layers)
+def product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> Product:
+    """A linear layer in a number format: prepacked where there is such a kernel, else torch's own."""
+    weight, bias = weight.detach().to(dtype), cast(bias, dtype)
+    if weight.device.type == "cpu" and has_packed(dtype):
+        return Packed(weight, bias)
+    return lambda x: F.linear(x, weight, bias)
+
+
+def joined(*layers: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias of several layers that read the same input, as one's: their outputs stand side by side."""
+    weights: list[Tensor] = [layer.weight for layer in layers]
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    return torch.cat(weights), torch.cat(biases) if biases else None
+
+
+def release(module: nn.Module) -> None:
+    """Tell Linux that a module's memory-mapped weights need not stay in memory; what reads them reads the file again.
+
+    Nothing is lost by it, whatever the memory is.
+    """
+    advise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+    for weight in module.parameters():
+        first = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = (weight.data_ptr() + weight.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        if advise and size > 0 and weight.device.type == "cpu":
+            advise(ctypes.c_void_p(first), ctypes.c_size_t(size), MADV_PAGEOUT)

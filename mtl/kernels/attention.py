@@ -1,0 +1,69 @@
+"""Attention of inference within each text of a packed batch: the one place that chooses how it is computed.
+
+torch's fused kernel on a CPU divides its work among threads, and at some shapes what a thread computes by itself has
+other bits than what it computes among others: one query and 16 keys, heads of 8 to 11, a single head in bfloat16.
+Only shapes that keep their bits are divided (`mtl check` tries them out); all others are computed by one thread.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtl.kernels.threads import alone
+from mtl.model.packing import PackedBatch
+
+LEAST_HEAD = 16  # the width of a head from which on a fused call was seen to keep its bits on any number of threads
+
+
+def divisible(q: Tensor, k: Tensor) -> bool:
+    """Whether any number of threads gives the same bits; q and k are (texts, heads, length, head_dim)."""
+    _, heads, queries, width = q.shape
+    return queries == k.shape[2] and heads > 1 and width >= LEAST_HEAD
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q kT / sqrt(head_dim) + bias) v in one call, whose bits depend on no number of threads.
+
+    q and the result are (texts, heads, queries, head_dim), k and v (texts, heads, keys, head_dim).
+    """
+    with nullcontext() if q.is_cuda or divisible(q, k) else alone():
+        return F.scaled_dot_product_attention(q, k, v, bias)
+
+
+def varlen(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
+    """All texts in one kernel that knows where each begins: CUDA, bfloat16 or float16."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest = max(batch.lengths, default=0)
+    context = varlen_attn(q, k, v, batch.offsets, batch.offsets, longest, longest)
+    assert isinstance(context, Tensor)  # a pair only where the log-sum-exp is asked for
+    return context
+
+
+def grouped(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
+    """One fused call for each group of equally long texts, which needs no mask."""
+    out = []
+    for group in zip(*map(batch.split, (q, k, v)), strict=True):
+        context = fused(*(x.transpose(1, 2) for x in group))  # (texts, heads, length, head_dim)
+        out.append(context.transpose(1, 2).flatten(0, 1))
+    return torch.cat(out) if out else q
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
+    """What each token gets: q, k, v and the result are (tokens, heads, head_dim)."""
+    low_precision = q.dtype in (torch.bfloat16, torch.float16)
+    return (varlen if q.is_cuda and low_precision else grouped)(q, k, v, batch)
+
+
+def attend_first(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
+    """What each text's first token gets: q and the result are (texts, heads, head_dim), k and v as everywhere."""
+    out = []
+    firsts = q.split([group.texts for group in batch.groups])
+    for q_group, *group in zip(firsts, *map(batch.split, (k, v)), strict=True):
+        k_group, v_group = (x.transpose(1, 2) for x in group)  # (texts, heads, length, head_dim)
+        out.append(fused(q_group.unsqueeze(2), k_group, v_group).squeeze(2))
+    return torch.cat(out) if out else q

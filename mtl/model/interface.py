@@ -1,0 +1,78 @@
+"""What every encoder offers, whatever its architecture: all that the rest of the project knows of one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from mtl.model.packing import PackedBatch
+
+
+class Config(Protocol):
+    """The fields that every architecture's config has: a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+
+
+class Encoder(nn.Module):
+    """From token ids to hidden states; ``tokens`` counts all tokens of a packed batch.
+
+    An architecture gives ``config``, ``embed``, ``run``, and where in it the words and the blocks are.
+    """
+
+    WORDS: ClassVar[str]
+    BLOCKS: ClassVar[str]
+    config: Any  # a Config, of the architecture's own type
+
+    @property
+    def words(self) -> nn.Embedding:
+        """The table of word embeddings, (vocab_size, dim)."""
+        return cast(nn.Embedding, self.get_submodule(self.WORDS))
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks, lowest first; ``block(x, batch)`` maps (tokens, dim) to (tokens, dim)."""
+        return cast(nn.ModuleList, self.get_submodule(self.BLOCKS))
+
+    def embed(self, batch: PackedBatch) -> Tensor:
+        """What the first block gets, (tokens, dim)."""
+        raise NotImplementedError
+
+    def run(self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None) -> Tensor:
+        """Blocks ``start`` up to ``stop``, not included, and what stands above the last: (tokens, dim) in and out."""
+        raise NotImplementedError
+
+    def initialize(self, std: float) -> None:
+        """Draw all matrices anew, with a standard deviation; linear biases are 0."""
+        for part in self.modules():
+            if isinstance(part, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(part.weight, std=std)
+            if isinstance(part, nn.Linear) and part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.words.weight.device
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """The names of parameters that no training changes."""
+        return frozenset()
+
+    def depth_of(self, name: str) -> int:
+        """Of a parameter, by its name: i + 1 in block i, 0 below them, and the number of blocks above them."""
+        parameter = self.get_parameter(name)
+        within = [i for i, block in enumerate(self.blocks, 1) if any(parameter is own for own in block.parameters())]
+        return within[0] if within else 0
