@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from mtl.model.packing import PackedBatch
-
-
-class Config(Protocol):
-    """The fields that every architecture's config has: a frozen dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def max_position_embeddings(self) -> int: ...
-    @property
-    def n_layers(self) -> int: ...
-    @property
-    def dim(self) -> int: ...
 
 
 class Encoder(nn.Module):
@@ -33,7 +18,7 @@ class Encoder(nn.Module):
 
     WORDS: ClassVar[str]
     BLOCKS: ClassVar[str]
-    config: Any  # a Config, of the architecture's own type
+    config: Any  # a frozen dataclass of the architecture's own, with vocab_size, max_position_embeddings, n_layers, dim
 
     @property
     def words(self) -> nn.Embedding:
