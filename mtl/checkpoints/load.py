@@ -183,7 +183,7 @@ def load_encoder(folder: Path, part: str = "") -> tuple[DistilBert, Classifier |
     trunk, beside = part_tensors(tensors, family, path)
     check_layers(config, trunk, path)
     with uninitialized():
-        encoder = DistilBert(config).eval()
+        encoder = family.encoder(config).eval()
     again = [name for name in beside if trunk.keys() & ends(name)]
     if again:
         raise WeightsError(

@@ -7,6 +7,7 @@ Only shapes that keep their bits are divided (`mtl check` tries them out); all o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -44,26 +45,34 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
     return context
 
 
-def grouped(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
+def grouped(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = ()) -> Tensor:
     """One fused call for each group of equally long texts, which needs no mask."""
     out = []
-    for group in zip(*map(batch.split, (q, k, v)), strict=True):
-        context = fused(*(x.transpose(1, 2) for x in group))  # (texts, heads, length, head_dim)
+    groups = zip(*map(batch.split, (q, k, v)), strict=True)
+    for group, bias in zip(groups, biases or [None] * len(batch.groups), strict=True):
+        q_group, k_group, v_group = (x.transpose(1, 2) for x in group)  # (texts, heads, length, head_dim)
+        context = fused(q_group, k_group, v_group, bias)
         out.append(context.transpose(1, 2).flatten(0, 1))
     return torch.cat(out) if out else q
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
-    """What each token gets: q, k, v and the result are (tokens, heads, head_dim)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = ()) -> Tensor:
+    """What each token gets: q, k, v and the result are (tokens, heads, head_dim).
+
+    ``biases`` are added to the scores, (1, heads, length, length) for each group of equally long texts.
+    """
     low_precision = q.dtype in (torch.bfloat16, torch.float16)
-    return (varlen if q.is_cuda and low_precision else grouped)(q, k, v, batch)
+    if q.is_cuda and low_precision and not biases:
+        return varlen(q, k, v, batch)
+    return grouped(q, k, v, batch, biases)
 
 
-def attend_first(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
+def attend_first(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = ()) -> Tensor:
     """What each text's first token gets: q and the result are (texts, heads, head_dim), k and v as everywhere."""
     out = []
-    firsts = q.split([group.texts for group in batch.groups])
-    for q_group, *group in zip(firsts, *map(batch.split, (k, v)), strict=True):
+    groups = zip(q.split([group.texts for group in batch.groups]), *map(batch.split, (k, v)), strict=True)
+    for (q_group, *group), bias in zip(groups, biases or [None] * len(batch.groups), strict=True):
         k_group, v_group = (x.transpose(1, 2) for x in group)  # (texts, heads, length, head_dim)
-        out.append(fused(q_group.unsqueeze(2), k_group, v_group).squeeze(2))
+        own = None if bias is None else bias[:, :, :1]
+        out.append(fused(q_group.unsqueeze(2), k_group, v_group, own).squeeze(2))
     return torch.cat(out) if out else q

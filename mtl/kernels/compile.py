@@ -36,6 +36,7 @@ from mtl.kernels.understood import (
 from mtl.kernels.uninitialized import uninitialized
 from mtl.model.encoder import DistilBert
 from mtl.model.interface import Encoder
+from mtl.model.mpnet import MPNet
 from mtl.model.packing import PackedBatch
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
@@ -117,7 +118,7 @@ class PlainEncoder(Plain):
 
 
 Compile = Callable[[Any, torch.dtype, Sequence[Sequence[int]], bool], Program]
-PROGRAMS: dict[type[Encoder], Compile] = {DistilBert: distilbert.compile}
+PROGRAMS: dict[type[Encoder], Compile] = {DistilBert: distilbert.compile, MPNet: distilbert.compile}
 
 
 def compile(

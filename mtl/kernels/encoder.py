@@ -1,4 +1,4 @@
-"""The program of model/encoder.py: the same blocks, of packed products, in a number format.
+"""The program of model/encoder.py and model/mpnet.py: the same blocks, of packed products, in a number format.
 
 One product gives q, k and v. In int8 the feed-forward network is two kernels with integers between them. Where only
 each text's first token is asked for, the last block computes no more of the others than its keys and values.
@@ -18,6 +18,7 @@ from mtl.kernels.attention import attend, attend_first
 from mtl.kernels.int8 import Ranges, between, input_ranges, smoothed
 from mtl.kernels.linear import Product, joined, product, release
 from mtl.model.encoder import DistilBert, TransformerBlock
+from mtl.model.mpnet import MPNet, biases
 from mtl.model.packing import PackedBatch
 
 
@@ -50,23 +51,26 @@ class Block:
     lin2: Product
     norm2: Norm
 
-    def __call__(self, x: Tensor, batch: PackedBatch, first: bool = False) -> Tensor:
+    def __call__(
+        self, x: Tensor, batch: PackedBatch, first: bool = False, biases: Sequence[Tensor | None] = ()
+    ) -> Tensor:
         q, k, v = (y.unflatten(1, (self.heads, -1)) for y in self.qkv(x).chunk(3, dim=1))
         if first:
             x, q = x[batch.firsts], q[batch.firsts]
-        context = (attend_first if first else attend)(q, k, v, batch)
+        context = (attend_first if first else attend)(q, k, v, batch, biases)
         x = self.norm1(x + self.out(context.flatten(1)))
         return self.norm2(x + self.lin2(self.activation(self.lin1(x))))
 
 
 class Program:
-    """A DistilBert in a number format; it shares the tensors that need no other form."""
+    """A DistilBert or an MPNet in a number format; it shares the tensors that need no other form."""
 
     def __init__(self, encoder: DistilBert, dtype: torch.dtype, blocks: Sequence[Block]) -> None:
         parts = encoder.embeddings
         self.words = parts.word_embeddings.weight.detach().to(dtype)
         self.positions = parts.position_embeddings.weight.detach().to(dtype)
         self.norm = Norm.of(parts.LayerNorm, dtype)
+        self.biases = encoder.relative_attention_bias.weight.detach().to(dtype) if isinstance(encoder, MPNet) else None
         self.blocks = blocks
 
     def embed(self, batch: PackedBatch) -> Tensor:
@@ -76,8 +80,9 @@ class Program:
         self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None, first: bool = False
     ) -> Tensor:
         blocks = self.blocks[start:stop]
+        bias = () if self.biases is None else biases(self.biases, batch)
         for i, block in enumerate(blocks, 1):
-            x = block(x, batch, first and i == len(blocks))
+            x = block(x, batch, first and i == len(blocks), bias)
         return x
 
     def __call__(self, batch: PackedBatch) -> Tensor:

@@ -56,7 +56,7 @@ class EncoderConfig:
             raise ConfigError(f"sinusoidal_pos_embds is {shown(self.sinusoidal_pos_embds)}; expected true or false")
         if self.dim % self.n_heads:
             raise ConfigError(f"n_heads {self.n_heads} does not divide dim {self.dim}; expected equal heads")
-        if self.activation not in ACTIVATIONS:
+        if self.activation not in list(ACTIVATIONS):  # it may be of any type
             raise ConfigError(f"activation is {shown(self.activation)}; expected one of {', '.join(ACTIVATIONS)}")
 
     @classmethod

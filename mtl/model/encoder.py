@@ -12,6 +12,7 @@ Shapes: ``tokens`` counts all tokens of a packed batch, text after text with no 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,17 +26,19 @@ from mtl.model.packing import PackedBatch
 from mtl.model.positions import sinusoids
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0) -> Tensor:
-    """softmax(q kT / sqrt(head_dim)) v within texts of one length (Vaswani et al. 2017, equation 1).
+def attention(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, bias: Tensor | None = None) -> Tensor:
+    """softmax(q kT / sqrt(head_dim) + bias) v within texts of one length (Vaswani et al. 2017, equation 1).
 
-    q, k, v and the result are (texts, length, heads, head_dim); a weight is dropped with probability p.
+    q, k, v and the result are (texts, length, heads, head_dim), a bias (1, heads, length, length); a weight is dropped
+    with probability p.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (texts, heads, length, head_dim)
     if p:
         scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)  # (texts, heads, length, length)
+        scores = scores if bias is None else scores + bias
         context = dropout(scores.softmax(dim=-1), p) @ v
     else:  # the same in one call, which never writes the scores down
-        context = F.scaled_dot_product_attention(q, k, v)
+        context = F.scaled_dot_product_attention(q, k, v, bias)
     return context.transpose(1, 2)
 
 
@@ -62,11 +65,12 @@ class SelfAttention(nn.Module):
         self.v_lin = nn.Linear(config.dim, config.dim)
         self.out_lin = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
+    def forward(self, x: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = ()) -> Tensor:
         q, k, v = (linear(x).unflatten(1, (self.n_heads, -1)) for linear in (self.q_lin, self.k_lin, self.v_lin))
         groups = zip(*map(batch.split, (q, k, v)), strict=True)  # of equally long texts: no mask is needed
         p = self.dropout if self.training else 0.0
-        contexts = [attention(q, k, v, p).flatten(0, 1) for q, k, v in groups]
+        each = zip(groups, biases or [None] * len(batch.groups), strict=True)
+        contexts = [attention(q, k, v, p, bias).flatten(0, 1) for (q, k, v), bias in each]
         context = torch.cat(contexts) if contexts else q  # (tokens, heads, head_dim), as q, k and v
         return self.out_lin(context.flatten(1))  # (tokens, dim)
 
@@ -91,8 +95,9 @@ class TransformerBlock(nn.Module):
         self.ffn = FeedForward(config)
         self.output_layer_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
-        x = self.sa_layer_norm(x + self.attention(x, batch))
+    def forward(self, x: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = ()) -> Tensor:
+        """(tokens, dim) in and out; ``biases`` are those of attention, one for each group of equally long texts."""
+        x = self.sa_layer_norm(x + self.attention(x, batch, biases))
         return self.output_layer_norm(x + self.ffn(x))
 
 

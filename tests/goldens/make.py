@@ -5,7 +5,7 @@
 Every parameter is drawn from a wide normal distribution, LayerNorm's and the biases too, so that a swapped,
 transposed or forgotten one shows. Each .safetensors holds the weights under the checkpoint's names, ``ids`` and
 ``mask`` (texts, length) with ragged and non-leading masks, and ``hidden`` (texts, length, dim); the
-config.json content is in its metadata.
+config.json content is in its metadata. Those of families/ are sequence classifiers, with ``logits`` (texts, outputs).
 """
 
 import json
@@ -14,7 +14,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+)
 
 HERE = Path(__file__).parent
 SMALL = {"vocab_size": 40, "max_position_embeddings": 16}
@@ -24,6 +31,19 @@ DISTILBERTS = {
     "learned-relu": {"dim": 12, "hidden_dim": 20, "n_heads": 1, "n_layers": 2, "activation": "relu"},
 }
 BERT = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
+# A family's fields beside those of every one; their names are BERT's unless they are said here
+SHAPE = {"vocab_size": 40, "max_position_embeddings": 16, "num_labels": 3, "hidden_size": 16, "intermediate_size": 24,
+         "num_attention_heads": 2, "num_hidden_layers": 2}  # fmt: skip
+AFTER_PADDING = {"pad_token_id": 1, "max_position_embeddings": 18, "layer_norm_eps": 1e-5, "type_vocab_size": 1}
+FAMILIES = {
+    "distilbert": {"dim": 16, "hidden_dim": 24, "n_heads": 2, "n_layers": 2},
+    "bert": {"hidden_act": "gelu_new"},
+    "roberta": AFTER_PADDING,
+    "xlm-roberta": AFTER_PADDING,
+    "camembert": {**AFTER_PADDING, "pad_token_id": 3, "max_position_embeddings": 20},
+    "electra": {"embedding_size": 16},
+    "mpnet": {"pad_token_id": 1, "max_position_embeddings": 18, "layer_norm_eps": 1e-5},
+}
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
@@ -50,6 +70,11 @@ def main() -> None:
         write(name, DistilBertModel(DistilBertConfig(**SMALL, **fields)))
     write("bert", BertModel(BertConfig(**SMALL, **BERT)))
 
+    for name, fields in FAMILIES.items():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(name, **(SHAPE if "dim" not in fields else {**SMALL, "num_labels": 3}) | fields)
+        write_classifier(name, AutoModelForSequenceClassification.from_config(config))
+
     hidden = torch.randn(5, 11, 6)
     _, mask = batch()
     mask = (torch.arange(11) < mask.sum(dim=1)[:, None]).long()  # pooling is over leading tokens
@@ -68,6 +93,25 @@ def write(name: str, model: torch.nn.Module) -> None:
     tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     tensors |= {"ids": ids, "mask": mask, "hidden": hidden}
     save_file(tensors, HERE / f"{name}.safetensors", metadata={"config": json.dumps(model.config.to_dict())})
+
+
+def write_classifier(name: str, model: torch.nn.Module) -> None:
+    """Without padding inside, of which each family thinks differently: a text is computed alone."""
+    randomize(model)
+    _, mask = batch()
+    lengths = (11, 7, 7, 3, 1)
+    ids = torch.randint(5, SMALL["vocab_size"], mask.shape)
+    hidden, logits = torch.zeros(*mask.shape, 16), []
+    for row, length in enumerate(lengths):
+        with torch.no_grad():
+            found = model.eval()(ids[row : row + 1, :length], output_hidden_states=True)
+        hidden[row, :length] = found.hidden_states[-1][0]
+        logits.append(found.logits[0])
+        mask[row] = torch.arange(11) < length
+    tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    tensors |= {"ids": ids, "mask": mask, "hidden": hidden, "logits": torch.stack(logits)}
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    save_file(tensors, HERE / "families" / f"{name}.safetensors", metadata={"config": json.dumps(config)})
 
 
 if __name__ == "__main__":

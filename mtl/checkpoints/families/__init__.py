@@ -6,8 +6,9 @@ from mtl.checkpoints.families.bert import BERT
 from mtl.checkpoints.families.distilbert import DISTILBERT
 from mtl.checkpoints.families.electra import ELECTRA
 from mtl.checkpoints.families.family import Family, Head
+from mtl.checkpoints.families.mpnet import MPNET
 from mtl.checkpoints.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
-FAMILIES = {family.model_type: family for family in (DISTILBERT, BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, ELECTRA)}
+FAMILIES = {family.model_type: family for family in (DISTILBERT, BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, ELECTRA, MPNET)}
 
 __all__ = ["BERT", "DISTILBERT", "FAMILIES", "Family", "Head"]

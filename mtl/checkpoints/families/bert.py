@@ -57,5 +57,4 @@ BERT = Family(
     inert=("type_vocab_size", "pad_token_id", "classifier_dropout", "use_cache", "directionality", "pooler_fc_size",
            "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type"),
     token_types="embeddings.token_type_embeddings.weight",
-    checked="all-MiniLM-L6-v2 against sentence-transformers; random checkpoints against transformers",
 )  # fmt: skip

@@ -19,5 +19,4 @@ ELECTRA = dataclasses.replace(
     defaults={"n_layers": 12, "n_heads": 4, "dim": 256, "hidden_dim": 1024, "pad_token_id": 0, "type_vocab_size": 2},
     inert=(*BERT.inert, "embedding_size", "summary_activation", "summary_last_dropout", "summary_type",
            "summary_use_proj"),
-    checked="random checkpoints against transformers",
 )  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtl.errors import ConfigError, shown
 from mtl.model.config import EncoderConfig
+from mtl.model.encoder import DistilBert
 
 POSITIONS = "embeddings.position_embeddings.weight"
 
@@ -46,10 +47,10 @@ class Family:
     tensors, layers: Our name -> theirs: of single tensors, and of the modules of layer {i}, which have weight and bias.
     first_position: The row of their position table at which a text begins, of config.json's fields.
     token_types: Their table of token types, of which a single text sees row 0: folded into our positions.
+    encoder: The architecture.
     tokenizer: The class that transformers takes where no file names one.
     inputs: What their model takes of a tokenizer's results (``model_input_names``).
     beside: Tensors under the prefix that belong to no trunk.
-    checked: How the family was checked.
     """
 
     model_type: str
@@ -60,6 +61,7 @@ class Family:
     layers: Mapping[str, str]
     head: Head
     tokenizer: str
+    encoder: type[DistilBert] = DistilBert
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
@@ -67,7 +69,6 @@ class Family:
     first_position: Callable[[Mapping[str, Any]], int] = lambda fields: 0
     token_types: str | None = None
     beside: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
-    checked: str = ""
 
     def read_config(self, fields: Mapping[str, Any]) -> EncoderConfig:
         """The encoder's shape from config.json's content.

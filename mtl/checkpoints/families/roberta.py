@@ -32,7 +32,6 @@ ROBERTA = dataclasses.replace(
     defaults={"n_layers": 12, "vocab_size": 50265, "pad_token_id": 1, "type_vocab_size": 2},
     inert=(*BERT.inert, "bos_token_id", "eos_token_id"),
     first_position=after_padding,
-    checked="random checkpoints against transformers",
 )
 XLM_ROBERTA = dataclasses.replace(
     ROBERTA, model_type="xlm-roberta", classes="XLMRoberta", tokenizer="XLMRobertaTokenizer",

@@ -1,0 +1,124 @@
+"""Each family of encoders, from a folder as transformers writes it and back, without transformers.
+
+tests/goldens/families/ holds a tiny sequence classifier of each with what transformers computes; see make.py there.
+"""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import GOLDENS, Golden, golden
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from mtl import MultiTaskModel, SentenceEncoder
+from mtl.checkpoints.families import FAMILIES
+from mtl.checkpoints.listing import FAMILIES as MODELS
+from mtl.checkpoints.listing import known_families
+from mtl.checkpoints.load import encoder_config
+from mtl.errors import ConfigError
+from mtl.model.packing import PackedBatch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def case(family: str) -> Golden:
+    return golden(f"families/{family}")
+
+
+@pytest.fixture
+def folder(case: Golden, tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    """A golden's classifier, with a tokenizer of letters."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    save_file(case.weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(case.config))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    return folder
+
+
+def outputs(model: MultiTaskModel, case: Golden) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last hidden states of the golden's tokens, and its logits, by the modules and by the program."""
+    batch = PackedBatch.from_padded(case.ids, case.mask)
+    with torch.no_grad():
+        hidden = model.encoder(batch)
+        logits = model(batch)[1]["classification"]
+        torch.testing.assert_close(model.embedder.program().encoder(batch), hidden, atol=1e-5, rtol=0)
+    return hidden, logits
+
+
+def test_equals_the_reference(case: Golden, folder: Path, tmp_path: Path) -> None:
+    """And again from what is saved of it. Measured: at most 3e-6; a swapped tensor, eps or position gives 1e-3."""
+    model = MultiTaskModel.from_pretrained(folder)
+    hidden, logits = outputs(model, case)
+    torch.testing.assert_close(hidden, case.hidden[case.mask.bool()], atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits, case.logits, atol=1e-5, rtol=0)
+    model.save(tmp_path / "ours")
+    again = MultiTaskModel.from_pretrained(tmp_path / "ours")
+    for ours, expected in zip(outputs(again, case), (hidden, logits), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
+    assert again.embedder.origin.model_type == case.config["model_type"]
+    assert again.embedder.fingerprint == model.embedder.fingerprint
+
+
+def test_the_names_that_it_came_with(case: Golden, folder: Path, tmp_path: Path) -> None:
+    """What is saved has the tensors' names and shapes that transformers wrote, and its fields of config.json."""
+    MultiTaskModel.from_pretrained(folder).save(tmp_path / "ours")
+    written = {name: x.shape for name, x in load_file(tmp_path / "ours" / "model.safetensors").items()}
+    assert written == {name: x.shape for name, x in case.weights.items()}
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    left = {"dtype", "torch_dtype", "transformers_version", "_name_or_path"}
+    assert {name: config.get(name) for name in case.config if name not in left} == {
+        name: value for name, value in case.config.items() if name not in left
+    } | {"problem_type": "single_label_classification"}
+
+
+def test_the_same_bits_alone_and_among_others(folder: Path) -> None:
+    model = SentenceEncoder.from_pretrained(folder)
+    texts = ["a b c", "d", "a b c d e f g h i j", "", "b c d", "d c b a"]
+    together = model.encode(texts)
+    for threads in (1, 2):
+        alone = [model.encode(text, threads=threads).tolist() for text in texts]
+        assert alone == together.tolist()
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "x", [], True, 10**12])
+def test_hostile_configs(family: str, case: Golden, value: object) -> None:
+    """Every field that shapes the encoder, set to what it cannot be, is one line that names it."""
+    shape = [name for name, ours in FAMILIES[family].config.items() if ours not in ("dropout", "attention_dropout",
+             "initializer_range", "layer_norm_eps", "sinusoidal_pos_embds")]  # fmt: skip
+    for name in shape:
+        with pytest.raises(ConfigError) as error:
+            encoder_config({**case.config, name: value}, Path("config.json"))
+        assert str(error.value).startswith("config.json: ")
+        assert str(error.value).isprintable()
+
+
+def test_heads_of_unequal_width(family: str, case: Golden) -> None:
+    name = next(theirs for theirs, ours in FAMILIES[family].config.items() if ours == "n_heads")
+    with pytest.raises(ConfigError, match="n_heads 3 does not divide dim 16"):
+        encoder_config({**case.config, name: 3}, Path("config.json"))
+
+
+def test_the_families_are_those_that_are_said() -> None:
+    """In models.toml, in weights/README.md, and by `mtl models --families`; each has a golden, each tried model is
+    pinned."""
+    known = tomllib.loads(MODELS.read_text(encoding="utf-8"))
+    assert set(known) == set(FAMILIES) == {path.stem for path in (GOLDENS / "families").iterdir()}
+    said = known_families()
+    assert f"```\n{said}\n```" in (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
+    pinned = tomllib.loads((ROOT / "weights" / "manifest.toml").read_text(encoding="utf-8"))
+    assert {name for entry in known.values() for name in entry.get("tried", ())} == set(pinned)
+    command = [sys.executable, "-m", "mtl", "models", "--families"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == said + "\n"
