@@ -103,6 +103,12 @@ def of_family(folder: Path, family: str, kind: str = "Model", rows: int = 0, **f
     if family == "Electra":
         config = transformers.ElectraConfig(vocab_size=len(WORDS), **{**SHAPE, "embedding_size": 32, **fields})
         return write(folder, getattr(transformers, f"Electra{kind}")(config))
+    if family == "MPNet":
+        config = transformers.MPNetConfig(vocab_size=len(MPNET), **{**SHAPE, "layer_norm_eps": 1e-5, **fields})
+        randomized(getattr(transformers, f"MPNet{kind}")(config), 1).save_pretrained(folder)
+        tokenizer = transformers.MPNetTokenizer(vocab={word: i for i, word in enumerate(MPNET)}, model_max_length=38)
+        tokenizer.save_pretrained(folder)
+        return folder
     tokenizer = {"Roberta": byte_level, "XLMRoberta": unigram, "Camembert": unigram}[family](family)
     shape = {**SHAPE, "layer_norm_eps": 1e-5, "type_vocab_size": 1, "vocab_size": rows or len(tokenizer)}
     shape |= {"pad_token_id": tokenizer.pad_token_id, **fields}
@@ -114,6 +120,7 @@ def of_family(folder: Path, family: str, kind: str = "Model", rows: int = 0, **f
 
 
 CORPUS = [*TEXTS, "a new town", "another and another one", "there is a house in New York"] * 3
+MPNET = ["<s>", "<pad>", "</s>", "<unk>", *WORDS[1:], "<mask>"]
 NAMES = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
@@ -486,7 +493,7 @@ REFUSED |= {
 
 # Families
 
-for name in ("Roberta", "XLMRoberta", "Camembert", "Electra"):
+for name in ("Roberta", "XLMRoberta", "Camembert", "Electra", "MPNet"):
     EQUAL[f"{name}Model"] = lambda f, name=name: of_family(f, name)
     for kind in ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"):
         EQUAL[f"{name}{kind}"] = lambda f, name=name, kind=kind: of_family(f, name, kind)
@@ -499,6 +506,18 @@ def roberta_of_older_files(f: Path) -> None:
     (f / "vocab.json").write_text(json.dumps(model["vocab"]))
     (f / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]) + "\n")
     (f / "tokenizer.json").unlink()
+
+
+@equal
+def mpnet_of_older_files(f: Path) -> None:
+    of_family(f, "MPNet")
+    (f / "tokenizer.json").unlink()
+    (f / "vocab.txt").write_text("\n".join(MPNET) + "\n")
+
+
+@equal
+def mpnet_with_other_padding(f: Path) -> None:
+    of_family(f, "MPNet", pad_token_id=0)
 
 
 @equal
@@ -537,6 +556,10 @@ for name, value in PADDING.items():
     make = lambda f, value=value: edit(of_family(f, "Roberta") / "config.json", pad_token_id=value)  # noqa: E731
     REFUSED[f"padding_{name}"] = (make, "pad_token_id is")
 REFUSED |= {
+    "mpnet_of_more_buckets": (
+        lambda f: edit(of_family(f, "MPNet") / "config.json", relative_attention_num_buckets=64),
+        "relative_attention_num_buckets is 64; expected 32",
+    ),
     "small_electra": (lambda f: of_family(f, "Electra", embedding_size=16), "tensors do not fit the config"),
     "odd_heads": (lambda f: edit(of_family(f, "Roberta") / "config.json", num_attention_heads=5), "does not divide"),
     "roberta_relative": (
@@ -558,7 +581,8 @@ def predicted(folder: Path) -> tuple[Any, list[Any]]:
 
 
 SHORT = [text for text in TEXTS if 0 < len(text) < 25]
-KINDS = {"Bert": bert, "Roberta": of_family, "XLMRoberta": of_family, "Camembert": of_family, "Electra": of_family}
+KINDS = {"Bert": bert, "Roberta": of_family, "XLMRoberta": of_family, "Camembert": of_family, "Electra": of_family,
+         "MPNet": of_family}  # fmt: skip
 
 
 def classifier(folder: Path, family: str, outputs: int, problem: str | None) -> Path:
@@ -573,7 +597,10 @@ def classifier(folder: Path, family: str, outputs: int, problem: str | None) -> 
 @pytest.mark.parametrize(
     ("family", "outputs", "problem"),
     [
-        *((family, 3, None) for family in ("DistilBert", "Bert", "Roberta", "XLMRoberta", "Camembert", "Electra")),
+        *(
+            (family, 3, None)
+            for family in ("DistilBert", "Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "MPNet")
+        ),
         ("Bert", 3, "multi_label_classification"),
         ("Bert", 1, None),
         ("Bert", 1, "regression"),
@@ -637,6 +664,8 @@ SAVED: dict[str, Case] = {
     "xlm_roberta": lambda f: classifier(f, "XLMRoberta", 2, None),
     "camembert": EQUAL["CamembertModel"],
     "electra": lambda f: classifier(f, "Electra", 2, None),
+    "mpnet": lambda f: classifier(f, "MPNet", 2, None),
+    "mpnet_older_files": EQUAL["mpnet_of_older_files"],
     "lower_case": EQUAL["length_in_roberta"],
 }
 

@@ -70,11 +70,6 @@ def main() -> None:
         write(name, DistilBertModel(DistilBertConfig(**SMALL, **fields)))
     write("bert", BertModel(BertConfig(**SMALL, **BERT)))
 
-    for name, fields in FAMILIES.items():
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(name, **(SHAPE if "dim" not in fields else {**SMALL, "num_labels": 3}) | fields)
-        write_classifier(name, AutoModelForSequenceClassification.from_config(config))
-
     hidden = torch.randn(5, 11, 6)
     _, mask = batch()
     mask = (torch.arange(11) < mask.sum(dim=1)[:, None]).long()  # pooling is over leading tokens
@@ -83,6 +78,11 @@ def main() -> None:
         features = {"token_embeddings": hidden.clone(), "attention_mask": mask}
         pooled[mode] = Pooling(6, mode)(features)["sentence_embedding"].contiguous()
     save_file({"hidden": hidden, "mask": mask, **pooled}, HERE / "pooling.safetensors")
+
+    for name, fields in FAMILIES.items():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(name, **(SHAPE if "dim" not in fields else {**SMALL, "num_labels": 3}) | fields)
+        write_classifier(name, AutoModelForSequenceClassification.from_config(config))
 
 
 def write(name: str, model: torch.nn.Module) -> None:

@@ -1,0 +1,63 @@
+"""Random checkpoints of each family against transformers, and both against float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from mtl import SentenceEncoder
+from mtl.checkpoints.families import FAMILIES
+from mtl.model.packing import PackedBatch
+
+transformers = pytest.importorskip("transformers", reason="needs the reference extra")
+pytestmark = pytest.mark.reference
+
+SHAPE = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96,
+         "max_position_embeddings": 200, "initializer_range": 0.25, "embedding_size": 64, "hidden_dim": 96}  # fmt: skip
+
+
+def randomized(model: torch.nn.Module) -> torch.nn.Module:
+    """Wide matrices as they are drawn; norms, biases and tables of distances moved as well."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 or "relative" in name:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_as_near_to_float64_as_transformers(family: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Of each text's hidden states alone; again through what we save, and transformers' reading of that."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, vocab_size=300, **SHAPE)
+    theirs = randomized(transformers.AutoModel.from_config(config))
+    theirs.save_pretrained(tmp_path / "theirs")
+    tokenizer.save(str(tmp_path / "theirs" / "tokenizer.json"))
+    (tmp_path / "theirs" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    model = SentenceEncoder.from_pretrained(tmp_path / "theirs")
+    model.save(tmp_path / "ours")
+    again, info = transformers.AutoModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert {name for name in info["missing_keys"] if not name.startswith("pooler.")} == set()
+    assert not info["unexpected_keys"]
+    rows = [torch.randint(5, 300, (length,)).tolist() for length in (3, 3, 9, 40, 40, 157)]
+    with torch.no_grad():
+        exact = [states(theirs.double(), row) for row in rows]
+        expected = [states(theirs.float(), row) for row in rows]
+        ours = model.program().encoder(PackedBatch.pack(rows)).split(list(map(len, rows)))
+        resaved = [states(again.eval(), row) for row in rows]
+    allowed = max(1.5 * distance(expected, exact), 5e-6)
+    assert distance(ours, exact) <= allowed
+    assert distance(resaved, exact) <= max(allowed, 1e-5)
+
+
+def states(model: Any, row: list[int]) -> torch.Tensor:
+    return model(torch.tensor([row])).last_hidden_state[0]
+
+
+def distance(found: Any, exact: list[torch.Tensor]) -> float:
+    return max(float((a.double() - b.double()).abs().max()) for a, b in zip(found, exact, strict=True))
