@@ -70,7 +70,7 @@ class Linear(torch.autograd.Function):
         return product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
@@ -84,14 +84,18 @@ class Linear(torch.autograd.Function):
 
 def suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether a call is one that ``Linear`` computes."""
-    return x.ndim == weight.ndim == 2 and min(*x.shape, len(weight)) >= SMALLEST and all(
-        type(part) in (Tensor, nn.Parameter)
-        and part.dtype == torch.float32
-        and part.device.type == "cpu"
-        and part.layout == torch.strided
-        and part.is_contiguous()
-        for part in (x, weight, bias)
-        if part is not None
+    return (
+        x.ndim == weight.ndim == 2
+        and min(*x.shape, len(weight)) >= SMALLEST
+        and all(
+            type(part) in (Tensor, nn.Parameter)
+            and part.dtype == torch.float32
+            and part.device.type == "cpu"
+            and part.layout == torch.strided
+            and part.is_contiguous()
+            for part in (x, weight, bias)
+            if part is not None
+        )
     )
 
 

@@ -46,7 +46,7 @@ class Draws:
         self.lengths = torch.tensor(lengths, dtype=torch.int64, device=device)
         self.text, self.position = places(self.lengths)  # of each token
         self.calls = self.attended = 0
-        self.of_layer: Sequence[Tensor] = ()
+        self.of_layer: tuple[Tensor, ...] = ()
 
     def kept(self, x: Tensor, dropped: int) -> Tensor:
         """Which values of x stay, bool in its shape, where ``dropped`` of 65,536 do not.
