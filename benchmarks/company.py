@@ -66,9 +66,9 @@ def step_ms(data: Path, steps: int) -> float:
 @contextmanager
 def all_at_once() -> Iterator[None]:
     """Within it, a window is one share, and each operation is computed by all threads."""
-    with mock.patch.object(run, "share_count", lambda *_: 1):
-        with mock.patch.object(loop, "computing", lambda _: nullcontext(map)):
-            yield
+    one_share = mock.patch.object(run, "share_count", return_value=1)
+    with one_share, mock.patch.object(loop, "computing", return_value=nullcontext(map)):
+        yield
 
 
 def usual_ms(data: Path, steps: int) -> float:
