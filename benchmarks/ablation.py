@@ -190,7 +190,7 @@ def main(
 
     for seed, fold in product(range(seeds), range(folds)):
         with tempfile.TemporaryDirectory() as name:
-            for title, (tasks, training) in experiments(*prepare(data, Path(name), rows, fold)).items():
+            for title, (tasks, training) in experiments(*prepare_data(data, Path(name), rows, fold)).items():
                 key = f"seed {seed}, fold {fold}"
                 if (only and title not in only) or key in results.get(title, {}):
                     continue

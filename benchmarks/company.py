@@ -13,9 +13,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter, sleep
+from unittest import mock
 
 import click
 import torch
@@ -24,7 +25,7 @@ from benchmarks.machine import describe, result_path, write_result
 from benchmarks.training import first_rows, ours
 from mtl import SentenceEncoder
 from mtl.display import table
-from mtl.training import loop
+from mtl.training import loop, run
 from mtl.training.report import Log
 
 MODEL = "all-MiniLM-L6-v2"
@@ -46,24 +47,33 @@ def neighbours(number: int) -> Iterator[None]:
             process.wait()
 
 
-def step_ms(data: Path, steps: int, division: Callable[..., tuple[int, int]]) -> float:
-    """The median of so many training steps, in ms, with a window divided like this."""
-    kept, loop.division = loop.division, division
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            first_rows(data / "sst2" / "train.jsonl", Path(name), 32 * (steps + 1))
-            run = ours(Path(name), "fp32")
-            log = Log(run.folder)
-            loop.train(run, log, until=1)
-            seconds = []
-            for _ in range(steps):
-                started = perf_counter()
-                loop.train(run, log, until=run.step + 1)
-                seconds.append(perf_counter() - started)
-            log.close()
-    finally:
-        loop.division = kept
+def step_ms(data: Path, steps: int) -> float:
+    """The median of so many training steps, in ms."""
+    with tempfile.TemporaryDirectory() as name:
+        first_rows(data / "sst2" / "train.jsonl", Path(name), 32 * (steps + 1))
+        made = ours(Path(name), "fp32")
+        log = Log(made.folder)
+        loop.train(made, log, until=1)
+        seconds = []
+        for _ in range(steps):
+            started = perf_counter()
+            loop.train(made, log, until=made.step + 1)
+            seconds.append(perf_counter() - started)
+        log.close()
     return statistics.median(seconds) * 1000
+
+
+@contextmanager
+def all_at_once() -> Iterator[None]:
+    """Within it, a window is one share, and each operation is computed by all threads."""
+    one_share = mock.patch.object(run, "share_count", return_value=1)
+    with one_share, mock.patch.object(loop, "computing", return_value=nullcontext(map)):
+        yield
+
+
+def usual_ms(data: Path, steps: int) -> float:
+    with all_at_once():
+        return step_ms(data, steps)
 
 
 def text_ms(model: SentenceEncoder, threads: int | None, repeats: int) -> float:
@@ -85,8 +95,8 @@ def main(data: Path, steps: int, repeats: int, save: Path | None) -> None:
     threads, model = torch.get_num_threads(), SentenceEncoder.from_pretrained(MODEL)
     model.encode([TEXT])
     measures: dict[str, Callable[[], float]] = {
-        "a step, in shares": lambda: step_ms(data, steps, loop.division),
-        "a step, all threads at once": lambda: step_ms(data, max(2, steps // 4), lambda *_: (1, threads)),
+        "a step, in shares": lambda: step_ms(data, steps),
+        "a step, all threads at once": lambda: usual_ms(data, max(2, steps // 4)),
         "one text": lambda: text_ms(model, None, repeats),
         "one text, all threads": lambda: text_ms(model, threads, repeats),
         "one text, one thread": lambda: text_ms(model, 1, repeats),

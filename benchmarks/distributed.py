@@ -15,10 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import click
 import torch
+from torch import Tensor
 
 from benchmarks.machine import describe, result_path, write_result
 from benchmarks.training import MODEL, first_rows, ours
@@ -38,19 +38,20 @@ def measured(folder: Path, batch: int, steps: int, threads: int) -> dict[str, fl
         (Path(name) / "rows.jsonl").symlink_to(folder / "rows.jsonl")
         run = ours(Path(name), "fp32", batch=batch)
         run.ranks = ranks
-        add_gradients, seconds = run.add_gradients, {"waiting": 0.0, "adding": 0.0}
+        add_gradients, seconds = ranks.add_gradients, {"waiting": 0.0, "adding": 0.0}
 
-        def timed(*arguments: Any) -> None:
+        def timed(gradients: list[Tensor]) -> list[Tensor]:
             started = perf_counter()
             ranks.agree({}, False)
             waited = perf_counter()
-            add_gradients(*arguments)
+            found = add_gradients(gradients)
             seconds["waiting"] += waited - started
             seconds["adding"] += perf_counter() - waited
+            return found
 
         log = Log(run.folder) if ranks.leads else NoLog()
         train(run, log, threads, until=WARM_UP)
-        run.add_gradients = timed  # type: ignore[method-assign]
+        ranks.add_gradients = timed  # type: ignore[method-assign]
         ranks.bytes, started = 0, perf_counter()
         train(run, log, threads, until=WARM_UP + steps)
         took = perf_counter() - started

@@ -153,19 +153,22 @@ def distilbert_shape(model: SentenceEncoder) -> SentenceEncoder:
     return shape.eval()
 
 
-def every_level(model: str) -> Iterator[tuple[str, str, str, int, list[str]]]:
+def every_level(model: str, training: bool = False) -> Iterator[tuple[str, str, str, int, list[str]]]:
     """Runs the check in processes of its own: instruction set, model, precision, number of ways, those that differ.
 
     Raises:
         InputError: a process failed in another way.
     """
+    names, precisions = (("",), ("fp32",)) if training else ((model, DISTILBERT_SHAPE), ("fp32", "int8"))
     for level, environment in levels().items():
         bf16 = ("bf16",) if not environment and native_bf16(torch.device("cpu")) else ()
-        for name, precision in product((model, DISTILBERT_SHAPE), ("fp32", "int8", *bf16)):
-            command = [sys.executable, "-m", "mtl", "check", "--model", name, "--precision", precision]
+        for name, precision in product(names, (*precisions, *bf16)):
+            what = ["--training"] if training else ["--model", name]
+            command = [sys.executable, "-m", "mtl", "check", *what, "--precision", precision]
             done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
             lines = done.stdout.splitlines()
             differ = [line.removeprefix("differ  ") for line in lines if line.startswith("differ")]
             if done.returncode and not differ:
-                raise InputError(f"the check of {name} in {precision} under {level} failed: {done.stderr.strip()}")
-            yield level, name, precision, len(differ) + sum(line.startswith("same ") for line in lines), differ
+                raise InputError(f"`mtl {' '.join(command[3:])}` failed under {level}: {done.stderr.strip()}")
+            ways = len(differ) + sum(line.startswith("same ") for line in lines)
+            yield level, name or "training", precision, ways, differ

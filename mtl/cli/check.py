@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import click
 
 from mtl.cli.options import DEFAULT_MODEL, precision_option
@@ -12,39 +14,52 @@ from mtl.errors import InputError
 @click.command()
 @click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision].")
 @precision_option
+@click.option("--training", is_flag=True, help="Try training: one window's gradients on 1, 2, 3 and 4 threads.")
 @click.option("--all", "every", is_flag=True, help="Under every instruction set that this machine can play.")
-def check(model: str, precision: str, every: bool) -> None:
+def check(model: str, precision: str, training: bool, every: bool) -> None:
     """Try out whether a text gets the same bits on this machine, whatever stands beside it.
 
     Kernel by kernel, then every program that the model can be asked for, on whole texts, then encode and predict. --all
     does so for fp32 and int8, for the model and a DistilBERT's shape, under each instruction set, and prints one table;
-    where bf16 is native, it is shown too, though not promised.
+    where bf16 is native, it is shown too, though not promised. --training tries the other promise, that no number of
+    threads changes a bit of training, on a window of all kinds of task.
     """
+    if every:
+        check_every_level(model, training)
+    elif training:
+        from mtl.training.check import trials as of_training
+
+        show(of_training(precision), "training, the same bits")
+    else:
+        show(of_encoder(model, precision), "the same text, the same bits")
+
+
+def of_encoder(model: str, precision: str) -> Iterator[tuple[str, str]]:
     from mtl.check import DISTILBERT_SHAPE, distilbert_shape, trials
     from mtl.encode.sentence_encoder import SentenceEncoder
 
-    if every:
-        check_every_level(model)
-        return
     name = DEFAULT_MODEL if model == DISTILBERT_SHAPE else model
     encoder = SentenceEncoder.from_pretrained(name, precision=precision)  # type: ignore[arg-type]
-    if model == DISTILBERT_SHAPE:
-        encoder = distilbert_shape(encoder)
+    return trials(distilbert_shape(encoder) if model == DISTILBERT_SHAPE else encoder)
+
+
+def show(trials: Iterable[tuple[str, str]], promise: str) -> None:
+    """A line for each way that was tried, and what differed in it."""
     wrong = tried = 0
-    for what, difference in trials(encoder):
+    for what, difference in trials:
         click.echo(f"differ  {what}: {difference}" if difference else f"same    {what}")
         wrong, tried = wrong + bool(difference), tried + 1
     if wrong:
         raise InputError(f"{wrong} of {tried} ways gave other bits; please report them with this machine's processor")
-    click.echo(f"the same text, the same bits, in {tried} of {tried} ways")
+    click.echo(f"{promise}, in {tried} of {tried} ways")
 
 
-def check_every_level(model: str) -> None:
+def check_every_level(model: str, training: bool) -> None:
     """A line on stderr for each check that has run, and one table at the end."""
     from mtl.check import every_level
 
     rows: list[list[object]] = [["instruction set", "model", "precision", "ways", "differ", "first that differs"]]
-    for level, name, precision, ways, differ in every_level(model):
+    for level, name, precision, ways, differ in every_level(model, training):
         rows.append([level, name, precision, ways, len(differ), differ[0] if differ else ""])
         click.echo(f"{level}, {name}, {precision}: {len(differ)} of {ways} ways differ", err=True)
     click.echo(table(rows))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mtl.cli.allocator import keep_memory
 from mtl.errors import TrainingStopped
 
 
@@ -20,6 +21,7 @@ from mtl.errors import TrainingStopped
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too.")
 def train(recipe: str, output: Path | None, resume: bool, device: str, threads: int | None, tensorboard: bool) -> None:
     """Train the tasks of a RECIPE: a .toml file, or one that comes with the package (demo, the default; demo-pairs)."""
+    keep_memory()
     from mtl.cli.terminal import Terminal
     from mtl.training.session import train as train_in_folder
 

@@ -43,10 +43,10 @@ class Draws:
 
     def __init__(self, keys: Sequence[int], lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.keys = torch.tensor(keys, dtype=torch.int64, device=device)
-        counts = torch.tensor(lengths, dtype=torch.int64, device=device)
-        self.text = torch.arange(len(counts), device=device).repeat_interleave(counts)  # of each token
-        self.position = torch.arange(len(self.text), device=device) - (counts.cumsum(0) - counts)[self.text]
+        self.lengths = torch.tensor(lengths, dtype=torch.int64, device=device)
+        self.text, self.position = places(self.lengths)  # of each token
         self.calls = self.attended = 0
+        self.of_layer: tuple[Tensor, ...] = ()
 
     def kept(self, x: Tensor, dropped: int) -> Tensor:
         """Which values of x stay, bool in its shape, where ``dropped`` of 65,536 do not.
@@ -54,20 +54,37 @@ class Draws:
         x is (tokens, dim) or (texts, dim), or the attention weights of the next texts: (texts, heads, length, length),
         or (heads, length, length) of one, which are asked for in the order of the texts.
         """
-        rows = x if x.ndim != 3 else x[None]
-        words = -(-rows[0].numel() // LANES) if len(rows) else 0
-        if x.ndim > 2:
-            layer, first = divmod(self.attended, len(self.keys))
-            self.attended += len(rows)
-            starts = mixed(self.keys[first : first + len(rows)] + signed((2 * layer + 1) * STEP))
-        else:
-            starts = mixed(self.keys + signed(2 * self.calls * STEP))
-            self.calls += 1
-            if len(x) == len(self.text):
-                starts = starts[self.text] + self.position * signed(words * STEP)
-        steps = torch.arange(words, dtype=torch.int64, device=x.device) * STEP
-        numbers = mixed(starts[:, None] + steps).view(torch.int16)[:, : words and rows[0].numel()]
+        if not x.numel():
+            return torch.ones_like(x, dtype=torch.bool)
+        numbers = self.of_rows(x) if x.ndim == 2 else self.of_attention(x if x.ndim == 4 else x[None])
         return (numbers >= dropped - VALUES // 2).view(x.shape)
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """Numbers of 16 bits, one for each value of x."""
+        words = -(-x.shape[1] // LANES)
+        starts = mixed(self.keys + signed(2 * self.calls * STEP))
+        self.calls += 1
+        if len(x) == len(self.text):
+            starts = starts[self.text] + self.position * signed(words * STEP)
+        steps = torch.arange(words, dtype=torch.int64, device=x.device) * STEP
+        return mixed(starts[:, None] + steps).view(torch.int16)[:, : x.shape[1]]
+
+    def of_attention(self, x: Tensor) -> Tensor:
+        """The same, (texts, values); a whole layer's are drawn at once, which is cheaper than group by group."""
+        layer, first = divmod(self.attended, len(self.keys))
+        self.attended += len(x)
+        if first == 0:
+            starts = mixed(self.keys + signed((2 * layer + 1) * STEP))
+            words = (x.shape[1] * self.lengths**2 + LANES - 1) // LANES
+            text, word = places(words)
+            self.of_layer = mixed(starts[text] + word * STEP).view(torch.int16).split((words * LANES).tolist())
+        return torch.stack(self.of_layer[first : first + len(x)])[:, : x[0].numel()]
+
+
+def places(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Of things that stand group after group, so many in each: every one's group, and its place there."""
+    group = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    return group, torch.arange(len(group), device=counts.device) - (counts.cumsum(0) - counts)[group]
 
 
 class _Source(threading.local):
@@ -107,7 +124,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
     dropped = round(p * VALUES)
     if _source.draws is None or dropped == VALUES:
         return F.dropout(x, p)
-    return x * _source.draws.kept(x, dropped) * (VALUES / (VALUES - dropped))
+    kept = _source.draws.kept(x, dropped).to(torch.promote_types(x.dtype, torch.float32))
+    return (x * kept.mul_(VALUES / (VALUES - dropped))).to(x.dtype)
 
 
 class Dropout(nn.Dropout):
