@@ -68,8 +68,8 @@ def written_family(checkpoint: Checkpoint) -> Family:
     """
     own, head = checkpoint.origin.family, head_of(checkpoint)
     wanted = [own] if not head or head.kind == own.head.kind else [DISTILBERT, own]
-    for family in (*wanted, FAMILIES["bert"]):
-        if family.expresses(checkpoint.config):
+    for family in (*wanted, FAMILIES["bert"], *FAMILIES.values()):
+        if family.expresses(checkpoint.encoder):
             return family
     raise WeightsError("no config.json of a known family says all of the encoder's shape")
 
@@ -203,6 +203,8 @@ def save(checkpoint: Checkpoint, folder: Path, model_type: str | None = None) ->
 
     folder = Path(folder)
     family = FAMILIES[model_type] if model_type else written_family(checkpoint)
+    if type(checkpoint.encoder) is not family.encoder:
+        raise WeightsError(f"a {type(checkpoint.encoder).__name__} cannot be saved as {family.model_type}")
     with atomic_write(folder, WeightsError, folder=True) as partial:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise WeightsError(f"{folder} exists and is not empty; choose another name, or delete it first")

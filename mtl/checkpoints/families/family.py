@@ -11,6 +11,7 @@ from torch import Tensor
 from mtl.errors import ConfigError, shown
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
+from mtl.model.interface import Encoder
 
 POSITIONS = "embeddings.position_embeddings.weight"
 
@@ -93,9 +94,11 @@ class Family:
         written = {theirs: shape[ours] for theirs, ours in self.config.items()}
         return written | ({"type_vocab_size": self.types(fields)} if self.token_types else {})
 
-    def expresses(self, config: EncoderConfig) -> bool:
-        """Whether config.json has a field for whatever of the encoder's shape is not as it is by default."""
-        default = EncoderConfig()
+    def expresses(self, encoder: Encoder) -> bool:
+        """Whether it is this architecture, and config.json has a field for whatever in its shape is not the default."""
+        config, default = encoder.config, EncoderConfig()
+        if type(encoder) is not self.encoder:
+            return False
         written = self.config.values()
         return all(getattr(config, f.name) == getattr(default, f.name) or f.name in written
                    for f in dataclasses.fields(config))  # fmt: skip
