@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mtl.kernels.threads import alone
 from mtl.model.packing import PackedBatch
+from mtl.model.rotary import near, windows
 
 LEAST_HEAD = 16  # the width of a head from which on a fused call was seen to keep its bits on any number of threads
 
@@ -45,34 +46,55 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
     return context
 
 
-def grouped(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = ()) -> Tensor:
-    """One fused call for each group of equally long texts, which needs no mask."""
+def windowed(q: Tensor, k: Tensor, v: Tensor, reach: int) -> Tensor:
+    """As ``fused`` of all tokens, of which each sees those that are at most ``reach`` away; see model/rotary.py."""
+    parts = []
+    for queries, keys in windows(q.shape[2], reach):
+        some, others = slice(queries.start, queries.stop), slice(keys.start, keys.stop)
+        seen = near(queries, keys, reach, q.device)
+        parts.append(fused(q[:, :, some], k[:, :, others], v[:, :, others], seen))
+    return torch.cat(parts, dim=2)
+
+
+def grouped(
+    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = (), reach: int | None = None
+) -> Tensor:
+    """One fused call for each group of equally long texts, which needs no mask, or one for each part of a window."""
     out = []
     groups = zip(*map(batch.split, (q, k, v)), strict=True)
     for group, bias in zip(groups, biases or [None] * len(batch.groups), strict=True):
         q_group, k_group, v_group = (x.transpose(1, 2) for x in group)  # (texts, heads, length, head_dim)
-        context = fused(q_group, k_group, v_group, bias)
+        if reach is not None and q_group.shape[2] > reach + 1:
+            context = windowed(q_group, k_group, v_group, reach)
+        else:
+            context = fused(q_group, k_group, v_group, bias)
         out.append(context.transpose(1, 2).flatten(0, 1))
     return torch.cat(out) if out else q
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = ()) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = (), reach: int | None = None
+) -> Tensor:
     """What each token gets: q, k, v and the result are (tokens, heads, head_dim).
 
-    ``biases`` are added to the scores, (1, heads, length, length) for each group of equally long texts.
+    ``biases`` are added to the scores, (1, heads, length, length) for each group of equally long texts. With a
+    ``reach``, no token sees others that are farther away.
     """
     low_precision = q.dtype in (torch.bfloat16, torch.float16)
-    if q.is_cuda and low_precision and not biases:
+    if q.is_cuda and low_precision and not biases and reach is None:
         return varlen(q, k, v, batch)
-    return grouped(q, k, v, batch, biases)
+    return grouped(q, k, v, batch, biases, reach)
 
 
-def attend_first(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = ()) -> Tensor:
+def attend_first(
+    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = (), reach: int | None = None
+) -> Tensor:
     """What each text's first token gets: q and the result are (texts, heads, head_dim), k and v as everywhere."""
     out = []
+    seen = None if reach is None else reach + 1
     groups = zip(q.split([group.texts for group in batch.groups]), *map(batch.split, (k, v)), strict=True)
     for (q_group, *group), bias in zip(groups, biases or [None] * len(batch.groups), strict=True):
-        k_group, v_group = (x.transpose(1, 2) for x in group)  # (texts, heads, length, head_dim)
+        k_group, v_group = (x[:, :seen].transpose(1, 2) for x in group)  # (texts, heads, length, head_dim)
         own = None if bias is None else bias[:, :, :1]
         out.append(fused(q_group.unsqueeze(2), k_group, v_group, own).squeeze(2))
     return torch.cat(out) if out else q

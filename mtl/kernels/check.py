@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl.kernels.attention import fused
+from mtl.kernels.attention import fused, windowed
 from mtl.kernels.int8 import Int8Linear
 from mtl.kernels.linear import Packed
 from mtl.kernels.threads import computing_with
@@ -75,22 +75,30 @@ def linear_trials(program: Any, threads: int) -> Iterator[Trial]:
 
 
 def attention_trials(heads: int, width: int, threads: int, dtype: torch.dtype = torch.float32) -> Iterator[Trial]:
-    """Attention of all tokens, of the first and of a few, and the numbers of texts at which one differs from alone."""
+    """Each way of attention, and the numbers of texts at which the first of them differs from alone."""
     generator = torch.Generator().manual_seed(0)
-    size = (max(TEXTS), heads, max(LENGTHS), width)
-    q, k, v = (torch.randn(size, generator=generator).to(dtype) for _ in range(3))
+    most = max(LENGTHS)
+    q, k, v = (torch.randn(max(TEXTS), heads, most, width, generator=generator).to(dtype) for _ in range(3))
+    bias = torch.randn(1, heads, most, most, generator=generator).to(dtype)
 
-    def attention(texts: int, queries: int, keys: int) -> Tensor:
-        return fused(q[:texts, :, :queries], k[:texts, :, :keys], v[:texts, :, :keys])
+    def of_queries(queries: int) -> Callable[[int, int], Tensor]:
+        return lambda texts, n: fused(q[:texts, :, : min(queries, n)], k[:texts, :, :n], v[:texts, :, :n])
 
-    for queries, what in ((None, "all tokens"), (1, "the first token"), (2, "two tokens"), (32, "32 tokens")):
+    ways: dict[str, Callable[[int, int], Tensor]] = {
+        "of all tokens": of_queries(most),
+        "of the first token": of_queries(1),
+        "of two tokens": of_queries(2),
+        "of 32 tokens": of_queries(32),
+        "with a bias": lambda texts, n: fused(*(x[:texts, :, :n] for x in (q, k, v)), bias[:, :, :n, :n]),
+        "in windows": lambda texts, n: windowed(*(x[:texts, :, :n] for x in (q, k, v)), reach=15),
+    }
+    for name, way in ways.items():
         wrong = set()
-        for keys in LENGTHS:
-            asked = min(queries or keys, keys)
-            alone = compute(1, attention, 1, asked, keys)
-            parts = {texts: compute(threads, attention, texts, asked, keys) for texts in TEXTS}
+        for n in LENGTHS:
+            alone = compute(1, way, 1, n)
+            parts = {texts: compute(threads, way, texts, n) for texts in TEXTS}
             wrong |= {texts for texts, part in parts.items() if not torch.equal(part[:1], alone)}
-        yield f"attention of {what}, {heads} heads of {width}", sorted(wrong)
+        yield f"attention {name}, {heads} heads of {width}", sorted(wrong)
 
 
 def kernel_trials(program: Any, heads: int, width: int, dtype: torch.dtype, threads: int) -> Iterator[Trial]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mtl.errors import MtlError, WeightsError
 from mtl.kernels import encoder as distilbert
+from mtl.kernels import rotary
 from mtl.kernels.parts import PARTS
 from mtl.kernels.threads import computing_with
 from mtl.kernels.understood import (
@@ -38,6 +39,7 @@ from mtl.model.encoder import DistilBert
 from mtl.model.interface import Encoder
 from mtl.model.mpnet import MPNet
 from mtl.model.packing import PackedBatch
+from mtl.model.rotary import RotaryEncoder
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
@@ -118,7 +120,11 @@ class PlainEncoder(Plain):
 
 
 Compile = Callable[[Any, torch.dtype, Sequence[Sequence[int]], bool], Program]
-PROGRAMS: dict[type[Encoder], Compile] = {DistilBert: distilbert.compile, MPNet: distilbert.compile}
+PROGRAMS: dict[type[Encoder], Compile] = {
+    DistilBert: distilbert.compile,
+    MPNet: distilbert.compile,
+    RotaryEncoder: rotary.compile,
+}
 
 
 def compile(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mtl.kernels.activations import IN_INT8, inplace
 from mtl.kernels.attention import attend, attend_first
 from mtl.kernels.int8 import Ranges, between, input_ranges, smoothed
-from mtl.kernels.linear import Product, joined, product, release
+from mtl.kernels.linear import Product, cast, joined, product, release
 from mtl.model.encoder import DistilBert, TransformerBlock
 from mtl.model.mpnet import MPNet, biases
 from mtl.model.packing import PackedBatch
@@ -27,12 +27,12 @@ class Norm:
     """LayerNorm of each row."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     eps: float
 
     @classmethod
     def of(cls, norm: nn.LayerNorm, dtype: torch.dtype) -> Norm:
-        return cls(norm.weight.detach().to(dtype), norm.bias.detach().to(dtype), norm.eps)
+        return cls(norm.weight.detach().to(dtype), cast(norm.bias, dtype), norm.eps)
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)

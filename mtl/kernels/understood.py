@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as everywhere
 
+from mtl.model import encoder, rotary
 from mtl.model.dropout import Dropout
-from mtl.model.encoder import DistilBert, Embeddings, FeedForward, SelfAttention, TransformerBlock
 from mtl.model.heads import HiddenHead, LinearHead
 from mtl.model.mpnet import MPNet
 from mtl.model.pooling import AttentionPooling, Dense, Normalize, Pooling
@@ -24,7 +24,9 @@ from mtl.model.pooling import AttentionPooling, Dense, Normalize, Pooling
 KNOWN: tuple[type[nn.Module], ...] = (
     nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleDict, nn.ModuleList,
     nn.GELU, nn.Identity, nn.ReLU, nn.Sigmoid, nn.Tanh,
-    Dropout, Embeddings, SelfAttention, FeedForward, TransformerBlock, DistilBert, MPNet,
+    Dropout, encoder.Embeddings, encoder.SelfAttention, encoder.FeedForward, encoder.TransformerBlock,
+    encoder.DistilBert, MPNet,
+    rotary.Embeddings, rotary.RotaryAttention, rotary.GatedFeedForward, rotary.RotaryBlock, rotary.RotaryEncoder,
     AttentionPooling, Dense, Normalize, Pooling, HiddenHead, LinearHead,
 )  # fmt: skip
 FORWARD = {kind: kind.forward for kind in KNOWN}  # as they are before anybody replaces one

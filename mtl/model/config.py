@@ -1,9 +1,9 @@
-"""EncoderConfig: the shape of an encoder, under the field names of transformers' DistilBertConfig."""
+"""The shapes of encoders: of encoder.py under the field names of transformers' DistilBertConfig, and of rotary.py."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl.errors import ConfigError, shown
@@ -11,6 +11,33 @@ from mtl.model.activations import ACTIVATIONS
 
 LAYER_NORM_EPS = 1e-12  # stands in no DistilBERT config.json; BERT's value
 LARGEST = 10**9  # of a size; the product of two still fits what torch counts in
+
+
+def check_sizes(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if type(value) is not int or not 1 <= value <= LARGEST:
+            raise ConfigError(f"{name} is {shown(value)}; expected a positive integer up to {LARGEST}")
+
+
+def check_shares(config: Any, *names: str, most: int = 1) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if type(value) not in (int, float) or not 0 <= value < most:
+            raise ConfigError(f"{name} is {shown(value)}; expected a number from 0 up to, not including, {most}")
+
+
+def check_flags(config: Any, *names: str) -> None:
+    for name in names:
+        if type(getattr(config, name)) is not bool:
+            raise ConfigError(f"{name} is {shown(getattr(config, name))}; expected true or false")
+
+
+def check_heads_and_activation(config: Any) -> None:
+    if config.dim % config.n_heads:
+        raise ConfigError(f"n_heads {config.n_heads} does not divide dim {config.dim}; expected equal heads")
+    if config.activation not in list(ACTIVATIONS):  # it may be of any type
+        raise ConfigError(f"activation is {shown(config.activation)}; expected one of {', '.join(ACTIVATIONS)}")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -43,24 +70,104 @@ class EncoderConfig:
         return f"EncoderConfig({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim"):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= LARGEST:
-                raise ConfigError(f"{name} is {shown(value)}; expected a positive integer up to {LARGEST}")
-        limits = {"dropout": 1, "attention_dropout": 1, "initializer_range": LARGEST, "layer_norm_eps": 1}
-        for name, most in limits.items():
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 <= value < most:
-                raise ConfigError(f"{name} is {shown(value)}; expected a number from 0 up to, not including, {most}")
-        if type(self.sinusoidal_pos_embds) is not bool:
-            raise ConfigError(f"sinusoidal_pos_embds is {shown(self.sinusoidal_pos_embds)}; expected true or false")
-        if self.dim % self.n_heads:
-            raise ConfigError(f"n_heads {self.n_heads} does not divide dim {self.dim}; expected equal heads")
-        if self.activation not in list(ACTIVATIONS):  # it may be of any type
-            raise ConfigError(f"activation is {shown(self.activation)}; expected one of {', '.join(ACTIVATIONS)}")
+        check_sizes(self, "vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim")
+        check_shares(self, "dropout", "attention_dropout", "layer_norm_eps")
+        check_shares(self, "initializer_range", most=LARGEST)
+        check_flags(self, "sinusoidal_pos_embds")
+        check_heads_and_activation(self)
+
+    def keeping(self, layers: Sequence[int]) -> EncoderConfig:
+        """The shape with no more than these blocks."""
+        return dataclasses.replace(self, n_layers=len(layers))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> EncoderConfig:
         """From a DistilBERT config.json's content. Keys that do not shape the encoder are passed over."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in fields.items() if name in names})
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # as transformers calls them
+
+
+@dataclasses.dataclass(frozen=True)
+class RotaryConfig:
+    """Shape of an encoder with rotary positions and a gated feed-forward network. The defaults are ModernBERT-base's.
+
+    pre_norm: LayerNorm before each sublayer, with one behind the last block; else after each sum.
+    norm_bias, attention_bias, gate_bias, mlp_bias: Which have biases: all norms, Wqkv and Wo of attention, Wi, and Wo
+        of the feed-forward network.
+    layer_types: Of each block, whether its tokens see the whole text or a window; without any, all see all.
+    local_attention: The width of that window: a token sees those that are at most half of it away.
+    theta, local_theta: How slowly positions turn, in blocks of either kind. ntk_factor: see positions.angles.
+    embedding_dropout, attention_dropout, mlp_dropout, dropout: Of the embeddings, the attention's weights, the gated
+        activations, and of what both sublayers give.
+
+    Raises:
+        ConfigError: a field of another type or size, heads that do not divide ``dim`` or have an odd width, or layer
+            types that are unknown or not one for each block.
+    """
+
+    vocab_size: int = 50368
+    max_position_embeddings: int = 8192
+    n_layers: int = 22
+    n_heads: int = 12
+    dim: int = 768
+    hidden_dim: int = 1152
+    activation: str = "gelu"
+    pre_norm: bool = True
+    norm_bias: bool = False
+    attention_bias: bool = False
+    gate_bias: bool = False
+    mlp_bias: bool = False
+    norm_eps: float = 1e-5
+    layer_types: tuple[str, ...] = ()
+    local_attention: int = 128
+    theta: float = 160000.0
+    local_theta: float = 10000.0
+    ntk_factor: float = 1.0
+    embedding_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    mlp_dropout: float = 0.0
+    dropout: float = 0.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim",
+                    "local_attention")  # fmt: skip
+        check_shares(self, "norm_eps", "embedding_dropout", "attention_dropout", "mlp_dropout", "dropout")
+        check_shares(self, "initializer_range", "theta", "local_theta", "ntk_factor", most=LARGEST)
+        check_flags(self, "pre_norm", "norm_bias", "attention_bias", "gate_bias", "mlp_bias")
+        check_heads_and_activation(self)
+        if self.dim // self.n_heads % 2:
+            raise ConfigError(
+                f"dim {self.dim} and n_heads {self.n_heads} make heads of {self.dim // self.n_heads}; "
+                f"expected an even number, whose halves positions turn"
+            )
+        for name in ("theta", "local_theta", "ntk_factor"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {shown(getattr(self, name))}; expected a number of 1 or more")
+        known = isinstance(self.layer_types, tuple) and all(kind in (FULL, SLIDING) for kind in self.layer_types)
+        if not known or (self.layer_types and len(self.layer_types) != self.n_layers):
+            raise ConfigError(
+                f"layer_types is {shown(self.layer_types)}; "
+                f"expected {FULL} or {SLIDING} for each of the {self.n_layers} layers"
+            )
+
+    def theta_of(self, layer: int) -> float:
+        return self.theta if self.reach_of(layer) is None else self.local_theta
+
+    def reach_of(self, layer: int) -> int | None:
+        """How far a token sees in a block; None is as far as its text."""
+        return self.local_attention // 2 if self.layer_types and self.layer_types[layer] == SLIDING else None
+
+    def keeping(self, layers: Sequence[int]) -> RotaryConfig:
+        """The shape with no more than these blocks.
+
+        Raises:
+            ConfigError: another block would be the first, which has no norm of its own.
+        """
+        if self.pre_norm and (layers[0] != 0 or 0 in layers[1:]):
+            raise ConfigError(f"layers are {list(layers)}; expected to begin with 0: the first has no norm of its own")
+        kinds = tuple(self.layer_types[i] for i in layers) if self.layer_types else ()
+        return dataclasses.replace(self, n_layers=len(layers), layer_types=kinds)

@@ -117,10 +117,6 @@ class DistilBert(Encoder):
             table = sinusoids(config.max_position_embeddings, config.dim)
             self.embeddings.position_embeddings.weight = nn.Parameter(table, requires_grad=False)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """The last hidden state of every token, (tokens, dim)."""
-        return self.run(self.embed(batch), batch)
-
     def embed(self, batch: PackedBatch) -> Tensor:
         return self.embeddings(batch)
 

@@ -30,6 +30,10 @@ class Encoder(nn.Module):
         """The blocks, lowest first; ``block(x, batch)`` maps (tokens, dim) to (tokens, dim)."""
         return cast(nn.ModuleList, self.get_submodule(self.BLOCKS))
 
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """The last hidden state of every token, (tokens, dim)."""
+        return self.run(self.embed(batch), batch)
+
     def embed(self, batch: PackedBatch) -> Tensor:
         """What the first block gets, (tokens, dim)."""
         raise NotImplementedError

@@ -11,3 +11,16 @@ def sinusoids(positions: int, dim: int) -> Tensor:
     rates = 10000 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     angles = torch.arange(positions, dtype=torch.float64)[:, None] * rates  # (positions, dim / 2, rounded up)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :dim].float()
+
+
+def angles(positions: Tensor, width: int, theta: float, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The cosines and sines by which rotary positions turn a head of some width: (tokens, width / 2) float32 each.
+
+    The angle of pair i is position / theta^(2i / width) (Su et al. 2021, arXiv 2104.09864, section 3.2.2), computed in
+    float32 as transformers does. With a scaling, by NTK as GTE has it: theta grows by the factor, and every rate is
+    divided by factor^(2 / width).
+    """
+    powers = torch.arange(0, width, 2, device=positions.device).float() / width
+    rates = 1.0 / (theta * scaling) ** powers / scaling ** (2 / width)
+    turned = positions[:, None].float() * rates
+    return turned.cos(), turned.sin()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +87,6 @@ def keep_layers(encoder: Encoder, layers: Sequence[int]) -> None:
         raise RecipeError(
             f"layers are {list(layers)}; expected numbers below {len(blocks)}, the model's blocks", "layers"
         )
+    encoder.config = encoder.config.keeping(layers)
     del encoder.blocks[:]
     encoder.blocks.extend(blocks[i] for i in layers)
-    encoder.config = dataclasses.replace(encoder.config, n_layers=len(layers))

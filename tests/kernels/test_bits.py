@@ -6,9 +6,11 @@ from conftest import WORDS, randomized
 
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.encode.tokenizer import Tokenizer
-from mtl.model.config import EncoderConfig
+from mtl.model import rotary
+from mtl.model.config import FULL, SLIDING, EncoderConfig, RotaryConfig
 from mtl.model.encoder import DistilBert
 from mtl.model.pooling import MODES, Dense, Pooling
+from mtl.model.rotary import RotaryEncoder
 from mtl.tasks.spec import TaskSpec
 
 TASKS = (
@@ -37,6 +39,24 @@ def shaped(tokenizer, heads: int, width: int, *modes: str, activation: str = "ge
     )
     after = [Dense(dim * len(modes), 7, activation="Sigmoid")]
     model = SentenceEncoder(DistilBert(config), Tokenizer(tokenizer, 64), Pooling(*modes), after)
+    return randomized(model)
+
+
+def turned(tokenizer, heads: int, width: int, *modes: str, **fields: object) -> SentenceEncoder:
+    """A RotaryEncoder, with windows that most texts are longer than."""
+    dim = heads * width
+    config = RotaryConfig(
+        vocab_size=len(WORDS),
+        max_position_embeddings=64,
+        n_layers=2,
+        n_heads=heads,
+        dim=dim,
+        hidden_dim=dim + 3,
+        layer_types=(FULL, SLIDING),
+        local_attention=9,
+        **fields,
+    )
+    model = SentenceEncoder(RotaryEncoder(config), Tokenizer(tokenizer, 64), Pooling(*modes), [])
     return randomized(model)
 
 
@@ -81,6 +101,17 @@ def test_other_precisions(tokenizer, precision: str, modes: tuple[str, ...]) -> 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_every_activation(tokenizer, activation: str, precision: str) -> None:
     model = shaped(tokenizer, 2, 16, "mean", activation=activation)
+    model.precision = precision
+    check(model)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "bf16"])
+@pytest.mark.parametrize(("width", "queries"), [(32, 128), (16, 16), (10, 8), (2, 5)])
+def test_rotary(tokenizer, monkeypatch: pytest.MonkeyPatch, precision: str, width: int, queries: int) -> None:
+    """With windows in one part and in several, before and after the norms, with biases and without."""
+    monkeypatch.setattr(rotary, "QUERIES", queries)
+    activation, after = ("silu", {"pre_norm": False, "norm_bias": True}) if width in (16, 2) else ("gelu", {})
+    model = turned(tokenizer, 2, width, "cls" if width == 16 else "mean", activation=activation, **after)
     model.precision = precision
     check(model)
 

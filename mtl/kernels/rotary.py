@@ -1,0 +1,159 @@
+"""The program of model/rotary.py: the same blocks, of packed products, in a number format.
+
+In int8 all four products of a block are in integers; the gated activations between them are float32. Where only each
+text's first token is asked for, the last block computes no more of the others than its keys and values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtl.kernels.activations import inplace
+from mtl.kernels.attention import attend, attend_first
+from mtl.kernels.encoder import Norm
+from mtl.kernels.int8 import input_ranges, smoothed
+from mtl.kernels.linear import Product, product, release
+from mtl.kernels.threads import alone
+from mtl.model.packing import PackedBatch
+from mtl.model.positions import angles
+from mtl.model.rotary import RotaryBlock, RotaryEncoder
+
+ROWS = 1024  # positions that are computed at once; the longest texts decide how many times as many
+Turns = tuple[Tensor, Tensor]  # cosines and sines, (tokens, head_dim / 2) each
+
+
+class Angles:
+    """The cosines and sines of every position, in a table that grows with the longest text.
+
+    A processor computes several at once, and how exactly depends on all of them: so each stands at its place in the
+    table, whatever the batch.
+    """
+
+    def __init__(self, width: int, theta: float, scaling: float) -> None:
+        self.width, self.theta, self.scaling = width, theta, scaling
+        self.table = self.of(torch.arange(0))
+
+    def of(self, positions: Tensor) -> Turns:
+        return angles(positions, self.width, self.theta, self.scaling)
+
+    def __call__(self, batch: PackedBatch) -> Turns:
+        if batch.ids.is_cuda:
+            return self.of(batch.positions)
+        table, rows = self.table, int(batch.positions.max()) + 1 if batch.lengths else 0
+        if len(table[0]) < rows:
+            with alone():
+                table = self.table = self.of(torch.arange(-(-rows // ROWS) * ROWS, device="cpu"))
+        cos, sin = (each[batch.positions] for each in table)
+        return cos, sin
+
+
+def rotated(x: Tensor, turns: Turns) -> Tensor:
+    """x (tokens, n, heads, head_dim), each head turned by its token's position."""
+    cos, sin = (each[:, None, None] for each in turns)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat(((a * cos).sub_(b * sin), (b * cos).add_(a * sin)), dim=-1).to(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A RotaryBlock: (tokens, dim) to (tokens, dim), or with ``first`` to (texts, dim)."""
+
+    heads: int
+    angles: Angles
+    reach: int | None
+    pre_norm: bool
+    norm1: Callable[[Tensor], Tensor]
+    qkv: Product
+    out: Product
+    norm2: Callable[[Tensor], Tensor]
+    wi: Product
+    activation: Callable[[Tensor], Tensor]  # may overwrite what it is given
+    wo: Product
+
+    def __call__(self, x: Tensor, batch: PackedBatch, turns: Turns, first: bool = False) -> Tensor:
+        qkv = self.qkv(self.norm1(x) if self.pre_norm else x).unflatten(1, (3, self.heads, -1))
+        q, k = rotated(qkv[:, :2], turns).unbind(1)
+        if first:
+            x, q = x[batch.firsts], q[batch.firsts]
+        context = (attend_first if first else attend)(q, k, qkv[:, 2], batch, reach=self.reach)
+        x = x + self.out(context.flatten(1))
+        if self.pre_norm:
+            return x + self.feed_forward(self.norm2(x))
+        x = self.norm1(x)
+        return self.norm2(x + self.feed_forward(x))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        activated, gate = self.wi(x).chunk(2, dim=1)
+        return self.wo(self.activation(activated) * gate)
+
+
+class Program:
+    """A RotaryEncoder in a number format; it shares the tensors that need no other form."""
+
+    def __init__(self, encoder: RotaryEncoder, dtype: torch.dtype, blocks: Sequence[Block]) -> None:
+        self.words = encoder.embeddings.tok_embeddings.weight.detach().to(dtype)
+        self.norm = Norm.of(encoder.embeddings.norm, dtype)
+        self.blocks = blocks
+        self.final_norm = normed(encoder.final_norm, dtype)
+
+    def embed(self, batch: PackedBatch) -> Tensor:
+        return self.norm(F.embedding(batch.ids, self.words))
+
+    def run(
+        self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None, first: bool = False
+    ) -> Tensor:
+        blocks = self.blocks[start:stop]
+        turns = {id(angles): angles(batch) for angles in {id(block.angles): block.angles for block in blocks}.values()}
+        for i, block in enumerate(blocks, 1):
+            x = block(x, batch, turns[id(block.angles)], first and i == len(blocks))
+            x = self.final_norm(x) if block is self.blocks[-1] else x
+        return x
+
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        return self.run(self.embed(batch), batch)
+
+
+def normed(norm: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return Norm.of(norm, dtype) if isinstance(norm, nn.LayerNorm) else norm
+
+
+def compile(encoder: RotaryEncoder, dtype: torch.dtype, rows: Sequence[Sequence[int]], mapped: bool) -> Program:
+    """As encoder.compile."""
+    int8 = dtype == torch.int8
+    ranges = input_ranges(encoder, rows) if int8 else {}
+    number = torch.float32 if int8 else dtype
+    tables: dict[float, Angles] = {}
+
+    def make(name: str, linear: nn.Linear) -> Product:
+        return (
+            smoothed(linear.weight, linear.bias, ranges[name]) if int8 else product(linear.weight, linear.bias, dtype)
+        )
+
+    def packed(block: RotaryBlock, name: str) -> Block:
+        attn, mlp = block.attn, block.mlp
+        return Block(
+            attn.n_heads,
+            tables.setdefault(attn.theta, Angles(attn.head_dim, attn.theta, attn.scaling)),
+            attn.reach,
+            block.pre_norm,
+            normed(block.attn_norm, number),
+            make(f"{name}.attn.Wqkv", attn.Wqkv),
+            make(f"{name}.attn.Wo", attn.Wo),
+            normed(block.mlp_norm, number),
+            make(f"{name}.mlp.Wi", mlp.Wi),
+            inplace(mlp.activation),
+            make(f"{name}.mlp.Wo", mlp.Wo),
+        )
+
+    blocks = []
+    for i, block in enumerate(encoder.blocks):
+        assert isinstance(block, RotaryBlock)
+        blocks.append(packed(block, f"layers.{i}"))
+        if mapped:
+            release(block)
+    return Program(encoder, number, blocks)
