@@ -3,25 +3,33 @@
 tests/goldens/families/ holds a tiny sequence classifier of each with what transformers computes; see make.py there.
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import GOLDENS, Golden, golden
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from training.test_loop import go
 
-from mtl import MultiTaskModel, SentenceEncoder
+from mtl import MultiTaskModel, SentenceEncoder, TaskSpec, embed_corpus
 from mtl.checkpoints.families import FAMILIES
 from mtl.checkpoints.listing import FAMILIES as MODELS
 from mtl.checkpoints.listing import known_families
 from mtl.checkpoints.load import encoder_config
 from mtl.errors import ConfigError
 from mtl.model.packing import PackedBatch
+from mtl.training.data import load_data
+from mtl.training.recipe import Recipe, Training
+from mtl.training.run import Run, prepare
+from mtl.training.start import create
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,8 +46,11 @@ def case(family: str) -> Golden:
 
 @pytest.fixture
 def folder(case: Golden, tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    return written(case, tokenizer, tmp_path / "theirs")
+
+
+def written(case: Golden, tokenizer: Tokenizer, folder: Path) -> Path:
     """A golden's classifier, with a tokenizer of letters."""
-    folder = tmp_path / "theirs"
     folder.mkdir()
     save_file(case.weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(case.config))
@@ -122,3 +133,88 @@ def test_the_families_are_those_that_are_said() -> None:
     assert {name for entry in known.values() for name in entry.get("tried", ())} == set(pinned)
     command = [sys.executable, "-m", "mtl", "models", "--families"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == said + "\n"
+
+
+@pytest.fixture
+def data(family: str, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of two tasks, and a teacher, of the family that comes next."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names = list(FAMILIES)
+    written(golden(f"families/{names[names.index(family) - 1]}"), tokenizer, tmp_path / "teacher")
+    letters = "abcdefghij"
+    rows = [{"text": " ".join(letters[i % 7 : i % 7 + 1 + i % 4]), "label": "xy"[i % 2]} for i in range(12)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def recipe(folder: Path, **changes: object) -> Recipe:
+    """Of a task of labels that holds the first block, with a rate for each layer, and of a teacher's vectors."""
+    tasks = (
+        TaskSpec("label", ("x", "y"), train="train.jsonl", dev="train.jsonl", freeze=1),
+        TaskSpec("teacher", kind="distillation", train="train.jsonl", dev="train.jsonl", teacher="teacher"),
+    )
+    training = Training(epochs=2, batch_size=4, accumulate=2, learning_rate=1e-3, layer_decay=0.9, seed=3)
+    return Recipe("theirs", tasks, training, folder, **changes)
+
+
+def run_of(recipe: Recipe, folder: Path) -> Run:
+    model = create(recipe)
+    found, _ = load_data(recipe, model.embedder, ["train", "dev"])
+    return Run(prepare(recipe, model, {**found, "test": {}}), folder)
+
+
+def test_training(folder: Path, data: Path) -> None:
+    """Two tasks, stopped in the middle and resumed, end with the same bits; what is saved is of the same family.
+
+    Every parameter of the trunk changes, since the other family's vectors are learnt by all of it.
+    """
+    whole, cut = (run_of(recipe(data), data / name) for name in ("whole", "cut"))
+    before = {name: x.clone() for name, x in whole.model.encoder.named_parameters()}
+    go(whole)
+    go(cut, 3)
+    cut.save()
+    again = run_of(recipe(data), data / "cut")
+    assert again.restore() == []
+    go(again)
+    for (name, ours), other in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(ours, other), name
+    assert not [name for name, x in whole.model.encoder.named_parameters() if torch.equal(x, before[name])]
+    whole.model.eval().save(data / "trained")
+    trained = MultiTaskModel.from_pretrained(data / "trained")
+    assert trained.embedder.origin.model_type == whole.model.embedder.origin.model_type
+    texts = ["a b c", "d"]
+    assert trained.predict(texts).embeddings.tolist() == whole.model.predict(texts).embeddings.tolist()
+
+
+def test_frozen_prefixes(folder: Path, data: Path) -> None:
+    """What all tasks hold is remembered for each text, and keeps its bits; the blocks above learn."""
+    frozen = recipe(data)
+    frozen = dataclasses.replace(frozen, tasks=tuple(dataclasses.replace(task, freeze=1) for task in frozen.tasks))
+    ends = []
+    for cache_mb in (0, 64):
+        run = run_of(dataclasses.replace(frozen, training=dataclasses.replace(frozen.training, cache_mb=cache_mb)),
+                     data / f"run{cache_mb}")  # fmt: skip
+        before = {name: x.clone() for name, x in run.model.encoder.named_parameters()}
+        go(run)
+        for name, x in run.model.encoder.named_parameters():
+            assert torch.equal(x, before[name]) == (run.model.encoder.depth_of(name) <= 1), name
+        ends.append(run.model.state_dict())
+    for name, x in ends[0].items():
+        torch.testing.assert_close(x, ends[1][name], atol=1e-6, rtol=0, msg=name)
+
+
+def test_fewer_layers_and_other_formats(folder: Path, data: Path) -> None:
+    """The upper block alone is saved as such; int8, bf16 and a corpus' files come of it."""
+    model = create(recipe(data, layers=[1])).eval()
+    model.embedder.save(data / "upper")
+    upper = SentenceEncoder.from_pretrained(data / "upper")
+    assert upper.encoder.config.n_layers == 1
+    texts = [json.loads(line)["text"] for line in (data / "train.jsonl").read_text().splitlines()]
+    expected = upper.encode(texts)
+    for precision, least in (("bf16", 0.999), ("int8", 0.9)):
+        found = SentenceEncoder.from_pretrained(data / "upper", precision=precision).encode(texts)
+        cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+        assert cosines.min() > least, precision
+    embed_corpus([data / "train.jsonl"], data / "corpus", model=data / "upper", id_column=None)
+    (path,) = (data / "corpus").glob("*.parquet")
+    assert pq.read_table(path)["embedding"].to_pylist() == expected.tolist()
