@@ -27,15 +27,12 @@ from mtl.checkpoints.tokenizer import class_of, load_tokenizer, read_options
 from mtl.display import counted
 from mtl.errors import ConfigError, MtlError, WeightsError, printable, shown
 from mtl.kernels.uninitialized import uninitialized
-from mtl.model.config import EncoderConfig
-from mtl.model.encoder import DistilBert
 from mtl.model.interface import Encoder
 from mtl.model.pooling import Dense, Normalize
 
 log = logging.getLogger("mtl")
 
 TASKS, BRANCHES = "tasks.json", "tasks.safetensors"
-WORDS = "embeddings.word_embeddings.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +93,7 @@ class Checkpoint:
     origin: Origin = Origin()
 
     @property
-    def config(self) -> EncoderConfig:
+    def config(self) -> Any:
         return self.encoder.config
 
 
@@ -112,7 +109,7 @@ def family_of(fields: Mapping[str, Any], source: object = "config.json") -> Fami
     return FAMILIES[kind]
 
 
-def encoder_config(fields: Mapping[str, Any], source: Path) -> EncoderConfig:
+def encoder_config(fields: Mapping[str, Any], source: Path) -> Any:
     """The encoder's shape from the content of a config.json.
 
     Raises:
@@ -138,7 +135,7 @@ def part_tensors(
         WeightsError: there is no trunk, or more than one.
     """
     renamed = {re.sub(r"(LayerNorm)\.(gamma|beta)$", newer_name, name): x for name, x in tensors.items()}
-    words = family.names(0)[WORDS]
+    words = family.names(0)[family.words]
     prefixes = [name.removesuffix(words) for name in renamed if name == words or name.endswith("." + words)]
     if len(renamed) < len(tensors) or len(prefixes) > 1:
         raise WeightsError(f"{source} holds tensors twice: {words}, or a LayerNorm's; expected one encoder")
@@ -159,7 +156,7 @@ def newer_name(match: re.Match[str]) -> str:
     return f"{match[1]}.{'weight' if match[2] == 'gamma' else 'bias'}"
 
 
-def check_layers(config: EncoderConfig, tensors: Mapping[str, Tensor], source: Path) -> None:
+def check_layers(config: Any, tensors: Mapping[str, Tensor], source: Path) -> None:
     """That a file holds as many layers as its config says, before an encoder of so many is built.
 
     Raises:
@@ -170,7 +167,7 @@ def check_layers(config: EncoderConfig, tensors: Mapping[str, Tensor], source: P
         raise WeightsError(f"{source} holds {held} layers, but its config says {config.n_layers}")
 
 
-def load_encoder(folder: Path, part: str = "") -> tuple[DistilBert, Classifier | None, dict[str, Any]]:
+def load_encoder(folder: Path, part: str = "") -> tuple[Encoder, Classifier | None, dict[str, Any]]:
     """The encoder in a model's folder, in eval mode; its classifier, if it has one; config.json's content.
 
     Raises:
@@ -192,7 +189,7 @@ def load_encoder(folder: Path, part: str = "") -> tuple[DistilBert, Classifier |
     shapes = family.shapes({name: tuple(x.shape) for name, x in encoder.state_dict().items()}, config, fields)
     encoder.load_state_dict(family.fold(check_tensors(trunk, shapes, path), config, fields), assign=True)
     classifier = read_classifier(beside, family, fields, config.dim, source, path)
-    used = family.head.names().values() if classifier and not classifier.problem else ()
+    used = family.head.names().values() if family.head and classifier and not classifier.problem else ()
     say_left_out([name for name in beside if name not in used], family, path)
     return encoder, classifier, fields
 
@@ -219,8 +216,8 @@ def read_classifier(
 
     What is wrong with it is kept for those who want to predict: the embeddings are none the worse.
     """
-    names = family.head.names()
-    if family.head.names()["classifier.weight"] not in beside:
+    names = family.head.names() if family.head else {}
+    if not family.head or names["classifier.weight"] not in beside:
         return None
     architectures = fields.get("architectures")
     other = [name for name in architectures or [] if isinstance(name, str) and "For" in name] if isinstance(

@@ -67,7 +67,7 @@ def written_family(checkpoint: Checkpoint) -> Family:
         WeightsError: there is none.
     """
     own, head = checkpoint.origin.family, head_of(checkpoint)
-    wanted = [own] if not head or head.kind == own.head.kind else [DISTILBERT, own]
+    wanted = [own] if not head or own.has(head.kind) else [DISTILBERT, own]
     for family in (*wanted, FAMILIES["bert"], *FAMILIES.values()):
         if family.expresses(checkpoint.encoder):
             return family
@@ -81,7 +81,7 @@ def config_fields(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
     fields = {"pad_token_id": family.defaults.get("pad_token_id", 0), **came}
     fields |= family.write_config(checkpoint.config, came)
     head = head_of(checkpoint)
-    if head and head.kind == family.head.kind:
+    if head and family.has(head.kind):
         labels = head.labels or tuple(f"LABEL_{i}" for i in range(head.outputs))
         fields["id2label"] = {str(i): label for i, label in enumerate(labels)}
         fields["label2id"] = {label: i for i, label in enumerate(labels)}
@@ -100,7 +100,7 @@ def write_transformer(checkpoint: Checkpoint, folder: Path, family: Family) -> N
     fields = config_fields(checkpoint, family)
     tensors = family.unfold(checkpoint.encoder.state_dict(), checkpoint.config, fields)
     head = head_of(checkpoint)
-    if head and head.kind == family.head.kind:
+    if head and family.head and family.has(head.kind):
         names = family.head.names(family.prefix)
         tensors = {f"{family.prefix}{name}": tensor for name, tensor in tensors.items()}
         tensors |= {names[name]: tensor for name, tensor in head.tensors.items()}

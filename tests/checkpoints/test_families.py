@@ -23,7 +23,7 @@ from mtl import MultiTaskModel, SentenceEncoder, TaskSpec, embed_corpus
 from mtl.checkpoints.families import FAMILIES
 from mtl.checkpoints.listing import FAMILIES as MODELS
 from mtl.checkpoints.listing import known_families
-from mtl.checkpoints.load import encoder_config
+from mtl.checkpoints.load import encoder_config, load_encoder
 from mtl.errors import ConfigError
 from mtl.model.packing import PackedBatch
 from mtl.training.data import load_data
@@ -59,24 +59,30 @@ def written(case: Golden, tokenizer: Tokenizer, folder: Path) -> Path:
     return folder
 
 
+def opened(folder: Path) -> MultiTaskModel:
+    """A family's classifier; of one whose head is none of ours, the trunk alone."""
+    embedder = SentenceEncoder.from_pretrained(folder)
+    return MultiTaskModel.from_pretrained(folder) if embedder.origin.family.head else MultiTaskModel(embedder, ())
+
+
 def outputs(model: MultiTaskModel, case: Golden) -> tuple[torch.Tensor, torch.Tensor]:
     """The last hidden states of the golden's tokens, and its logits, by the modules and by the program."""
     batch = PackedBatch.from_padded(case.ids, case.mask)
     with torch.no_grad():
         hidden = model.encoder(batch)
-        logits = model(batch)[1]["classification"]
+        logits = model(batch)[1].get("classification", case.logits)
         torch.testing.assert_close(model.embedder.program().encoder(batch), hidden, atol=1e-5, rtol=0)
     return hidden, logits
 
 
 def test_equals_the_reference(case: Golden, folder: Path, tmp_path: Path) -> None:
     """And again from what is saved of it. Measured: at most 3e-6; a swapped tensor, eps or position gives 1e-3."""
-    model = MultiTaskModel.from_pretrained(folder)
+    model = opened(folder)
     hidden, logits = outputs(model, case)
     torch.testing.assert_close(hidden, case.hidden[case.mask.bool()], atol=1e-5, rtol=0)
     torch.testing.assert_close(logits, case.logits, atol=1e-5, rtol=0)
     model.save(tmp_path / "ours")
-    again = MultiTaskModel.from_pretrained(tmp_path / "ours")
+    again = opened(tmp_path / "ours")
     for ours, expected in zip(outputs(again, case), (hidden, logits), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
     assert again.embedder.origin.model_type == case.config["model_type"]
@@ -85,14 +91,17 @@ def test_equals_the_reference(case: Golden, folder: Path, tmp_path: Path) -> Non
 
 def test_the_names_that_it_came_with(case: Golden, folder: Path, tmp_path: Path) -> None:
     """What is saved has the tensors' names and shapes that transformers wrote, and its fields of config.json."""
-    MultiTaskModel.from_pretrained(folder).save(tmp_path / "ours")
-    written = {name: x.shape for name, x in load_file(tmp_path / "ours" / "model.safetensors").items()}
-    assert written == {name: x.shape for name, x in case.weights.items()}
-    config = json.loads((tmp_path / "ours" / "config.json").read_text())
-    left = {"dtype", "torch_dtype", "transformers_version", "_name_or_path"}
-    assert {name: config.get(name) for name in case.config if name not in left} == {
-        name: value for name, value in case.config.items() if name not in left
-    } | {"problem_type": "single_label_classification"}
+    opened(folder).save(tmp_path / "ours")
+    found = {name: x.shape for name, x in load_file(tmp_path / "ours" / "model.safetensors").items()}
+    config, left = json.loads((tmp_path / "ours" / "config.json").read_text()), {"dtype", "transformers_version"}
+    if not FAMILIES[config["model_type"]].head:
+        prefix = FAMILIES[config["model_type"]].prefix
+        assert found == {name.removeprefix(prefix): x.shape for name, x in case.weights.items() if prefix in name}
+        left |= {"architectures", "id2label", "label2id"}
+    else:
+        assert found == {name: x.shape for name, x in case.weights.items()}
+    kept = {name: value for name, value in case.config.items() if name not in left}
+    assert {name: config.get(name) for name in kept} == kept
 
 
 def test_the_same_bits_alone_and_among_others(folder: Path) -> None:
@@ -107,8 +116,8 @@ def test_the_same_bits_alone_and_among_others(folder: Path) -> None:
 @pytest.mark.parametrize("value", [0, -1, 1.5, "x", [], True, 10**12])
 def test_hostile_configs(family: str, case: Golden, value: object) -> None:
     """Every field that shapes the encoder, set to what it cannot be, is one line that names it."""
-    shape = [name for name, ours in FAMILIES[family].config.items() if ours not in ("dropout", "attention_dropout",
-             "initializer_range", "layer_norm_eps", "sinusoidal_pos_embds")]  # fmt: skip
+    sizes = {"vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim", "local_attention"}
+    shape = [name for name, ours in FAMILIES[family].config.items() if ours in {*sizes, "activation"}]
     for name in shape:
         with pytest.raises(ConfigError) as error:
             encoder_config({**case.config, name: value}, Path("config.json"))
@@ -204,11 +213,15 @@ def test_frozen_prefixes(folder: Path, data: Path) -> None:
 
 
 def test_fewer_layers_and_other_formats(folder: Path, data: Path) -> None:
-    """The upper block alone is saved as such; int8, bf16 and a corpus' files come of it."""
-    model = create(recipe(data, layers=[1])).eval()
+    """One block alone is saved as such; int8, bf16 and a corpus' files come of it."""
+    whole = SentenceEncoder.from_pretrained(folder).encoder
+    layer = 0 if getattr(whole.config, "pre_norm", False) else 1  # ModernBERT's first has no norm of its own
+    model = create(recipe(data, layers=[layer])).eval()
     model.embedder.save(data / "upper")
     upper = SentenceEncoder.from_pretrained(data / "upper")
     assert upper.encoder.config.n_layers == 1
+    for name, x in upper.encoder.blocks[0].state_dict().items():
+        assert torch.equal(x, whole.blocks[layer].state_dict()[name]), name
     texts = [json.loads(line)["text"] for line in (data / "train.jsonl").read_text().splitlines()]
     expected = upper.encode(texts)
     for precision, least in (("bf16", 0.999), ("int8", 0.9)):
@@ -218,3 +231,45 @@ def test_fewer_layers_and_other_formats(folder: Path, data: Path) -> None:
     embed_corpus([data / "train.jsonl"], data / "corpus", model=data / "upper", id_column=None)
     (path,) = (data / "corpus").glob("*.parquet")
     assert pq.read_table(path)["embedding"].to_pylist() == expected.tolist()
+
+
+ROPE = {"rope_type": "default", "rope_theta": 1000.0}
+HOSTILE = {
+    "roberta": [("pad_token_id", value, "pad_token_id is") for value in (None, -1, 17, 18, 10**9, "1", 1.5, True)],
+    "mpnet": [("relative_attention_num_buckets", value, "num_buckets is") for value in (31, 64, "x")],
+    "modernbert": [
+        ("layer_types", ["full_attention"], "layer_types is"),
+        ("layer_types", ["full_attention", "sliding_attention", "chunked_attention"], "layer_types is"),
+        ("layer_types", "full_attention", "layer_types is"),
+        ("layer_types", {"full_attention": 3}, "layer_types is"),
+        ("layer_types", [[], {}, None], "layer_types is"),
+        ("rope_scaling", {"type": "yarn", "factor": 2}, "rope_scaling is"),
+        ("rope_parameters", {"full_attention": {"rope_type": "linear", "factor": 2.0}}, "rope_type 'default'"),
+        ("rope_parameters", {"full_attention": 3}, "rope_parameters.full_attention is 3; expected an object"),
+        ("rope_parameters", {"other_attention": ROPE}, "rope_parameters is"),
+        ("rope_parameters", [1], "rope_parameters is"),
+        ("rope_parameters", {"full_attention": {"rope_theta": "x"}}, "theta is 'x'"),
+        ("rope_parameters", {"full_attention": {"rope_theta": 0.5}}, "theta is 0.5"),
+        ("local_attention", 0, "local_attention is 0"),
+        ("mlp_bias", "yes", "mlp_bias|gate_bias"),
+    ],
+    "nomic_bert": [
+        ("rope_scaling", {"type": "dynamic"}, "rope_scaling is"),
+        ("rope_parameters", {**ROPE, "partial_rotary_factor": 0.5}, "rope_parameters is"),
+        ("rope_parameters", {**ROPE, "rope_type": "llama3"}, "rope_parameters is"),
+        ("hidden_size", 18, "expected an even number"),
+        ("type_vocab_size", -1, "type_vocab_size is -1"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "message"), [(k, *c) for k, cases in HOSTILE.items() for c in cases]
+)
+def test_hostile_fields(name: str, field: str, value: object, message: str, tmp_path: Path) -> None:
+    case = golden(f"families/{name}")
+    save_file(case.weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**case.config, field: value}))
+    with pytest.raises(ConfigError, match=message) as error:
+        load_encoder(tmp_path)
+    assert str(error.value).isprintable()

@@ -109,6 +109,18 @@ def of_family(folder: Path, family: str, kind: str = "Model", rows: int = 0, **f
         tokenizer = transformers.MPNetTokenizer(vocab={word: i for i, word in enumerate(MPNET)}, model_max_length=38)
         tokenizer.save_pretrained(folder)
         return folder
+    if family == "ModernBert":  # with a bare file of byte-level BPE, as its checkpoints have
+        tokenizer = byte_level("Roberta")
+        ids = {
+            f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos", "cls", "sep")
+        }
+        fields = {**ids, "local_attention": 8, "num_hidden_layers": 4, "max_position_embeddings": 60, **fields}
+        config = transformers.ModernBertConfig(**{**SHAPE, "vocab_size": len(tokenizer), **fields})
+        randomized(getattr(transformers, f"ModernBert{kind}")(config), 1).save_pretrained(folder)
+        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        options = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "model_max_length": 60}
+        (folder / "tokenizer_config.json").write_text(json.dumps(options))
+        return folder
     tokenizer = {"Roberta": byte_level, "XLMRoberta": unigram, "Camembert": unigram}[family](family)
     shape = {**SHAPE, "layer_norm_eps": 1e-5, "type_vocab_size": 1, "vocab_size": rows or len(tokenizer)}
     shape |= {"pad_token_id": tokenizer.pad_token_id, **fields}
@@ -493,6 +505,8 @@ REFUSED |= {
 
 # Families
 
+for kind in ("Model", "ForSequenceClassification", "ForMaskedLM"):
+    EQUAL[f"ModernBert{kind}"] = lambda f, kind=kind: of_family(f, "ModernBert", kind)
 for name in ("Roberta", "XLMRoberta", "Camembert", "Electra", "MPNet"):
     EQUAL[f"{name}Model"] = lambda f, name=name: of_family(f, name)
     for kind in ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"):
@@ -665,6 +679,7 @@ SAVED: dict[str, Case] = {
     "camembert": EQUAL["CamembertModel"],
     "electra": lambda f: classifier(f, "Electra", 2, None),
     "mpnet": lambda f: classifier(f, "MPNet", 2, None),
+    "modernbert": EQUAL["ModernBertModel"],
     "mpnet_older_files": EQUAL["mpnet_of_older_files"],
     "lower_case": EQUAL["length_in_roberta"],
 }

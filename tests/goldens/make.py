@@ -9,10 +9,12 @@ config.json content is in its metadata. Those of families/ are sequence classifi
 """
 
 import json
+import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import (
     AutoConfig,
@@ -43,6 +45,18 @@ FAMILIES = {
     "camembert": {**AFTER_PADDING, "pad_token_id": 3, "max_position_embeddings": 20},
     "electra": {"embedding_size": 16},
     "mpnet": {"pad_token_id": 1, "max_position_embeddings": 18, "layer_norm_eps": 1e-5},
+    "modernbert": {
+        "num_hidden_layers": 3,
+        "local_attention": 6,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "pad_token_id": 1,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+    },
+    "nomic_bert": {"pad_token_id": 0, "layer_norm_eps": 1e-5},
+    "gte": {"pad_token_id": 0, "hidden_dropout_prob": 0.0, "layer_norm_eps": 1e-5},
 }
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
@@ -61,7 +75,7 @@ def randomize(model: torch.nn.Module) -> None:
         for name, parameter in model.named_parameters():
             sinusoidal = "position_embeddings" in name and not parameter.requires_grad
             if not sinusoidal:
-                parameter.normal_(mean=1.0 if "LayerNorm.weight" in name or "norm.weight" in name else 0.0, std=0.3)
+                parameter.normal_(mean=1.0 if re.search(r"(LayerNorm|norm\d?|_ln)\.weight", name) else 0.0, std=0.3)
 
 
 def main() -> None:
@@ -108,10 +122,12 @@ def write_classifier(name: str, model: torch.nn.Module) -> None:
         hidden[row, :length] = found.hidden_states[-1][0]
         logits.append(found.logits[0])
         mask[row] = torch.arange(11) < length
-    tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    with TemporaryDirectory() as folder:  # the names in files are not always those of the modules
+        model.save_pretrained(folder)
+        tensors = load_file(f"{folder}/model.safetensors")
+        config = Path(folder, "config.json").read_text()
     tensors |= {"ids": ids, "mask": mask, "hidden": hidden, "logits": torch.stack(logits)}
-    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
-    save_file(tensors, HERE / "families" / f"{name}.safetensors", metadata={"config": json.dumps(config)})
+    save_file(tensors, HERE / "families" / f"{name}.safetensors", metadata={"config": config})
 
 
 if __name__ == "__main__":

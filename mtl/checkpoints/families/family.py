@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mtl.errors import ConfigError, shown
-from mtl.model.config import EncoderConfig
+from mtl.model.config import LARGEST, EncoderConfig
 from mtl.model.encoder import DistilBert
 from mtl.model.interface import Encoder
 
@@ -41,13 +42,16 @@ class Family:
 
     classes: How the names of transformers' classes begin: BertModel, BertForSequenceClassification.
     prefix: What those classes with a head put before the trunk's names.
-    config: Their config.json's field -> EncoderConfig's.
-    defaults: What EncoderConfig's fields, and theirs by their names, are where config.json says nothing.
+    config: Their config.json's field -> that of ``shape``, the architecture's own config.
+    translate, express: More of the shape's fields of theirs, where these are no mere renaming; and the inverse.
+    defaults: What the shape's fields, and theirs by their names, are where config.json says nothing.
     fixed: The values that a field may have; with another, the model would be another.
     inert: Fields of config.json that change nothing here.
     tensors, layers: Our name -> theirs: of single tensors, and of the modules of layer {i}, which have weight and bias.
     first_position: The row of their position table at which a text begins, of config.json's fields.
     token_types: Their table of token types, of which a single text sees row 0: folded into our positions.
+    joined: Our module of layer {i} -> those of theirs, whose rows it has one after another.
+    swapped: Our modules of layer {i} of which theirs have the second half of the rows first.
     encoder: The architecture.
     tokenizer: The class that transformers takes where no file names one.
     inputs: What their model takes of a tokenizer's results (``model_input_names``).
@@ -60,9 +64,14 @@ class Family:
     config: Mapping[str, str]
     tensors: Mapping[str, str]
     layers: Mapping[str, str]
-    head: Head
+    head: Head | None
     tokenizer: str
-    encoder: type[DistilBert] = DistilBert
+    encoder: type[Encoder] = DistilBert
+    shape: type[Any] = EncoderConfig
+    joined: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    swapped: tuple[str, ...] = ()
+    translate: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda fields: {}
+    express: Callable[[Any], Mapping[str, Any]] = lambda config: {}
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
@@ -71,7 +80,12 @@ class Family:
     token_types: str | None = None
     beside: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
 
-    def read_config(self, fields: Mapping[str, Any]) -> EncoderConfig:
+    @property
+    def words(self) -> str:
+        """Our name of the table of words."""
+        return f"{self.encoder.WORDS}.weight"
+
+    def read_config(self, fields: Mapping[str, Any]) -> Any:
         """The encoder's shape from config.json's content.
 
         Raises:
@@ -83,25 +97,31 @@ class Family:
                 expected = " or ".join(map(repr, allowed))
                 raise ConfigError(f"{name} is {shown(value)}; expected {expected}: another model would be computed")
         given = {ours: fields[theirs] for theirs, ours in self.config.items() if fields.get(theirs) is not None}
-        ours = {field.name for field in dataclasses.fields(EncoderConfig)}
-        config = EncoderConfig(**{name: value for name, value in self.defaults.items() if name in ours} | given)
+        ours = {field.name for field in dataclasses.fields(self.shape)}
+        standard = {name: value for name, value in self.defaults.items() if name in ours}
+        config = self.shape(**standard | given | dict(self.translate(fields)))
         return dataclasses.replace(config, max_position_embeddings=config.max_position_embeddings - self.start(fields))
 
-    def write_config(self, config: EncoderConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def write_config(self, config: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The inverse: config.json's fields of the encoder's shape. ``fields`` are those that it came with."""
         shape = dataclasses.asdict(config)
         shape["max_position_embeddings"] += self.start(fields)
         written = {theirs: shape[ours] for theirs, ours in self.config.items()}
+        written |= self.express(config)
         return written | ({"type_vocab_size": self.types(fields)} if self.token_types else {})
 
+    def has(self, head: str) -> bool:
+        """Whether its sequence classifiers have this kind of head."""
+        return self.head is not None and self.head.kind == head
+
     def expresses(self, encoder: Encoder) -> bool:
-        """Whether it is this architecture, and config.json has a field for whatever in its shape is not the default."""
-        config, default = encoder.config, EncoderConfig()
+        """Whether it is this architecture, and config.json says all of its shape, by what is read of it again."""
         if type(encoder) is not self.encoder:
             return False
-        written = self.config.values()
-        return all(getattr(config, f.name) == getattr(default, f.name) or f.name in written
-                   for f in dataclasses.fields(config))  # fmt: skip
+        try:
+            return bool(self.read_config(self.write_config(encoder.config, {})) == encoder.config)
+        except ConfigError:
+            return False
 
     def start(self, fields: Mapping[str, Any]) -> int:
         """The row of their position table at which a text begins.
@@ -123,8 +143,9 @@ class Family:
             ConfigError: no positive number.
         """
         rows = fields.get("type_vocab_size", self.defaults.get("type_vocab_size", 2))
-        if type(rows) is not int or rows < 1:
-            raise ConfigError(f"type_vocab_size is {shown(rows)}; expected a whole number of 1 or more")
+        least = int(POSITIONS in self.tensors)
+        if type(rows) is not int or not least <= rows <= LARGEST:
+            raise ConfigError(f"type_vocab_size is {shown(rows)}; expected a whole number of {least} or more")
         return rows
 
     def names(self, n_layers: int) -> dict[str, str]:
@@ -136,40 +157,68 @@ class Family:
                     names[f"{ours.format(i=i)}.{kind}"] = f"{theirs.format(i=i)}.{kind}"
         return names
 
+    def parts(self, n_layers: int) -> dict[str, tuple[str, ...]]:
+        """Our name -> theirs for what is joined of several tensors."""
+        return {
+            f"{ours.format(i=i)}.{kind}": tuple(f"{part.format(i=i)}.{kind}" for part in theirs)
+            for i in range(n_layers)
+            for ours, theirs in self.joined.items()
+            for kind in ("weight", "bias")
+        }
+
+    def halves(self, n_layers: int) -> set[str]:
+        """Our names of tensors whose halves theirs have in the other order."""
+        modules = [ours.format(i=i) for i in range(n_layers) for ours in self.swapped]
+        return {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
+
     def shapes(
-        self, ours: Mapping[str, tuple[int, ...]], config: EncoderConfig, fields: Mapping[str, Any]
+        self, ours: Mapping[str, tuple[int, ...]], config: Any, fields: Mapping[str, Any]
     ) -> dict[str, tuple[int, ...]]:
         """Their trunk's names and shapes, of those of our encoder."""
-        names = self.names(config.n_layers)
-        shapes = {names[name]: tuple(shape) for name, shape in ours.items()}
+        names, parts = self.names(config.n_layers), self.parts(config.n_layers)
+        shapes = {names[name]: tuple(shape) for name, shape in ours.items() if name in names}
+        for name in ours.keys() & parts.keys():
+            rows, *rest = ours[name]
+            shapes |= dict.fromkeys(parts[name], (rows // len(parts[name]), *rest))
         if POSITIONS in ours:
             rows, width = ours[POSITIONS]
             shapes[names[POSITIONS]] = (rows + self.start(fields), width)
-            if self.token_types:
-                shapes[self.token_types] = (self.types(fields), width)
+        if self.token_types and self.types(fields):
+            shapes[self.token_types] = (self.types(fields), config.dim)
         return shapes
 
-    def fold(
-        self, tensors: Mapping[str, Tensor], config: EncoderConfig, fields: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        """Their trunk's tensors under our names: positions from where a text begins, the token type added to them."""
-        folded = {ours: tensors[theirs] for ours, theirs in self.names(config.n_layers).items()}
-        folded[POSITIONS] = folded[POSITIONS][self.start(fields) :]
-        if self.token_types:
-            folded[POSITIONS] = folded[POSITIONS] + tensors[self.token_types][0]
+    def fold(self, tensors: Mapping[str, Tensor], config: Any, fields: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Their trunk's tensors under our names: positions from where a text begins, the token type added to them.
+
+        Where there is no table of positions, it is added to that of words.
+        """
+        names, parts = self.names(config.n_layers), self.parts(config.n_layers)
+        folded = {ours: tensors[theirs] for ours, theirs in names.items() if theirs in tensors}
+        for ours, theirs in parts.items():
+            if theirs[0] in tensors:
+                folded[ours] = torch.cat([tensors[part] for part in theirs])
+        for name in self.halves(config.n_layers) & folded.keys():
+            folded[name] = torch.cat(folded[name].chunk(2)[::-1])
+        if POSITIONS in folded:
+            folded[POSITIONS] = folded[POSITIONS][self.start(fields) :]
+        if self.token_types and self.token_types in tensors:
+            table = POSITIONS if POSITIONS in folded else self.words
+            folded[table] = folded[table] + tensors[self.token_types][0]
         return folded
 
-    def unfold(
-        self, tensors: Mapping[str, Tensor], config: EncoderConfig, fields: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
+    def unfold(self, tensors: Mapping[str, Tensor], config: Any, fields: Mapping[str, Any]) -> dict[str, Tensor]:
         """The inverse, but for the token type: it stays folded in, and its table is zero, as are unused positions."""
-        names = self.names(config.n_layers)
-        renamed = {names[name]: tensor for name, tensor in tensors.items()}
-        positions = tensors[POSITIONS]
-        unused = positions.new_zeros(self.start(fields), positions.shape[1])
-        if len(unused):
-            renamed[names[POSITIONS]] = unused.new_zeros(len(unused) + len(positions), positions.shape[1])
-            renamed[names[POSITIONS]][len(unused) :] = positions
-        if self.token_types:
-            renamed[self.token_types] = positions.new_zeros(self.types(fields), positions.shape[1])
+        names, parts, halves = self.names(config.n_layers), self.parts(config.n_layers), self.halves(config.n_layers)
+        renamed: dict[str, Tensor] = {}
+        for ours, tensor in tensors.items():
+            whole = torch.cat(tensor.chunk(2)[::-1]) if ours in halves else tensor
+            if ours in parts:
+                renamed |= dict(zip(parts[ours], whole.chunk(len(parts[ours])), strict=True))
+            else:
+                renamed[names[ours]] = whole
+        if POSITIONS in tensors and (unused := self.start(fields)):
+            positions = tensors[POSITIONS]
+            renamed[names[POSITIONS]] = torch.cat([positions.new_zeros(unused, positions.shape[1]), positions])
+        if self.token_types and self.types(fields):
+            renamed[self.token_types] = tensors[self.words].new_zeros(self.types(fields), config.dim)
         return renamed
