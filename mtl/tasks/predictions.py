@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl.disk import atomic_write, lock, sweep
-from mtl.errors import InputError
+from mtl.errors import InputError, shown
 from mtl.rows.read import TextRow
 from mtl.rows.vector_files import Fields, Vectors, csv_line, json_line
 
@@ -37,7 +37,7 @@ def answers(model: MultiTaskModel, rows: Iterable[TextRow], threads: int | None 
     for part, found in model.predict_rows(rows, itemgetter(0), threads):
         for i, (text, fields) in enumerate(part):
             if taken := {"embedding", "tasks"} & fields.keys():
-                raise InputError(f"a row has a field {min(taken)!r} already; rename it: {json_line(fields)[:100]}")
+                raise InputError(f"a row has a field {min(taken)!r} already; rename it: {shown(text)}")
             tasks = {
                 name: {
                     "label": found.labels[name][i],
