@@ -225,11 +225,10 @@ def kind_of_values(values: list[Any], before: Any, final: bool) -> Any:
     try:
         big = any(isinstance(v, int) and v >= 2**63 for v in values)
         kind = pa.array(values, before if final else pa.uint64() if big else None).type
-        if {kind, before} == {pa.int64(), pa.uint64()}:
-            return pa.uint64()
         schemas = [pa.schema([("", each)]) for each in (before, kind)]
         both = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-        parquet.write_table(pa.schema([("", both)]).empty_table(), pa.BufferOutputStream())
+        both = pa.uint64() if {kind, before} == {pa.int64(), pa.uint64()} else both
+        parquet.write_table(pa.table([pa.array(values, both)], [""]), pa.BufferOutputStream())
         return both
     except (pa.ArrowException, OverflowError, UnicodeEncodeError):
         return pa.string()
