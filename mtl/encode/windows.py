@@ -110,7 +110,7 @@ def tokenized_windows(
         known: dict[str, int] = {}
         inverse = [known.setdefault(text, len(known)) for text in texts]
         numbers = (np.unique(inverse, return_index=True)[1] + start).tolist()  # where each of them stands first
-        tokenized = tokenizer([prompt + text for text in known], overflow, max_length, numbers)
+        tokenized = tokenizer(list(known), overflow, max_length, numbers, prompt)
         blank = frozenset(owner for owner, ids in zip(tokenized.owners, tokenized.rows, strict=True) if not ids)
         filled = dataclasses.replace(tokenized, rows=[ids or [0] for ids in tokenized.rows]) if blank else tokenized
         return Window(start, texts, rows, filled, inverse, blank)
