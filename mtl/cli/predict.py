@@ -76,7 +76,8 @@ def predict(
         click.echo(f"wrote {output}: {counted(count, 'row')}", err=True)
         return
     for text, answer in found:
-        click.echo(json_line(answer) if as_json else answer_table(text, answer))
+        line = json_line(answer).encode(errors="backslashreplace")  # JSON is UTF-8, whatever the terminal has
+        click.echo(line if as_json else answer_table(text, answer))
 
 
 def answer_table(text: str, answer: dict[str, Any]) -> str:

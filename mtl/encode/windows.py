@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
@@ -140,9 +141,14 @@ def merged(vectors: Tensor, tokenized: Tokenized, normalize: bool) -> Tensor:
     return means
 
 
+def without_bar(progress: bool | None) -> bool | None:
+    """tqdm's ``disable``: None, by default, has it look for a terminal, if there is anything to look at."""
+    return not progress if progress is not None or sys.stderr is None else None
+
+
 def with_bar(windows: Iterable[Window[R]], total: int | None, progress: bool | None) -> Iterator[Window[R]]:
     """The same windows, with a bar on stderr that moves as they are done; None means only on a terminal."""
-    with tqdm(total=total, unit="text", disable=None if progress is None else not progress, leave=False) as bar:
+    with tqdm(total=total, unit="text", disable=without_bar(progress), leave=False) as bar:
         for window in windows:
             yield window
             bar.update(len(window.texts))

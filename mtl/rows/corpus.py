@@ -26,6 +26,7 @@ from mtl.encode.engine import usable
 from mtl.encode.options import OPTIONS, EncodeOptions
 from mtl.encode.precision import Precision
 from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.windows import without_bar
 from mtl.rows.blocks import Columns, check_source
 from mtl.rows.manifest import LOOKS, claim, to_do
 from mtl.rows.on_ray import import_ray, on_ray
@@ -207,4 +208,4 @@ def progress_bar(sizes: Sequence[int | None], shown: bool | None) -> tqdm[Any]:
     """A bar of rows, of a known number where every file has said its own; only on a terminal, by default."""
     known = [size for size in sizes if size is not None]
     total = sum(known) if len(known) == len(sizes) else None
-    return tqdm(total=total, unit="row", disable=None if shown is None else not shown, leave=False)
+    return tqdm(total=total, unit="row", disable=without_bar(shown), leave=False)
