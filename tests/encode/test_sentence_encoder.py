@@ -389,11 +389,14 @@ def test_torch_s_defaults_change_nothing(tiny: SentenceEncoder, kind: torch.dtyp
     texts = ["a b c", "d " * 40, "e"]
     expected, found = tiny.encode(texts, overflow="chunk"), tiny.search(texts[:2], texts, 2)
     torch.set_default_dtype(kind)
+    torch.set_default_device("meta")
     try:
+        assert tiny.encode([]).dtype == np.float32
         assert np.array_equal(tiny.encode(texts, overflow="chunk"), expected)
         assert all(map(np.array_equal, tiny.search(texts[:2], texts, 2), found))
     finally:
         torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
     with torch.autocast("cpu"):
         assert np.array_equal(tiny.encode(texts, overflow="chunk"), expected)
         assert all(map(np.array_equal, tiny.search(texts[:2], texts, 2), found))
