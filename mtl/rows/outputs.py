@@ -186,6 +186,8 @@ class Output:
         if self.keeps_rows and not self.source:
             line = (formats.json_line(dict(fields)) + "\n").encode(errors="backslashreplace")
         data = line or text.encode()
+        if line and fields.get("text") != text:  # the rows alone do not say which of their fields is embedded
+            data += text.encode(errors="backslashreplace")
         self.digest.update(len(data).to_bytes(8, "little") + data)
         return line
 

@@ -53,7 +53,7 @@ def decoded(file: Iterable[bytes], name: str) -> Iterator[str]:
     for number, line in enumerate(file, 1):
         try:
             if number == 1 and (line.startswith(UTF_16) or line.count(0) * 3 > len(line)):
-                raise InputError(f"{name} is UTF-16 or UTF-32; expected UTF-8: convert it, as with iconv")
+                raise InputError(f"{name} is not UTF-8, but UTF-16 or UTF-32; convert it, as iconv does")
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{name}, line {number}: not UTF-8 ({error.reason}, byte {error.start + 1})") from None

@@ -65,10 +65,10 @@ def test_lines_as_they_come(tmp_path: Path, name: str, content: bytes, expected:
 
 
 WRONG = [
-    ("a.txt", "text".encode("utf-16"), "a.txt is UTF-16 or UTF-32; expected UTF-8"),
-    ("a.csv", "text\na".encode("utf-16-be"), "a.csv is UTF-16 or UTF-32"),
-    ("a.jsonl", '{"text": "a"}'.encode("utf-32"), "a.jsonl is UTF-16 or UTF-32"),
-    ("a.tsv", "text\na".encode("utf-16-le"), "a.tsv is UTF-16 or UTF-32"),  # without a mark
+    ("a.txt", "text".encode("utf-16"), "a.txt is not UTF-8, but UTF-16 or UTF-32; convert it"),
+    ("a.csv", "text\na".encode("utf-16-be"), "a.csv is not UTF-8, but UTF-16 or UTF-32"),
+    ("a.jsonl", '{"text": "a"}'.encode("utf-32"), "a.jsonl is not UTF-8, but UTF-16 or UTF-32"),
+    ("a.tsv", "text\na".encode("utf-16-le"), "a.tsv is not UTF-8, but UTF-16 or UTF-32"),  # without a mark
     ("a.jsonl", b'{"text": "a", "text": "b"}', "line 1: not JSON .the key 'text' is there twice"),
     ("a.jsonl", b'[\n{"text": "a"}]\n', "line 1: not JSON .*; a whole JSON array is no JSON Lines"),
     ("a.jsonl", b'[{"text": "a"}]\n', "line 1: a list; expected an object"),
@@ -203,6 +203,25 @@ def test_parquet_keeps_every_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     pq.write_table(table.set_column(1, "other", table[1]), source)
     with pytest.raises(InputError, match="the input differs from what is in .*out.parquet; --overwrite starts anew"):
         write(output, source)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".npy"])
+def test_another_field_is_another_input(tmp_path: Path, suffix: str) -> None:
+    """Though the rows are the same ones."""
+    (tmp_path / "in.jsonl").write_text('{"text": "a", "body": "b"}\n')
+
+    def run(field: str) -> bool:
+        """Whether there was nothing left to do."""
+        with open_output(tmp_path / f"out{suffix}", 1, "float32", {}, resume=True) as output:
+            left = list(output.remaining(texts_of(read_rows(tmp_path / "in.jsonl"), "x", field)))
+            if not output.complete:
+                output.write(left, np.ones((len(left), 1), np.float32))
+            output.finish()
+            return output.complete
+
+    assert [run("text"), run("text")] == [False, True]
+    with pytest.raises(InputError, match="the input differs in its first 1 row from"):
+        run("body")
 
 
 def test_parquet_to_text(tmp_path: Path) -> None:
