@@ -100,7 +100,7 @@ def check_header(names: list[str], where: object) -> None:
             raise InputError(f"{where}: the field {name!r} is there {names.count(name)} times; expected each name once")
 
 
-def batches(file: Any, where: object, columns: list[str] | None = None, size: int = BATCH_ROWS) -> Iterator[Batch]:
+def batches(file: Any, where: object, columns: list[str] | None, size: int) -> Iterator[Batch]:
     """The rows of an open ParquetFile, ``size`` at a time; all columns, or some of them in the order given."""
     first = 1
     for rows in file.iter_batches(size, columns=columns):
@@ -133,7 +133,7 @@ def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple
         check_header(names, path)
         if columns is not None:  # where none of them is there, the caller is to see what is
             columns = [name for name in columns if name in names] or None
-        for batch in batches(file, path, columns):
+        for batch in batches(file, path, columns, BATCH_ROWS):
             yield from ((batch.first + i, ArrowRow(batch, i)) for i in range(len(batch.rows)))
 
 
