@@ -19,6 +19,22 @@ from mtl.errors import MtlError, one_line
 PARTIAL = ".partial"  # how the names of unfinished files and folders end
 
 
+def user_cache() -> Path:
+    """The user's cache folder of this project; where nobody says which it is, one in which nothing can be kept."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl"
+    except RuntimeError:  # no HOME, and nobody of this number is known
+        return Path(os.devnull) / "mtl"
+
+
+def expanded(name: str) -> Path:
+    """A path with ``~`` as the home folder, where there is one."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def beside(path: Path, end: str, start: str = "") -> Path:
     """A file beside another, named after it: ``start``, its name, ``end``; shortened where that would be too long."""
     try:

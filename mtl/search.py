@@ -21,6 +21,7 @@ Relevance = Mapping[int, float]  # a document's place, and how relevant it is
 
 LARGE = 1e15  # a value beyond which squares are summed with care
 QUERIES, BLOCK = 1024, 16384  # vectors that are compared at once: 64 MB of scores
+KINDS = (torch.float32, torch.int64)  # of scores and places
 DEPTH = 100  # results of a query that the metrics look at
 METRICS = {"ndcg@10": 1, "mrr@10": 1, "recall@10": 1, "recall@100": 1}
 
@@ -56,12 +57,13 @@ def scores(a: Tensor, b: Tensor, measure: Similarity) -> Tensor:
 
     A distance counts as its negative.
     """
-    if measure == "cosine":
-        return unit(a) @ unit(b).T
-    if measure == "dot":
-        return a @ b.T
-    exact = "donot_use_mm_for_euclid_dist"
-    return -torch.cdist(a, b, p=2.0 if measure == "euclidean" else 1.0, compute_mode=exact)
+    with torch.autocast(a.device.type, enabled=False):
+        if measure == "cosine":
+            return unit(a) @ unit(b).T
+        if measure == "dot":
+            return a @ b.T
+        exact = "donot_use_mm_for_euclid_dist"
+        return -torch.cdist(a, b, p=2.0 if measure == "euclidean" else 1.0, compute_mode=exact)
 
 
 def check_measure(measure: str, widths: tuple[int, int]) -> None:
@@ -121,7 +123,7 @@ def search(
 def nearest(queries: Tensor, corpus: Iterable[Tensor], k: int, measure: Similarity = "cosine") -> tuple[Tensor, Tensor]:
     """As ``search``, for a corpus that comes in blocks (any number, dim), each needed only until the next one comes."""
     groups = check_finite(queries.float(), "queries").split(QUERIES)
-    best = [(torch.empty(len(group), 0), torch.empty(len(group), 0, dtype=torch.int64)) for group in groups]
+    best = [tuple(torch.empty(len(group), 0, dtype=kind, device="cpu") for kind in KINDS) for group in groups]
     start = 0
     for block in corpus:
         block = check_finite(block.float(), "corpus", start).to(queries.device)

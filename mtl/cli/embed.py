@@ -17,12 +17,13 @@ from mtl.cli.options import (
     input_option,
     load_encoder,
     overwrite_option,
+    quoting_option,
     settings,
 )
 from mtl.errors import shown
 from mtl.rows.outputs import open_output
-from mtl.rows.read import TextRow
-from mtl.rows.vector_files import WRITERS, OutputPrecision, Vectors
+from mtl.rows.read import Quoting, TextRow
+from mtl.rows.vector_files import WITH_ROWS, WRITERS, OutputPrecision, Vectors
 
 WINDOW = 2048  # texts of an output that are finished and kept at once
 SHOWN = 10  # texts up to which a table shows all cosines
@@ -50,6 +51,7 @@ def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
 @click.argument("texts", nargs=-1)
 @input_option
 @field_option
+@quoting_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(WRITERS)}.")
 @click.option("--prompt-name", help="Which of the model's prompts to put before every text.")
 @click.option(
@@ -65,6 +67,7 @@ def embed(
     model: str,
     source: Path | None,
     field: str | None,
+    quoting: Quoting,
     output: Path | None,
     output_precision: OutputPrecision,
     resume: bool,
@@ -83,7 +86,8 @@ def embed(
         raise click.UsageError("--resume, --overwrite and --output-precision go with --output")
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite are given; expected one of the two")
-    rows = choose_rows(texts, source, field)
+    whole = output is not None and output.suffix in WITH_ROWS
+    rows = choose_rows(texts, source, field, quoting, whole)
     if output:
         check_output(output, source, tuple(WRITERS))
     encoder = load_encoder(model, device, precision, options)
@@ -98,7 +102,7 @@ def embed(
         **encoder.fingerprint,
     }
     dim = options["truncate_dim"] or encoder.dim
-    with open_output(output, dim, output_precision, made_with, resume, overwrite) as target:
+    with open_output(output, dim, output_precision, made_with, resume, overwrite, source) as target:
         for part in encoder.encode_rows(target.remaining(rows), itemgetter(0), window=WINDOW, **options):
             target.write(*part)
         target.finish()
@@ -112,6 +116,7 @@ def embed(
 @click.option("--field", "--column", default="text", show_default=True, help="Which column holds the text.")
 @click.option("--id-column", default="id", show_default=True, help="Which column holds the ids.")
 @click.option("--number-rows", is_flag=True, help="No column holds ids: number each file's rows from 1.")
+@quoting_option
 @click.option("--keep", multiple=True, metavar="COLUMN", help="A column to keep; may be given several times.")
 @click.option(
     "--output-precision", type=click.Choice(["float32", "float16", "scaled-int8"]),

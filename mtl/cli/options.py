@@ -13,7 +13,8 @@ import click
 from mtl.encode.tokenizer import Overflow
 from mtl.errors import InputError
 from mtl.rows.outputs import refuse_input_as_output
-from mtl.rows.read import INPUTS, TextRow, import_pyarrow, kind_of, open_lines, read_rows, text_rows, texts_of
+from mtl.rows.parquet import import_pyarrow
+from mtl.rows.read import INPUTS, Quoting, TextRow, kind_of, open_lines, read_rows, text_rows, texts_of
 
 if TYPE_CHECKING:
     from mtl.encode.sentence_encoder import SentenceEncoder
@@ -33,6 +34,11 @@ input_option = click.option(
     help=f"A file of texts: {', '.join(INPUTS)}, or these with .gz behind; - is standard input.",
 )  # fmt: skip
 field_option = click.option("--field", help="Which field of a row holds the text.  [default: text]")
+quoting_option = click.option(
+    "--quoting", type=click.Choice(get_args(Quoting)), default="auto", show_default=True,
+    help="Fields of .csv and .tsv stand in quotes where they need to (minimal) or never (none); auto: the first in "
+    ".csv, the second in .tsv.",
+)  # fmt: skip
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
 ENCODING = [
     click.option(
@@ -66,11 +72,20 @@ def settings(**values: object) -> None:
 
 def decoded(argument: str) -> str:
     """A command line's argument as Unicode, whatever bytes it had."""
-    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    given = os.fsencode(argument)
+    try:
+        return given.decode()
+    except UnicodeDecodeError:  # then they are what the locale says, or nothing
+        return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def choose_rows(texts: tuple[str, ...], source: Path | None, field: str | None) -> Iterator[TextRow]:
-    """From the arguments, a file, or standard input, which is also called "-": exactly one of them."""
+def choose_rows(
+    texts: tuple[str, ...], source: Path | None, field: str | None, quoting: Quoting = "auto", whole: bool = True
+) -> Iterator[TextRow]:
+    """From the arguments, a file, or standard input, which is also called "-": exactly one of them.
+
+    ``whole`` is False where nothing but the text is needed of a row.
+    """
     if texts and source:
         raise click.UsageError("texts and --input are given; expected one of the two")
     from_file = source is not None and str(source) != "-"
@@ -86,7 +101,8 @@ def choose_rows(texts: tuple[str, ...], source: Path | None, field: str | None) 
             raise click.UsageError(f"{source} ends in {source.suffix!r}; {expected}")
         if not source.is_file():
             raise InputError(f"{source} is no file")
-        return texts_of(read_rows(source), str(source), field or "text")
+        field = field or "text"
+        return texts_of(read_rows(source, None if whole else [field], quoting), str(source), field)
     if sys.stdin is None or (source is None and sys.stdin.isatty()):
         raise click.UsageError('no texts; expected arguments ("..."), --input FILE, or lines on standard input')
     return texts_of(text_rows(open_lines(sys.stdin.buffer, STDIN), STDIN), STDIN)

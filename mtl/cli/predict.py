@@ -15,11 +15,13 @@ from mtl.cli.options import (
     input_option,
     overwrite_option,
     precision_option,
+    quoting_option,
     settings,
     threads_option,
 )
 from mtl.display import counted, table
 from mtl.errors import shown
+from mtl.rows.read import Quoting
 from mtl.rows.vector_files import json_line
 from mtl.tasks.predictions import SUFFIXES as ANSWERS
 from mtl.tasks.predictions import answers, said, write_answers
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("-m", "--model", required=True, help="A trained run or model folder, or a classifier's name.")
 @input_option
 @field_option
+@quoting_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(ANSWERS)}.")
 @overwrite_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per text, with embedding and logits.")
@@ -44,6 +47,7 @@ def predict(
     model: str,
     source: Path | None,
     field: str | None,
+    quoting: Quoting,
     output: Path | None,
     overwrite: bool,
     as_json: bool,
@@ -57,7 +61,7 @@ def predict(
     """
     if overwrite and output is None:
         raise click.UsageError("--overwrite goes with --output")
-    rows = choose_rows(texts, source, field)
+    rows = choose_rows(texts, source, field, quoting)
     if output:
         check_output(output, source, ANSWERS)
     from mtl.encode.engine import usable
@@ -72,7 +76,8 @@ def predict(
         click.echo(f"wrote {output}: {counted(count, 'row')}", err=True)
         return
     for text, answer in found:
-        click.echo(json_line(answer) if as_json else answer_table(text, answer))
+        line = json_line(answer).encode(errors="backslashreplace")  # JSON is UTF-8, whatever the terminal has
+        click.echo(line if as_json else answer_table(text, answer))
 
 
 def answer_table(text: str, answer: dict[str, Any]) -> str:

@@ -304,7 +304,8 @@ class SentenceEncoder(nn.Module):
             prompt: Put before every text, as it stands; by default, the model's own default prompt.
             prompt_name: Which of the checkpoint's ``prompts`` to put before every text.
             overflow: What to do with what a text has beyond max_length: "warn" cuts and says how much, "truncate"
-                cuts, "error" refuses, "chunk" embeds the text piece by piece and takes the mean, weighted by tokens.
+                cuts, "error" refuses, "chunk" embeds the text piece by piece, each behind the prompt, and takes the
+                mean, weighted by tokens.
             max_length: Tokens per text, special ones included; by default, the model's own limit.
             batch_tokens: Tokens that are computed at once. It bounds memory, and changes no bit of the result.
             threads: CPU threads to use; by default, torch's setting.

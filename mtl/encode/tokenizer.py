@@ -97,21 +97,29 @@ class Tokenizer:
         overflow: Overflow = "warn",
         max_length: int | None = None,
         numbers: Sequence[int] | None = None,
+        prompt: str = "",
     ) -> Tokenized:
         """Tokenize texts; those over the limit are cut (warn, truncate), refused (error) or split (chunk).
 
-        ``numbers`` is what an error calls each text; by default, its index.
+        ``numbers`` is what an error calls each text; by default, its index. ``prompt`` goes before each text, and
+        before each chunk of it; its tokens count.
 
         Raises:
-            InputError: something that is no text, with its index; an unknown policy; a text over the limit
-                under the policy "error".
+            InputError: something that is no text, with its index; an unknown policy; a text over the limit under the
+                policy "error"; a prompt that leaves no room for a chunk.
         """
         if overflow not in get_args(Overflow):
             raise InputError(f"overflow is {overflow!r}; expected one of {', '.join(get_args(Overflow))}")
         limit = self.max_length if max_length is None else self.check_limit(max_length)
         room = limit - len(self.prefix) - len(self.suffix)
-        rows, owners, cuts = [], [], []
-        for owner, ids in enumerate(self.ids(texts)):
+        again = self.ids([prompt])[0] if prompt and overflow == "chunk" else []  # before a text's further chunks
+        step = room - len(again)
+        if step < 1:
+            raise InputError(f"the prompt has {len(again)} tokens; expected fewer than {room}, all that a chunk holds")
+        rows: list[list[int]] = []
+        owners: list[int] = []
+        cuts: list[int] = []
+        for owner, ids in enumerate(self.ids([prompt + text for text in check_texts(texts)] if prompt else texts)):
             beyond = max(0, len(ids) - room)
             if beyond and overflow == "error":
                 has = len(ids) + limit - room
@@ -120,9 +128,9 @@ class Tokenizer:
             cuts.append(0 if overflow == "chunk" else beyond)
             if beyond and overflow != "chunk":
                 ids = ids[beyond:] if self.keep_last else ids[:room]
-            for start in range(0, max(1, len(ids)), room):
-                rows.append([*self.prefix, *ids[start : start + room], *self.suffix])
-                owners.append(owner)
+            rows.append([*self.prefix, *ids[:room], *self.suffix])
+            rows += [[*self.prefix, *again, *ids[i : i + step], *self.suffix] for i in range(room, len(ids), step)]
+            owners += [owner] * (len(rows) - len(owners))
         return Tokenized(rows, owners, cuts)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
@@ -36,7 +37,8 @@ class Block(NamedTuple, Generic[R]):
 class Window(Generic[R]):
     """A block whose first text is number ``start`` of all, tokenized.
 
-    ``tokenized`` are the distinct ones among its texts; ``inverse[i]`` says which of these text i is.
+    ``tokenized`` are the distinct ones among its texts; ``inverse[i]`` says which of these text i is. ``blank`` are
+    those of them that have no token; a token stands in for it, so that there is something to compute.
     """
 
     start: int
@@ -44,6 +46,7 @@ class Window(Generic[R]):
     rows: R
     tokenized: Tokenized
     inverse: list[int]
+    blank: frozenset[int]
 
     @property
     def cuts(self) -> tuple[int, int]:
@@ -54,11 +57,15 @@ class Window(Generic[R]):
     def vectors(self, rows: Tensor, normalize: bool = False) -> Tensor:
         """One vector per text, (texts, dim), from those of the tokenized rows; ``normalize`` is for merged chunks.
 
+        The vector of a text without tokens is 0, as sentence-transformers' mean over none.
+
         Raises:
             WeightsError: a vector is not finite; it names the text.
         """
         distinct = merged(rows, self.tokenized, normalize) if self.tokenized.chunked else rows
         check_finite(vectors := distinct[self.inverse], self.texts, self.start)
+        if self.blank:
+            vectors[[place for place, i in enumerate(self.inverse) if i in self.blank]] = 0
         return vectors
 
 
@@ -104,10 +111,22 @@ def tokenized_windows(
         known: dict[str, int] = {}
         inverse = [known.setdefault(text, len(known)) for text in texts]
         numbers = (np.unique(inverse, return_index=True)[1] + start).tolist()  # where each of them stands first
-        tokenized = tokenizer([prompt + text for text in known], overflow, max_length, numbers)
-        return Window(start, texts, rows, tokenized, inverse)
+        tokenized = tokenizer(list(known), overflow, max_length, numbers, prompt)
+        blank = frozenset(owner for owner, ids in zip(tokenized.owners, tokenized.rows, strict=True) if not ids)
+        filled = dataclasses.replace(tokenized, rows=[ids or [0] for ids in tokenized.rows]) if blank else tokenized
+        return Window(start, texts, rows, filled, inverse, blank)
 
-    return prefetch(numbered(blocks), window) if ahead else map(window, numbered(blocks))
+    return warn_of_blanks(prefetch(numbered(blocks), window) if ahead else map(window, numbered(blocks)))
+
+
+def warn_of_blanks(windows: Iterable[Window[R]]) -> Iterator[Window[R]]:
+    """The same windows, and after the last one line in the log, if texts had no tokens."""
+    texts = 0
+    for window in windows:
+        texts += sum(i in window.blank for i in window.inverse)
+        yield window
+    if texts:
+        log.warning("%s without a single token: a vector of zeros for each", counted(texts, "text"))
 
 
 def merged(vectors: Tensor, tokenized: Tokenized, normalize: bool) -> Tensor:
@@ -122,9 +141,14 @@ def merged(vectors: Tensor, tokenized: Tokenized, normalize: bool) -> Tensor:
     return means
 
 
+def without_bar(progress: bool | None) -> bool | None:
+    """tqdm's ``disable``: None, by default, has it look for a terminal, if there is anything to look at."""
+    return not progress if progress is not None or sys.stderr is None else None
+
+
 def with_bar(windows: Iterable[Window[R]], total: int | None, progress: bool | None) -> Iterator[Window[R]]:
     """The same windows, with a bar on stderr that moves as they are done; None means only on a terminal."""
-    with tqdm(total=total, unit="text", disable=None if progress is None else not progress, leave=False) as bar:
+    with tqdm(total=total, unit="text", disable=without_bar(progress), leave=False) as bar:
         for window in windows:
             yield window
             bar.update(len(window.texts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtl.encode.windows import Block
-from mtl.errors import InputError, one_line, shown
-from mtl.rows.read import Row, csv_records, jsonl_rows, named_rows, tsv_records
+from mtl.errors import InputError, shown
+from mtl.rows.parquet import BUFFER, batches, check_header, column_kinds, column_of, readable
+from mtl.rows.read import Quoting, Row, check_text, rows_of
 from mtl.rows.uris import Place, Source, ending, named, reading
 
 ROW = "row"  # the column of row numbers, where no column holds ids
 VECTOR, SCALE = "embedding", "embedding_scale"
-BUFFER = 1 << 20  # bytes of a Parquet column that are held while it is read
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
     """The names of an input's columns: the text, the ids (None: rows are numbered), and others to keep.
+
+    ``quoting`` says how .csv and .tsv quote fields.
 
     Raises:
         InputError: a name that the output needs itself.
@@ -33,6 +35,7 @@ class Columns:
     text: str = "text"
     id: str | None = "id"
     keep: tuple[str, ...] = ()
+    quoting: Quoting = "auto"
 
     def __post_init__(self) -> None:
         taken = {VECTOR, SCALE} | ({ROW} if self.id is None else set())
@@ -90,30 +93,16 @@ def check_names(names: Iterable[str], columns: Columns) -> None:
             raise InputError(f"no column {name!r}; it has {', '.join(names)}: name one with {option}{instead}")
 
 
-def check_texts(texts: Sequence[Any], column: str, where: Sequence[str]) -> None:
-    """That each is a string that UTF-8 can hold.
-
-    Raises:
-        InputError: one is not; it says where.
-    """
-    for text, place in zip(texts, where, strict=True):
-        if not isinstance(text, str):
-            what = "is missing" if text is None else f"is of type {type(text).__name__}"
-            raise InputError(f"{place}: {column!r} {what}; expected a string, which may be empty")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{place}: {column!r} holds half of a surrogate pair; expected Unicode") from None
-
-
 def check_schema(schema: pa.Schema, columns: Columns) -> None:
     """That a Parquet file has the columns, and strings to embed.
 
     Raises:
         InputError: it has not.
     """
+    check_header(schema.names, "the file")
     check_names(schema.names, columns)
     kind = schema.field(columns.text).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise InputError(f"column {columns.text!r} is of type {kind}; expected strings: name another with --field")
 
@@ -121,58 +110,42 @@ def check_schema(schema: pa.Schema, columns: Columns) -> None:
 Rows = tuple[list[str], list[Any], pa.RecordBatch]  # where each row stands, the texts, the columns that are kept
 
 
-def parquet_rows(place: Place, columns: Columns, size: int) -> Iterator[Rows]:
+def parquet_blocks(place: Place, columns: Columns, size: int) -> Iterator[Rows]:
     """A Parquet file's rows, ``size`` at a time."""
     with place.open_random() as opened, pq.ParquetFile(opened, buffer_size=BUFFER) as file:
         check_schema(file.schema_arrow, columns)
         if not file.metadata.num_rows:
             yield [], [], pa.RecordBatch.from_pylist([], file.schema_arrow).select(columns.kept)
-        first = 1
-        for batch in file.iter_batches(size, columns=columns.read):
-            where = [f"row {row}" for row in range(first, first + len(batch))]
-            yield where, batch.column(columns.text).to_pylist(), batch.select(columns.kept)
-            first += len(batch)
+        for batch in batches(file, place, columns.read, size):
+            where = [f"row {batch.first + i}" for i in range(len(batch.rows))]
+            yield where, batch.column(columns.text), batch.rows.select(columns.kept)
 
 
-def opened_rows(place: Place) -> Iterator[Row]:
-    """The rows of a .jsonl, .csv or .tsv file, compressed or not."""
-    kind = ending(place.path).removesuffix(".gz")
-    lines = place.open_lines()
-    if kind == ".jsonl":
-        return jsonl_rows(lines, str(place))
-    return named_rows((csv_records if kind == ".csv" else tsv_records)(lines, str(place)), str(place))
-
-
-def table_rows(place: Place, columns: Columns, size: int) -> Iterator[Rows]:
-    """A table's rows, ``size`` at a time. A column's type is that of its first ``size`` values."""
-    kinds: dict[str, pa.DataType] = {}
-    rows = opened_rows(place)
+def table_parts(place: Place, columns: Columns, size: int) -> Iterator[list[Row]]:
+    """The rows of a .jsonl, .csv or .tsv file, compressed or not, ``size`` at a time."""
+    rows = rows_of(place.open_lines(), str(place), ending(place.path).removesuffix(".gz"), columns.quoting)
     while part := list(islice(rows, size)):
         for number, fields in part:
             with named(f"line {number}"):
                 check_names(fields, columns)
-        arrays = []
-        for name in columns.kept:
-            arrays.append(typed(name, [fields[name] for _, fields in part], kinds.get(name), part[0][0]))
-            kinds[name] = arrays[-1].type
+        yield part
+
+
+def table_blocks(place: Place, columns: Columns, size: int) -> Iterator[Rows]:
+    """A table's rows, ``size`` at a time. A .jsonl file is read twice: a column's type is that of all its values."""
+
+    def kept() -> Iterator[list[dict[str, Any]]]:
+        for part in table_parts(place, columns, size):
+            yield [{name: fields[name] for name in columns.kept} for _, fields in part]
+
+    found = column_kinds(kept, place) if ".jsonl" in ending(place.path) else {}
+    kinds = {name: found.get(name, pa.null()) for name in columns.kept}
+    kinds = {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in kinds.items()}
+    parts = table_parts(place, columns, size)
+    for part in chain([next(parts, [])], parts):
+        arrays = [column_of([fields[name] for _, fields in part], kind) for name, kind in kinds.items()]
         where = [f"line {number}" for number, _ in part]
         yield where, [fields[columns.text] for _, fields in part], pa.record_batch(arrays, columns.kept)
-    if not kinds:
-        yield [], [], pa.record_batch([pa.array([], pa.string()) for _ in columns.kept], columns.kept)
-
-
-def typed(name: str, values: list[Any], kind: pa.DataType | None, line: int) -> pa.Array:
-    """The values of one column; strings, where all are missing and nothing else is known.
-
-    Raises:
-        InputError: they are of several types.
-    """
-    try:
-        array = pa.array(values, kind)
-        return array.cast(pa.string()) if array.type == pa.null() else array
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-        expected = "one type" if kind is None else f"{kind}, as before"
-        raise InputError(f"column {name!r} from line {line} on: {one_line(error)}; expected {expected}") from None
 
 
 def blocks(source: Source, columns: Columns, size: int) -> Iterator[Block[pa.RecordBatch]]:
@@ -182,15 +155,16 @@ def blocks(source: Source, columns: Columns, size: int) -> Iterator[Block[pa.Rec
         InputError: the file cannot be read, or a row cannot be used; it says where.
     """
     ids, done = Ids(), 0
-    read = parquet_rows if ending(source.place.path) == ".parquet" else table_rows
+    read = parquet_blocks if ending(source.place.path) == ".parquet" else table_blocks
     with named(source.place), reading(source.place):
         for where, texts, kept in read(source.place, columns, size):
-            check_texts(texts, columns.text, where)
+            for text, place in zip(texts, where, strict=True):
+                check_text(text, columns.text, place)
             if columns.id is None:
                 numbers = pa.array(range(done + 1, done + len(texts) + 1), pa.int64())
                 kept = pa.record_batch([numbers, *kept.columns], [ROW, *kept.schema.names])
             else:
-                ids.add(kept.column(columns.id).to_pylist(), where)
+                ids.add(readable(kept.column(columns.id)), where)
             yield Block(texts, kept)
             done += len(texts)
 

@@ -26,9 +26,11 @@ from mtl.encode.engine import usable
 from mtl.encode.options import OPTIONS, EncodeOptions
 from mtl.encode.precision import Precision
 from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.windows import without_bar
 from mtl.rows.blocks import Columns, check_source
 from mtl.rows.manifest import LOOKS, claim, to_do
 from mtl.rows.on_ray import import_ray, on_ray
+from mtl.rows.read import Quoting
 from mtl.rows.uris import Place, Source, find_sources
 from mtl.rows.work import CorpusPrecision, Done, Job, Worker
 
@@ -73,6 +75,7 @@ def embed_corpus(
     field: str = "text",
     id_column: str | None = "id",
     keep: Sequence[str] = (),
+    quoting: Quoting = "auto",
     output_precision: CorpusPrecision = "float32",
     device: str = "cpu",
     precision: Precision = "fp32",
@@ -87,6 +90,8 @@ def embed_corpus(
     output: A folder, as a path or a URL. What is there already stays; the same call again does what is missing.
     field, id_column, keep: The columns of the texts, of the ids (None: a file's rows are numbered from 1), and
         others that go to the output.
+    quoting: Whether fields of .csv and .tsv stand in quotes where they need to, "minimal", or never, "none"; "auto" is
+        the first for .csv and the second for .tsv.
     output_precision: The numbers of the output: "float32", "float16", or "scaled-int8": int8 that is to be multiplied
         by what the column ``embedding_scale`` has for each vector, its largest value by 127.
     address: Of a Ray cluster: "auto", "host:port", or "local" for one on this machine alone. Without it, all is done
@@ -102,7 +107,9 @@ def embed_corpus(
     given: dict[str, Any] = dict(options)
     field, precision_of = given.pop("column", field), given.pop("vectors", output_precision)
     numbers: Any = "scaled-int8" if precision_of == "int8" and "vectors" in options else precision_of
-    columns, place = Columns(field, id_column, tuple(keep)), Place.of(output)
+    if quoting not in get_args(Quoting):
+        raise InputError(f"quoting is {quoting!r}; expected one of {', '.join(get_args(Quoting))}")
+    columns, place = Columns(field, id_column, tuple(keep), quoting), Place.of(output)
     if numbers not in get_args(CorpusPrecision):
         raise InputError(f"output_precision is {numbers!r}; expected one of {', '.join(get_args(CorpusPrecision))}")
     if address is not None:
@@ -165,7 +172,8 @@ def plan(
         "normalize": bool(options.get("normalize", False)),
         "dim": int(options.get("truncate_dim") or encoder.dim),
         "vectors": vectors,
-        "columns": dataclasses.asdict(columns) | {"keep": list(columns.keep)},
+        "columns": {"text": columns.text, "id": columns.id, "keep": list(columns.keep)}
+        | ({} if columns.quoting == "auto" else {"quoting": columns.quoting}),
     }
     kept: Any = {name: value for name, value in options.items() if name not in ("threads", "progress")}
     kept["overflow"] = settings["overflow"]  # what was cut is said once, at the end
@@ -200,4 +208,4 @@ def progress_bar(sizes: Sequence[int | None], shown: bool | None) -> tqdm[Any]:
     """A bar of rows, of a known number where every file has said its own; only on a terminal, by default."""
     known = [size for size in sizes if size is not None]
     total = sum(known) if len(known) == len(sizes) else None
-    return tqdm(total=total, unit="row", disable=None if shown is None else not shown, leave=False)
+    return tqdm(total=total, unit="row", disable=without_bar(shown), leave=False)

@@ -3,7 +3,7 @@
 An output appears under its name only when it is whole. Until then there are, beside it,
 
     NAME.partial        the vectors so far, in float32: a .npy file whose header is written last
-    NAME.partial.rows   the rows' fields as JSON lines, where the format keeps them
+    NAME.partial.rows   the rows' fields, where the format keeps them: JSON lines, or from Parquet to Parquet Arrow
     NAME.partial.json   how far they got, with which settings, and on which input
     NAME.lock           while a process writes
 
@@ -19,11 +19,11 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -31,7 +31,8 @@ from mtl.disk import atomic_write, beside, lock, remove, sweep, writing
 from mtl.display import counted
 from mtl.errors import InputError, differences
 from mtl.rows import vector_files as formats
-from mtl.rows.read import TextRow
+from mtl.rows.parquet import ArrowRow, restored, schema_of, stored
+from mtl.rows.read import TextRow, kind_of
 from mtl.rows.vector_files import OutputPrecision, Part, Vectors
 
 log = logging.getLogger("mtl")
@@ -68,10 +69,15 @@ def read_state(path: Path) -> dict[str, Any] | None:
 class Output:
     """An output under way, of which ``rows`` rows are done. ``open_output`` gives one."""
 
-    def __init__(self, path: Path, dim: int, precision: OutputPrecision, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, dim: int, precision: OutputPrecision, settings: dict[str, Any], source: Path | None
+    ) -> None:
         self.path, self.dim, self.precision = path, dim, precision
         self.settings = {**settings, "output_precision": precision}
         self.keeps_rows = path.suffix in formats.WITH_ROWS
+        self.source = source if source and (path.suffix, kind_of(source)) == (".parquet", ".parquet") else None
+        self.schema = schema_of(self.source) if self.source else None
+        self.check_names(self.schema.names if self.schema else ())
         self.partial, self.rows_path, self.state_path, self.made_path, self.ranges_path = (
             beside(path, end) for end in (".partial", ".partial.rows", ".partial.json", ".made.json", ".ranges.npy")
         )
@@ -126,16 +132,18 @@ class Output:
         Raises:
             InputError: those that are done come from another input; or the files cannot be written.
         """
+        if self.source:  # its rows are kept as they are, so what stands for them all is the file
+            with self.source.open("rb") as file:
+                self.digest.update(hashlib.file_digest(file, "sha256").digest())
         for row in islice(rows, self.rows):
             self.note(row)
         if self.expected is not None and self.digest.hexdigest() != self.expected:
             where = self.path if self.complete else self.partial
-            raise InputError(
-                f"the input differs in its first {counted(self.rows, 'row')} from what is in {where}; {ANEW}"
-            )
+            place = "" if self.source else f" in its first {counted(self.rows, 'row')}"
+            raise InputError(f"the input differs{place} from what is in {where}; {ANEW}")
         if not self.complete:
             self.open()
-            return rows
+            return map(self.checked, rows)
         if next(rows, None) is not None:
             raise InputError(f"{self.path} is whole with {counted(self.rows, 'row')}, but the input has more of them; "
                              f"{ANEW}")  # fmt: skip
@@ -161,11 +169,25 @@ class Output:
         self.file.seek(0)
         formats.npy_header(self.file, (self.rows, self.dim), "float32")
 
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raise an InputError if one of the fields that go to the output is called as its column of vectors."""
+        if self.keeps_rows and formats.COLUMN in names:
+            raise InputError(f"a row has a field {formats.COLUMN!r} already; rename it, or write .npy")
+
+    def checked(self, row: TextRow) -> TextRow:
+        """The row itself, once ``check_names`` found nothing."""
+        self.check_names(row[1])
+        return row
+
     def note(self, row: TextRow) -> bytes:
         """Add a row to the input's digest; gives the line that is kept of it."""
         text, fields = row
-        line = (formats.json_line(fields) + "\n").encode(errors="backslashreplace") if self.keeps_rows else b""
+        line = b""
+        if self.keeps_rows and not self.source:
+            line = (formats.json_line(dict(fields)) + "\n").encode(errors="backslashreplace")
         data = line or text.encode()
+        if line and fields.get("text") != text:  # the rows alone do not say which of their fields is embedded
+            data += text.encode(errors="backslashreplace")
         self.digest.update(len(data).to_bytes(8, "little") + data)
         return line
 
@@ -175,12 +197,11 @@ class Output:
         Raises:
             InputError: the disk is full, or the like; what was there before can be continued.
         """
-        for number, (_, fields) in enumerate(rows, self.rows + 1):
-            if self.keeps_rows and formats.COLUMN in fields:
-                raise InputError(f"row {number} has a field {formats.COLUMN!r} already; rename it, or write .npy")
         with writing(self.path, InputError):
             self.file.write(formats.raw(vectors))
-            self.rows_file.writelines(self.note(row) for row in rows)
+            self.rows_file.writelines([self.note(row) for row in rows])
+            if self.source and rows:
+                self.rows_file.write(stored([cast(ArrowRow, fields) for _, fields in rows]))
             for file in (self.file, self.rows_file):
                 file.flush()
                 os.fsync(file.fileno())
@@ -231,7 +252,8 @@ class Output:
         return ranges
 
     def parts(self, precision: OutputPrecision, ranges: Vectors | None = None) -> Parts:
-        return Parts(self.partial, self.rows_path if self.keeps_rows else None, self.rows, self.dim, precision, ranges)
+        rows_path = self.rows_path if self.keeps_rows else None
+        return Parts(self.partial, rows_path, self.schema, self.rows, self.rows_bytes, self.dim, precision, ranges)
 
     def close(self) -> None:
         """After a failure: keep what can be continued, remove what cannot. It never raises."""
@@ -253,7 +275,9 @@ class Parts:
 
     partial: Path
     rows_path: Path | None
+    schema: Any  # of rows that are kept as Arrow
     rows: int
+    rows_bytes: int
     dim: int
     precision: OutputPrecision
     ranges: Vectors | None
@@ -264,11 +288,19 @@ class Parts:
             np.lib.format.read_magic(vectors_file)
             np.lib.format.read_array_header_1_0(vectors_file)
             rows_file = files.enter_context(self.rows_path.open("rb")) if self.rows_path else None
-            for start in range(0, self.rows, PART):
-                size = min(PART, self.rows - start)
+            for rows, size in self.fields(rows_file):
                 vectors = np.frombuffer(vectors_file.read(size * self.dim * 4), "<f4").reshape(size, self.dim)
-                rows = [json.loads(line) for line in islice(rows_file, size)] if rows_file else []
                 yield rows, formats.convert(vectors, self.precision, self.ranges)
+
+    def fields(self, file: BinaryIO | None) -> Iterator[tuple[Any, int]]:
+        """The rows' fields, some at a time, and how many they are."""
+        if file and self.schema is not None:
+            yield self.schema.empty_table(), 0
+            yield from ((table, len(table)) for table in restored(file, self.rows_bytes))
+            return
+        for start in range(0, self.rows, PART):
+            size = min(PART, self.rows - start)
+            yield ([json.loads(line) for line in islice(file, size)] if file else []), size
 
 
 @contextmanager
@@ -279,10 +311,12 @@ def open_output(
     settings: dict[str, Any],
     resume: bool = False,
     overwrite: bool = False,
+    source: Path | None = None,
 ) -> Iterator[Output]:
     """An output to add rows to, locked: a new one, or with ``resume`` what is there of it already.
 
-    ``settings`` are all that a vector depends on, as JSON. With ``resume``, a partial output goes on, one that is
+    ``settings`` are all that a vector depends on, as JSON; ``source`` is the file that the rows come from, if they do,
+    whose columns keep their types from .parquet to .parquet. With ``resume``, a partial output goes on, one that is
     whole has nothing left to do, and where nothing is, it begins. Nothing is thrown away but with ``overwrite``.
 
     Raises:
@@ -290,7 +324,7 @@ def open_output(
             another input or with other settings, in which case the line says which.
     """
     with lock(path, InputError):
-        output = Output(path, dim, precision, settings)
+        output = Output(path, dim, precision, settings, source)
         output.find(resume, overwrite)
         try:
             yield output

@@ -6,44 +6,66 @@ row ``{"text": line}``. Embedding, predicting and training all read through ``re
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
+import logging
 import os
 import select
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import Any, BinaryIO, Literal, NoReturn, cast
 
 from mtl.display import counted
 from mtl.errors import InputError, one_line
+from mtl.rows.parquet import check_header, parquet_rows
 
-Row = tuple[int, dict[str, Any]]  # line number, fields
-TextRow = tuple[str, dict[str, Any]]  # the text, and all fields of its row
+log = logging.getLogger("mtl")
+
+Row = tuple[int, Mapping[str, Any]]  # line number, fields
+TextRow = tuple[str, Mapping[str, Any]]  # the text, and all fields of its row
+Records = Iterator[tuple[int, list[str]]]  # line number, values
+Quoting = Literal["auto", "minimal", "none"]  # "auto": as "minimal" in .csv, as "none" in .tsv
 
 csv.field_size_limit(2**31 - 1)  # its own limit, 131,072 characters, is less than a document may have
 INPUTS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
-BATCH_ROWS = 8192  # of a .parquet file, held at once
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32's little-endian begins as UTF-16's
 
 
 def kind_of(path: Path) -> str:
-    """A file's ending, without .gz: "texts.jsonl.gz" is a .jsonl file."""
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    """A file's ending in small letters, without .gz: "texts.JSONL.gz" is a .jsonl file."""
+    return (Path(path.stem) if is_gzip(path) else path).suffix.lower()
 
 
-def lines(file: Iterable[bytes], name: str) -> Iterator[str]:
-    """A file's lines, decoded, without their ends and without a byte order mark.
+def is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def decoded(file: Iterable[bytes], name: str) -> Iterator[str]:
+    """A file's lines with their ends, without a byte order mark. Where no line feed is, carriage returns end lines.
 
     Raises:
         InputError: a line is not UTF-8; it names the line.
     """
     for number, line in enumerate(file, 1):
         try:
+            if number == 1 and (line.startswith(UTF_16) or line.count(0) * 3 > len(line)):
+                raise InputError(f"{name} is not UTF-8, but UTF-16 or UTF-32; convert it, as iconv does")
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{name}, line {number}: not UTF-8 ({error.reason}, byte {error.start + 1})") from None
-        yield text.removesuffix("\n").removesuffix("\r")
+        if number == 1 and not text.endswith("\n") and "\r" in text:
+            yield from (f"{piece}\r" for piece in text.removesuffix("\r").split("\r"))
+        else:
+            yield text
+
+
+def lines(file: Iterable[bytes], name: str) -> Iterator[str]:
+    """As ``decoded``, without the lines' ends."""
+    return (line.removesuffix("\n").removesuffix("\r") for line in decoded(file, name))
 
 
 def open_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
@@ -92,113 +114,124 @@ def no_number(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of JSON")
 
 
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two values under one name, nobody could say which is meant."""
+    if len(found := dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
+
+
 def jsonl_rows(file: Iterable[bytes], name: str) -> Iterator[Row]:
     """The objects of a JSON Lines file; empty lines are passed over."""
     for number, line in enumerate(lines(file, name), 1):
         if not line.strip():
             continue
         try:
-            fields = json.loads(line, parse_constant=no_number)
+            fields = json.loads(line, parse_constant=no_number, object_pairs_hook=each_once)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{name}, line {number}: not JSON ({error})") from None
+            array = "; a whole JSON array is no JSON Lines" if line.lstrip().startswith("[") else ""
+            raise InputError(f"{name}, line {number}: not JSON ({error}){array}") from None
         if not isinstance(fields, dict):
             raise InputError(f"{name}, line {number}: a {type(fields).__name__}; expected an object")
         yield number, fields
 
 
-def csv_records(file: Iterable[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
-    """The records of a .csv file, each with the line where it begins; a field in quotes may span lines."""
-    reader = csv.reader((f"{line}\n" for line in lines(file, name)), strict=True)
+def quoted_records(file: Iterable[bytes], name: str, delimiter: str) -> Records:
+    """The records of a table, each with the line where it begins; a field in quotes may span lines."""
+    reader = csv.reader(decoded(file, name), delimiter=delimiter, strict=True)
     start = 1
     try:
         for values in reader:
             yield start, values
             start = reader.line_num + 1
     except csv.Error as error:
+        reason = "a carriage return outside of quotes" if "new-line" in str(error) else error
         raise InputError(
-            f"{name}, line {start}: {error} (noticed in line {reader.line_num}); a field that begins with a quote "
+            f"{name}, line {start}: {reason} (noticed in line {reader.line_num}); a field that begins with a quote "
             "ends with one, and a quote inside it is written twice"
         ) from None
 
 
-def tsv_records(file: Iterable[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
-    """The records of a .tsv file: one a line, in which a quote is a character like any other."""
-    return ((number, line.split("\t") if line else []) for number, line in enumerate(lines(file, name), 1))
+def plain_records(file: Iterable[bytes], name: str, delimiter: str, warn: bool) -> Records:
+    """The records of a table: one a line, in which a quote is a character like any other."""
+    for number, line in enumerate(lines(file, name), 1):
+        values = line.split(delimiter) if line else []
+        if warn and '"' in line and any(len(v) > 1 and v[0] == v[-1] == '"' for v in values):
+            log.warning("%s, line %d: fields look quoted, and keep their quotes; --quoting minimal takes them away",
+                        name, number)  # fmt: skip
+            warn = False
+        yield number, values
 
 
-def named_rows(records: Iterator[tuple[int, list[str]]], name: str) -> Iterator[Row]:
-    """The records of a table as rows; the first names the fields, and empty lines are passed over."""
+def table_rows(file: Iterable[bytes], name: str, kind: str, quoting: Quoting) -> Iterator[Row]:
+    """The records of a table as rows; the first names the fields.
+
+    An empty line is passed over, but where there is one field: there it is an empty text.
+    """
+    if quoting == "minimal" or (quoting == "auto" and kind == ".csv"):
+        records = quoted_records(file, name, DELIMITERS[kind])
+    else:
+        records = plain_records(file, name, DELIMITERS[kind], quoting == "auto")
     _, header = next(records, (0, []))
     if not header:
         raise InputError(f"{name} is empty; expected a first line that names the fields")
-    twice = next((field for field in header if header.count(field) > 1), None)
-    if twice is not None:
-        raise InputError(f"{name}: the field {twice!r} is there {header.count(twice)} times; expected each name once")
+    check_header(header, name)
     for number, values in records:
+        if not values and len(header) == 1:
+            values = [""]
         if values and len(values) != len(header):
             found = f"{counted(len(values), 'field')}, expected {len(header)}"
-            raise InputError(f"{name}, line {number}: {found} ({', '.join(header)})")
+            hint = "; if fields are quoted, --quoting minimal reads them" if any(v[:1] == '"' for v in values) else ""
+            raise InputError(f"{name}, line {number}: {found} ({', '.join(header)}){hint}")
         if values:
             yield number, dict(zip(header, values, strict=True))
 
 
-def import_pyarrow(path: Path) -> tuple[Any, Any]:
-    """pyarrow and pyarrow.parquet, which are an extra.
-
-    Raises:
-        InputError: they are not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError(f"{path} needs pyarrow; pip install 'mtl[parquet]'") from None
-    return pyarrow, pyarrow.parquet
+def rows_of(file: Iterable[bytes], name: str, kind: str, quoting: Quoting = "auto") -> Iterator[Row]:
+    """The rows of an open file of text, of one of the kinds of ``INPUTS``."""
+    if kind in DELIMITERS:
+        return table_rows(file, name, kind, quoting)
+    return (text_rows if kind == ".txt" else jsonl_rows)(file, name)
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
-    """The rows of a .parquet file, counted from 1. NaN, which JSON does not know, is None as a missing value is.
-
-    Raises:
-        InputError: pyarrow is not installed, or the file is not Parquet.
-    """
-    pyarrow, parquet = import_pyarrow(path)
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS):
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield number, {key: None if value != value else value for key, value in fields.items()}
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {one_line(error)}") from None
-
-
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, fields: list[str] | None = None, quoting: Quoting = "auto") -> Iterator[Row]:
     """The rows of a file, each with its line number; all but .parquet may be compressed, as in rows.jsonl.gz.
+
+    ``fields`` are those that are needed: of a .parquet file, no other column is read.
 
     Raises:
         InputError: the file cannot be read, has another ending, or a line is wrong; it names the line.
     """
-    name, kind = str(path), kind_of(path)
+    kind = kind_of(path)
     if kind not in INPUTS:
         raise InputError(f"{path} ends in {path.suffix!r}; expected one of {', '.join(INPUTS)}, or .gz behind it")
+    if kind == ".parquet":
+        yield from parquet_rows(path, fields)
+        return
     try:
-        if kind == ".parquet":
-            yield from parquet_rows(path)
-            return
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
-            file = cast(BinaryIO, opened)
-            if kind == ".txt":
-                yield from text_rows(file, name)
-            elif kind == ".jsonl":
-                yield from jsonl_rows(file, name)
-            else:
-                yield from named_rows(csv_records(file, name) if kind == ".csv" else tsv_records(file, name), name)
+        with gzip.open(path) if is_gzip(path) else path.open("rb") as opened:
+            yield from rows_of(cast(BinaryIO, opened), str(path), kind, quoting)
     except (EOFError, zlib.error) as error:
         raise InputError(f"{path} is no whole gzip file: {error}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from None
+
+
+def check_text(text: Any, field: str, where: str) -> str:
+    """The text itself, if it is a string that UTF-8 can hold.
+
+    Raises:
+        InputError: it is not; the line says where.
+    """
+    if not isinstance(text, str):
+        what = "missing" if text is None else f"of type {type(text).__name__}"
+        raise InputError(f"{where}: field {field!r} is {what}; expected a string, which may be empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: field {field!r} holds half of a surrogate pair; expected Unicode") from None
+    return text
 
 
 def texts_of(rows: Iterable[Row], name: str, field: str = "text") -> Iterator[TextRow]:
@@ -211,7 +244,4 @@ def texts_of(rows: Iterable[Row], name: str, field: str = "text") -> Iterator[Te
         if field not in fields:
             has = f"it has {', '.join(fields)}; say with --field which holds the text"
             raise InputError(f"{name}, line {number}: no field {field!r}; {has}")
-        if not isinstance(fields[field], str):
-            kind = type(fields[field]).__name__
-            raise InputError(f"{name}, line {number}: field {field!r} is of type {kind}; expected a string")
-        yield fields[field], fields
+        yield check_text(fields[field], field, f"{name}, line {number}"), fields

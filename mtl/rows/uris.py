@@ -99,7 +99,7 @@ class Place:
         """The file's lines, decompressed if its name ends in .gz."""
         with self.filesystem.open_input_stream(self.path, compression=None) as raw:
             lines = io.BufferedReader(raw, 1 << 20)
-            yield from gzip.GzipFile(fileobj=lines) if self.path.endswith(".gz") else lines
+            yield from gzip.GzipFile(fileobj=lines) if self.path.lower().endswith(".gz") else lines
 
     @contextmanager
     def whole(self) -> Iterator[Path]:
@@ -181,12 +181,12 @@ class Source:
 
 
 def ending(path: str) -> str:
-    """Which of ``ENDINGS`` a path has, or nothing."""
-    return max((end for end in ENDINGS if path.endswith(end)), key=len, default="")
+    """Which of ``ENDINGS`` a path has, in whatever letters, or nothing."""
+    return max((end for end in ENDINGS if path.lower().endswith(end)), key=len, default="")
 
 
 def source(place: Place, info: Any, name: str) -> Source:
-    return Source(place, name.removesuffix(ending(name)) + ".parquet", info.size, info.mtime_ns or 0)
+    return Source(place, name[: len(name) - len(ending(name))] + ".parquet", info.size, info.mtime_ns or 0)
 
 
 def sources_of(place: Place) -> list[Source]:

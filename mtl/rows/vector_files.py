@@ -1,7 +1,7 @@
 """Vectors in several number formats, and the files that they end up in.
 
-A writer goes through the parts of an output, each some rows' fields (none, where the format keeps none) and their
-vectors, so that what is written may be larger than memory.
+A writer goes through the parts of an output, as often as it needs to, each some rows' fields (none, where the format
+keeps none) and their vectors, so that what is written may be larger than memory.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtl.errors import InputError
-from mtl.rows.read import import_pyarrow
+from mtl.errors import InputError, one_line
+from mtl.rows.parquet import column_kinds, column_of, import_pyarrow
 
 OutputPrecision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 Vectors = NDArray[Any]
 Fields = dict[str, Any]
-Part = tuple[Sequence[Fields], Vectors]
+Part = tuple[Any, Vectors]  # rows' fields, a list of dicts or a pyarrow.Table, and vectors (rows, dim)
 
 WITH_ROWS = (".jsonl", ".csv", ".parquet")  # these keep the rows' fields beside the vectors
 SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16", "int8": "I8", "uint8": "U8"}
@@ -149,23 +149,28 @@ def write_csv(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: 
 def write_parquet(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str) -> None:
     """A column for each field of any row, and the vector as ``embedding``, a list of fixed length.
 
+    Columns that come from Parquet keep their types.
+
     Raises:
-        InputError: pyarrow is not installed, or the values of a field are of types that do not go together.
+        InputError: pyarrow is not installed, or a field's name is no Unicode.
     """
     pyarrow, parquet = import_pyarrow(path)
     vector = pyarrow.field(COLUMN, pyarrow.list_(pyarrow.from_numpy_dtype(np.dtype(dtype)), shape[1]))
+    first = next(iter(parts), None)
     try:
-        names = names_of(parts)
-        tables = (pyarrow.table({name: [fields.get(name) for fields in rows] for name in names}) for rows, _ in parts)
-        schemas = [table.schema for table in tables]
-        schema = pyarrow.unify_schemas([pyarrow.schema([]), *schemas], promote_options="permissive")
+        if first and isinstance(first[0], pyarrow.Table):
+            schema = first[0].schema
+        else:
+            schema = pyarrow.schema(column_kinds(lambda: (rows for rows, _ in parts), path).items())
         with parquet.ParquetWriter(path, schema.append(vector)) as writer:
             for rows, vectors in parts:
                 numbers = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), shape[1])
-                fields = pyarrow.Table.from_pylist(list(rows), schema=schema)
-                writer.write_table(fields.append_column(vector, numbers))
-    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
-        raise InputError(f"{path} cannot be written as Parquet: {error}; write .jsonl instead") from None
+                if not isinstance(rows, pyarrow.Table):
+                    columns = [column_of([fields.get(field.name) for fields in rows], field.type) for field in schema]
+                    rows = pyarrow.table(columns, schema=schema)
+                writer.write_table(rows.append_column(vector, numbers))
+    except (pyarrow.ArrowException, UnicodeEncodeError) as error:
+        raise InputError(f"{path} cannot be written as Parquet: {one_line(error)}; write .jsonl instead") from None
 
 
 WRITERS = {

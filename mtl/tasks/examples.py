@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.windows import cuts_in_words
+from mtl.errors import RecipeError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Split:
         """The token ids of each text, special tokens and the model's default prompt included."""
         limit = self.embedder.length_limit(self.max_length)
         found = self.embedder.tokenizer([self.embedder.default_prompt + text for text in texts], "truncate", limit)
+        if not all(found.rows):
+            raise RecipeError(f"text {found.rows.index([]) + 1} of {self.name} has no tokens; expected one or more")
         if found.cut_texts:
             self.cut = cuts_in_words(found.cut_texts, found.cut_tokens, limit)
         return found.rows

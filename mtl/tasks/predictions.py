@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl.disk import atomic_write, lock, sweep
-from mtl.errors import InputError
+from mtl.errors import InputError, shown
 from mtl.rows.read import TextRow
 from mtl.rows.vector_files import Fields, Vectors, csv_line, json_line
 
@@ -37,7 +37,7 @@ def answers(model: MultiTaskModel, rows: Iterable[TextRow], threads: int | None 
     for part, found in model.predict_rows(rows, itemgetter(0), threads):
         for i, (text, fields) in enumerate(part):
             if taken := {"embedding", "tasks"} & fields.keys():
-                raise InputError(f"a row has a field {min(taken)!r} already; rename it: {json_line(fields)[:100]}")
+                raise InputError(f"a row has a field {min(taken)!r} already; rename it: {shown(text)}")
             tasks = {
                 name: {
                     "label": found.labels[name][i],
@@ -70,10 +70,10 @@ def flat(answer: Fields) -> Fields:
     return fields | columns
 
 
-def write_csv(file: Any, rows: Iterable[Fields]) -> None:
+def write_csv(file: Any, rows: Iterable[Fields], folder: Path) -> None:
     """Rows as .csv, a column for each field of any row; they are kept aside until all fields are known."""
     names: dict[str, None] = {}
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass") as aside:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass", dir=folder) as aside:
         for row in rows:
             names |= dict.fromkeys(row)
             aside.write(json_line(row) + "\n")
@@ -104,7 +104,7 @@ def write_answers(path: Path, found: Iterable[Fields], overwrite: bool = False) 
         temporary = stack.enter_context(atomic_write(path, InputError))
         with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             if path.suffix == ".csv":
-                write_csv(file, map(flat, counting()))
+                write_csv(file, map(flat, counting()), path.parent)
             else:
                 file.writelines(json_line(answer) + "\n" for answer in counting())
     return count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mtl.checkpoints.files import read_tensors
-from mtl.disk import atomic_write
+from mtl.disk import atomic_write, expanded, user_cache
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import RecipeError, TrainingError
 
@@ -33,9 +32,7 @@ def teacher_vectors(task: TaskSpec, split: str, texts: Sequence[str], folder: Pa
         MtlError: the file cannot be read, or the model cannot be loaded.
     """
     source = task.teacher.replace("{split}", split)
-    vectors = (
-        read_vectors(folder / Path(source).expanduser()) if source.endswith(FILES) else computed(source, folder, texts)
-    )
+    vectors = read_vectors(folder / expanded(source)) if source.endswith(FILES) else computed(source, folder, texts)
     if vectors.shape != (len(texts), dim):
         expected = f"({len(texts)}, {dim}): one for each text of {split}, as wide as the student's"
         raise RecipeError(f"task {task.name!r}: {source} has vectors {tuple(vectors.shape)}; expected {expected}")
@@ -63,20 +60,18 @@ def read_vectors(path: Path) -> Tensor:
 
 def computed(name: str, folder: Path, texts: Sequence[str]) -> Tensor:
     """A model's vectors of texts, remembered in the user's cache folder under a hash of the model and the texts."""
-    beside = folder / Path(name).expanduser()
+    beside = folder / expanded(name)
     model = SentenceEncoder.from_pretrained(beside if beside.is_dir() else name)
     about = [model.fingerprint, model.default_prompt, model.tokenizer.max_length, list(texts)]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl" / "teachers"
-    path = cache / f"{key}.npy"
+    path = user_cache() / "teachers" / f"{key}.npy"
     if path.is_file():
         with suppress(RecipeError):  # damaged: it is made again
             return read_vectors(path)
     vectors = model.encode(texts, overflow="truncate")
     try:
-        cache.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, TrainingError) as partial, partial.open("wb") as file:
             np.save(file, vectors)
-    except (OSError, TrainingError):
+    except TrainingError:
         pass  # nothing is lost but time
     return torch.from_numpy(vectors)

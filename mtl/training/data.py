@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl.checkpoints.fetch import fetch_data
+from mtl.disk import expanded
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import RecipeError, TrainingError
 from mtl.rows.read import read_rows
@@ -26,7 +27,7 @@ Data = Mapping[str, Mapping[str, Examples]]  # split -> task -> examples
 
 def resolve(source: str, folder: Path) -> Path:
     """A local file for a recipe's source, fetched from the hub if it is there."""
-    return fetch_data(source) if source.startswith("hf://") else folder / Path(source).expanduser()
+    return fetch_data(source) if source.startswith("hf://") else folder / expanded(source)
 
 
 def read_split(task: TaskSpec, split: str, folder: Path) -> tuple[list[str], Any]:

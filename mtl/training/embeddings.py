@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Unpack
 
 import torch
 
+from mtl.display import counted
 from mtl.encode.options import EncodeOptions
 from mtl.encode.sentence_encoder import DOCUMENT, SentenceEncoder
 from mtl.errors import InputError, shown
@@ -20,6 +22,8 @@ from mtl.training.data import load_data
 from mtl.training.metrics import all_logits, measure
 from mtl.training.plots import check_picture, plot_vectors
 from mtl.training.recipe import Recipe
+
+log = logging.getLogger("mtl")
 
 
 def sts(
@@ -75,31 +79,39 @@ def texts_by_id(path: Path) -> dict[str, str]:
     return found
 
 
-def judgements(path: Path, queries: Mapping[str, str], documents: Mapping[str, int]) -> dict[str, dict[int, float]]:
+def judgements(path: Path, queries: Mapping[str, str], documents: dict[str, int]) -> dict[str, dict[int, float]]:
     """By query, the places of the documents that are relevant to it, and how much; queries without one are left out.
 
+    A document that is not there has a place of its own, which no search finds: so BEIR counts it. A line in the log
+    says how many judgements are about such documents, and about queries that are not there, which are left out.
+
     Raises:
-        InputError: the file cannot be read, names an unknown id, or says of no document that it is relevant.
+        InputError: the file cannot be read, or says of no document that it is relevant.
     """
     found: dict[str, dict[int, float]] = {}
+    missing: dict[str, int] = {}
+    lost = unasked = 0
     for number, fields in read_rows(path):
         where, expected = f"{path}, line {number}", ("query-id", "corpus-id", "score")
         if not fields.keys() >= {*expected}:
             raise InputError(f"{where}: fields are {', '.join(fields)}; expected {', '.join(expected)}")
         query, document, score = (fields[name] for name in expected)
-        for name, key, known in (("query", query, queries), ("document", document, documents)):
-            if key not in known:
-                raise InputError(f"{where}: no {name} has the id {shown(key)}")
         try:
             value = float(score)
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
             raise InputError(f"{where}: score is {shown(score)}; expected a number, above 0 where it is relevant")
-        if value > 0:
-            found.setdefault(query, {})[documents[document]] = value
+        lost += document not in documents
+        unasked += query not in queries
+        if value > 0 and query in queries:
+            known = documents if document in documents else missing
+            found.setdefault(query, {})[known.setdefault(document, -len(missing) - 1)] = value
+    for count, what, means in ((lost, "documents", "never found"), (unasked, "queries", "left out")):
+        if count:
+            log.warning("%s: %s about %s that are not there: %s", path, counted(count, "judgement"), what, means)
     if not found:
-        raise InputError(f"{path} says of no document that it is relevant to a query")
+        raise InputError(f"{path} says of no document that it is relevant to a query that is there")
     return found
 
 
@@ -110,8 +122,8 @@ def retrieval(
 
     The folder has corpus.jsonl, queries.jsonl and qrels/<split>.tsv. The checkpoint's prompts for queries and documents
     go before the texts, and vectors are compared by the model's own measure. Queries without a relevant document are
-    left out, and a document with the query's own id is never a result. Memory holds the queries' vectors and one window
-    of the corpus's.
+    left out, relevant documents that are not there are never found, and a document with the query's own id is no
+    result. Memory holds the queries' vectors and one window of the corpus's.
 
     Raises:
         InputError: a file cannot be read, or a row is wrong; it names the line.

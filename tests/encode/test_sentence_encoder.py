@@ -10,6 +10,7 @@ import torch
 from conftest import WORDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 import mtl
 from mtl import SentenceEncoder
@@ -359,3 +360,43 @@ def test_methods_of_sentence_transformers_are_named(tiny: SentenceEncoder) -> No
 
 def test_the_package_names_what_it_has() -> None:
     assert {"SentenceEncoder", "train", "Recipe"} <= set(dir(mtl))
+
+
+@pytest.fixture
+def bare(checkpoint: Checkpoint) -> SentenceEncoder:
+    """The tiny model with a tokenizer that adds no special tokens."""
+    checkpoint.tokenizer.post_processor = processors.Sequence([])
+    return SentenceEncoder.from_checkpoint(checkpoint)
+
+
+def test_texts_without_tokens(bare: SentenceEncoder, caplog: pytest.LogCaptureFixture) -> None:
+    """Zeros, among others or alone, and one line; what stands beside them keeps its bits."""
+    alone = bare.encode("a b")
+    found = bare.encode(["", "a b", " \n", ""], normalize=False)
+    assert np.array_equal(found, np.stack([0 * alone, alone, 0 * alone, 0 * alone]))
+    assert [r.getMessage() for r in caplog.records] == ["3 texts without a single token: a vector of zeros for each"]
+    for options in ({"normalize": True}, {"overflow": "chunk", "max_length": 1}, {"truncate_dim": 12}):
+        assert not bare.encode("", **options).any()
+    assert not next(bare.encode_stream(iter([""]))).any()
+    assert bare.encode("", prompt="a b").tolist() == alone.tolist()
+    assert bare.search([""], ["a", ""], 2)[1].tolist() == [[0, 1]]
+    ((_, found),) = bare.encode_rows([{"text": ""}])
+    assert not found.any()
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_torch_s_defaults_change_nothing(tiny: SentenceEncoder, kind: torch.dtype) -> None:
+    texts = ["a b c", "d " * 40, "e"]
+    expected, found = tiny.encode(texts, overflow="chunk"), tiny.search(texts[:2], texts, 2)
+    torch.set_default_dtype(kind)
+    torch.set_default_device("meta")
+    try:
+        assert tiny.encode([]).dtype == np.float32
+        assert np.array_equal(tiny.encode(texts, overflow="chunk"), expected)
+        assert all(map(np.array_equal, tiny.search(texts[:2], texts, 2), found))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    with torch.autocast("cpu"):
+        assert np.array_equal(tiny.encode(texts, overflow="chunk"), expected)
+        assert all(map(np.array_equal, tiny.search(texts[:2], texts, 2), found))

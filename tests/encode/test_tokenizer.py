@@ -50,6 +50,18 @@ def test_chunk_loses_nothing(tokenizer: tokenizers.Tokenizer) -> None:
     assert chunks.rows[-1] == [CLS, SEP]
 
 
+def test_a_prompt_before_every_chunk(tokenizer: tokenizers.Tokenizer) -> None:
+    """Its tokens count in each; the text's own tokens each come once."""
+    ours = Tokenizer(tokenizer, 6)
+    chunks = ours(["a b c d e", "h"], "chunk", prompt="y z ")
+    y, z, *letters = ours.ids(["y z a b c d e h"])[0]
+    assert chunks.rows == [[CLS, y, z, *pair, SEP] for pair in (letters[:2], letters[2:4], letters[4:5], letters[5:])]
+    assert chunks.owners == [0, 0, 0, 1]
+    assert ours(["a b c d e"], prompt="y z ").rows == chunks.rows[:1]
+    with pytest.raises(InputError, match="the prompt has 4 tokens; expected fewer than 4, all that a chunk holds"):
+        ours(["a"], "chunk", prompt="w x y z ")
+
+
 def test_bad_values(tokenizer: tokenizers.Tokenizer) -> None:
     ours = Tokenizer(tokenizer, 5)
     with pytest.raises(InputError, match=r"texts\[1\] is int \(7\); expected a string"):

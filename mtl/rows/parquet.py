@@ -1,0 +1,265 @@
+"""Parquet files as rows. What is read stays Arrow; only the fields that are asked for become Python objects."""
+
+from __future__ import annotations
+
+import json
+import logging
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mtl.errors import InputError, one_line
+
+log = logging.getLogger("mtl")
+
+BATCH_ROWS = 8192  # that are held at once
+BUFFER = 1 << 20  # bytes of a column that are held while it is read
+
+
+def import_pyarrow(path: Path) -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet, which are an extra.
+
+    Raises:
+        InputError: they are not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(f"{path} needs pyarrow; pip install 'mtl[parquet]'") from None
+    return pyarrow, pyarrow.parquet
+
+
+class Batch:
+    """Consecutive rows: an Arrow RecordBatch, and as Python objects the columns of it that were asked for."""
+
+    def __init__(self, rows: Any, first: int, file: object) -> None:
+        self.rows, self.first, self.file, self.names = rows, first, file, rows.schema.names
+        self.columns: dict[str, list[Any]] = {}
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column.
+
+        Raises:
+            InputError: it holds bytes that are not UTF-8 where it says that they are.
+        """
+        if name not in self.columns:
+            try:
+                self.columns[name] = readable(self.rows.column(name))
+            except UnicodeDecodeError as error:
+                where = f"{self.file}, row {self.first} to {self.first + len(self.rows) - 1}"
+                raise InputError(f"{where}: field {name!r} is not UTF-8 ({error.reason})") from None
+        return self.columns[name]
+
+
+class ArrowRow(Mapping[str, Any]):
+    """A row of a batch; a field is looked up in its column, which is made readable when that is asked for first."""
+
+    __slots__ = ("batch", "index")
+
+    def __init__(self, batch: Batch, index: int) -> None:
+        self.batch, self.index = batch, index
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.batch.names:
+            raise KeyError(name)
+        return self.batch.column(name)[self.index]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.batch.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.batch.names)
+
+    def __len__(self) -> int:
+        return len(self.batch.names)
+
+
+@contextmanager
+def reading_parquet(name: object) -> Iterator[None]:
+    """What goes wrong with a Parquet file in the block becomes one line.
+
+    Raises:
+        InputError: it cannot be read, is damaged or no Parquet.
+    """
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{name} cannot be read as Parquet: {one_line(error)}") from None
+
+
+def check_header(names: list[str], where: object) -> None:
+    """Raise an InputError if a table has two columns of one name."""
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{where}: the field {name!r} is there {names.count(name)} times; expected each name once")
+
+
+def batches(file: Any, where: object, columns: list[str] | None, size: int) -> Iterator[Batch]:
+    """The rows of an open ParquetFile, ``size`` at a time; all columns, or some of them in the order given."""
+    first = 1
+    for rows in file.iter_batches(size, columns=columns):
+        yield Batch(rows if columns is None else rows.select(columns), first, where)
+        first += len(rows)
+
+
+def schema_of(path: Path) -> Any:
+    """A Parquet file's columns and their types, as a pyarrow.Schema.
+
+    Raises:
+        InputError: as ``parquet_rows``.
+    """
+    _, parquet = import_pyarrow(path)
+    with reading_parquet(path):
+        schema = parquet.read_schema(path)
+    check_header(schema.names, path)
+    return schema
+
+
+def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[int, ArrowRow]]:
+    """The rows of a .parquet file, counted from 1; of all columns, or of those among ``columns`` that there are.
+
+    Raises:
+        InputError: pyarrow is not installed, or the file is not Parquet.
+    """
+    _, parquet = import_pyarrow(path)
+    with reading_parquet(path), parquet.ParquetFile(path, buffer_size=BUFFER) as file:
+        names = file.schema_arrow.names
+        check_header(names, path)
+        if columns is not None:  # where none of them is there, the caller is to see what is
+            columns = [name for name in columns if name in names] or None
+        for batch in batches(file, path, columns, BATCH_ROWS):
+            yield from ((batch.first + i, ArrowRow(batch, i)) for i in range(len(batch.rows)))
+
+
+def readable(array: Any) -> list[Any]:
+    """An Arrow array's values as JSON and CSV have them.
+
+    Dates, times and decimals are strings, as ISO 8601 and the digits; so are durations ("PT1.5S"). An instant whose
+    time zone this machine does not know is given in UTC. Bytes are base64, the pairs of a map lists of two. NaN, which
+    JSON does not know, is None as a missing value is; an infinity stays.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind, of = array.type, pa.types
+    if isinstance(kind, pa.BaseExtensionType):
+        uuid = str(kind) == "extension<arrow.uuid>"
+        return [v and str(v) for v in array.to_pylist()] if uuid else readable(array.storage)
+    if of.is_dictionary(kind):
+        return readable(array.dictionary_decode())
+    if of.is_map(kind):
+        pairs = array.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
+        return [row and [list(pair.values()) for pair in row] for row in readable(pairs)]
+    if of.is_struct(kind):
+        fields = [readable(part) for part in array.flatten()]
+        names = [kind.field(i).name for i in range(kind.num_fields)]
+        there = array.is_valid().to_pylist()
+        return [{n: f[i] for n, f in zip(names, fields, strict=True)} if v else None for i, v in enumerate(there)]
+    if of.is_nested(kind):  # a list of whatever make
+        values, lengths = iter(readable(array.flatten())), pc.list_value_length(array).to_pylist()
+        return [None if n is None else list(islice(values, n)) for n in lengths]
+    if of.is_floating(kind):
+        numbers = array.to_numpy(zero_copy_only=False)
+        whole = numbers.tolist() if of.is_float64(kind) else [float(str(v)) for v in numbers]  # with the fewest digits
+        return [None if v != v else v for v in whole]
+    if of.is_timestamp(kind):
+        if kind.tz:
+            try:
+                return list(pc.strftime(array, format="%Y-%m-%dT%H:%M:%S%Ez").to_pylist())
+            except pa.ArrowInvalid:  # an unknown time zone
+                array = array.cast(pa.timestamp(kind.unit, "UTC"))
+        return list(pc.strftime(array, format=f"%Y-%m-%dT%H:%M:%S{'Z' if kind.tz else ''}").to_pylist())
+    if of.is_duration(kind):
+        digits = {"s": 0, "ms": 3, "us": 6, "ns": 9}[kind.unit]
+        seconds = array.cast(pa.int64()).cast(pa.decimal128(19, 0)).to_pylist()
+        return [None if v is None else f"PT{v.scaleb(-digits):f}S" for v in seconds]
+    if of.is_decimal(kind) or (of.is_temporal(kind) and not of.is_interval(kind)):
+        return list(array.cast(pa.string()).to_pylist())
+    values = array.to_pylist()
+    if values and isinstance(next((v for v in values if v is not None), None), bytes):
+        return [None if v is None else b64encode(v).decode() for v in values]
+    return [v if v is None or isinstance(v, (str, int)) else str(v) for v in values]
+
+
+def column_kinds(parts: Callable[[], Iterable[Sequence[Mapping[str, Any]]]], where: object) -> dict[str, Any]:
+    """The Arrow type of each field of rows as JSON has them, in the order in which fields first come.
+
+    Values of several types, and those that Parquet has no type for, become text; a line in the log says so. ``parts``
+    gives the rows, some at a time, and is called twice where a type turned out to be wider than it began.
+    """
+    import pyarrow as pa
+
+    kinds: dict[str, Any] = {}
+    mixed: dict[str, None] = {}
+    for final in (False, True):
+        changed = False
+        for rows in parts():
+            for name in dict.fromkeys(name for fields in rows for name in fields):
+                values = [fields[name] for fields in rows if fields.get(name) is not None]
+                before = kinds.setdefault(name, pa.null())
+                strings = all(isinstance(v, str) for v in values)
+                if not values or (strings and before == pa.string()):
+                    continue
+                kinds[name] = pa.string() if strings else kind_of_values(values, before, final)
+                changed |= kinds[name] != before != pa.null()
+                if kinds[name] == pa.string() and not (strings and before == pa.null()):
+                    mixed[name] = None
+        if not changed:
+            break
+    for name in mixed:
+        log.warning("%s: values of %r are of several types, or none that Parquet has; they become text", where, name)
+    return kinds
+
+
+def kind_of_values(values: list[Any], before: Any, final: bool) -> Any:
+    """A type for these values that also holds those before them; text, where there is no other."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        big = any(isinstance(v, int) and v >= 2**63 for v in values)
+        kind = pa.array(values, before if final else pa.uint64() if big else None).type
+        schemas = [pa.schema([("", each)]) for each in (before, kind)]
+        both = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        both = pa.uint64() if {kind, before} == {pa.int64(), pa.uint64()} else both
+        parquet.write_table(pa.table([pa.array(values, both)], [""]), pa.BufferOutputStream())
+        return both
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+        return pa.string()
+
+
+def column_of(values: list[Any], kind: Any) -> Any:
+    """Values as an Arrow array of a type that ``column_kinds`` gave them."""
+    import pyarrow as pa
+
+    if kind == pa.string():
+        values = [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
+        values = [v and v.encode(errors="backslashreplace").decode() for v in values]
+    return pa.array(values, kind)
+
+
+def stored(rows: Sequence[ArrowRow]) -> bytes:
+    """Rows of consecutive batches as an Arrow stream, in which nothing about them is lost."""
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows[0].batch.rows.schema) as stream:
+        for _, group in groupby(rows, key=lambda row: id(row.batch)):
+            part = list(group)
+            stream.write_batch(part[0].batch.rows.slice(part[0].index, len(part)))
+    return bytes(sink.getvalue())
+
+
+def restored(file: BinaryIO, end: int) -> Iterator[Any]:
+    """What was ``stored`` in a file up to a place, a pyarrow.Table for each time."""
+    import pyarrow as pa
+
+    while file.tell() < end:
+        with pa.ipc.open_stream(file) as stream:
+            yield stream.read_all()
