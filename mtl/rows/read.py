@@ -13,6 +13,7 @@ import os
 import select
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
@@ -23,7 +24,7 @@ Row = tuple[int, dict[str, Any]]  # line number, fields
 TextRow = tuple[str, dict[str, Any]]  # the text, and all fields of its row
 
 csv.field_size_limit(2**31 - 1)  # its own limit, 131,072 characters, is less than a document may have
-INPUTS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+INPUTS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".conll")
 BATCH_ROWS = 8192  # of a .parquet file, held at once
 
 
@@ -142,6 +143,29 @@ def named_rows(records: Iterator[tuple[int, list[str]]], name: str) -> Iterator[
             yield number, dict(zip(header, values, strict=True))
 
 
+def conll_rows(file: Iterable[bytes], name: str) -> Iterator[Row]:
+    """The sentences of a .conll file, as ``{"tokens": [...], "tags": [...]}``: the first and the last column of lines.
+
+    A blank line ends a sentence, and one that begins with -DOCSTART- stands for none. Columns are parted by tabs, or
+    where a line has none, by blanks. A sentence has the number of its first line.
+    """
+    sentence: list[list[str]] = []
+    start = columns = 0
+    for number, line in enumerate(chain(lines(file, name), [""]), 1):
+        values = [value.strip(" ") for value in line.split("\t")] if "\t" in line else line.split(" ")
+        values = [value for value in values if value] if "\t" not in line else values
+        if not line.strip() or values[0] == "-DOCSTART-":
+            if sentence:
+                yield start, {"tokens": [row[0] for row in sentence], "tags": [row[-1] for row in sentence]}
+            sentence = []
+            continue
+        start, columns = (start, columns) if sentence else (number, columns or len(values))
+        if len(values) < 2 or len(values) != columns or not (values[0] and values[-1]):
+            expected = f"{columns}, as before" if columns > 1 else "two or more: a word, and at last its tag"
+            raise InputError(f"{name}, line {number}: {counted(len(values), 'column')}; expected {expected}")
+        sentence.append(values)
+
+
 def import_pyarrow(path: Path) -> tuple[Any, Any]:
     """pyarrow and pyarrow.parquet, which are an extra.
 
@@ -193,6 +217,8 @@ def read_rows(path: Path) -> Iterator[Row]:
                 yield from text_rows(file, name)
             elif kind == ".jsonl":
                 yield from jsonl_rows(file, name)
+            elif kind == ".conll":
+                yield from conll_rows(file, name)
             else:
                 yield from named_rows(csv_records(file, name) if kind == ".csv" else tsv_records(file, name), name)
     except (EOFError, zlib.error) as error:
