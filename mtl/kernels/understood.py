@@ -18,13 +18,13 @@ from torch.nn.modules import module as everywhere
 from mtl.model.dropout import Dropout
 from mtl.model.encoder import DistilBert, Embeddings, FeedForward, SelfAttention, TransformerBlock
 from mtl.model.heads import HiddenHead, LinearHead
-from mtl.model.pooling import AttentionPooling, Dense, Normalize, Pooling
+from mtl.model.pooling import AttentionPooling, Dense, EachToken, Normalize, Pooling
 
 KNOWN: tuple[type[nn.Module], ...] = (
     nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleDict, nn.ModuleList,
     nn.GELU, nn.Identity, nn.ReLU, nn.Sigmoid, nn.Tanh,
     Dropout, Embeddings, SelfAttention, FeedForward, TransformerBlock, DistilBert,
-    AttentionPooling, Dense, Normalize, Pooling, HiddenHead, LinearHead,
+    AttentionPooling, Dense, EachToken, Normalize, Pooling, HiddenHead, LinearHead,
 )  # fmt: skip
 FORWARD = {kind: kind.forward for kind in KNOWN}  # as they are before anybody replaces one
 HOOKS = {

@@ -148,7 +148,7 @@ class MultiTaskModel(nn.Module):
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
     ) -> MultiTaskModel:
-        """A model with its heads, in eval mode: a folder that ``save`` wrote, or a sequence classifier.
+        """A model with its heads, in eval mode: a folder that ``save`` wrote, a classifier, or a tagger.
 
         ``precision`` is what its encoder computes in; see SentenceEncoder.from_pretrained.
 
@@ -170,14 +170,14 @@ class MultiTaskModel(nn.Module):
     def from_checkpoint(cls, checkpoint: load.Checkpoint) -> MultiTaskModel:
         """The model that a folder's content describes, in eval mode.
 
-        Without tasks of ours, a sequence classifier becomes a task called "classification".
+        Without tasks of ours, a classifier becomes a task called "classification", a tagger one called "tokens".
         """
         branches, head = checkpoint.branches, checkpoint.classifier
         try:
             tasks = [TaskSpec(**fields) for fields in checkpoint.tasks]
             if not tasks and head:
                 tasks = [classification(head)]
-                branches = {f"classification.head.{name}": tensor for name, tensor in head.tensors.items()}
+                branches = {f"{tasks[0].name}.head.{name}": tensor for name, tensor in head.tensors.items()}
         except (TypeError, RecipeError) as error:
             raise ConfigError(f"{'tasks.json' if checkpoint.tasks else 'config.json'}: {one_line(error)}") from None
         model = cls(SentenceEncoder.from_checkpoint(checkpoint), tasks)
@@ -188,7 +188,8 @@ class MultiTaskModel(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write a folder that ``from_pretrained`` loads, and sentence-transformers for its embeddings.
 
-        A model whose one task has its family's own head over the first token is a classifier to transformers too.
+        A model whose one task has its family's own head over the first token is a classifier to transformers too, and
+        one whose one task is "tokens" a tagger.
 
         Raises:
             WeightsError: the folder is not empty or cannot be written.
@@ -201,9 +202,11 @@ class MultiTaskModel(nn.Module):
         head = None
         if len(self.tasks) == len(self.branches) == 1:
             ((name, task),) = self.tasks.items()
-            if task.pooling == ("cls",) and task.head != "linear":
-                own = task.handler.folded({key.removeprefix(f"{name}.head."): x for key, x in tensors.items()})
-                head = load.Classifier(task.head, own, task.labels, PROBLEMS[task.kind])
+            own = {key.removeprefix(f"{name}.head."): x for key, x in tensors.items()}
+            if isinstance(task.handler, Tokens):
+                head = load.Classifier("tokens", own, task.handler.tags)
+            elif task.pooling == ("cls",) and task.head != "linear":
+                head = load.Classifier(task.head, task.handler.folded(own), task.labels, PROBLEMS[task.kind])
         checkpoint = dataclasses.replace(checkpoint, classifier=head, tasks=specs, branches=tensors)
         export.save(checkpoint, Path(folder))
 
@@ -291,7 +294,12 @@ class MultiTaskModel(nn.Module):
     @property
     def _widths(self) -> list[int]:
         """Of the embeddings and of each branch's logits of texts, as they stand side by side."""
-        return [self.embedder.width, *(self.outputs(name) for name in self.branches if name not in self._taggers)]
+        return [self.embedder.width, *(self.outputs(name) for name in self.text_heads)]
+
+    @property
+    def text_heads(self) -> list[str]:
+        """The tasks that have a branch with an output for each text."""
+        return [name for name in self.branches if self.tasks[name].handler.level == "text"]
 
     @property
     def _taggers(self) -> dict[str, Tokens]:
@@ -343,7 +351,7 @@ class MultiTaskModel(nn.Module):
         """What embeddings and logits say."""
         embeddings, *columns = outputs.texts.split(self._widths, dim=1)
         taggers = self._taggers
-        logits = dict(zip((name for name in self.branches if name not in taggers), columns, strict=True))
+        logits = dict(zip(self.text_heads, columns, strict=True))
         kinds = {name: self.head_kind(name) for name in logits}
         scores = {name: kinds[name].scores(x) for name, x in logits.items()}
         return Prediction(
@@ -368,13 +376,15 @@ def held_fixed() -> Iterator[None]:
 
 
 def classification(head: load.Classifier) -> TaskSpec:
-    """The task of a sequence classifier.
+    """The task of a classifier.
 
     Raises:
         WeightsError, RecipeError: its tensors, its labels or its kind are not what they should be.
     """
     if head.problem:
         raise WeightsError(head.problem)
+    if head.kind == "tokens":
+        return TaskSpec("tokens", kind="tokens", tags=head.labels)
     kind = next(kind for kind, name in PROBLEMS.items() if name == head.problem_type)
     labels = () if kind == "regression" else head.labels
     return TaskSpec("classification", labels, kind, pooling=("cls",), head=head.kind)

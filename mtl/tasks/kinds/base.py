@@ -24,6 +24,7 @@ from mtl.tasks.examples import Examples, Split
 from mtl.tasks.fields import one_of
 
 if TYPE_CHECKING:
+    from mtl.checkpoints.load import Classifier
     from mtl.tasks.spec import TaskSpec
 
 Target = Any  # a row's label, as its kind's ``target`` gives it
@@ -164,6 +165,10 @@ class Kind(ABC):
         )
         return self.task if same else None
 
+    def begins_with(self, theirs: Classifier) -> bool:
+        """Whether a published classifier's head is right for the task."""
+        return False
+
     def fitted(self, examples: Examples) -> TaskSpec:
         """The task, with what it keeps of its training data."""
         return self.task
@@ -263,6 +268,10 @@ class HeadKind(Kind):
         sizes = dim * len(self.options.pooling), self.outputs, self.options.dropout
         head = self.options.head
         return Branch(pooling, LinearHead(*sizes) if head == "linear" else HiddenHead(*sizes, kind=head))
+
+    def begins_with(self, theirs: Classifier) -> bool:
+        same = self.options.head == theirs.kind and self.labels == theirs.labels
+        return same and self.options.pooling == ("cls",)
 
     def scores(self, logits: Tensor) -> Tensor:
         """What logits say, in numbers that people read: (texts, outputs)."""

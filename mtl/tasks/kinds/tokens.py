@@ -31,6 +31,7 @@ from mtl.tasks.spans import (
 )
 
 if TYPE_CHECKING:
+    from mtl.checkpoints.load import Classifier
     from mtl.tasks.spec import TaskSpec
 
 
@@ -193,6 +194,9 @@ class Tokens(Kind):
     def continued(self, before: TaskSpec) -> TaskSpec | None:
         same = before.kind == self.name and isinstance(before.handler, Tokens) and before.handler.tags == self.tags
         return self.task if same else None
+
+    def begins_with(self, theirs: Classifier) -> bool:
+        return theirs.kind == "tokens" and self.tags == theirs.labels
 
     def stacked(self, targets: Sequence[Marked]) -> Sequence[Marked]:
         return targets
