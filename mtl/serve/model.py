@@ -78,7 +78,8 @@ class Served:
         }
         if self.heads:
             self.programs[HEADS] = self.all_heads
-            self.heads_engine = Engine(side_by_side(self.heads.program(), self.tasks), self.encoder.device, threads=threads)
+            together = side_by_side(self.heads.program(), self.tasks)
+            self.heads_engine = Engine(together, self.encoder.device, threads=threads)
         for program in self.programs:  # what the first call makes is there before the first request
             self.compute(program, self.tokenize(["a", "a b"]).rows)
 

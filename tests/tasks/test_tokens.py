@@ -1,5 +1,6 @@
 """Taggers: how spans are read, tagged, learned, measured and said."""
 
+import csv
 import json
 import random
 from collections.abc import Callable
@@ -7,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mtl import MultiTaskModel, Recipe, SentenceEncoder, TaskSpec, Training, train
+from mtl.cli import cli
 from mtl.encode.tokenizer import Tokenizer
 from mtl.errors import RecipeError
 from mtl.model.losses import NO_LABEL
@@ -241,6 +244,31 @@ def test_metrics_are_of_whole_texts(tiny: SentenceEncoder, data: str) -> None:
     texts = [units.text for units in examples["ner"].texts]
     said = [[(s["start"], s["end"], s["label"]) for s in spans] for spans in model.predict(texts).labels["ner"]]
     assert found == agreement(examples["ner"].spans, said, ("x", "y"))
+
+
+def test_predict_says_spans_in_every_form(tiny: SentenceEncoder, tmp_path: Path) -> None:
+    model = MultiTaskModel(tiny, [tagger(labels=("x",)), TaskSpec("topic", ("p", "q"))]).eval()
+    with torch.no_grad():
+        model.branches["ner"].head.classifier.bias.copy_(torch.tensor([0.0, 9.0, 0.0]))
+    model.save(tmp_path / "model")
+    expected = model.predict("ab, c").labels["ner"][0]
+    assert [(span["start"], span["end"], span["text"]) for span in expected] == [(0, 2, "ab"), (2, 3, ","), (4, 5, "c")]
+
+    def run(*options: str) -> str:
+        found = CliRunner().invoke(cli, ["predict", "-m", str(tmp_path / "model"), "ab, c", *options])
+        assert found.exit_code == 0, found.output
+        return found.stdout
+
+    answer = json.loads(run("--json"))["tasks"]
+    assert answer["ner"] == {"spans": expected}
+    assert answer["topic"].keys() == {"label", "scores", "logits"}
+    lines = run().splitlines()
+    assert "  [ab x][, x] [c x]" in lines
+    assert any(line.split()[:2] == ["ab", "x"] and line.split()[-2:] == ["0", "2"] for line in lines)
+    run("-o", str(tmp_path / "out.csv"))
+    (row,) = csv.DictReader((tmp_path / "out.csv").open())
+    assert json.loads(row["ner"]) == expected
+    assert row["topic"] in ("p", "q")
 
 
 # Bad input: one line each
