@@ -50,11 +50,11 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A sequence classifier over the first token, if a folder holds one.
+    """A classifier of sequences, by their first token, or of all tokens, if a folder holds one.
 
-    ``kind`` is its form, as TaskSpec.head has it; ``tensors`` are float32, under our head's names; ``labels`` the names
-    of its outputs; ``problem_type`` is config.json's word for what they are. Where ``problem`` says what is wrong,
-    nothing else counts.
+    ``kind`` is its form, as TaskSpec.head has it, or "tokens"; ``tensors`` are float32, under our head's names;
+    ``labels`` the names of its outputs; ``problem_type`` is config.json's word for what they are. Where ``problem``
+    says what is wrong, nothing else counts.
     """
 
     kind: str = "distilbert"
@@ -66,6 +66,12 @@ class Classifier:
     @property
     def outputs(self) -> int:
         return len(self.tensors["classifier.bias"])
+
+    def names(self, family: Family, prefix: str = "") -> dict[str, str]:
+        """Our head's tensors -> those of a family's; none where the family has no such head."""
+        if self.kind == "tokens":
+            return {name: name for name in ("classifier.weight", "classifier.bias")}
+        return family.head.names(prefix) if family.head and self.kind == family.head.kind else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +195,7 @@ def load_encoder(folder: Path, part: str = "") -> tuple[Encoder, Classifier | No
     shapes = family.shapes({name: tuple(x.shape) for name, x in encoder.state_dict().items()}, config, fields)
     encoder.load_state_dict(family.fold(check_tensors(trunk, shapes, path), config, fields), assign=True)
     classifier = read_classifier(beside, family, fields, config.dim, source, path)
-    used = family.head.names().values() if family.head and classifier and not classifier.problem else ()
+    used = classifier.names(family).values() if classifier and not classifier.problem else ()
     say_left_out([name for name in beside if name not in used], family, path)
     return encoder, classifier, fields
 
@@ -212,33 +218,38 @@ def say_left_out(names: list[str], family: Family, source: Path) -> None:
 def read_classifier(
     beside: Mapping[str, Tensor], family: Family, fields: Mapping[str, Any], dim: int, source: Path, path: Path
 ) -> Classifier | None:
-    """The sequence classifier among the tensors beside a trunk; none where they hold nothing of the kind.
+    """The classifier among the tensors beside a trunk; none where they hold nothing of the kind.
 
     What is wrong with it is kept for those who want to predict: the embeddings are none the worse.
     """
-    names = family.head.names() if family.head else {}
-    if not family.head or names["classifier.weight"] not in beside:
-        return None
     architectures = fields.get("architectures")
     other = [name for name in architectures or [] if isinstance(name, str) and "For" in name] if isinstance(
         architectures, list) else []  # fmt: skip
-    if other and not other[0].endswith("ForSequenceClassification"):
+    of_tokens = bool(other) and other[0].endswith("ForTokenClassification")
+    kind = "tokens" if of_tokens else family.head.kind if family.head else ""
+    names = Classifier(kind).names(family)
+    if names.get("classifier.weight") not in beside or not (
+        of_tokens or not other or other[0].endswith("ForSequenceClassification")
+    ):
         return None
     held = {ours: beside[theirs] for ours, theirs in names.items() if theirs in beside}
     last = held["classifier.weight"].shape
     outputs = last[0] if last else 1
-    shapes = dict(zip(names, ((dim, dim), (dim,), (outputs, dim), (outputs,)), strict=True))
+    hidden = {"pre_classifier.weight": (dim, dim), "pre_classifier.bias": (dim,)}
+    shapes = ({} if of_tokens else hidden) | {"classifier.weight": (outputs, dim), "classifier.bias": (outputs,)}
     try:
+        if of_tokens and family.head and not family.head.pooler and f"{family.head.hidden}.weight" in beside:
+            raise ConfigError(f"{path} has {family.head.hidden} before its tagger; expected one linear layer alone")
         tensors = check_tensors(held, shapes, path)
         problem_type = fields.get("problem_type")
         by_default = "multi_label_classification" if outputs == 1 else "single_label_classification"
         kinds = ("multi_label_classification", "regression" if outputs == 1 else "single_label_classification")
-        if problem_type not in (None, *kinds):
+        if problem_type not in (None, *kinds) and not of_tokens:
             expected = f"one of {', '.join(kinds)} with {counted(outputs, 'output')}"
             raise ConfigError(f"{source}: problem_type is {shown(problem_type)}; expected {expected}")
         # One output without a word is a sigmoid's, as transformers' pipeline takes it
         labels = head_labels(fields, outputs, source)
-        return Classifier(family.head.kind, tensors, labels, problem_type or by_default)
+        return Classifier(kind, tensors, labels, problem_type or by_default)
     except MtlError as error:
         return Classifier(problem=str(error))
 

@@ -67,7 +67,7 @@ def written_family(checkpoint: Checkpoint) -> Family:
         WeightsError: there is none.
     """
     own, head = checkpoint.origin.family, head_of(checkpoint)
-    wanted = [own] if not head or own.has(head.kind) else [DISTILBERT, own]
+    wanted = [own] if not head or head.names(own) else [DISTILBERT, own]
     for family in (*wanted, FAMILIES["bert"], *FAMILIES.values()):
         if family.expresses(checkpoint.encoder):
             return family
@@ -81,12 +81,14 @@ def config_fields(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
     fields = {"pad_token_id": family.defaults.get("pad_token_id", 0), **came}
     fields |= family.write_config(checkpoint.config, came)
     head = head_of(checkpoint)
-    if head and family.has(head.kind):
+    if head and head.names(family):
         labels = head.labels or tuple(f"LABEL_{i}" for i in range(head.outputs))
         fields["id2label"] = {str(i): label for i, label in enumerate(labels)}
         fields["label2id"] = {label: i for i, label in enumerate(labels)}
-        fields["problem_type"] = head.problem_type
-        name = f"{family.classes}ForSequenceClassification"
+        name = f"{family.classes}ForTokenClassification"
+        if head.kind != "tokens":
+            fields["problem_type"] = head.problem_type
+            name = f"{family.classes}ForSequenceClassification"
     else:
         name = f"{family.classes}Model"
     return {**fields, "architectures": [name], "model_type": family.model_type}
@@ -100,8 +102,7 @@ def write_transformer(checkpoint: Checkpoint, folder: Path, family: Family) -> N
     fields = config_fields(checkpoint, family)
     tensors = family.unfold(checkpoint.encoder.state_dict(), checkpoint.config, fields)
     head = head_of(checkpoint)
-    if head and family.head and family.has(head.kind):
-        names = family.head.names(family.prefix)
+    if head and (names := head.names(family, family.prefix)):
         tensors = {f"{family.prefix}{name}": tensor for name, tensor in tensors.items()}
         tensors |= {names[name]: tensor for name, tensor in head.tensors.items()}
     write_tensors(folder / "model.safetensors", tensors)

@@ -18,8 +18,8 @@ def keep_memory() -> bool:
     """Have glibc keep what is freed, up to ``KEPT``, and take no temporary smaller than ``MAPPED`` from the system.
 
     By itself it maps and unmaps large temporaries one by one, and Linux clears every page anew: 5 % of a training
-    step's time, and 1.6 % so. It holds for the whole process, so only a command does it, never the library; and where the user has
-    set one of ``OWN``, that stays. Gives whether it was done.
+    step's time, and 1.6 % so. It holds for the whole process, so only a command does it, never the library; and where
+    the user has set one of ``OWN``, that stays. Gives whether it was done.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if library is None or not hasattr(library, "gnu_get_libc_version") or any(name in os.environ for name in OWN):

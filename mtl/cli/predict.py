@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,8 @@ def predict(
 def answer_table(text: str, answer: dict[str, Any]) -> str:
     """What the tasks say of a text, as a table."""
     values = answer["embedding"]
+    spans = {name: task["spans"] for name, task in answer["tasks"].items() if "spans" in task}
+    answer = {**answer, "tasks": {name: task for name, task in answer["tasks"].items() if name not in spans}}
     rows: list[list[object]] = [["task", "says", "label", "probability", "logit"]]
     for name, task in answer["tasks"].items():
         says = "" if "value" in task["scores"] else said(task["label"]) or "(none)"
@@ -91,4 +94,20 @@ def answer_table(text: str, answer: dict[str, Any]) -> str:
             name, says = "", ""
     first = f"  embedding ({len(values)},)  {' '.join(f'{value:.4f}' for value in values[:5])} ..."
     lines = table(rows).splitlines() if answer["tasks"] else []  # a model of pairs alone has no heads
+    for name, found in spans.items():
+        keys = ("text", "label", "score", "start", "end")
+        lines += [
+            marked(text, found),
+            *table([[name, *keys], *(["", *map(span.get, keys)] for span in found)]).splitlines(),
+        ]
     return "\n".join([shown(text, 100), first, *(f"  {line}" for line in lines), ""])
+
+
+def marked(text: str, spans: Sequence[Mapping[str, Any]]) -> str:
+    """A text in one line, its spans in brackets, and in a colour where there is a terminal."""
+    parts, at = [], 0
+    for span in spans:
+        label = click.style(f"[{span['text']} {span['label']}]", bold=True, fg="cyan")
+        parts += [text[at : span["start"]], label]
+        at = span["end"]
+    return " ".join("".join([*parts, text[at:]]).split())

@@ -23,10 +23,24 @@ def say(note: str) -> None:
 
 
 def metrics_table(metrics: Metrics) -> str:
-    """A row per task; tasks of different kinds have different columns."""
-    columns = list(dict.fromkeys(key for values in metrics.values() for key in values))
-    rows = [[name, *(values.get(key, "") for key in columns)] for name, values in metrics.items()]
-    return table([["task", *columns], *rows])
+    """A row per task; tasks of different kinds have different columns. What is said of labels has a table by task."""
+    whole = {name: {key: x for key, x in values.items() if "." not in key} for name, values in metrics.items()}
+    columns = list(dict.fromkeys(key for values in whole.values() for key in values))
+    rows = [[name, *(values.get(key, "") for key in columns)] for name, values in whole.items()]
+    by_label = [labels_table(name, values) for name, values in metrics.items()]
+    return "\n\n".join(filter(None, [table([["task", *columns], *rows]), *by_label]))
+
+
+def labels_table(task: str, values: Mapping[str, float]) -> str:
+    """A row per label, of metrics called ``label.metric``; nothing where there are none."""
+    by_label: dict[str, dict[str, object]] = {}
+    for key, x in values.items():
+        label, dot, metric = key.rpartition(".")
+        if dot:
+            by_label.setdefault(label, {})[metric] = int(x) if metric == "support" else x
+    columns = list(dict.fromkeys(metric for found in by_label.values() for metric in found))
+    rows = [[label, *(found.get(metric, "") for metric in columns)] for label, found in by_label.items()]
+    return table([[task, *columns], *rows]) if rows else ""
 
 
 def confusion_table(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
@@ -103,7 +117,7 @@ class Terminal(Reporter):
         seconds = time.perf_counter() - self.started
         means = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
         dev = "  ".join(
-            f"{name} {' '.join(f'{key} {value:.4f}' for key, value in values.items())}"
+            f"{name} {' '.join(f'{key} {value:.4f}' for key, value in values.items() if '.' not in key)}"
             for name, values in record["dev"].items()
         )
         dev = f"  |  dev {dev}" if dev else ""

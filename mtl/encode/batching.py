@@ -9,10 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 
 def longest_first(lengths: Sequence[int]) -> list[int]:
     """Indices by falling length; equal lengths keep their order."""
     return sorted(range(len(lengths)), key=lambda i: -lengths[i])
+
+
+def in_order(parts: Sequence[Tensor], order: Sequence[int], lengths: Sequence[int] | None = None) -> Tensor:
+    """What was computed of rows in another order, in their own: (rows, ...).
+
+    ``order`` are the rows' numbers as they were computed. Where ``lengths`` gives the tokens of each row, parts are
+    (tokens, ...), and so is this.
+    """
+    if len(order) == 1:
+        return parts[0].clone()  # outside inference mode, so that a caller may train on it
+    outputs, back = torch.cat([*parts]), torch.tensor(order, device="cpu").argsort()
+    if lengths is None:
+        return outputs[back.to(outputs.device)]  # the one wait for a GPU
+    pieces = outputs.split([lengths[i] for i in order])
+    return torch.cat([pieces[i] for i in back.tolist()])
 
 
 def by_token_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -14,12 +14,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from mtl.encode.batching import by_token_budget, in_shares
+from mtl.encode.batching import by_token_budget, in_order, in_shares
 from mtl.errors import InputError, one_line, shown
 from mtl.kernels.cores import default_threads, idle
 from mtl.kernels.threads import computing_with, side_by_side
@@ -64,7 +64,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Callable[[PackedBatch], Tensor],
+        model: Callable[[PackedBatch], Any],
         device: torch.device,
         batch_tokens: int | None = None,
         threads: int | None = None,
@@ -78,15 +78,15 @@ class Engine:
 
     def run(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """One vector per row of token ids, in the order of rows: (rows, dim) on the model's device."""
+        order, parts = self.computed(rows)
+        return in_order(parts, order)
+
+    def computed(self, rows: Sequence[Sequence[int]]) -> tuple[list[int], list[Any]]:
+        """What the model gives of each batch, and the numbers of the rows, in the order in which batches have them."""
         if not rows:
             raise ValueError("rows is empty; expected at least one text")
         batches = self.batches(rows)
-        parts = list(self.vectors(rows, batches))
-        if len(rows) == 1:
-            return parts[0].clone()  # outside inference mode, so that a caller may train on it
-        order = torch.tensor([i for indices in batches for i in indices], device="cpu")
-        back = torch.argsort(order).to(self.device)  # the one wait for a GPU
-        return torch.cat(parts)[back]
+        return [i for batch in batches for i in batch], list(self.vectors(rows, batches))
 
     def batches(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         """Indices by number of tokens; on a CPU as many batches as give each thread the same work, where that pays."""
@@ -97,7 +97,7 @@ class Engine:
         rounds = -(-total // (self.batch_tokens * self.threads))
         return in_shares(lengths, max(1, min(rounds * self.threads, total // LEAST_TOKENS)))
 
-    def vectors(self, rows: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def vectors(self, rows: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]) -> Iterator[Any]:
         """Each batch's vectors, in the order of the batches."""
         packed = [[rows[i] for i in batch] for batch in batches]
         if not self.on_cpu:
@@ -108,7 +108,7 @@ class Engine:
         else:
             yield self.alone(packed[0])
 
-    def alone(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def alone(self, rows: Sequence[Sequence[int]]) -> Any:
         """One batch's vectors, on all threads; by default on no more than there are idle cores.
 
         Threads that wait for each other would wait for the other processes too.
@@ -116,7 +116,7 @@ class Engine:
         with computing_with(self.given or min(self.threads, idle())):
             return self.compute(rows)
 
-    def compute(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def compute(self, rows: Sequence[Sequence[int]]) -> Any:
         """One batch's vectors, (rows, dim). A caller's autocast or default device says nothing of them."""
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), torch.device(self.device):
             batch = PackedBatch.pack(rows)

@@ -52,6 +52,15 @@ class Tokenized:
         return len(self.rows) > self.texts
 
 
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """A text's ids, whole, without special tokens; the characters of each, and whether a word begins with it."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    begins: list[bool]
+
+
 class Tokenizer:
     """A tokenizer with a limit of ``max_length`` tokens a text, special tokens included.
 
@@ -138,6 +147,23 @@ class Tokenizer:
         check_texts(texts)
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def pieces(self, texts: Sequence[str]) -> list[Pieces]:
+        """The pieces of each text.
+
+        Words are the pre-tokenizer's where the vocabulary marks what goes on with a word, as WordPiece does with ##,
+        else what stands between blanks: as transformers' token-classification pipeline has them.
+        """
+        check_texts(texts)
+        marked, found = bool(getattr(self.backend.model, "continuing_subword_prefix", None)), []
+        for text, encoding in zip(texts, self.backend.encode_batch(list(texts), add_special_tokens=False), strict=True):
+            before = [None, *encoding.word_ids]
+            begins = [
+                word != last if marked else start == 0 or any(map(str.isspace, text[start - 1 : start + 1]))
+                for (start, _), word, last in zip(encoding.offsets, encoding.word_ids, before, strict=False)
+            ]
+            found.append(Pieces(encoding.ids, encoding.offsets, begins))
+        return found
 
 
 def several(texts: Iterable[str]) -> Iterable[str]:

@@ -84,13 +84,16 @@ def attention_trials(heads: int, width: int, threads: int, dtype: torch.dtype = 
     def of_queries(queries: int) -> Callable[[int, int], Tensor]:
         return lambda texts, n: fused(q[:texts, :, : min(queries, n)], k[:texts, :, :n], v[:texts, :, :n])
 
+    def some(texts: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        return q[:texts, :, :n], k[:texts, :, :n], v[:texts, :, :n]
+
     ways: dict[str, Callable[[int, int], Tensor]] = {
         "of all tokens": of_queries(most),
         "of the first token": of_queries(1),
         "of two tokens": of_queries(2),
         "of 32 tokens": of_queries(32),
-        "with a bias": lambda texts, n: fused(*(x[:texts, :, :n] for x in (q, k, v)), bias[:, :, :n, :n]),
-        "in windows": lambda texts, n: windowed(*(x[:texts, :, :n] for x in (q, k, v)), reach=15),
+        "with a bias": lambda texts, n: fused(*some(texts, n), bias[:, :, :n, :n]),
+        "in windows": lambda texts, n: windowed(*some(texts, n), 15),
     }
     for name, way in ways.items():
         wrong = set()

@@ -15,7 +15,7 @@ from mtl.kernels.activations import sigmoid
 from mtl.kernels.linear import Product, product
 from mtl.model.heads import BETWEEN, HiddenHead, LinearHead
 from mtl.model.packing import PackedBatch
-from mtl.model.pooling import AttentionPooling, Dense, Normalize, Pooling, weighted
+from mtl.model.pooling import AttentionPooling, Dense, EachToken, Normalize, Pooling, weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,7 @@ def like_hidden_head(part: HiddenHead) -> HiddenHead:
 PARTS: dict[type[nn.Module], tuple[Callable[[Any], nn.Module], Callable[[Any], Callable[..., Tensor]]]] = {
     Pooling: (lambda part: Pooling(*part.modes), lambda part: part.forward),
     Normalize: (lambda part: Normalize(), lambda part: part.forward),
+    EachToken: (lambda part: EachToken(), lambda part: part.forward),
     AttentionPooling: (
         lambda part: AttentionPooling(part.score.in_features),
         lambda part: AttentionPoolingProgram(of(part.score)),

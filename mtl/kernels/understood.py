@@ -19,7 +19,7 @@ from mtl.model import encoder, rotary
 from mtl.model.dropout import Dropout
 from mtl.model.heads import HiddenHead, LinearHead
 from mtl.model.mpnet import MPNet
-from mtl.model.pooling import AttentionPooling, Dense, Normalize, Pooling
+from mtl.model.pooling import AttentionPooling, Dense, EachToken, Normalize, Pooling
 
 KNOWN: tuple[type[nn.Module], ...] = (
     nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleDict, nn.ModuleList,
@@ -27,7 +27,7 @@ KNOWN: tuple[type[nn.Module], ...] = (
     Dropout, encoder.Embeddings, encoder.SelfAttention, encoder.FeedForward, encoder.TransformerBlock,
     encoder.DistilBert, MPNet,
     rotary.Embeddings, rotary.RotaryAttention, rotary.GatedFeedForward, rotary.RotaryBlock, rotary.RotaryEncoder,
-    AttentionPooling, Dense, Normalize, Pooling, HiddenHead, LinearHead,
+    AttentionPooling, Dense, EachToken, Normalize, Pooling, HiddenHead, LinearHead,
 )  # fmt: skip
 FORWARD = {kind: kind.forward for kind in KNOWN}  # as they are before anybody replaces one
 HOOKS = {

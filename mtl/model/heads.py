@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtl.model.dropout import Dropout
 from mtl.model.packing import PackedBatch
-from mtl.model.pooling import AttentionPooling, Pooling
+from mtl.model.pooling import AttentionPooling, EachToken, Pooling
 
 
 class LinearHead(nn.Module):
@@ -47,9 +47,9 @@ class HiddenHead(nn.Module):
 
 
 class Branch(nn.Module):
-    """A pooling and a head: (tokens, dim) -> (texts, outputs)."""
+    """A pooling and a head: (tokens, dim) -> (texts, outputs), or (tokens, outputs) with ``EachToken``."""
 
-    def __init__(self, pooling: Pooling | AttentionPooling, head: nn.Module) -> None:
+    def __init__(self, pooling: Pooling | AttentionPooling | EachToken, head: nn.Module) -> None:
         super().__init__()
         self.pooling = pooling
         self.head = head

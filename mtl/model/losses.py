@@ -14,6 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NO_LABEL = -100  # the target of a token that has no label, as torch and transformers have it
+
+
+def token_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+    """One class for each token that has a label: logits (rows, length, outputs), targets (rows, length or more)."""
+    labels = targets[:, : logits.shape[1]].flatten().long()
+    found = F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum", ignore_index=NO_LABEL)
+    return found, int((labels != NO_LABEL).sum())
+
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:
     """One class of several: logits (texts, outputs), targets (texts,) int64."""

@@ -80,6 +80,13 @@ class Pooling(nn.Module):
         return torch.cat(pooled) if pooled else x.new_empty(0, len(self.modes) * x.shape[-1])
 
 
+class EachToken(nn.Module):
+    """No pooling: (tokens, dim) -> (tokens, dim)."""
+
+    def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
+        return x
+
+
 class AttentionPooling(nn.Module):
     """A learned weight per token: softmax over the text of a linear score. (tokens, dim) -> (texts, dim)."""
 

@@ -15,6 +15,7 @@ import os
 import select
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn, cast
 
@@ -30,7 +31,7 @@ Records = Iterator[tuple[int, list[str]]]  # line number, values
 Quoting = Literal["auto", "minimal", "none"]  # "auto": as "minimal" in .csv, as "none" in .tsv
 
 csv.field_size_limit(2**31 - 1)  # its own limit, 131,072 characters, is less than a document may have
-INPUTS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+INPUTS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".conll")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32's little-endian begins as UTF-16's
 
@@ -188,11 +189,34 @@ def table_rows(file: Iterable[bytes], name: str, kind: str, quoting: Quoting) ->
             yield number, dict(zip(header, values, strict=True))
 
 
+def conll_rows(file: Iterable[bytes], name: str) -> Iterator[Row]:
+    """The sentences of a .conll file, as ``{"tokens": [...], "tags": [...]}``: the first and the last column of lines.
+
+    A blank line ends a sentence, and one that begins with -DOCSTART- stands for none. Columns are parted by tabs, or
+    where a line has none, by blanks. A sentence has the number of its first line.
+    """
+    sentence: list[list[str]] = []
+    start = columns = 0
+    for number, line in enumerate(chain(lines(file, name), [""]), 1):
+        values = [value.strip(" ") for value in line.split("\t")] if "\t" in line else line.split(" ")
+        values = [value for value in values if value] if "\t" not in line else values
+        if not line.strip() or values[0] == "-DOCSTART-":
+            if sentence:
+                yield start, {"tokens": [row[0] for row in sentence], "tags": [row[-1] for row in sentence]}
+            sentence = []
+            continue
+        start, columns = (start, columns) if sentence else (number, columns or len(values))
+        if len(values) < 2 or len(values) != columns or not (values[0] and values[-1]):
+            expected = f"{columns}, as before" if columns > 1 else "two or more: a word, and at last its tag"
+            raise InputError(f"{name}, line {number}: {counted(len(values), 'column')}; expected {expected}")
+        sentence.append(values)
+
+
 def rows_of(file: Iterable[bytes], name: str, kind: str, quoting: Quoting = "auto") -> Iterator[Row]:
     """The rows of an open file of text, of one of the kinds of ``INPUTS``."""
     if kind in DELIMITERS:
         return table_rows(file, name, kind, quoting)
-    return (text_rows if kind == ".txt" else jsonl_rows)(file, name)
+    return {".txt": text_rows, ".jsonl": jsonl_rows, ".conll": conll_rows}[kind](file, name)
 
 
 def read_rows(path: Path, fields: list[str] | None = None, quoting: Quoting = "auto") -> Iterator[Row]:

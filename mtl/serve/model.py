@@ -67,7 +67,7 @@ class Served:
 
     def __init__(self, model: SentenceEncoder | MultiTaskModel, name: str, threads: int | None = None) -> None:
         self.name = name
-        self.heads = model if isinstance(model, MultiTaskModel) and model.branches else None
+        self.heads = model if isinstance(model, MultiTaskModel) and model.text_heads else None
         self.encoder = model.embedder if isinstance(model, MultiTaskModel) else model
         self.tokenizer = self.encoder.tokenizer
         self.vocabulary = self.tokenizer.vocab_size
@@ -78,7 +78,8 @@ class Served:
         }
         if self.heads:
             self.programs[HEADS] = self.all_heads
-            self.heads_engine = Engine(side_by_side(self.heads.program()), self.encoder.device, threads=threads)
+            together = side_by_side(self.heads.program(), self.tasks)
+            self.heads_engine = Engine(together, self.encoder.device, threads=threads)
         for program in self.programs:  # what the first call makes is there before the first request
             self.compute(program, self.tokenize(["a", "a b"]).rows)
 
@@ -108,8 +109,8 @@ class Served:
 
     @property
     def tasks(self) -> list[str]:
-        """The names of the tasks that have a head."""
-        return list(self.heads.branches) if self.heads else []
+        """The names of the tasks that have a head for texts; taggers are not served."""
+        return self.heads.text_heads if self.heads else []
 
     @property
     def limit(self) -> int:
@@ -237,9 +238,9 @@ class Served:
     def split(self, values: Sequence[Vector]) -> tuple[Vector, dict[str, Tensor]]:
         """Embeddings and each task's logits, of what ``all_heads`` gave."""
         assert self.heads
-        widths = [self.encoder.width, *(self.heads.outputs(name) for name in self.heads.branches)]
+        widths = [self.encoder.width, *(self.heads.outputs(name) for name in self.tasks)]
         embeddings, *columns = torch.from_numpy(np.stack(values)).split(widths, dim=1)
-        return embeddings[:, : self.dim].contiguous().numpy(), dict(zip(self.heads.branches, columns, strict=True))
+        return embeddings[:, : self.dim].contiguous().numpy(), dict(zip(self.tasks, columns, strict=True))
 
     def said(self, logits: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """What the tasks say of each text: by task its label, and scores and logits by label."""
@@ -271,11 +272,11 @@ class Served:
         return name or names[0]
 
 
-def side_by_side(program: Callable[[PackedBatch], Any]) -> Callable[[PackedBatch], Tensor]:
-    """Embeddings and all logits in one matrix."""
+def side_by_side(program: Callable[[PackedBatch], Any], names: Sequence[str]) -> Callable[[PackedBatch], Tensor]:
+    """Embeddings and the logits of these tasks in one matrix."""
 
     def outputs(batch: PackedBatch) -> Tensor:
         embeddings, logits = program(batch)
-        return torch.cat([embeddings, *logits.values()], dim=1)
+        return torch.cat([embeddings, *(logits[name] for name in names)], dim=1)
 
     return outputs

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from mtl.checkpoints import load
 from mtl.checkpoints import save as export
 from mtl.checkpoints.fetch import fetch
 from mtl.checkpoints.files import check_tensors
+from mtl.encode.batching import in_order
 from mtl.encode.engine import Engine, usable
 from mtl.encode.precision import Precision, effective
 from mtl.encode.sentence_encoder import WINDOW, SentenceEncoder
@@ -33,6 +34,8 @@ from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
 from mtl.tasks.examples import Examples
 from mtl.tasks.kinds.base import HeadKind
+from mtl.tasks.kinds.tokens import Tokens
+from mtl.tasks.spans import Units, in_units
 from mtl.tasks.spec import TaskSpec
 
 R = TypeVar("R")
@@ -47,12 +50,23 @@ PROBLEMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What one forward pass says of texts: their embeddings, and per task a row for each text."""
+    """What one forward pass says of texts: their embeddings, and per task a row for each text.
+
+    A "tokens" task has for each text the logits and scores of its words, (words, tags), and a list of its spans.
+    """
 
     embeddings: NDArray[np.float32]
-    logits: dict[str, NDArray[np.float32]]
-    scores: dict[str, NDArray[np.float32]]
-    labels: dict[str, list[Any]]  # a label, a list of labels, or a number for each text
+    logits: dict[str, Any]
+    scores: dict[str, Any]
+    labels: dict[str, list[Any]]  # a label, a list of labels or of spans, or a number for each text
+
+
+class Outputs(NamedTuple):
+    """Embeddings and logits of texts side by side, (texts, sum of the widths), and by tagger the words of each text
+    with their logits, (words, tags)."""
+
+    texts: Tensor
+    words: dict[str, list[tuple[Units, Tensor]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +148,7 @@ class MultiTaskModel(nn.Module):
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
     ) -> MultiTaskModel:
-        """A model with its heads, in eval mode: a folder that ``save`` wrote, or a sequence classifier.
+        """A model with its heads, in eval mode: a folder that ``save`` wrote, a classifier, or a tagger.
 
         ``precision`` is what its encoder computes in; see SentenceEncoder.from_pretrained.
 
@@ -156,14 +170,14 @@ class MultiTaskModel(nn.Module):
     def from_checkpoint(cls, checkpoint: load.Checkpoint) -> MultiTaskModel:
         """The model that a folder's content describes, in eval mode.
 
-        Without tasks of ours, a sequence classifier becomes a task called "classification".
+        Without tasks of ours, a classifier becomes a task called "classification", a tagger one called "tokens".
         """
         branches, head = checkpoint.branches, checkpoint.classifier
         try:
             tasks = [TaskSpec(**fields) for fields in checkpoint.tasks]
             if not tasks and head:
                 tasks = [classification(head)]
-                branches = {f"classification.head.{name}": tensor for name, tensor in head.tensors.items()}
+                branches = {f"{tasks[0].name}.head.{name}": tensor for name, tensor in head.tensors.items()}
         except (TypeError, RecipeError) as error:
             raise ConfigError(f"{'tasks.json' if checkpoint.tasks else 'config.json'}: {one_line(error)}") from None
         model = cls(SentenceEncoder.from_checkpoint(checkpoint), tasks)
@@ -174,7 +188,8 @@ class MultiTaskModel(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write a folder that ``from_pretrained`` loads, and sentence-transformers for its embeddings.
 
-        A model whose one task has its family's own head over the first token is a classifier to transformers too.
+        A model whose one task has its family's own head over the first token is a classifier to transformers too, and
+        one whose one task is "tokens" a tagger.
 
         Raises:
             WeightsError: the folder is not empty or cannot be written.
@@ -187,9 +202,11 @@ class MultiTaskModel(nn.Module):
         head = None
         if len(self.tasks) == len(self.branches) == 1:
             ((name, task),) = self.tasks.items()
-            if task.pooling == ("cls",) and task.head != "linear":
-                own = task.handler.folded({key.removeprefix(f"{name}.head."): x for key, x in tensors.items()})
-                head = load.Classifier(task.head, own, task.labels, PROBLEMS[task.kind])
+            own = {key.removeprefix(f"{name}.head."): x for key, x in tensors.items()}
+            if isinstance(task.handler, Tokens):
+                head = load.Classifier("tokens", own, task.handler.tags)
+            elif task.pooling == ("cls",) and task.head != "linear":
+                head = load.Classifier(task.head, task.handler.folded(own), task.labels, PROBLEMS[task.kind])
         checkpoint = dataclasses.replace(checkpoint, classifier=head, tasks=specs, branches=tensors)
         export.save(checkpoint, Path(folder))
 
@@ -257,7 +274,8 @@ class MultiTaskModel(nn.Module):
         ahead = not isinstance(listed, Sized) or len(listed) > WINDOW
         parts = [outputs for _, outputs in self._outputs(in_blocks(listed, WINDOW), threads, ahead)]
         none = torch.empty(0, sum(self._widths), dtype=torch.float32, device="cpu")
-        return self._prediction(torch.cat([none, *parts]))
+        words = {name: [found for part in parts for found in part.words[name]] for name in self._taggers}
+        return self._prediction(Outputs(torch.cat([none, *(part.texts for part in parts)]), words))
 
     def predict_stream(
         self, texts: Iterable[str], threads: int | None = None, *, window: int = WINDOW
@@ -275,38 +293,75 @@ class MultiTaskModel(nn.Module):
 
     @property
     def _widths(self) -> list[int]:
-        """Of the embeddings and of each branch's logits, as they stand side by side."""
-        return [self.embedder.width, *(self.outputs(name) for name in self.branches)]
+        """Of the embeddings and of each branch's logits of texts, as they stand side by side."""
+        return [self.embedder.width, *(self.outputs(name) for name in self.text_heads)]
+
+    @property
+    def text_heads(self) -> list[str]:
+        """The tasks that have a branch with an output for each text."""
+        return [name for name in self.branches if self.tasks[name].handler.level == "text"]
+
+    @property
+    def _taggers(self) -> dict[str, Tokens]:
+        """The handlers of the tasks that have an output for each token."""
+        return {name: task.handler for name, task in self.tasks.items() if isinstance(task.handler, Tokens)}
 
     def _outputs(
         self, blocks: Iterable[Block[R]], threads: int | None, ahead: bool = True
-    ) -> Iterator[tuple[R, Tensor]]:
-        """Each block's rows, with embeddings and logits side by side, on the CPU: (texts, sum of the widths)."""
+    ) -> Iterator[tuple[R, Outputs]]:
+        """Each block's rows, with what is computed of them, on the CPU."""
         check_counts(threads=threads)
-        program, tokenizer, prompt = self.program(), self.embedder.tokenizer, self.embedder.default_prompt
+        program, taggers = self.program(), self._taggers
+        tokenizer, prompt = self.embedder.tokenizer, self.embedder.default_prompt
 
-        def all_at_once(batch: PackedBatch) -> Tensor:
+        def all_at_once(batch: PackedBatch) -> tuple[Tensor, Tensor]:
             embeddings, logits = program(batch)
-            return torch.cat([embeddings, *logits.values()], dim=1)
+            of_tokens = [logits.pop(name) for name in taggers]
+            return torch.cat([embeddings, *logits.values()], dim=1), torch.cat(of_tokens or [embeddings[:0]], dim=1)
 
         engine = Engine(all_at_once, self.embedder.device, threads=threads)
         windows = tokenized_windows(blocks, tokenizer, prompt, ahead=ahead)
-        return (
-            (part.rows, part.vectors(engine.run(part.tokenized.rows)).cpu())
-            for part in warn_of_cuts(windows, tokenizer.max_length)
-        )
+        advice = "; tags are of whole texts" if taggers else ""
+        for part in warn_of_cuts(windows, tokenizer.max_length, advice):
+            rows, units = part.tokenized.rows, []
+            if taggers:
+                units = in_units(tokenizer, [*dict.fromkeys(part.texts)], tokenizer.max_length, prompt)
+                rows = rows + [row for found in units if len(found.rows) > 1 for row in found.rows]
+            order, parts = engine.computed(rows)
+            texts, tokens = zip(*parts, strict=True)
+            vectors = part.vectors(in_order(texts, order)[: len(part.tokenized.rows)]).cpu()
+            lengths = [*map(len, rows)]
+            words = self._words(units, in_order(tokens, order, lengths).cpu().split(lengths)) if taggers else {}
+            of_text = {name: [(units[i], found[i]) for i in part.inverse] for name, found in words.items()}
+            yield part.rows, Outputs(vectors, of_text)
 
-    def _prediction(self, outputs: Tensor) -> Prediction:
-        """What embeddings and logits side by side say."""
-        embeddings, *columns = outputs.split(self._widths, dim=1)
-        logits = dict(zip(self.branches, columns, strict=True))
+    def _words(self, units: Sequence[Units], rows: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+        """By tagger, the logits of each text's words, from those of the tokens of rows: of texts, perhaps cut, and
+        behind them of the windows of those that have several."""
+        numbers: list[int] = []
+        behind = iter(range(len(units), len(rows)))
+        for i, found in enumerate(units):
+            numbers += [i] if len(found.rows) == 1 else [next(behind) for _ in found.rows]
+        tokens = torch.cat([rows[number] for number in numbers])
+        columns = tokens.split([handler.outputs for handler in self._taggers.values()], dim=1)
+        named = zip(self._taggers.items(), columns, strict=True)
+        return {name: [*handler.logits(x, units)] for (name, handler), x in named}
+
+    def _prediction(self, outputs: Outputs) -> Prediction:
+        """What embeddings and logits say."""
+        embeddings, *columns = outputs.texts.split(self._widths, dim=1)
+        taggers = self._taggers
+        logits = dict(zip(self.text_heads, columns, strict=True))
         kinds = {name: self.head_kind(name) for name in logits}
         scores = {name: kinds[name].scores(x) for name, x in logits.items()}
         return Prediction(
             embeddings[:, : self.embedder.dim].numpy(),
-            {name: x.numpy() for name, x in logits.items()},
-            {name: x.numpy() for name, x in scores.items()},
-            {name: kinds[name].words(x) for name, x in scores.items()},
+            {name: x.numpy() for name, x in logits.items()}
+            | {name: [x.numpy() for _, x in found] for name, found in outputs.words.items()},
+            {name: x.numpy() for name, x in scores.items()}
+            | {name: [x.softmax(dim=-1).numpy() for _, x in found] for name, found in outputs.words.items()},
+            {name: kinds[name].words(x) for name, x in scores.items()}
+            | {name: [taggers[name].spans(*of_text) for of_text in found] for name, found in outputs.words.items()},
         )
 
 
@@ -321,13 +376,15 @@ def held_fixed() -> Iterator[None]:
 
 
 def classification(head: load.Classifier) -> TaskSpec:
-    """The task of a sequence classifier.
+    """The task of a classifier.
 
     Raises:
         WeightsError, RecipeError: its tensors, its labels or its kind are not what they should be.
     """
     if head.problem:
         raise WeightsError(head.problem)
+    if head.kind == "tokens":
+        return TaskSpec("tokens", kind="tokens", tags=head.labels)
     kind = next(kind for kind, name in PROBLEMS.items() if name == head.problem_type)
     labels = () if kind == "regression" else head.labels
     return TaskSpec("classification", labels, kind, pooling=("cls",), head=head.kind)

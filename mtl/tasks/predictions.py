@@ -29,7 +29,8 @@ def plain(values: Vectors) -> list[float]:
 def answers(model: MultiTaskModel, rows: Iterable[TextRow], threads: int | None = None) -> Iterator[tuple[str, Fields]]:
     """Each row's text, and its fields with ``embedding`` and ``tasks`` behind them.
 
-    ``tasks`` has, by task, its ``label``, and ``scores`` and ``logits`` by label (by "value" for a regression).
+    ``tasks`` has, by task, its ``label``, and ``scores`` and ``logits`` by label (by "value" for a regression); of a
+    tagger, its ``spans``.
 
     Raises:
         InputError: a row has a field of one of these names already.
@@ -39,12 +40,14 @@ def answers(model: MultiTaskModel, rows: Iterable[TextRow], threads: int | None 
             if taken := {"embedding", "tasks"} & fields.keys():
                 raise InputError(f"a row has a field {min(taken)!r} already; rename it: {shown(text)}")
             tasks = {
-                name: {
-                    "label": found.labels[name][i],
-                    "scores": dict(zip(model.head_kind(name).columns, plain(scores[i]), strict=True)),
+                name: {"spans": label[i]}
+                if model.tasks[name].handler.level == "token"
+                else {
+                    "label": label[i],
+                    "scores": dict(zip(model.head_kind(name).columns, plain(found.scores[name][i]), strict=True)),
                     "logits": plain(found.logits[name][i]),
                 }
-                for name, scores in found.scores.items()
+                for name, label in found.labels.items()
             }
             yield text, {**fields, "embedding": plain(found.embeddings[i]), "tasks": tasks}
 
@@ -57,13 +60,15 @@ def said(label: Any) -> str:
 def flat(answer: Fields) -> Fields:
     """An answer as a row of a table: the fields, and of each task its label and, as ``task.label``, its scores.
 
+    Of a tagger, the column has its spans as JSON.
+
     Raises:
         InputError: a row has a field of one of these names already.
     """
     columns: Fields = {}
     for name, task in answer["tasks"].items():
-        columns[name] = said(task["label"])
-        columns |= {f"{name}.{label}": score for label, score in task["scores"].items()}
+        columns[name] = json_line(task["spans"]) if "spans" in task else said(task["label"])
+        columns |= {f"{name}.{label}": score for label, score in task.get("scores", {}).items()}
     fields = {name: value for name, value in answer.items() if name not in ("embedding", "tasks")}
     if taken := fields.keys() & columns.keys():
         raise InputError(f"a row has a field {min(taken)!r} already, the name of a task; rename it, or write .jsonl")

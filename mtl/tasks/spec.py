@@ -19,7 +19,7 @@ from mtl.tasks.kinds.base import Kind
 Freeze = int | Literal["none", "encoder"]
 
 TAKEN = {"mean", *dir(nn.ModuleDict()), *dir(nn.ParameterDict())}  # a submodule cannot be called as one of these
-LATER = {"target_scale"}  # fields that are written only where they are set: what was saved before has them not
+LATER = {"target_scale", "tags"}  # fields that are written only where they are set: what was saved before has them not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TaskSpec:
     """One task, as data.
 
     labels: The classes' names in the order of the logits; none for a regression.
-    kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression", "similarity", "few-shot",
+    kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression", "tokens", "similarity", "few-shot",
         "contrastive" or "distillation". What its rows are and what it does is
         said of each (mtl/tasks/kinds, docs/api.md).
     train, dev, test: A .jsonl, .csv, .tsv or .parquet file, beside the recipe, or
@@ -64,6 +64,7 @@ class TaskSpec:
     teacher: str = ""
     matryoshka: tuple[int, ...] = ()
     matryoshka_weights: tuple[float, ...] = ()
+    tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         settle(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -54,6 +55,16 @@ def read_split(task: TaskSpec, split: str, folder: Path) -> tuple[list[str], Any
 def fingerprints(data: Data) -> dict[str, dict[str, str]]:
     """The fingerprint of every task's examples, by split."""
     return {split: {task: rows.fingerprint for task, rows in tasks.items()} for split, tasks in data.items()}
+
+
+def completed(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """A recipe whose tasks have the labels of their training data, where they name none; a line for each such task."""
+    tasks, notes = list(recipe.tasks), []
+    for i, task in enumerate(tasks):
+        if task.handler.finds_labels and task.train:
+            tasks[i] = task.handler.complete(read_split(task, "train", recipe.folder)[1])
+            notes.append(f"{task.name}: labels found: {', '.join(tasks[i].labels or tasks[i].tags)}")
+    return dataclasses.replace(recipe, tasks=tasks), notes
 
 
 def load_data(

@@ -42,6 +42,7 @@ def evaluate(
 def split_of(model: MultiTaskModel, recipe: Recipe, split: str) -> tuple[dict[str, Examples], list[str]]:
     """One split of a recipe's tasks, which must be the model's too, and a line for each thing that is left out."""
     one_of("split", split, SPLITS)
+    recipe = dataclasses.replace(recipe, tasks=[t.handler.declared(model.tasks.get(t.name)) for t in recipe.tasks])
     for task in recipe.tasks:
         ours = model.tasks.get(task.name)
         if ours is None or ours.labels != task.labels or ours.kind != task.kind:

@@ -77,7 +77,7 @@ class Forward:
         draws = Draws([keys[i] for i in order], [lengths[i] for i in order], self.model.embedder.device)
         with drawing_from(draws):
             outputs = self.of_texts(piece.task, [tuple(examples.rows[places[i]]) for i in order])
-        outputs = outputs[torch.tensor(order, device=outputs.device).argsort()]
+        outputs = self.model.tasks[piece.task].handler.by_row(outputs, order, lengths)
         return outputs.unflatten(0, (-1, examples.width)) if examples.width > 1 else outputs
 
     def of_texts(self, task: str, rows: Sequence[Ids]) -> Tensor:

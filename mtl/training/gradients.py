@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
@@ -140,12 +140,12 @@ def added(total: Gradients, other: Gradients) -> Gradients:
     return [plus(one, two) for one, two in zip(total, other, strict=True)]
 
 
-def summed(pieces: Share, labels: Mapping[str, int], objective: Objective) -> Found:
+def summed(pieces: Share, labels: Mapping[str, float], objective: Objective) -> Found:
     """Of pieces whose losses are sums over their rows; a window has so many ``labels`` of each task."""
     losses: dict[str, float] = defaultdict(float)
     total: Gradients = [None] * len(objective.parameters)
     for piece in pieces:
-        task, count = piece.task, labels[piece.task]
+        task, count = piece.task, labels[piece.task] or 1  # a window of texts may have no word
         outputs = objective.forward(piece)
         loss, own = objective.tasks[task].criterion(outputs, piece.targets.to(outputs.device))
         losses[task] += float(loss.detach()) / count
@@ -237,9 +237,9 @@ def backward(
     mine = ranks.block(len(shares))
     alone = [[piece for piece in share if not objective.compares(piece)] for share in shares]
     together = [[piece for piece in share if objective.compares(piece)] for share in shares]
-    labels = Counter[str]()
+    labels = defaultdict[str, float](float)
     for piece in (piece for share in alone for piece in share):
-        labels[piece.task] += piece.targets.numel()
+        labels[piece.task] += objective.tasks[piece.task].handler.count(piece.targets)
 
     def embed(number: int) -> list[Tensor]:
         with torch.set_grad_enabled(graphs):

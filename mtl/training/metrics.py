@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from mtl.encode.batching import in_order
 from mtl.encode.engine import Engine
 from mtl.errors import TrainingError
 from mtl.tasks.examples import Examples
@@ -17,12 +18,19 @@ from mtl.training.distributed import ALONE, Processes
 def task_logits(
     model: MultiTaskModel, task: str, examples: Examples, threads: int | None = None, ranks: Processes = ALONE
 ) -> Tensor:
-    """A task's logits (rows, outputs), or vectors (rows, texts, dim), on the CPU; each process computes a part."""
-    count, rank, texts = ranks.count, ranks.rank, len(examples.rows)
-    own = examples.rows[rank::count]
-    part = Engine(model.outputs_of(task), model.embedder.device, threads=threads).run(own or examples.rows[:1]).cpu()
-    outputs = part.new_zeros(texts, part.shape[1])
-    outputs[rank::count] = part[: len(own)]
+    """A task's logits (rows, outputs), those of tokens (tokens of all rows, outputs), or vectors (rows, texts, dim).
+
+    They are on the CPU. Each process computes a part.
+    """
+    own, tokens = [*range(ranks.rank, len(examples.rows), ranks.count)], model.tasks[task].handler.level == "token"
+    engine = Engine(model.outputs_of(task), model.embedder.device, threads=threads)
+    order, parts = engine.computed([examples.rows[i] for i in own] or examples.rows[:1])
+    lengths = [*map(len, examples.rows)] if tokens else [1] * len(examples.rows)
+    part = in_order(parts, order, [lengths[i] for i in own or [0]] if tokens else None).cpu()
+    outputs = part.new_zeros(sum(lengths), part.shape[1])
+    whole = outputs.split(lengths)
+    for i, found in zip(own, part.split([lengths[i] for i in own or [0]]), strict=False):
+        whole[i].copy_(found)
     ranks.add(outputs)
     return outputs.unflatten(0, (-1, examples.width)) if examples.width > 1 else outputs
 
@@ -45,7 +53,7 @@ def measure(
     if broken := [name for name, x in logits.items() if not x.isfinite().all()]:
         raise TrainingError(f"task {broken[0]!r}: the model's outputs are not finite; look for damage in its weights")
     try:
-        return {name: tasks[name].handler.measure(x, data[name].targets) for name, x in logits.items()}
+        return {name: tasks[name].handler.measured(x, data[name]) for name, x in logits.items()}
     except ImportError:
         raise TrainingError("metrics need scikit-learn; pip install 'mtl[train]'") from None
 

@@ -15,7 +15,7 @@ from mtl.errors import CheckpointError, TrainingError, TrainingStopped
 from mtl.kernels.cores import default_threads
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint, loop
-from mtl.training.data import load_data
+from mtl.training.data import completed, load_data
 from mtl.training.distributed import Processes, joined, own_device, own_threads
 from mtl.training.metrics import all_logits, confusions, measure
 from mtl.training.recipe import Recipe, as_recipe
@@ -62,12 +62,13 @@ def train(
         check_extras(read, tensorboard)
         resume = resume or ranks.begun is not None
         folder = Path(ranks.told(lambda: str(chosen_folder(folder or ranks.begun, name, resume))))
+        read, found = completed(read)
         model = create(read, place)
         data, cuts = load_data(read, model.embedder)
         run = Run(prepare(read, model, data), folder, ranks)
         with claimed(folder, resume, ranks):
             begun = resume and ranks.told(lambda: checkpoint.begun(run.checkpoints))  # not, if it never made a step
-            notes = cuts + unmeasured(read) + (restored(run) if begun else [])
+            notes = found + cuts + unmeasured(read) + (restored(run) if begun else [])
             check_alike(run)
             told.begin(run, name if isinstance(recipe, Recipe) else str(recipe), threads)
             for note in notes:

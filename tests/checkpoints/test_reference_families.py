@@ -17,7 +17,8 @@ transformers = pytest.importorskip("transformers", reason="needs the reference e
 pytestmark = pytest.mark.reference
 
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96,
-         "max_position_embeddings": 200, "initializer_range": 0.25, "embedding_size": 64, "hidden_dim": 96, "pad_token_id": 1}  # fmt: skip
+         "max_position_embeddings": 200, "initializer_range": 0.25, "embedding_size": 64, "hidden_dim": 96,
+         "pad_token_id": 1}  # fmt: skip
 
 
 def randomized(model: torch.nn.Module) -> torch.nn.Module:

@@ -116,9 +116,10 @@ def test_what_needs_no_gradient_gets_none(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(calls) == 2  # the product, and the weights' gradient
     with Mode(), torch.no_grad():
         assert not F.linear(x, weight).requires_grad
+    y = Linear.apply(x.requires_grad_(), weight, None)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        y = Linear.apply(x.requires_grad_(), weight, None)
-        torch.autograd.grad(y.square().sum(), x, create_graph=True)[0].sum().backward()
+        gradient.sum().backward()
 
 
 def test_the_processor_or_the_environment_chooses(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from mtl.encode.batching import in_order
 from mtl.errors import RecipeError, shown
 from mtl.model.heads import BETWEEN, Branch, HiddenHead, LinearHead
 from mtl.model.losses import matryoshka
@@ -23,6 +24,7 @@ from mtl.tasks.examples import Examples, Split
 from mtl.tasks.fields import one_of
 
 if TYPE_CHECKING:
+    from mtl.checkpoints.load import Classifier
     from mtl.tasks.spec import TaskSpec
 
 Target = Any  # a row's label, as its kind's ``target`` gives it
@@ -40,7 +42,7 @@ class Kind(ABC):
     Options: The settings that tasks of this kind have besides those of all tasks, with the kind's defaults. Its
         ``__post_init__`` refuses wrong values. Each setting is a field of TaskSpec too, whose default stands for
         "not set".
-    level: What has an output: each text.
+    level: What has an output: each text, or each token of it.
     least_labels: How many labels a task must declare; None: it has none.
     labelled: Whether a row has a label, in ``label_field``.
     texts, more_texts: How many texts a row has; and whether it may have more.
@@ -57,7 +59,7 @@ class Kind(ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type] = NoOptions
-    level: ClassVar[Literal["text"]] = "text"
+    level: ClassVar[Literal["text", "token"]] = "text"
     least_labels: ClassVar[int | None] = None
     labelled: ClassVar[bool] = True
     texts: ClassVar[int] = 1
@@ -143,12 +145,29 @@ class Kind(ABC):
         """Each row's texts, as numbers, where no window may hold a text twice; else None."""
         return None
 
+    @property
+    def finds_labels(self) -> bool:
+        """Whether its labels are those of its training data, and are not known yet."""
+        return False
+
+    def complete(self, targets: Sequence[Target]) -> TaskSpec:
+        """The task with the labels of its training data."""
+        return self.task
+
+    def declared(self, known: TaskSpec | None) -> TaskSpec:
+        """The task with a trained model's labels, where it leaves them to be found."""
+        return self.task
+
     def continued(self, before: TaskSpec) -> TaskSpec | None:
         """The task as it goes on with a head that was trained for another; None where that head is not right for it."""
         same = all(
             getattr(before, field) == getattr(self.task, field) for field in ("labels", "kind", "pooling", "head")
         )
         return self.task if same else None
+
+    def begins_with(self, theirs: Classifier) -> bool:
+        """Whether a published classifier's head is right for the task."""
+        return False
 
     def fitted(self, examples: Examples) -> TaskSpec:
         """The task, with what it keeps of its training data."""
@@ -168,6 +187,17 @@ class Kind(ABC):
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """The summed loss, and the number of labels in it."""
+
+    def by_row(self, outputs: Tensor, order: Sequence[int], lengths: Sequence[int]) -> Tensor:
+        """The outputs of rows that were computed in another order, in their own: (rows, ...).
+
+        ``order`` are the rows' numbers as they were computed, and ``lengths`` their tokens by number.
+        """
+        return in_order([outputs], order)
+
+    def count(self, targets: Tensor) -> float:
+        """How many labels there are in targets, as ``loss`` counts them."""
+        return targets.numel()
 
     def in_units(self, outputs: Tensor) -> Tensor:
         """What the branch gives, in the units of the data."""
@@ -191,6 +221,10 @@ class Kind(ABC):
     @abstractmethod
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """All metrics, of outputs in the units of the data."""
+
+    def measured(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
+        """All metrics of the outputs of examples."""
+        return self.measure(outputs, examples.targets)
 
     def confusion(self, outputs: Tensor, targets: Tensor) -> list[list[int]] | None:
         """Counts, with a row for each true label and a column for each predicted one, where that makes sense."""
@@ -220,8 +254,7 @@ class HeadOptions:
         if self.pooling != ("attention",) and not (self.pooling and set(self.pooling) <= set(MODES)):
             expected = f"one or more of {', '.join(MODES)}, or attention"
             raise RecipeError(f"pooling is {shown(list(self.pooling))}; expected {expected}", "pooling")
-        if not 0 <= self.dropout < 1:
-            raise RecipeError(f"dropout is {self.dropout}; expected a number from 0 up to, not including, 1", "dropout")
+        check_dropout(self.dropout)
 
 
 class HeadKind(Kind):
@@ -235,6 +268,10 @@ class HeadKind(Kind):
         sizes = dim * len(self.options.pooling), self.outputs, self.options.dropout
         head = self.options.head
         return Branch(pooling, LinearHead(*sizes) if head == "linear" else HiddenHead(*sizes, kind=head))
+
+    def begins_with(self, theirs: Classifier) -> bool:
+        same = self.options.head == theirs.kind and self.labels == theirs.labels
+        return same and self.options.pooling == ("cls",)
 
     def scores(self, logits: Tensor) -> Tensor:
         """What logits say, in numbers that people read: (texts, outputs)."""
@@ -314,6 +351,16 @@ class VectorKind(Kind):
             cut = self.whole_measure(*self.cut(outputs, targets, size))
             found[f"{self.main_metric}-{size}"] = cut[self.main_metric]
         return found
+
+
+def check_dropout(dropout: float) -> None:
+    """That it is a share of the features, and not all of them.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    if not 0 <= dropout < 1:
+        raise RecipeError(f"dropout is {dropout}; expected a number from 0 up to, not including, 1", "dropout")
 
 
 def check_scale(scale: float) -> None:

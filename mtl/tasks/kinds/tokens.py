@@ -1,0 +1,290 @@
+"""tokens: labelled spans of a text (named entities), or a label for each word (parts of speech)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtl.encode.batching import in_order
+from mtl.errors import RecipeError, shown
+from mtl.model.heads import Branch, LinearHead
+from mtl.model.losses import NO_LABEL, token_cross_entropy
+from mtl.model.pooling import EachToken
+from mtl.tasks.examples import Examples, Split
+from mtl.tasks.kinds.base import Kind, check_dropout
+from mtl.tasks.spans import (
+    OUTSIDE,
+    Span,
+    Units,
+    agreement,
+    bio,
+    checked_spans,
+    in_units,
+    parted,
+    runs,
+    tagged,
+)
+
+if TYPE_CHECKING:
+    from mtl.checkpoints.load import Classifier
+    from mtl.tasks.spec import TaskSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenOptions:
+    """The outputs by name.
+
+    tags: A name for each output, where they are not O, and B- and I- of each label: as a published tagger has them, or
+        the labels of single words, without "O", as NOUN and VERB.
+    dropout: The share of the features that the head drops in training.
+    """
+
+    tags: tuple[str, ...] = ()
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if len(set(self.tags)) < len(self.tags) or "" in self.tags:
+            raise RecipeError(f"tags are {shown(list(self.tags))}; expected a name for each output, each once", "tags")
+        check_dropout(self.dropout)
+
+
+@dataclasses.dataclass(frozen=True)
+class Marked:
+    """What a row says of its text: spans, or a tag for each of its words, which are these characters."""
+
+    spans: list[Span]
+    words: list[tuple[int, int]] | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TaggedExamples(Examples):
+    """An example for each window of a text. ``texts`` are the whole ones, and ``spans`` what is to be found in them."""
+
+    texts: Sequence[Units] = ()
+    spans: Sequence[Sequence[Span]] = ()
+
+
+class Tokens(Kind):
+    """Labelled spans, or words: {"tokens": [...], "tags": [...]} in IOB1, IOB2 or BIOES, {"text": ..., "spans":
+    [[start, end, label], ...]} with characters from start up to end, not included, or a .conll file.
+
+    Labels that are not given are those of the training data. The first piece of a word carries its tag. Logits are
+    (tokens, tags), and targets (rows, length) int16, ``NO_LABEL`` where a token has none. A text over the limit is
+    tagged in windows that overlap.
+    """
+
+    name = "tokens"
+    Options: ClassVar[type] = TokenOptions
+    level: ClassVar[Literal["text", "token"]] = "token"
+    least_labels: ClassVar[int | None] = 0
+    own_metrics: ClassVar[Mapping[str, int]] = {"f1": 1, "precision": 1, "recall": 1}
+
+    def __init__(self, task: TaskSpec) -> None:
+        super().__init__(task)
+        self.tags: tuple[str, ...] = self.options.tags or (bio(self.labels) if self.labels else ())
+        self.alone = OUTSIDE not in self.tags  # a label for each word, and no spans
+        self.types = tuple(dict.fromkeys(label for _, label in map(parted, self.tags) if label))
+        self.index = {tag: i for i, tag in enumerate(self.tags)}
+        if self.options.tags and self.labels and {*self.types} != {*self.labels}:
+            given = f"tags are of {', '.join(self.types)}, and labels are {', '.join(self.labels)}"
+            raise RecipeError(f"{given}; expected one of the two", "tags")
+
+    @property
+    def metrics(self) -> Mapping[str, int]:
+        """Those of its kind, for all labels together and for each."""
+        of_labels = {f"{label}.{name}": sign for label in self.types for name, sign in self.own_metrics.items()}
+        return {**self.own_metrics, **of_labels}
+
+    # Data
+
+    def read(self, fields: Mapping[str, Any]) -> tuple[list[str], Marked]:
+        (text_field,), label_field = self.task.text_field, self.task.label_field
+        given = text_field != "text" or label_field != "label"
+        pairs = [(text_field, label_field)] if given else [("tokens", "tags"), ("text", "spans")]
+        held = [pair for pair in pairs if fields.keys() >= {*pair}]
+        if len(held) != 1:
+            expected = " or ".join(" and ".join(map(repr, pair)) for pair in pairs)
+            expected += "; name them with text_field and label_field" * (len(held) > 1)
+            raise ValueError(f"fields are {', '.join(fields)}; expected {expected}")
+        words, labels = (fields[name] for name in held[0])
+        if isinstance(words, str):
+            if not words.strip():
+                raise ValueError(f"{held[0][0]} is empty; expected a text")
+            return [whole(words, held[0][0])], Marked(self.check_spans(labels, words, held[0][1]))
+        return self.read_words(words, labels, *held[0])
+
+    def check_spans(self, value: Any, text: str, field: str) -> list[Span]:
+        try:
+            spans = checked_spans(value, text)
+            unknown = [label for *_, label in spans if self.tags and label not in self.types]
+            if unknown:
+                raise ValueError(f"has the label {unknown[0]!r}; expected one of {', '.join(self.types)}")
+        except ValueError as error:
+            raise ValueError(f"{field} {error}") from None
+        return spans
+
+    def read_words(self, words: Any, tags: Any, text_field: str, label_field: str) -> tuple[list[str], Marked]:
+        """A row of words and tags; the text is the words with a blank between them."""
+        for name, value, kinds in ((text_field, words, str), (label_field, tags, (str, int))):
+            if not isinstance(value, list) or not all(type(x) is not bool and isinstance(x, kinds) for x in value):
+                raise ValueError(f"{name} is {shown(value)}; expected a list of strings")
+        if not words:
+            raise ValueError(f"{text_field} is empty; expected at least one word")
+        if len(words) != len(tags):
+            raise ValueError(f"{len(words)} {text_field} and {len(tags)} {label_field}; expected a tag for each")
+        if blank := [i for i, word in enumerate(words) if not word.strip()]:
+            raise ValueError(f"{text_field}[{blank[0]}] is {words[blank[0]]!r}; expected a word")
+        words = [whole(word, text_field).strip() for word in words]
+        found = tuple(self.tag(tag, label_field) for tag in tags)
+        starts = [0]
+        for word in words:
+            starts.append(starts[-1] + len(word) + 1)
+        bounds = [(start, start + len(word)) for start, word in zip(starts, words, strict=False)]
+        spans = [(bounds[i][0], bounds[j - 1][1], label) for i, j, label in runs(found, self.alone)]
+        return [" ".join(words)], Marked(spans, bounds, found)
+
+    def tag(self, tag: str | int, field: str) -> str:
+        """A tag as it stands in the data, or a number among ``tags``, if it is one of the task's."""
+        if isinstance(tag, int):
+            if not 0 <= tag < len(self.options.tags):
+                raise ValueError(f"{field} has the number {tag}; expected a name, or a place from 0 among tags = [...]")
+            return self.tags[tag]
+        prefix, label = parted(tag)
+        if self.tags and not self.alone and tag not in self.index and (not prefix or label not in self.types):
+            words = " (for labels of single words say tags = [...], not labels)" if tag in self.types else ""
+            raise ValueError(f"{field} has {tag!r}; expected O, or B- or I- and one of {', '.join(self.types)}{words}")
+        if self.tags and self.alone and tag not in self.index:
+            raise ValueError(f"{field} has {tag!r}; expected one of {', '.join(self.tags)}")
+        return tag
+
+    @property
+    def finds_labels(self) -> bool:
+        return not self.tags
+
+    def complete(self, targets: Sequence[Marked]) -> TaskSpec:
+        """The task with the labels of its training data.
+
+        Raises:
+            RecipeError: the data have none, or some of their tags have B- or I- before them and others not.
+        """
+        labels = {label for marked in targets for *_, label in marked.spans}
+        tags = {tag for marked in targets for tag in marked.tags}
+        plain, prefixed = ({tag for tag in tags if bool(parted(tag)[0]) is known} for known in (False, True))
+        where = f"task {self.task.name!r}: its training data"
+        if plain and prefixed:
+            given = f"{where} have tags as {min(plain)!r} and as {min(prefixed)!r}"
+            raise RecipeError(f"{given}; expected all of them O, B-... and I-..., or none of them")
+        if not labels:
+            raise RecipeError(f"{where} have no labelled span; expected some, or labels = [...]")
+        if plain:
+            return dataclasses.replace(self.task, tags=tuple(sorted(plain)))
+        return dataclasses.replace(self.task, labels=tuple(sorted(labels)))
+
+    def declared(self, known: TaskSpec | None) -> TaskSpec:
+        if self.tags or known is None or known.kind != self.name:
+            return self.task
+        return dataclasses.replace(self.task, labels=known.labels, tags=known.tags)
+
+    def continued(self, before: TaskSpec) -> TaskSpec | None:
+        same = before.kind == self.name and isinstance(before.handler, Tokens) and before.handler.tags == self.tags
+        return self.task if same else None
+
+    def begins_with(self, theirs: Classifier) -> bool:
+        return theirs.kind == "tokens" and self.tags == theirs.labels
+
+    def stacked(self, targets: Sequence[Marked]) -> Sequence[Marked]:
+        return targets
+
+    def examples(self, texts: Sequence[str], targets: Sequence[Marked], split: Split) -> TaggedExamples:
+        embedder = split.embedder
+        limit, words = embedder.length_limit(split.max_length), [marked.words for marked in targets]
+        found = in_units(embedder.tokenizer, texts, limit, embedder.default_prompt, words)
+        rows = [row for units in found for row in units.rows]
+        marks = torch.full((len(rows), max(map(len, rows))), NO_LABEL, dtype=torch.int16)
+        at = lost = 0
+        for units, marked in zip(found, targets, strict=True):
+            for (window, place), tag in zip(units.places, tagged(units, marked.spans, self.index), strict=True):
+                if tag in self.index:  # where each word has a label of its own, there is no O
+                    marks[at + window, place] = self.index[tag]
+            at += len(units.rows)
+            if marked.words is None:
+                edges = {edge for word in units.words for edge in word}
+                lost += sum(start not in edges or end not in edges for start, end, _ in marked.spans)
+        if lost:
+            split.cut = f"{lost} spans begin or end within a word; whole words are tagged, so these are never found"
+        return TaggedExamples(rows, marks, 1, found, [marked.spans for marked in targets])
+
+    # Computing
+
+    @property
+    def outputs(self) -> int:
+        return len(self.tags)
+
+    def branch(self, dim: int) -> Branch:
+        if not self.tags:
+            raise RecipeError(
+                f"task {self.task.name!r}: its labels are not known; name them in labels = [...]", "labels"
+            )
+        return Branch(EachToken(), LinearHead(dim, self.outputs, self.options.dropout))
+
+    def by_row(self, outputs: Tensor, order: Sequence[int], lengths: Sequence[int]) -> Tensor:
+        """(rows, longest, tags): each row's tokens, filled up with 0."""
+        rows = in_order([outputs], order, lengths).split([*lengths])
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+        return token_cross_entropy(outputs, targets)
+
+    def count(self, targets: Tensor) -> float:
+        return int((targets != NO_LABEL).sum())
+
+    # Measuring and showing
+
+    def logits(self, outputs: Tensor, texts: Sequence[Units]) -> Iterator[Tensor]:
+        """Of each text, the logits of its words (words, tags), from those of all tokens of its windows."""
+        rows = iter(outputs.split([len(row) for units in texts for row in units.rows]))
+        for units in texts:
+            own = [next(rows) for _ in units.rows]
+            picked = [own[window][place] for window, place in units.places]
+            yield torch.stack(picked) if picked else outputs.new_empty(0, outputs.shape[1])
+
+    def spans(self, units: Units, logits: Tensor) -> list[dict[str, Any]]:
+        """The spans that the likeliest tags of words say, in order; ``score`` is the mean of their probabilities."""
+        best, tags = F.softmax(logits, dim=-1).max(dim=-1)
+        found = []
+        for i, j, label in runs([self.tags[tag] for tag in tags.tolist()], self.alone):
+            start, end = units.words[i][0], units.words[j - 1][1]
+            score = float(best[i:j].double().mean())
+            found.append({"start": start, "end": end, "text": units.text[start:end], "label": label, "score": score})
+        return found
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        raise NotImplementedError("spans are measured against whole texts; see measured")
+
+    def measured(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
+        """Precision, recall and F1 of exact spans: of all together, and of each label."""
+        assert isinstance(examples, TaggedExamples)
+        found = [
+            [(span["start"], span["end"], span["label"]) for span in self.spans(units, logits)]
+            for units, logits in zip(examples.texts, self.logits(outputs, examples.texts), strict=True)
+        ]
+        return agreement(examples.spans, found, self.types)
+
+
+def whole(text: str, field: str) -> str:
+    """The text, if it is Unicode.
+
+    Raises:
+        ValueError: it holds half of a surrogate pair, so that no one can say which characters a span has.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{field} holds half of a surrogate pair: {shown(text)}; expected Unicode") from None
+    return text
