@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtl.checkpoints.card import public_name as named_by
 from mtl.checkpoints.fetch import fetch
 from mtl.checkpoints.load import load
 from mtl.encode.engine import Engine, usable
@@ -58,8 +59,7 @@ def public_name(model: str) -> str:
     """What a model is called in an answer: its name, or of a folder the last part that says something."""
     if not Path(model).exists():
         return model.partition("@")[0]
-    parts = [part for part in Path(model).resolve().parts if part != "model"]
-    return parts[-1]
+    return named_by(Path(model))
 
 
 class Served:
