@@ -126,6 +126,10 @@ class Index:
             self.state = read_state(self.folder)
             self.view = View(self.folder, self.state)
 
+    def current(self) -> Index:
+        """The index in its newest state: this object, or where another has changed it, a new one."""
+        return self if read_state(self.folder).number == self.state.number else Index(self.folder, self._model)
+
     def __len__(self) -> int:
         return len(self.view)
 
