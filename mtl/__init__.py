@@ -21,6 +21,7 @@ from mtl.shadows import import_shadowed
 if TYPE_CHECKING:
     __version__: str
     from mtl.encode.sentence_encoder import SentenceEncoder
+    from mtl.index.index import Index
     from mtl.rows.corpus import embed_corpus
     from mtl.tasks.multitask import MultiTaskModel
     from mtl.tasks.spec import TaskSpec
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mtl.training.session import train
 
 PLACES = {
+    "Index": "mtl.index.index",
     "MultiTaskModel": "mtl.tasks.multitask",
     "SentenceEncoder": "mtl.encode.sentence_encoder",
     "TaskSpec": "mtl.tasks.spec",
@@ -42,6 +44,7 @@ PLACES = {
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "Index",
     "InputError",
     "MtlError",
     "MultiTaskModel",

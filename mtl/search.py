@@ -38,7 +38,7 @@ def as_matrix(vectors: Vectors, name: str) -> Tensor:
         InputError: they have another shape, or are no floating-point numbers.
     """
     if isinstance(vectors, np.ndarray):
-        vectors = torch.from_numpy(vectors.astype(vectors.dtype.newbyteorder("=")))
+        vectors = torch.from_numpy(vectors.astype(vectors.dtype.newbyteorder("="), copy=not vectors.flags.writeable))
     tensor = vectors
     if not tensor.is_floating_point() or tensor.dim() not in (1, 2):
         kind = str(tensor.dtype).removeprefix("torch.")

@@ -15,6 +15,7 @@ ORDER = (
     "mtl.search",
     "mtl.encode",
     "mtl.rows",
+    "mtl.index",
     "mtl.tasks",
     "mtl.check",
     "mtl.training",
@@ -80,7 +81,7 @@ def test_the_mathematics_imports_torch_alone():
 
 
 def test_every_room_says_what_lives_there():
-    for room in ("", "model", "kernels", "checkpoints", "encode", "rows", "tasks", "training", "serve", "cli"):
+    for room in ("", "model", "kernels", "checkpoints", "encode", "rows", "index", "tasks", "training", "serve", "cli"):
         assert ast.get_docstring(ast.parse((ROOT / "mtl" / room / "__init__.py").read_text(encoding="utf-8")))
 
 

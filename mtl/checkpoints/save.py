@@ -15,6 +15,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mtl.checkpoints.card import README, card, public_name, results_of
 from mtl.checkpoints.families import DISTILBERT, FAMILIES, Family
 from mtl.checkpoints.load import BRANCHES, TASKS, Checkpoint, Classifier
 from mtl.checkpoints.modules import POOLING_SWITCHES
@@ -214,3 +215,6 @@ def save(checkpoint: Checkpoint, folder: Path, model_type: str | None = None) ->
         if checkpoint.tasks:
             write_json(partial / TASKS, checkpoint.tasks)
             write_tensors(partial / BRANCHES, checkpoint.branches)
+        (classes,) = json.loads((partial / "config.json").read_text(encoding="utf-8"))["architectures"]
+        page = card(checkpoint, public_name(folder), classes, results_of(folder, checkpoint.tasks))
+        (partial / README).write_text(page, encoding="utf-8")

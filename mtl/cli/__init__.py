@@ -1,4 +1,4 @@
-"""The command line: mtl embed, embed-corpus, train, predict, evaluate, check, models, serve. One file a command."""
+"""The command line. One file a command, or two that go together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from mtl.cli import check, embed, evaluate, models, predict, serve, train
+from mtl.cli import check, embed, evaluate, index, models, predict, publish, serve, train
 from mtl.errors import MtlError, one_line
 
 INTERRUPTED = 130  # the exit code
@@ -38,6 +38,10 @@ for command in (
     check.check,
     models.models,
     serve.serve,
+    publish.card,
+    publish.push,
+    index.index,
+    index.search,
 ):
     cli.add_command(command)
 

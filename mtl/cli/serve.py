@@ -23,6 +23,7 @@ EXTRA = "mtl serve needs {}; install it with: pip install 'mtl[serve]'"
 @click.option("--name", help="What the model is called in answers.  [default: its own name]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option("--index", "folder", type=click.Path(path_type=Path), help="An index that POST /search searches.")
 @click.option("--api-keys", type=click.Path(path_type=Path), help="A file of keys, one a line; a client sends one.")
 @click.option("--without-key", is_flag=True, help="Let anybody in, at other addresses than this machine's own too.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="A web page's origin that may use the server, or *.")
@@ -43,6 +44,7 @@ def serve(
     name: str | None,
     host: str,
     port: int,
+    folder: Path | None,
     api_keys: Path | None,
     without_key: bool,
     cors: tuple[str, ...],
@@ -62,6 +64,7 @@ def serve(
     The same text has the same bytes as from `mtl embed`, whatever else is asked for at the same time.
     """
     try:
+        from mtl.index.index import Index
         from mtl.serve.app import Service, read_keys
         from mtl.serve.contracts import Limits
         from mtl.serve.model import Served
@@ -86,7 +89,8 @@ def serve(
     served = Served.load(model, name, device, precision, threads)
     settings(model=model, device=device, precision=served.encoder.precision, threads=served.engine.threads,
              dim=served.dim, max_length=served.limit, tasks=",".join(served.about()["tasks"]) or "none")  # fmt: skip
-    service = Service(served, limits, keys, truncate, print_record if log_json else None)
+    index = Index.open(folder, served.encoder) if folder else None
+    service = Service(served, limits, keys, truncate, print_record if log_json else None, index)
 
     def ready() -> None:
         click.echo(f"serving {served.name} at http://{host}:{at.getsockname()[1]}", err=True)

@@ -38,8 +38,7 @@ IGNORED = ("batch_size",)  # batches are made by number of tokens, and change no
 # Methods without an equal, and what an AttributeError says of each
 THEIR_METHODS = {
     "save_pretrained": "save_pretrained is called save here: model.save(folder)",
-    "save_to_hub": "there is no save_to_hub; model.save(folder), then huggingface_hub's upload_folder",
-    "push_to_hub": "there is no push_to_hub; model.save(folder), then huggingface_hub's upload_folder",
+    "save_to_hub": "save_to_hub is called push_to_hub here: model.push_to_hub('owner/name')",
     "get_sentence_embedding_dimension": "get_sentence_embedding_dimension() is called dim here: model.dim",
     "get_embedding_dimension": "get_embedding_dimension() is called dim here: model.dim",
     "tokenize": "there is no tokenize; model.tokenizer(texts).rows are the token ids",

@@ -19,6 +19,7 @@ from mtl import search
 from mtl.checkpoints import load
 from mtl.checkpoints import save as export
 from mtl.checkpoints.fetch import fetch
+from mtl.checkpoints.publish import PushOptions, push_saved
 from mtl.encode.compat import THEIR_METHODS, accepts_their_keywords
 from mtl.encode.engine import Engine, usable
 from mtl.encode.options import DEFAULTS, EncodeOptions
@@ -163,6 +164,18 @@ class SentenceEncoder(nn.Module):
             WeightsError: the folder is not empty or cannot be written.
         """
         export.save(self.to_checkpoint(), Path(folder))
+
+    def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> str:
+        """Commit what ``save`` writes to a repository of the hub, ``owner/name``; gives the address of the commit.
+
+        ``private``: nobody else sees it. ``create_pr`` proposes it in a pull request, ``revision`` names a branch,
+        ``commit_message`` what was done. ``token`` is by default that of ``hf auth login`` or of HF_TOKEN.
+
+        Raises:
+            InputError: the name or the token cannot be one.
+            WeightsError: the hub does not take it.
+        """
+        return push_saved(self.save, repo_id, options)
 
     @property
     def dim(self) -> int:

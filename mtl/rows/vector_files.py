@@ -53,6 +53,17 @@ def convert(vectors: Vectors, precision: OutputPrecision, ranges: Vectors | None
     return vectors.astype(precision, copy=False)
 
 
+def scaled(vectors: Vectors) -> tuple[Vectors, Vectors]:
+    """Vectors as int8 (rows, dim), and what to multiply each with to have it back, float32 (rows,).
+
+    Each vector has the scale of its own largest value, so that no other text has a part in it, and cosines need no
+    scale at all.
+    """
+    scales = np.abs(vectors).max(axis=1, initial=0) / np.float32(127)
+    steps = vectors / np.where(scales == 0, 1, scales)[:, None]
+    return np.rint(steps).astype(np.int8), scales.astype(np.float32)
+
+
 def converted_shape(dim: int, precision: OutputPrecision) -> tuple[int, str]:
     """How wide a converted vector is, and its numpy dtype."""
     if precision in ("binary", "ubinary"):

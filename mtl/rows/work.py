@@ -9,7 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from mtl.errors import WeightsError
 from mtl.rows.blocks import SCALE, VECTOR, Columns, blocks
 from mtl.rows.manifest import Settings, note
 from mtl.rows.uris import Place, Source, named
+from mtl.rows.vector_files import scaled
 
 # int8 of one file's output has the ranges of all its vectors; a corpus's has a scale for each vector, and another name
 CorpusPrecision = Literal["float32", "float16", "scaled-int8"]
@@ -126,17 +126,6 @@ def with_vectors(
     if scales is not None:
         table = table.append_column(SCALE, pa.array(scales))
     return table.replace_schema_metadata(metadata)
-
-
-def scaled(vectors: Vectors) -> tuple[Vectors, Vectors]:
-    """Vectors as int8 (rows, dim), and what to multiply each with to have it back, float32 (rows,).
-
-    Each vector has the scale of its own largest value, so that no other text has a part in it, and cosines need no
-    scale at all.
-    """
-    scales = np.abs(vectors).max(axis=1, initial=0) / np.float32(127)
-    steps = vectors / np.where(scales == 0, 1, scales)[:, None]
-    return np.rint(steps).astype(np.int8), scales.astype(np.float32)
 
 
 def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from mtl.errors import InputError, MtlError, one_line
+from mtl.index.index import Index
 from mtl.serve.contracts import CHARACTERS, Fields, Limits, Refused, dumps, read_fields
 from mtl.serve.metrics import SIZES, Metrics
 from mtl.serve.model import VECTORS, Served, Side, Tokens, TooLong
@@ -90,7 +91,7 @@ class Call:
         self.texts = texts
 
     async def tokenized(
-        self, texts: Sequence[str], field: str, fields: Fields | None = None, empty: bool = False
+        self, texts: Sequence[str], field: str, fields: Fields | None = None, empty: bool = False, query: bool = False
     ) -> tuple[Row, ...]:
         """The rows of texts, cut where the request, or else the server, says so.
 
@@ -108,7 +109,7 @@ class Call:
                 raise Refused(self.status, f"Input validation error: {given}; expected at most {most}", field)
         self.characters = sum(map(len, texts))
         truncate, side = self.cutting(options)
-        make = functools.partial(self.served.tokenize, texts, options.string("prompt_name"), truncate, side)
+        make = functools.partial(self.served.tokenize, texts, options.string("prompt_name"), truncate, side, query)
         if self.characters <= INLINE:
             return self.keep(make, field)
         loop = asyncio.get_running_loop()
@@ -192,7 +193,7 @@ class Service:
     """A model, its queue, and the rules by which requests are let in.
 
     ``keys`` are the hashes that ``read_keys`` gives; none lets everybody in. ``truncate`` is for requests that do not
-    say it themselves. ``report`` is given a record of each request.
+    say it themselves. ``report`` is given a record of each request. ``index`` is what /search searches.
     """
 
     def __init__(
@@ -202,8 +203,10 @@ class Service:
         keys: Sequence[bytes] = (),
         truncate: bool = False,
         report: Callable[[dict[str, Any]], None] | None = None,
+        index: Index | None = None,
     ) -> None:
         self.served, self.limits, self.keys, self.truncate, self.report = served, limits, keys, truncate, report
+        self.index = index
         self.metrics = Metrics()
         self.draining = False
         self.requests = self.held = 0

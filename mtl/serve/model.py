@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtl.checkpoints.card import public_name as named_by
 from mtl.checkpoints.fetch import fetch
 from mtl.checkpoints.load import load
 from mtl.encode.engine import Engine, usable
 from mtl.encode.precision import Precision
-from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.sentence_encoder import QUERY, SentenceEncoder
 from mtl.encode.tokenizer import check_texts
 from mtl.errors import InputError, WeightsError, shown
 from mtl.kernels.threads import computing_with
@@ -58,8 +59,7 @@ def public_name(model: str) -> str:
     """What a model is called in an answer: its name, or of a folder the last part that says something."""
     if not Path(model).exists():
         return model.partition("@")[0]
-    parts = [part for part in Path(model).resolve().parts if part != "model"]
-    return parts[-1]
+    return named_by(Path(model))
 
 
 class Served:
@@ -141,15 +141,19 @@ class Served:
     # Texts to rows
 
     def tokenize(
-        self, texts: Sequence[str], prompt_name: str | None = None, truncate: bool = False, side: Side = "right"
-    ) -> Tokens:
+        self, texts: Sequence[str], prompt_name: str | None = None, truncate: bool = False, side: Side = "right",
+        query: bool = False,
+    ) -> Tokens:  # fmt: skip
         """The rows of texts, the prompt before each; those over the limit are cut on one side, where that is asked for.
+
+        ``query``: the prompt is that of ``encode_query``.
 
         Raises:
             InputError: no such prompt, or a text that is no Unicode.
             TooLong: a text is over the limit.
         """
         prompt = self.encoder.prompt_for(None, prompt_name)
+        prompt = self.encoder.prompted(QUERY, {})["prompt"] or "" if query else prompt
         prefix, suffix = self.tokenizer.prefix, self.tokenizer.suffix
         room = self.limit - len(prefix) - len(suffix)
         rows, cut = [], 0

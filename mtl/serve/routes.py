@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -19,12 +21,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from mtl.index.index import Hit
+from mtl.rows.vector_files import json_line
 from mtl.serve.app import Call, Service, not_served
 from mtl.serve.contracts import Refused, embedding, ranked, to_classify
-from mtl.serve.model import HEADS, TOKENS
+from mtl.serve.model import HEADS, TOKENS, VECTORS
 from mtl.serve.queue import Row
 
 STARTED = int(time.time())
+RESULTS = 1000  # of a query of /search
 PIECES = 1 << 19  # characters whose tokens may be asked for at once
 
 
@@ -131,7 +136,7 @@ async def decode(call: Call) -> Any:
 
 
 async def info(call: Call) -> Any:
-    served, limits, about = call.served, call.service.limits, call.served.about()
+    served, limits, about, index = call.served, call.service.limits, call.served.about(), call.service.index
     kind: dict[str, Any] = {"embedding": {"pooling": about["pooling"]}}
     if len(about["tasks"]) == 1:
         labels = next(iter(about["tasks"].values()))["labels"] or ["value"]
@@ -157,7 +162,7 @@ async def info(call: Call) -> Any:
         "version": version("mtl"),
         "sha": None,
         "docker_label": None,
-        "mtl": about,
+        "mtl": about | ({"index": {"rows": len(index), "form": index.state.form}} if index is not None else {}),
     }
 
 
@@ -230,6 +235,29 @@ async def predictions(call: Call) -> Any:
     return listed(call, data)
 
 
+async def search(call: Call) -> Any:
+    """POST /search: the rows of the index that are the most similar to each query, from its newest state."""
+    if call.service.index is None:
+        raise Refused(424, "the server has no index; start it with --index FOLDER", "query")
+    k = call.fields.count("k", RESULTS) or 5
+    single = isinstance(call.fields.get("query"), str)
+    rows = await call.tokenized(call.fields.strings("query"), "query", query=True)
+    vectors = call.served.finished(await call.values(VECTORS, rows), False, None)
+
+    def found() -> list[list[orjson.Fragment]]:
+        assert call.service.index
+        call.service.index = index = call.service.index.current()
+        return [[as_json(hit) for hit in hits] for hits in index.search(vectors, k)]
+
+    results = await asyncio.get_running_loop().run_in_executor(call.service.pool, found)
+    return {"results": results[0] if single else results}
+
+
+def as_json(hit: Hit) -> orjson.Fragment:
+    """A row as it was kept: JSON has more numbers than orjson."""
+    return orjson.Fragment(json_line(dataclasses.asdict(hit)).encode(errors="backslashreplace"))
+
+
 async def models(call: Call) -> Any:
     """GET /v1/models"""
     return {
@@ -271,7 +299,9 @@ def application(service: Service, origins: Sequence[str] = ()) -> Starlette:
         "embed": embed, "embed_all": embed_all, "embed_sparse": embed_sparse, "predict": predict, "rerank": rerank,
         "similarity": similarity, "tokenize": tokenize, "decode": decode,
     }  # fmt: skip
-    openai = {"/embeddings": embeddings, "/v1/embeddings": embeddings, "/v1/predict": predictions}
+    openai = {
+        "/embeddings": embeddings, "/v1/embeddings": embeddings, "/v1/predict": predictions, "/search": search,
+    }  # fmt: skip
     routes = [
         *(Route(f"/{name}", service.endpoint(name, handler), methods=["POST"]) for name, handler in tei.items()),
         *(

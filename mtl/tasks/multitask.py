@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from mtl.checkpoints import load
 from mtl.checkpoints import save as export
 from mtl.checkpoints.fetch import fetch
 from mtl.checkpoints.files import check_tensors
+from mtl.checkpoints.publish import PushOptions, push_saved
 from mtl.encode.batching import in_order
 from mtl.encode.engine import Engine, usable
 from mtl.encode.precision import Precision, effective
@@ -209,6 +210,10 @@ class MultiTaskModel(nn.Module):
                 head = load.Classifier(task.head, task.handler.folded(own), task.labels, PROBLEMS[task.kind])
         checkpoint = dataclasses.replace(checkpoint, classifier=head, tasks=specs, branches=tensors)
         export.save(checkpoint, Path(folder))
+
+    def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> str:
+        """Commit what ``save`` writes to a repository of the hub; see SentenceEncoder.push_to_hub."""
+        return push_saved(self.save, repo_id, options)
 
     def program(self) -> Program | Plain:
         """What inference computes with, made anew where this model has changed; see SentenceEncoder.program."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from mtl.checkpoints.card import write_results
 from mtl.disk import lock, sweep, writing
 from mtl.encode.engine import usable
 from mtl.errors import CheckpointError, TrainingError, TrainingStopped
@@ -19,7 +20,7 @@ from mtl.training.data import completed, load_data
 from mtl.training.distributed import Processes, joined, own_device, own_threads
 from mtl.training.metrics import all_logits, confusions, measure
 from mtl.training.recipe import Recipe, as_recipe
-from mtl.training.report import Log, NoLog, Notes, Reporter
+from mtl.training.report import Log, Metrics, NoLog, Notes, Reporter
 from mtl.training.run import Run, prepare
 from mtl.training.start import create
 
@@ -201,14 +202,16 @@ def claimed(folder: Path, resume: bool, ranks: Processes) -> Iterator[None]:
         yield
 
 
-def show(run: Run, told: Reporter, split: str, title: str, tasks: set[str], threads: int) -> None:
-    """Measure some tasks on a split, for the reporter."""
+def show(run: Run, told: Reporter, split: str, title: str, tasks: set[str], threads: int) -> Metrics:
+    """Measure some tasks on a split, for the reporter; gives the metrics, in the first process."""
     data = {name: examples for name, examples in run.data[split].items() if name in tasks}
     if not data:
-        return
+        return {}
     logits = all_logits(run.model, data, threads, run.ranks)
+    metrics = measure(run.model.tasks, logits, data) if run.ranks.leads else {}
     if run.ranks.leads:
-        told.measured(run, title, measure(run.model.tasks, logits, data), confusions(run.model.tasks, logits, data))
+        told.measured(run, title, metrics, confusions(run.model.tasks, logits, data))
+    return metrics
 
 
 def untrained(run: Run, told: Reporter, threads: int) -> None:
@@ -221,9 +224,10 @@ def finish(run: Run, told: Reporter, log: Log, threads: int) -> None:
     """Take the best weights, measure them, and write the model."""
     run.take_best()
     told.trained(run)
-    for split in ("dev", "test"):
-        show(run, told, split, split, {*run.model.tasks}, threads)
+    metrics = {split: show(run, told, split, split, {*run.model.tasks}, threads) for split in ("dev", "test")}
     if run.ranks.leads:
+        rows = {split: {name: len(examples) for name, examples in run.data[split].items()} for split in run.data}
+        write_results(run.folder, run.plan.recipe.as_dict(), rows, {k: v for k, v in metrics.items() if v})
         if not (run.folder / "model" / "config.json").exists():
             run.model.save(run.folder / "model")
         told.end(run, log, threads)

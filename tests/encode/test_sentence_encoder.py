@@ -351,7 +351,7 @@ def test_a_limit_that_is_set_as_in_sentence_transformers(tiny: SentenceEncoder) 
 
 
 def test_methods_of_sentence_transformers_are_named(tiny: SentenceEncoder) -> None:
-    assert not hasattr(tiny, "push_to_hub")
+    assert not hasattr(tiny, "save_to_hub")
     with pytest.raises(AttributeError, match=r"save_pretrained is called save here: model.save\(folder\)"):
         tiny.save_pretrained("x")
     with pytest.raises(AttributeError, match="'SentenceEncoder' object has no attribute 'nothing'"):

@@ -43,7 +43,12 @@ def recipe(folder: Path, tmp_path: Path) -> Recipe:
 def test_train_and_evaluate_from_python(recipe: Recipe, tmp_path: Path, capfd, caplog) -> None:
     """Nothing is printed; what is left out is logged."""
     model = mtl.train(recipe, tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "metrics.jsonl", "model"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "checkpoints",
+        "metrics.jsonl",
+        "model",
+        "results.json",
+    ]
     assert not any(part.training for part in model.modules())
     saved = MultiTaskModel.from_pretrained(tmp_path / "run")
     for name, x in model.state_dict().items():
@@ -229,6 +234,7 @@ def test_a_full_disk_at_the_end(recipe: Recipe, tmp_path: Path, monkeypatch: pyt
         with pytest.raises(mtl.MtlError, match="model cannot be written: No space left on device$"):
             mtl.train(recipe, tmp_path / "run")
     monkeypatch.undo()
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "metrics.jsonl"]
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["checkpoints", "metrics.jsonl", "results.json"]
     mtl.train(recipe, tmp_path / "run", resume=True)
     assert MultiTaskModel.from_pretrained(tmp_path / "run").tasks.keys() == {"vowel", "size"}

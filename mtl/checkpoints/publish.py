@@ -1,0 +1,141 @@
+"""From a model's folder to the Hugging Face hub: its own files in one commit, nothing else that lies beside them."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from mtl.checkpoints.card import PLACEHOLDER, README, card, public_name, results_of
+from mtl.checkpoints.fetch import HUB_ID, fetch, quiet_hub
+from mtl.checkpoints.files import read_object
+from mtl.checkpoints.load import BRANCHES, TASKS, load
+from mtl.errors import InputError, MtlError, WeightsError, shown
+
+# All that a model is made of, here, for sentence-transformers, transformers and ONNX
+FILES = re.compile(
+    rf"(\d+_\w+/)?(config\.json|model\.safetensors)|(tokenizer|tokenizer_config|special_tokens_map|modules|"
+    rf"sentence_bert_config|config_sentence_transformers)\.json|vocab\.txt|{re.escape(TASKS)}|{re.escape(BRANCHES)}|"
+    r"onnx/model(_\w+)?\.onnx|README\.md|LICENSE"
+)
+
+
+class PushOptions(TypedDict, total=False):
+    """private: Nobody else sees it. create_pr: Propose the files in a pull request. revision: The branch to commit to;
+    it is made where there is none. commit_message: By default, one that names mtl. token: By default, that of
+    ``hf auth login`` or of HF_TOKEN."""
+
+    private: bool
+    create_pr: bool
+    revision: str | None
+    commit_message: str
+    token: str | None
+
+
+def page(folder: Path) -> str:
+    """The README.md of a model's folder, made anew from its files and its run's.
+
+    Raises:
+        ConfigError, WeightsError: it is no model of ours, or a file of its run is damaged.
+    """
+    checkpoint = load(folder)
+    classes = read_object(folder / "config.json").get("architectures") or [""]
+    return card(checkpoint, public_name(folder), str(classes[0]), results_of(folder, checkpoint.tasks))
+
+
+def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """The files of a folder that are the model's, by their names in it, and the names of others beside them."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    ours = {name: path for name, path in found.items() if FILES.fullmatch(name)}
+    return ours, [name for name in found if name not in ours]
+
+
+def push(model: str | Path, repo_id: str, **options: Unpack[PushOptions]) -> tuple[str, list[str]]:
+    """Commit the files of a model, or of a run's model, to a repository of the hub, which is made if need be.
+
+    Files of a model that the repository has and the folder has not are deleted in the same commit. Gives the commit's
+    address, or the pull request's, and the names of the files in the folder that are no part of the model and stay.
+
+    Raises:
+        InputError: the name or the token cannot be one.
+        ConfigError, WeightsError: it is no model that can be loaded, or the hub does not take it.
+    """
+    check_address(repo_id, token := options.get("token"))
+    folder = fetch(str(model))
+    made = page(folder)  # it loads the model, too
+    files, others = model_files(folder)
+    text = files[README].read_text(encoding="utf-8") if README in files else made
+    hub = quiet_hub()
+    try:
+        return commit(hub, repo_id, {**files, README: text.replace(PLACEHOLDER, repo_id).encode()}, options), others
+    except MtlError:
+        raise
+    except Exception as error:
+        raise refused(repo_id, error, token or hub.get_token()) from None
+
+
+def commit(hub: Any, repo_id: str, files: dict[str, Any], options: PushOptions) -> str:
+    """One commit that makes a repository's model these files; gives its address."""
+    api = hub.HfApi(token=options.get("token"), library_name="mtl")
+    private, revision = bool(options.get("private")), options.get("revision")
+    api.create_repo(repo_id, private=private or None, exist_ok=True)
+    if private and not api.model_info(repo_id).private:
+        raise WeightsError(
+            f"{repo_id} is on the hub already, and public; make it private there, or choose another name"
+        )
+    if revision and not options.get("create_pr"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    there = api.list_repo_files(repo_id, revision=revision)
+    stale = [name for name in there if FILES.fullmatch(name) and name not in files and name != "LICENSE"]
+    operations = [
+        *(hub.CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+          for name, content in files.items()),
+        *(hub.CommitOperationDelete(name) for name in stale),
+    ]  # fmt: skip
+    done = api.create_commit(
+        repo_id, operations, commit_message=options.get("commit_message") or "Push a model with mtl",
+        revision=revision, create_pr=bool(options.get("create_pr")),
+    )  # fmt: skip
+    lost = files.keys() - {*api.list_repo_files(repo_id, revision=done.oid)}
+    if lost:
+        raise WeightsError(f"{repo_id} has a .gitignore that keeps out {', '.join(sorted(lost))}; change it there")
+    return str(done.pr_url or done.commit_url)
+
+
+def check_address(repo_id: str, token: str | None) -> None:
+    """That a repository can be called so, and that a token can stand in a header: no client then says what it could
+    not send.
+
+    Raises:
+        InputError: it cannot; the line does not show the token.
+    """
+    if not re.fullmatch(HUB_ID, repo_id):
+        raise InputError(f"{shown(repo_id)} is no name on the hub; expected owner/name")
+    if token is not None and (not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token)):
+        raise InputError("token is no token of the hub; expected a string of letters, digits and _, without spaces")
+
+
+def refused(repo_id: str, error: Exception, token: str | None) -> WeightsError:
+    """One line for whatever the hub's client raised. Tokens are taken out of it, whoever put them there."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    advice = {
+        401: "log in with `hf auth login`, or set HF_TOKEN",
+        403: "the token may not write there; make one that may",
+        404: "there is no such repository or branch, or the token may not see it",
+    }.get(status or 0, "what was there before is as it was; try again")
+    text = getattr(error, "server_message", None) or " ".join(str(error).split()) or type(error).__name__
+    text = text.replace(token, "***") if token else text
+    text = re.sub(r"hf_\w+|(?<=Bearer )\S+", "***", text)
+    code = f"{status}: " if status else ""
+    return WeightsError(f"{repo_id} was not pushed ({code}{text[:200]}); {advice}")
+
+
+def push_saved(save: Callable[[Path], None], repo_id: str, options: PushOptions) -> str:
+    """As ``push``, of a model that ``save`` writes to a folder; gives the address."""
+    check_address(repo_id, options.get("token"))
+    with tempfile.TemporaryDirectory(prefix="mtl-") as temporary:
+        folder = Path(temporary) / repo_id.rpartition("/")[2]
+        save(folder)
+        return push(folder, repo_id, **options)[0]

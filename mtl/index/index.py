@@ -1,0 +1,293 @@
+"""Index: rows of texts with their vectors in a folder, searched by texts or vectors, appended to, deleted from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Self, cast, get_args
+
+from mtl import search
+from mtl.disk import lock, writing
+from mtl.encode.sentence_encoder import DOCUMENT, SentenceEncoder
+from mtl.errors import InputError, check_counts, differences, shown
+from mtl.index.store import (
+    STATE,
+    Form,
+    Id,
+    State,
+    View,
+    check_id,
+    clean,
+    delete,
+    planes,
+    read_state,
+    write_segment,
+    write_state,
+)
+from mtl.rows.outputs import Output, open_output
+from mtl.rows.read import TextRow
+from mtl.search import Similarity, Vectors, as_matrix, unit
+
+ADDING = "adding.jsonl"  # what an addition under way is called: adding.jsonl.partial and so on
+WINDOW = 2048  # texts that are embedded, and kept, at once
+CANDIDATES, PER_RESULT = 256, 32  # rows whose vectors are compared, of an index in bits: so many, and so many a result
+SAME = (
+    "encoder",
+    "tokenizer",
+    "pooling",
+    "precision",
+    "prompt",
+    "max_length",
+)  # what makes equal vectors of equal texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A row that was found: how similar it is, its id, and its fields."""
+
+    score: float
+    id: Id
+    row: dict[str, Any]
+
+
+class Index:
+    """Rows with an id, a text and its vector, in a folder; what was added, replaced or deleted is so in one step.
+
+    ``form`` is how vectors are kept: "fp32"; "int8", a quarter of that, each with a scale; or "binary", whose bits find
+    candidates that are then compared by their float32 vectors, which stay on the disk. Searches in fp32 are exact;
+    those of the other forms are so over what they keep, or over the candidates.
+
+    An object sees the state in which the index was when it was opened, whatever others write; ``refresh`` sees the
+    newest.
+    """
+
+    def __init__(self, folder: Path, model: SentenceEncoder | None = None) -> None:
+        self.folder, self._model = folder, model
+        self.refresh()
+
+    @classmethod
+    def open(cls, folder: str | Path, model: SentenceEncoder | None = None) -> Self:
+        """An index that is there. ``model`` is by default the one that it was made with, loaded when it is needed.
+
+        Raises:
+            InputError: there is none, it is damaged, or the model is another one.
+        """
+        index = cls(Path(folder), model)
+        if model is not None:
+            index.check_model(model)
+        return index
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        model: SentenceEncoder | str,
+        form: Form = "fp32",
+        *,
+        field: str = "text",
+        id_field: str | None = None,
+        model_name: str | None = None,
+    ) -> Self:
+        """A new index without rows. ``model`` makes the vectors; of one that comes as an object, ``model_name`` is the
+        name by which ``open`` finds it, or else ``open`` has to be given it. Rows have their text in ``field``, and
+        their id in ``id_field``; without that they are numbered from 0.
+
+        Raises:
+            InputError: there is something in the folder; or an unknown form.
+        """
+        folder = Path(folder)
+        if form not in get_args(Form):
+            raise InputError(f"form is {shown(form)}; expected one of {', '.join(get_args(Form))}")
+        encoder = SentenceEncoder.from_pretrained(model) if isinstance(model, str) else model
+        with writing(folder, InputError):
+            folder.mkdir(parents=True, exist_ok=True)
+        with lock(folder, InputError):
+            if any(path.name != ".lock" for path in folder.iterdir()):
+                raise InputError(f"{folder} exists and is not empty; append to an index, or choose another name")
+            settings = {
+                "model": model if isinstance(model, str) else model_name,
+                "field": field,
+                "id_field": id_field,
+                **made_with(encoder),
+            }
+            write_state(folder, State(form, encoder.dim, encoder.similarity_fn_name, settings))
+        return cls(folder, encoder)
+
+    def refresh(self) -> None:
+        """See the newest state."""
+        try:
+            self.state = read_state(self.folder)
+            self.view = View(self.folder, self.state)
+        except InputError:  # two states have followed each other in between, or something is damaged
+            self.state = read_state(self.folder)
+            self.view = View(self.folder, self.state)
+
+    def current(self) -> Index:
+        """The index in its newest state: this object, or where another has changed it, a new one."""
+        return self if read_state(self.folder).number == self.state.number else Index(self.folder, self._model)
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    @property
+    def model(self) -> SentenceEncoder:
+        """The model that made the vectors.
+
+        Raises:
+            InputError: it is not known, or no longer the same.
+        """
+        if self._model is None:
+            name = self.state.settings["model"]
+            if name is None:
+                raise InputError(f"{self.folder} was made with a model that has no name; open it with model=...")
+            loaded = SentenceEncoder.from_pretrained(name, precision=self.state.settings["precision"])
+            self.check_model(loaded)
+            self._model = loaded
+        return self._model
+
+    def check_model(self, model: SentenceEncoder) -> None:
+        """Raise an InputError that says what differs, if a model's vectors do not go with those of the index."""
+        before = {key: self.state.settings.get(key) for key in SAME}
+        if different := differences(before, made_with(model)):
+            raise InputError(f"{self.folder} was made with another model: {'; '.join(different)}")
+
+    def rows(self, rows: Iterable[str | Mapping[str, Any]], replace: bool) -> Iterator[TextRow]:
+        """Each row's text, and its fields; a string is a row whose text it is."""
+        field, id_field = self.state.settings["field"], self.state.settings["id_field"]
+        known = self.view.places_by_id() if id_field and not replace else {}
+        seen: set[str] = set()
+        for number, row in enumerate(rows, 1):
+            fields = {field: row} if isinstance(row, str) else dict(row)
+            if not isinstance(fields.get(field), str):
+                raise InputError(f"row {number} has no text in the field {field!r}; expected a string there")
+            if id_field:
+                check_id(fields.get(id_field), f"row {number}, field {id_field!r}", seen, known)
+            yield fields[field], fields
+
+    def add(
+        self, rows: Iterable[str | Mapping[str, Any]], *, replace: bool = False, resume: bool = False,
+        overwrite: bool = False, threads: int | None = None,
+    ) -> int:  # fmt: skip
+        """Add rows, which are there when all of them are; gives their number. They need not fit in memory.
+
+        Of an addition that was interrupted, vectors are kept: ``resume`` goes on with the same rows, ``overwrite``
+        begins anew. With ``replace``, rows whose id is there already take the place of the older ones.
+
+        Raises:
+            InputError: a row has no text or no id, or an id that another has; the index is as it was.
+        """
+        target, settings = self.folder / ADDING, self.state.settings
+        with self.changing(), open_output(target, self.state.dim, "float32", settings, resume, overwrite) as output:
+            model, before = self.model, output.expected
+            remaining = output.remaining(self.rows(rows, replace or (bool(before) and before == self.state.last)))
+            if before and before == self.state.last:  # it was killed between its last step and this one
+                if more := next(remaining, None):
+                    raise InputError(f"{self.folder} has these rows, but not {shown(more[0])}; add that alone")
+                output.discard()
+                return 0
+            options = model.prompted(DOCUMENT, {"threads": threads})
+            for part in model.encode_rows(remaining, itemgetter(0), window=WINDOW, **options):
+                output.write(*part)
+            self.take(output)
+            output.discard()
+            return output.rows
+
+    def take(self, output: Output) -> None:
+        """Make an output's rows the index's, in the place of those with the same ids."""
+        state, parts, field = self.state, output.parts("float32"), self.state.settings["id_field"]
+        given = (fields[field] for rows, _ in parts for fields in rows) if field else count(state.added)
+        ids: list[Id] = list(islice(given, output.rows))
+        name = f"segment-{state.number + 1:08d}"
+        write_segment(self.folder / name, state, with_ids(parts, ids), output.rows)
+        known = self.view.places_by_id() if field else {}
+        delete(
+            self.folder, state, [known[str(one)] for one in ids if str(one) in known],
+            segments=(*state.segments, (name, output.rows)), added=state.added + output.rows,
+            last=output.digest.hexdigest(),
+        )  # fmt: skip
+
+    def delete(self, ids: Iterable[Id]) -> int:
+        """Delete the rows with these ids, all or none; gives their number.
+
+        Raises:
+            InputError: one is not there.
+        """
+        with self.changing():
+            known, wanted = self.view.places_by_id(), {str(name) for name in ids}
+            if missing := sorted(wanted - known.keys()):
+                raise InputError(f"no row has the id {shown(missing[0])}; nothing was deleted")
+            delete(self.folder, self.state, [known[name] for name in wanted])
+            return len(wanted)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Within it, nobody else writes; it begins and ends with the newest state."""
+        with lock(self.folder, InputError):
+            self.refresh()
+            clean(self.folder, self.state)
+            yield
+            self.refresh()
+
+    def search(self, queries: str | Iterable[str] | Vectors, k: int = 10) -> Any:
+        """The k rows that are the most similar to a query, best first, of equal ones the first: a list of ``Hit``.
+
+        Of several queries, a list of such lists. Queries are texts, or vectors (queries, dim) or (dim,).
+        """
+        single = isinstance(queries, str) or (search.are_vectors(queries) and queries.ndim == 1)
+        vectors = queries if search.are_vectors(queries) else self.model.encode_query(queries)
+        scores, places = self.nearest(vectors, k)
+        found = [
+            [Hit(float(score), *self.fields(place)) for score, place in zip(*each, strict=True)]
+            for each in zip(scores, places, strict=True)
+        ]
+        return found[0] if single else found
+
+    def fields(self, place: int) -> tuple[Id, dict[str, Any]]:
+        row = self.view.row(int(place))
+        return row["id"], row["row"]
+
+    def nearest(self, queries: Vectors, k: int) -> tuple[Any, Any]:
+        """The scores and places, counted over all segments, of what is nearest to each of queries (queries, dim)."""
+        check_counts(k=k)
+        wanted, measure = as_matrix(queries, "queries"), cast(Similarity, self.state.measure)
+        search.check_measure(measure, (wanted.shape[1], self.state.dim))
+        if measure == "cosine":  # the vectors are at length 1 already
+            wanted, measure = unit(search.check_finite(wanted, "queries")), "dot"
+        if self.state.form == "binary":
+            return self.rescored(wanted, k, measure)
+        scores, places = search.search(wanted, cast(Any, self.view), k, measure)
+        return scores, self.view.live[places] if len(self.view.deleted) else places
+
+    def rescored(self, queries: Any, k: int, measure: Similarity) -> tuple[list[Any], list[Any]]:
+        """As ``nearest``, among candidates by bits."""
+        scores, places = [], []
+        for query, bits in zip(queries, planes(queries.numpy()).T, strict=True):
+            candidates = self.view.candidates(bits, max(CANDIDATES, PER_RESULT * k))
+            found, order = search.search(query, self.view.at(candidates), k, measure)
+            scores.append(found[0])
+            places.append(candidates[order[0]])
+        return scores, places
+
+
+def made_with(model: SentenceEncoder) -> dict[str, Any]:
+    """What a text's vector depends on."""
+    return {
+        "precision": model.precision,
+        "prompt": model.prompted(DOCUMENT, {})["prompt"],
+        "max_length": model.max_seq_length,
+        **model.fingerprint,
+    }
+
+
+def with_ids(parts: Iterable[Any], ids: Sequence[Id]) -> Iterator[Any]:
+    """Parts, each with the ids of its rows before it."""
+    given = iter(ids)
+    return ((list(islice(given, len(part[0]))), part) for part in parts)
+
+
+def is_index(folder: Path) -> bool:
+    return (folder / STATE).is_file()

@@ -1,0 +1,250 @@
+"""The page that is saved with a model, and what gets to a hub of our own, through the hub's own client."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import randomized
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from repositories import TOKEN, WritableHub, writable
+
+import mtl
+from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
+from mtl.checkpoints import card as cards
+from mtl.checkpoints.card import HUB_TASKS, PLACEHOLDER, cell, markdown
+from mtl.checkpoints.publish import FILES, model_files, page, push
+from mtl.cli import main
+from mtl.errors import InputError, WeightsError
+from mtl.tasks.kinds import KINDS
+
+TASKS = (TaskSpec("topic", ("x|y", "z"), head="distilbert", pooling=("cls",)), TaskSpec("score", kind="regression"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WritableHub]:
+    import huggingface_hub.constants as constants
+
+    with writable() as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield found
+
+
+@pytest.fixture
+def heads(tiny: SentenceEncoder) -> MultiTaskModel:
+    return randomized(MultiTaskModel(tiny, TASKS))
+
+
+@pytest.fixture
+def run(folder: Path, tmp_path: Path) -> Path:
+    """A run that was trained, with data and a stray token beside the model's files."""
+    data = tmp_path / "secret-place" / "rows.jsonl"
+    data.parent.mkdir()
+    rows = [{"text": text, "label": "yes" if "a" in text else "no"} for text in ("a b", "c d", "e a", "f")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TaskSpec("vowel", ("yes", "no"), train=data, dev=data, test=data)
+    recipe = mtl.Recipe(folder, [task], mtl.Training(epochs=1, batch_size=2))
+    mtl.train(recipe, tmp_path / "demo")
+    (tmp_path / "demo" / "model" / "rows.jsonl").write_text(data.read_text())
+    (tmp_path / "demo" / "model" / ".env").write_text(f"HF_TOKEN={TOKEN}")
+    (tmp_path / "demo" / "model" / "checkpoints").mkdir()
+    (tmp_path / "demo" / "model" / "checkpoints" / "config.json").write_text("{}")
+    return tmp_path / "demo"
+
+
+def head_of(text: str) -> dict:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_every_kind_of_task_has_a_name_on_the_hub() -> None:
+    assert KINDS.keys() <= HUB_TASKS.keys()
+    assert all((HUB_TASKS[name] == "sentence-similarity") == kind.embeds for name, kind in KINDS.items())
+
+
+def test_all_that_is_saved_is_the_models(heads: MultiTaskModel, tmp_path: Path) -> None:
+    heads.save(tmp_path / "heads")
+    assert model_files(tmp_path / "heads")[1] == []
+    for name in ("onnx/model.onnx", "onnx/model_quantized.onnx", "2_Dense/model.safetensors", "vocab.txt"):
+        assert FILES.fullmatch(name), name
+    for name in ("token.json", "checkpoints/config.json", "data/config.json", "state.json", "README.md.bak",
+                 "optimizer.safetensors", "x/1_Pooling/config.json", "rows.jsonl"):  # fmt: skip
+        assert not FILES.fullmatch(name), name
+
+
+def test_what_is_saved_has_a_page(heads: MultiTaskModel, tiny: SentenceEncoder, tmp_path: Path) -> None:
+    tiny.save(tmp_path / "plain")
+    text = (tmp_path / "plain" / "README.md").read_text()
+    assert head_of(text)["pipeline_tag"] == "sentence-similarity"
+    assert head_of(text)["library_name"] == "sentence-transformers"
+    assert "model-index" not in head_of(text)
+    assert "MultiTaskModel" not in text
+    heads.save(tmp_path / "heads" / "model")
+    text = (tmp_path / "heads" / "model" / "README.md").read_text()
+    assert text == page(tmp_path / "heads" / "model")
+    assert "\n# heads\n" in text
+    assert head_of(text)["pipeline_tag"] == "text-classification"
+    assert "multi-task" in head_of(text)["tags"]
+    assert r"| topic | single-label | x\|y, z |" in text
+    assert str(tmp_path) not in text
+    one = randomized(MultiTaskModel(tiny, TASKS[:1]))
+    one.save(tmp_path / "one")
+    assert head_of((tmp_path / "one" / "README.md").read_text())["library_name"] == "transformers"
+
+
+def test_a_runs_page_has_its_metrics_and_recipe(run: Path) -> None:
+    text = (run / "model" / "README.md").read_text()
+    known, results = head_of(text), json.loads((run / "results.json").read_text())
+    assert text == page(run / "model")
+    assert results["rows"] == {"train": {"vowel": 4}, "dev": {"vowel": 4}, "test": {"vowel": 4}}
+    found = {
+        (r["dataset"]["split"], m["type"]): m["value"] for r in known["model-index"][0]["results"] for m in r["metrics"]
+    }
+    expected = {(split, k): v for split in ("dev", "test") for k, v in results["metrics"][split]["vowel"].items()}
+    assert found == expected
+    assert len(found) > 2
+    assert known["metrics"] == sorted({metric for _, metric in found})
+    assert "base_model" not in known  # a folder of this machine
+    assert '"learning_rate": 5e-05' in text
+    assert "rows.jsonl, 4 rows" in text
+    assert f"torch {results['versions']['torch']}" in text
+    for written in (text, (run / "results.json").read_text()):
+        assert "secret-place" not in written
+        assert str(run.parent) not in written
+
+
+def test_a_base_model_is_called_as_on_the_hub(tmp_path: Path) -> None:
+    found = cards.base_of("all-MiniLM-L6-v2")
+    assert found is not None
+    assert found["name"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert cards.base_of("me/x@abc") == {"name": "me/x", "revision": "abc"}
+    assert cards.base_of(str(tmp_path)) is None
+    source = "hf://datasets/me/data@main/parts/train.csv"
+    assert cards.public_data(source) == {"dataset": "me/data", "file": "parts/train.csv"}
+    assert cards.public_data("/home/me/x.csv") == {"file": "x.csv"}
+
+
+def test_a_page_without_its_run(run: Path, heads: MultiTaskModel) -> None:
+    (run / "results.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"results.json is damaged .*; train with --resume"):
+        page(run / "model")
+    content = {"tasks": {"other": {}}, "training": {}, "rows": {}, "metrics": {}, "versions": {}}
+    (run / "results.json").write_text(json.dumps(content))
+    assert "Metrics" not in page(run / "model")  # another model's
+
+
+@given(st.text(max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_a_cell_stays_in_its_cell(text: str) -> None:
+    lines = markdown([("a", "b"), (text, "x")]).split("\n")
+    assert len(lines) == 3
+    assert len(re.findall(r"(?<!\\)\|", re.sub(r"\\\\", "", lines[2]))) == 3
+    assert "\n" not in cell(text)
+
+
+def test_push_of_a_run(run: Path, hub: WritableHub, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["push", str(run), "me/demo", "--message", "The first one"])
+    assert ended.value.code == 0
+    said = capsys.readouterr()
+    assert re.fullmatch(rf"{hub.url}/me/demo/commit/[0-9a-f]{{40}}\n", said.out)
+    assert (
+        "note: not pushed, since they are no part of the model: .env, checkpoints/config.json, rows.jsonl" in said.err
+    )
+    files = hub.repositories["me/demo"].branches["main"]
+    expected = {path.relative_to(run / "model").as_posix(): path for path in (run / "model").rglob("*")}
+    for name, content in files.items():
+        if name not in (".gitattributes", "README.md"):
+            assert content == expected[name].read_bytes(), name
+    assert {"model.safetensors", "tasks.safetensors", "1_Pooling/config.json", "tokenizer.json"} <= files.keys()
+    assert files["README.md"].decode() == (run / "model" / "README.md").read_text().replace(PLACEHOLDER, "me/demo")
+    assert PLACEHOLDER not in files["README.md"].decode()
+    assert not hub.repositories["me/demo"].private
+    sent = b"".join(body for *_, body in hub.log)
+    assert TOKEN.encode() not in sent
+    assert (run / "model" / "rows.jsonl").read_bytes() not in sent
+    (commit,) = [body for _, path, body in hub.log if "/commit/" in path]
+    assert json.loads(commit.splitlines()[0])["value"]["summary"] == "The first one"
+
+
+def test_push_to_hub_and_what_is_stale(heads: MultiTaskModel, tiny: SentenceEncoder, hub: WritableHub) -> None:
+    assert heads.push_to_hub("me/x", private=True).startswith(f"{hub.url}/me/x/commit/")
+    repository = hub.repositories["me/x"]
+    assert repository.private
+    repository.branches["main"] |= {"picture.png": b"x", "onnx/model.onnx": b"old", "LICENSE": b"mine"}
+    assert tiny.push_to_hub("me/x", private=True, create_pr=True) == f"{hub.url}/me/x/discussions/1"
+    assert "tasks.json" in repository.branches["main"]
+    proposed = repository.branches["refs/pr/1"]
+    assert not proposed.keys() & {"tasks.json", "tasks.safetensors", "onnx/model.onnx"}  # the older model's
+    assert proposed.keys() >= {"picture.png", "LICENSE", "model.safetensors"}
+    tiny.push_to_hub("me/x", revision="v2", commit_message="two")
+    assert "tasks.json" not in repository.branches["v2"]
+    assert "tasks.json" in repository.branches["main"]
+    with pytest.raises(AttributeError, match="called push_to_hub here"):
+        tiny.save_to_hub("me/x")
+
+
+def test_what_is_not_pushed(tiny: SentenceEncoder, folder: Path, hub: WritableHub) -> None:
+    tiny.push_to_hub("me/public")
+    with pytest.raises(WeightsError, match="me/public is on the hub already, and public; make it private"):
+        tiny.push_to_hub("me/public", private=True)
+    hub.repositories["me/public"].ignored = ("*.safetensors",)
+    hub.repositories["me/public"].branches["main"].clear()
+    with pytest.raises(WeightsError, match=r"has a .gitignore that keeps out model.safetensors"):
+        tiny.push_to_hub("me/public")
+    count = len(hub.log)
+    for name in ("x", "me/x/y", "me/..", "", "me/x\n"):
+        with pytest.raises(InputError, match="is no name on the hub; expected owner/name"):
+            tiny.push_to_hub(name)
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(WeightsError):
+        push(folder, "me/damaged")
+    assert len(hub.log) == count
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 413, 500])
+def test_no_error_shows_a_token(
+    tiny: SentenceEncoder, hub: WritableHub, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = "an-old-token-of-another-form"
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    for place in ("/api/repos", "/api/models/me/x/commit", "/lfs/"):
+        hub.fails = (place, status, {"error": f"what is {other}, or {TOKEN}? Bearer {other}"})
+        with pytest.raises(WeightsError) as failed:
+            tiny.push_to_hub("me/x", token=other if place == "/api/repos" else None)
+        line = str(failed.value)
+        assert re.match(r"me/x was not pushed \(", line)
+        assert "\n" not in line
+        assert TOKEN not in line
+        assert other not in line or place != "/api/repos"
+        assert failed.value.__suppress_context__
+        hub.fails = None
+
+
+@pytest.mark.parametrize("token", [f"{TOKEN}\n", f"{TOKEN} x", "hf_é" + TOKEN, ""])
+def test_a_token_that_no_header_takes(tiny: SentenceEncoder, hub: WritableHub, token: str) -> None:
+    with pytest.raises(InputError, match="token is no token of the hub") as failed:
+        tiny.push_to_hub("me/x", token=token)
+    assert TOKEN not in str(failed.value)
+    assert not hub.log
+
+
+def test_card_writes_the_page_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["card", *map(str, arguments)])
+        return ended.value.code, *capsys.readouterr()
+
+    assert call(run)[:2] == (0, (run / "model" / "README.md").read_text())
+    (tmp_path / "page.md").write_text("mine")
+    code, _, error = call(run, "-o", tmp_path / "page.md")
+    assert code == 1
+    assert "page.md exists; --overwrite replaces it" in error
+    assert call(run, "-o", tmp_path / "page.md", "--overwrite")[0] == 0
+    assert (tmp_path / "page.md").read_text() == page(run / "model")

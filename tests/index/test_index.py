@@ -1,0 +1,333 @@
+"""Indexes: equal to search over all vectors, whatever was added, replaced and deleted, and whoever was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mtl
+from mtl import Index, SentenceEncoder, search
+from mtl.cli import main
+from mtl.disk import lock
+from mtl.errors import InputError
+from mtl.index import index as indexes
+from mtl.index.store import State, View, delete, planes, read_state, write_segment, write_state
+from mtl.rows.vector_files import scaled
+
+TEXTS = ["a b", "c d e", "f", "a g h", "i", "e j", "k l m n", "a b"]
+ROWS = [{"id": f"n{i}", "text": text, "size": len(text)} for i, text in enumerate(TEXTS)]
+
+
+def made(folder: Path, encoder: SentenceEncoder, **options: Any) -> Index:
+    index = Index.create(folder, encoder, id_field="id", **options)
+    index.add(ROWS)
+    return index
+
+
+def ids(hits: list[indexes.Hit]) -> list[Any]:
+    return [hit.id for hit in hits]
+
+
+def test_search_is_that_of_all_vectors(tiny: SentenceEncoder, tmp_path: Path) -> None:
+    index = made(tmp_path / "idx", tiny)
+    queries = ["a b", "e", "n m"]
+    scores, places = tiny.search(queries, TEXTS, 5)
+    found = index.search(queries, 5)
+    assert [[hit.row for hit in hits] for hits in found] == [[ROWS[i] for i in row] for row in places.tolist()]
+    assert np.array_equal(np.array([[hit.score for hit in hits] for hits in found], np.float32), scores)
+    assert ids(index.search("a b", 2)) == ["n0", "n7"]  # of equal ones the first
+    assert ids(index.search(tiny.encode("f"), 1)) == ["n2"]
+    assert len(index.search("f", 99)) == len(index) == 8
+    assert index.search([], 3) == []
+    again = Index.open(tmp_path / "idx", tiny)
+    assert again.search(queries, 5) == found
+    assert sorted(path.name for path in (tmp_path / "idx").iterdir()) == ["index.json", "segment-00000001"]
+
+
+@pytest.mark.parametrize("measure", ["dot", "euclidean", "manhattan"])
+def test_other_measures(tiny: SentenceEncoder, tmp_path: Path, measure: str) -> None:
+    tiny.similarity_fn_name = measure
+    index = made(tmp_path / "idx", tiny)
+    scores, places = tiny.search("a e", TEXTS, 8)
+    hits = index.search("a e", 8)
+    assert ids(hits) == [f"n{i}" for i in places[0]]
+    assert np.array_equal(np.array([hit.score for hit in hits], np.float32), scores[0])
+
+
+def test_append_replace_delete(tiny: SentenceEncoder, tmp_path: Path) -> None:
+    index = made(tmp_path / "idx", tiny)
+    assert index.add([{"id": "new", "text": "a b"}, {"id": 5, "text": "c"}]) == 2
+    assert ids(index.search("a b", 3)) == ["n0", "n7", "new"]
+    assert index.delete(["n0", "5"]) == 2
+    assert ids(index.search("a b", 2)) == ["n7", "new"]
+    assert "5" not in map(str, ids(index.search("c", 99)))
+    with pytest.raises(InputError, match="no row has the id 'n0'; nothing was deleted"):
+        index.delete(["n1", "n0"])
+    assert len(index) == 8
+    with pytest.raises(InputError, match="row 2, field 'id': the id 'n1' is in the index; --replace has the new row"):
+        index.add([{"id": "x", "text": "x"}, {"id": "n1", "text": "y"}])
+    with pytest.raises(InputError, match="another row has the id 1 too"):
+        index.add([{"id": "1", "text": "x"}, {"id": 1, "text": "y"}], overwrite=True)
+    assert index.add([{"id": "n7", "text": "f"}, {"id": "n0", "text": "f"}], replace=True, overwrite=True) == 2
+    assert ids(index.search("f", 3)) == ["n2", "n7", "n0"]
+    assert ids(index.search("a b", 1)) == ["new"]
+    index.delete(["n7"])
+    index.add([{"id": "n7", "text": "f"}])
+    for row in ({"id": None, "text": "a"}, {"text": "a"}, {"id": 1.5, "text": "a"}, {"id": True, "text": "a"}):
+        with pytest.raises(InputError, match="row 1, field 'id': the id is .*; expected a string or a whole number"):
+            index.add([row])
+    with pytest.raises(InputError, match="row 1 has no text in the field 'text'"):
+        index.add([{"id": 1, "text": 2}])
+    index.delete([hit.id for hit in index.search("a", 99)])
+    assert len(index) == 0
+    assert index.search("a", 3) == []
+
+
+def test_rows_are_numbered_where_they_have_no_id(tiny: SentenceEncoder, tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "idx", tiny, field="body")
+    assert index.search("a", 3) == []
+    index.add(["a", {"body": "b", "more": [1]}])
+    index.delete([1])
+    index.add(row for row in ["c"])
+    assert sorted(ids(index.search("a", 9))) == [0, 2]
+    assert index.search("b", 9)[0].row.keys() == {"body"}
+    assert index.add([]) == 0
+
+
+def random_state(folder: Path, form: str, vectors: np.ndarray, cuts: list[int], gone: list[int]) -> Index:
+    """An index of vectors, in segments, some of them deleted."""
+    state = State(form, vectors.shape[1], "cosine", {"id_field": None})
+    folder.mkdir(parents=True)
+    for number, part in enumerate(np.split(vectors, cuts), 1):
+        name = f"segment-{number:08d}"
+        parts = [(range(len(part)), ([{"text": str(i)} for i in range(len(part))], part))]
+        write_segment(folder / name, state, parts, len(part))
+        delete(folder, state, [], segments=(*state.segments, (name, len(part)))) if number > 1 else write_state(
+            folder, State(form, vectors.shape[1], "cosine", {"id_field": None}, ((name, len(part)),), None, 1)
+        )
+        state = read_state(folder)
+    delete(folder, state, gone)
+    return Index(folder)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_history_is_searched_as_what_is_left(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    rows, dim = data.draw(st.integers(1, 60)), data.draw(st.sampled_from([3, 8, 65]))
+    generator = np.random.default_rng(data.draw(st.integers(0, 99)))
+    vectors = generator.integers(-2, 3, (rows, dim)).astype(np.float32)  # with many equal ones
+    cuts = sorted(data.draw(st.lists(st.integers(0, rows), max_size=4)))
+    gone = sorted(data.draw(st.sets(st.integers(0, rows - 1))))
+    kept = np.delete(np.arange(rows), gone)
+    queries = generator.integers(-2, 3, (4, dim)).astype(np.float32)
+    k = data.draw(st.integers(1, 70))
+    for form in ("fp32", "int8", "binary"):
+        index = random_state(tmp_path_factory.mktemp("any") / "idx", form, vectors, cuts, gone)
+        corpus = search.unit(search.as_matrix(vectors, "x")).numpy()
+        if form == "int8":
+            integers, scales = scaled(corpus)
+            corpus = integers * scales[:, None]
+        unit = search.unit(search.as_matrix(queries, "q"))
+        scores, places = search.search(unit, corpus[kept], k, "dot")
+        found = index.nearest(queries, k)
+        if form != "binary":  # of few rows, all are candidates, compared one query at a time
+            assert np.array_equal(np.array(found[1]), kept[places])
+            assert np.array_equal(np.array(found[0]), scores)
+        np.testing.assert_allclose(np.array(found[0]), scores, atol=1e-6)
+
+
+def test_candidates_are_the_nearest_by_bits(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    vectors = generator.standard_normal((500, 70)).astype(np.float32)
+    vectors[100:120] = vectors[7]
+    index = random_state(tmp_path / "idx", "binary", vectors, [200], [7, 300, 499])
+    query = generator.standard_normal((1, 70)).astype(np.float32)
+    for one in (query, vectors[7:8]):
+        bits = ((vectors > 0) != (one > 0)).sum(axis=1)
+        order = [i for i in np.argsort(bits, kind="stable") if i not in (7, 300, 499)]
+        for count in (1, 5, 19, 20, 21, 250, 497, 600):
+            assert index.view.candidates(planes(one)[:, 0], count).tolist() == sorted(order[:count])
+
+
+@pytest.mark.parametrize("form", ["int8", "binary"])
+def test_compressed_forms_find_what_is_near(tiny: SentenceEncoder, tmp_path: Path, form: str) -> None:
+    index = made(tmp_path / "idx", tiny, form=form)
+    exact = made(tmp_path / "exact", tiny)
+    for text in TEXTS:
+        hits, best = index.search(text, 8), exact.search(text, 8)
+        np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in best], atol=0.01)
+        assert {hit.id for hit in hits} == {hit.id for hit in best}
+        assert form == "int8" or ids(hits)[0] == ids(best)[0]
+
+
+def test_an_open_index_sees_its_own_state(tiny: SentenceEncoder, tmp_path: Path) -> None:
+    made(tmp_path / "idx", tiny)
+    reader, writer = Index.open(tmp_path / "idx", tiny), Index.open(tmp_path / "idx", tiny)
+    writer.delete(["n2"])
+    assert ids(reader.search("f", 1)) == ["n2"]
+    reader.refresh()
+    assert ids(reader.search("f", 1)) != ["n2"]
+    with lock(tmp_path / "idx", InputError), pytest.raises(InputError, match="is being written by process"):
+        writer.delete(["n1"])
+
+
+def test_what_is_no_index(tiny: SentenceEncoder, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no index; `mtl index FILE"):
+        Index.open(tmp_path)
+    with pytest.raises(InputError, match="form is 'pq'; expected one of fp32, int8, binary"):
+        Index.create(tmp_path / "x", tiny, form="pq")  # type: ignore[arg-type]
+    index = made(tmp_path / "idx", tiny)
+    with pytest.raises(InputError, match="exists and is not empty"):
+        Index.create(tmp_path / "idx", tiny)
+    with pytest.raises(InputError, match="made with a model that has no name; open it with model="):
+        Index.open(tmp_path / "idx").search("a")
+    with pytest.raises(InputError, match="3 and 12 dimensions"):
+        index.search(np.ones(3, np.float32))
+    with pytest.raises(InputError, match="k is 0"):
+        index.search("a", 0)
+    tiny.max_seq_length = 7
+    with pytest.raises(InputError, match="made with another model: max_length was 16, is 7"):
+        Index.open(tmp_path / "idx", tiny)
+    state = (tmp_path / "idx" / "index.json").read_text()
+    for text in ("{", "[]", "{}", state.replace("fp32", "fp64"), state.replace("segment-", "../segment-")):
+        (tmp_path / "idx" / "index.json").write_text(text)
+        with pytest.raises(InputError, match="index.json is damaged"):
+            Index.open(tmp_path / "idx")
+    (tmp_path / "idx" / "index.json").write_text(state)
+    vectors = tmp_path / "idx" / "segment-00000001" / "vectors.npy"
+    vectors.write_bytes(vectors.read_bytes()[:200])
+    with pytest.raises(InputError, match="segment-00000001"):
+        Index.open(tmp_path / "idx")
+
+
+STEPS = """
+import os, sys
+from pathlib import Path
+import mtl.disk, mtl.index.store, mtl.index.index as indexes
+from mtl import Index, SentenceEncoder
+folder, model, step, kind = sys.argv[1:]
+left = [int(step)]
+
+def counted(function):
+    def call(*args, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), 9)
+        return function(*args, **options)
+    return call
+
+for name in ("replace", "touch", "mkdir"):
+    setattr(Path, name, counted(getattr(Path, name)))
+mtl.disk.sync = counted(mtl.disk.sync)
+indexes.WINDOW = 3
+index = Index.open(folder, SentenceEncoder.from_pretrained(model))
+if kind == "add":
+    index.add([{"id": i, "text": "f " + "abcdefgh"[i]} for i in range(8)], resume=True)
+else:
+    index.delete(["n2", "n4"])
+print("done")
+"""
+
+
+@pytest.mark.parametrize("kind", ["add", "delete"])
+@pytest.mark.slow
+def test_kill_at_any_step(tiny: SentenceEncoder, folder: Path, tmp_path: Path, kind: str) -> None:
+    """Before each of its writes, the process is killed; the index is the old or the new one, and the rest goes on."""
+    made(tmp_path / "start", tiny)
+    before = sorted(map(str, ids(Index.open(tmp_path / "start", tiny).search("f", 99))))
+    new = [*before, *map(str, range(8))] if kind == "add" else [name for name in before if name not in ("n2", "n4")]
+    states = set()
+    for step in range(1, 200):
+        where = tmp_path / f"{step}"
+        shutil.copytree(tmp_path / "start", where)
+        done = subprocess.run(
+            [sys.executable, "-c", STEPS, str(where), str(folder), str(step), kind], capture_output=True, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        index = Index.open(where, tiny)
+        found = sorted(map(str, ids(index.search("f", 99))))
+        assert found in (before, sorted(new)), step
+        states.add(len(found))
+        rows = [{"id": i, "text": "f " + "abcdefgh"[i]} for i in range(8)]
+        if kind == "add":
+            index.add(rows, resume=True, replace=len(found) != len(before))
+        elif found == before:
+            index.delete(["n2", "n4"])
+        assert sorted(map(str, ids(index.search("f", 99)))) == sorted(new), step
+        left = {path.name for path in where.iterdir()} - {"index.json", ".lock"}
+        assert all(name.startswith(("segment-", "deleted-")) for name in left), left
+    assert step > 5
+    assert states == {len(before), len(new)}
+
+
+def test_an_interrupted_addition_goes_on(
+    tiny: SentenceEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = made(tmp_path / "idx", tiny)
+    monkeypatch.setattr(indexes, "WINDOW", 2)
+    rows = [{"id": i, "text": text} for i, text in enumerate(TEXTS)]
+
+    def broken() -> Any:
+        yield from rows[:5]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        index.add(broken())
+    index.refresh()
+    assert len(index) == 8
+    with pytest.raises(InputError, match="--resume goes on with them"):
+        index.add(rows)
+    with pytest.raises(InputError, match="the input differs"):
+        index.add(rows[1:], resume=True)
+    embedded: list[str] = []
+    encode = SentenceEncoder.encode_rows
+
+    def watched(self: Any, given: Any, *args: Any, **options: Any) -> Any:
+        return encode(self, (embedded.append(row[0]) or row for row in given), *args, **options)
+
+    monkeypatch.setattr(SentenceEncoder, "encode_rows", watched)
+    assert index.add(rows, resume=True) == 8
+    assert embedded == TEXTS[4:]
+    assert len(index) == 16
+
+
+def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(list(map(str, arguments)))
+        return ended.value.code, *capsys.readouterr()
+
+    source, idx = tmp_path / "docs.jsonl", tmp_path / "idx"
+    source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    code, _, said = call("index", source, "-o", idx, "-m", folder, "--id-field", "id")
+    assert code == 0, said
+    assert said.endswith(f"added 8 rows to {idx}, which has 8\n")
+    code, shown, _ = call("search", idx, "a b", "f", "-k", 2)
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("  ")][:3] == ["n0", "n7", "n2"]
+    code, printed, _ = call("search", idx, "f", "-k", "1", "--json")
+    assert json.loads(printed) | {"score": 1} == {"query": "f", "score": 1, "id": "n2", "row": ROWS[2]}
+    assert "--append adds to it" in call("index", source, "-o", idx)[2]
+    (tmp_path / "more.txt").write_text("a\n")
+    assert "row 1, field 'id': the id is None" in call("index", tmp_path / "more.txt", "-o", idx, "--append")[2]
+    source.write_text('{"id": "new", "text": "a b"}\n')
+    assert call("index", source, "-o", idx, "--append", "--overwrite")[2].endswith("which has 9\n")
+    assert call("index", "-o", idx, "--delete", "n0", "--delete", "n7")[2] == "deleted 2 rows\n"
+    assert json.loads(call("search", idx, "a b", "-k", 1, "--json")[1])["id"] == "new"
+    assert call("index", "-o", idx)[0] == 2
+    assert "is no index; without --append, one is made" in call("index", source, "-o", tmp_path / "x", "--append")[2]
+    assert mtl.Index.open(idx).state.form == "fp32"
+    assert View(idx, read_state(idx)).shape == (7, 12)
