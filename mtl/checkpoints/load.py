@@ -50,7 +50,7 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A sequence classifier over the first token, if a folder holds one.
+    """A sequence classifier over the first token, or the mean of all, if a folder holds one.
 
     ``kind`` is its form, as TaskSpec.head has it; ``tensors`` are float32, under our head's names; ``labels`` the names
     of its outputs; ``problem_type`` is config.json's word for what they are. Where ``problem`` says what is wrong,
@@ -61,6 +61,7 @@ class Classifier:
     tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     labels: tuple[str, ...] = ()
     problem_type: str = "single_label_classification"
+    pooling: str = "cls"
     problem: str = ""
 
     @property
@@ -189,7 +190,7 @@ def load_encoder(folder: Path, part: str = "") -> tuple[Encoder, Classifier | No
     shapes = family.shapes({name: tuple(x.shape) for name, x in encoder.state_dict().items()}, config, fields)
     encoder.load_state_dict(family.fold(check_tensors(trunk, shapes, path), config, fields), assign=True)
     classifier = read_classifier(beside, family, fields, config.dim, source, path)
-    used = family.head.names().values() if family.head and classifier and not classifier.problem else ()
+    used = family.head.names().values() if classifier and not classifier.problem else ()
     say_left_out([name for name in beside if name not in used], family, path)
     return encoder, classifier, fields
 
@@ -216,8 +217,8 @@ def read_classifier(
 
     What is wrong with it is kept for those who want to predict: the embeddings are none the worse.
     """
-    names = family.head.names() if family.head else {}
-    if not family.head or names["classifier.weight"] not in beside:
+    names = family.head.names()
+    if names["classifier.weight"] not in beside:
         return None
     architectures = fields.get("architectures")
     other = [name for name in architectures or [] if isinstance(name, str) and "For" in name] if isinstance(
@@ -229,6 +230,7 @@ def read_classifier(
     outputs = last[0] if last else 1
     shapes = dict(zip(names, ((dim, dim), (dim,), (outputs, dim), (outputs,)), strict=True))
     try:
+        pooling = family.head.pooling(fields)
         tensors = check_tensors(held, shapes, path)
         problem_type = fields.get("problem_type")
         by_default = "multi_label_classification" if outputs == 1 else "single_label_classification"
@@ -238,7 +240,7 @@ def read_classifier(
             raise ConfigError(f"{source}: problem_type is {shown(problem_type)}; expected {expected}")
         # One output without a word is a sigmoid's, as transformers' pipeline takes it
         labels = head_labels(fields, outputs, source)
-        return Classifier(family.head.kind, tensors, labels, problem_type or by_default)
+        return Classifier(family.head.kind, tensors, labels, problem_type or by_default, pooling)
     except MtlError as error:
         return Classifier(problem=str(error))
 

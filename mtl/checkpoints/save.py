@@ -86,6 +86,7 @@ def config_fields(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
         fields["id2label"] = {str(i): label for i, label in enumerate(labels)}
         fields["label2id"] = {label: i for i, label in enumerate(labels)}
         fields["problem_type"] = head.problem_type
+        fields |= {family.head.pooled: head.pooling} if family.head.pooled else {}
         name = f"{family.classes}ForSequenceClassification"
     else:
         name = f"{family.classes}Model"
@@ -100,7 +101,7 @@ def write_transformer(checkpoint: Checkpoint, folder: Path, family: Family) -> N
     fields = config_fields(checkpoint, family)
     tensors = family.unfold(checkpoint.encoder.state_dict(), checkpoint.config, fields)
     head = head_of(checkpoint)
-    if head and family.head and family.has(head.kind):
+    if head and family.has(head.kind):
         names = family.head.names(family.prefix)
         tensors = {f"{family.prefix}{name}": tensor for name, tensor in tensors.items()}
         tensors |= {names[name]: tensor for name, tensor in head.tensors.items()}

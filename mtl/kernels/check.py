@@ -81,16 +81,19 @@ def attention_trials(heads: int, width: int, threads: int, dtype: torch.dtype = 
     q, k, v = (torch.randn(max(TEXTS), heads, most, width, generator=generator).to(dtype) for _ in range(3))
     bias = torch.randn(1, heads, most, most, generator=generator).to(dtype)
 
-    def of_queries(queries: int) -> Callable[[int, int], Tensor]:
-        return lambda texts, n: fused(q[:texts, :, : min(queries, n)], k[:texts, :, :n], v[:texts, :, :n])
+    def of_queries(queries: int, bias: Tensor | None = None) -> Callable[[int, int], Tensor]:
+        return lambda texts, n: fused(
+            q[:texts, :, : min(queries, n)], k[:texts, :, :n], v[:texts, :, :n],
+            None if bias is None else bias[:, :, : min(queries, n), :n],
+        )  # fmt: skip
 
     ways: dict[str, Callable[[int, int], Tensor]] = {
         "of all tokens": of_queries(most),
         "of the first token": of_queries(1),
         "of two tokens": of_queries(2),
         "of 32 tokens": of_queries(32),
-        "with a bias": lambda texts, n: fused(*(x[:texts, :, :n] for x in (q, k, v)), bias[:, :, :n, :n]),
-        "in windows": lambda texts, n: windowed(*(x[:texts, :, :n] for x in (q, k, v)), reach=15),
+        "with a bias": of_queries(most, bias),
+        "in windows": lambda texts, n: windowed(q[:texts, :, :n], k[:texts, :, :n], v[:texts, :, :n], 15),
     }
     for name, way in ways.items():
         wrong = set()

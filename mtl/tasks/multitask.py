@@ -187,9 +187,10 @@ class MultiTaskModel(nn.Module):
         head = None
         if len(self.tasks) == len(self.branches) == 1:
             ((name, task),) = self.tasks.items()
-            if task.pooling == ("cls",) and task.head != "linear":
+            readable = (("cls",), ("mean",)) if self.embedder.origin.family.head.pooled else (("cls",),)
+            if task.pooling in readable and task.head != "linear":
                 own = task.handler.folded({key.removeprefix(f"{name}.head."): x for key, x in tensors.items()})
-                head = load.Classifier(task.head, own, task.labels, PROBLEMS[task.kind])
+                head = load.Classifier(task.head, own, task.labels, PROBLEMS[task.kind], task.pooling[0])
         checkpoint = dataclasses.replace(checkpoint, classifier=head, tasks=specs, branches=tensors)
         export.save(checkpoint, Path(folder))
 
@@ -330,4 +331,4 @@ def classification(head: load.Classifier) -> TaskSpec:
         raise WeightsError(head.problem)
     kind = next(kind for kind, name in PROBLEMS.items() if name == head.problem_type)
     labels = () if kind == "regression" else head.labels
-    return TaskSpec("classification", labels, kind, pooling=("cls",), head=head.kind)
+    return TaskSpec("classification", labels, kind, pooling=(head.pooling,), head=head.kind)

@@ -58,7 +58,7 @@ def created(recipe: Recipe) -> MultiTaskModel:
     model = MultiTaskModel(embedder, recipe.tasks)
     for task in recipe.tasks:
         theirs = pretrained.classifier
-        if theirs and task.head == theirs.kind and task.labels == theirs.labels and task.pooling == ("cls",):
+        if theirs and task.head == theirs.kind and task.labels == theirs.labels and task.pooling == (theirs.pooling,):
             head, own = model.branch(task.name).head, task.handler.continued(task)
             if own and shapes(head.state_dict()) == shapes(theirs.tensors):
                 head.load_state_dict(theirs.tensors)
