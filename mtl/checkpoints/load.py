@@ -50,7 +50,7 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A classifier of sequences, by their first token, or of all tokens, if a folder holds one.
+    """A classifier of sequences, by their first token or the mean of all, or of all tokens, if a folder holds one.
 
     ``kind`` is its form, as TaskSpec.head has it, or "tokens"; ``tensors`` are float32, under our head's names;
     ``labels`` the names of its outputs; ``problem_type`` is config.json's word for what they are. Where ``problem``
@@ -61,6 +61,7 @@ class Classifier:
     tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     labels: tuple[str, ...] = ()
     problem_type: str = "single_label_classification"
+    pooling: str = "cls"
     problem: str = ""
 
     @property
@@ -69,9 +70,9 @@ class Classifier:
 
     def names(self, family: Family, prefix: str = "") -> dict[str, str]:
         """Our head's tensors -> those of a family's; none where the family has no such head."""
-        if self.kind == "tokens":
-            return {name: name for name in ("classifier.weight", "classifier.bias")}
-        return family.head.names(prefix) if family.head and self.kind == family.head.kind else {}
+        if self.kind == "tokens":  # one layer; where a norm stands before it, a tagger is another than ours
+            return {} if family.head.norm else {name: name for name in ("classifier.weight", "classifier.bias")}
+        return family.head.names(prefix) if self.kind == family.head.kind else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +227,7 @@ def read_classifier(
     other = [name for name in architectures or [] if isinstance(name, str) and "For" in name] if isinstance(
         architectures, list) else []  # fmt: skip
     of_tokens = bool(other) and other[0].endswith("ForTokenClassification")
-    kind = "tokens" if of_tokens else family.head.kind if family.head else ""
+    kind = "tokens" if of_tokens else family.head.kind
     names = Classifier(kind).names(family)
     if names.get("classifier.weight") not in beside or not (
         of_tokens or not other or other[0].endswith("ForSequenceClassification")
@@ -235,11 +236,13 @@ def read_classifier(
     held = {ours: beside[theirs] for ours, theirs in names.items() if theirs in beside}
     last = held["classifier.weight"].shape
     outputs = last[0] if last else 1
-    hidden = {"pre_classifier.weight": (dim, dim), "pre_classifier.bias": (dim,)}
-    shapes = ({} if of_tokens else hidden) | {"classifier.weight": (outputs, dim), "classifier.bias": (outputs,)}
+    shapes = {"pre_classifier.weight": (dim, dim), "pre_classifier.bias": (dim,), "norm.weight": (dim,),
+              "classifier.weight": (outputs, dim), "classifier.bias": (outputs,)}  # fmt: skip
+    shapes = {name: shapes[name] for name in names}
     try:
-        if of_tokens and family.head and not family.head.pooler and f"{family.head.hidden}.weight" in beside:
+        if of_tokens and not family.head.pooler and f"{family.head.hidden}.weight" in beside:
             raise ConfigError(f"{path} has {family.head.hidden} before its tagger; expected one linear layer alone")
+        pooling = "cls" if of_tokens else family.head.pooling(fields)
         tensors = check_tensors(held, shapes, path)
         problem_type = fields.get("problem_type")
         by_default = "multi_label_classification" if outputs == 1 else "single_label_classification"
@@ -249,7 +252,7 @@ def read_classifier(
             raise ConfigError(f"{source}: problem_type is {shown(problem_type)}; expected {expected}")
         # One output without a word is a sigmoid's, as transformers' pipeline takes it
         labels = head_labels(fields, outputs, source)
-        return Classifier(kind, tensors, labels, problem_type or by_default)
+        return Classifier(kind, tensors, labels, problem_type or by_default, pooling)
     except MtlError as error:
         return Classifier(problem=str(error))
 

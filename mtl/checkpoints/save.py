@@ -89,6 +89,7 @@ def config_fields(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
         name = f"{family.classes}ForTokenClassification"
         if head.kind != "tokens":
             fields["problem_type"] = head.problem_type
+            fields |= {family.head.pooled: head.pooling} if family.head.pooled else {}
             name = f"{family.classes}ForSequenceClassification"
     else:
         name = f"{family.classes}Model"

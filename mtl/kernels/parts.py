@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mtl.kernels.activations import sigmoid
 from mtl.kernels.linear import Product, product
-from mtl.model.heads import BETWEEN, HiddenHead, LinearHead
+from mtl.model.heads import HiddenHead, LinearHead
 from mtl.model.packing import PackedBatch
 from mtl.model.pooling import AttentionPooling, Dense, EachToken, Normalize, Pooling, weighted
 
@@ -39,10 +39,11 @@ class AttentionPoolingProgram:
 class HiddenHeadProgram:
     pre_classifier: Product
     between: Callable[[Tensor], Tensor]
+    norm: Callable[[Tensor], Tensor]
     classifier: Product
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.classifier(self.between(self.pre_classifier(x)))
+        return self.classifier(self.norm(self.between(self.pre_classifier(x))))
 
 
 def of(linear: nn.Linear) -> Product:
@@ -59,12 +60,11 @@ def like_dense(part: Dense) -> Dense:
 
 
 def hidden_head(part: HiddenHead) -> HiddenHeadProgram:
-    return HiddenHeadProgram(of(part.pre_classifier), part.between, of(part.classifier))
+    return HiddenHeadProgram(of(part.pre_classifier), part.between, part.norm, of(part.classifier))
 
 
 def like_hidden_head(part: HiddenHead) -> HiddenHead:
-    kind = next((name for name, between in BETWEEN.items() if between is part.between), "distilbert")
-    return HiddenHead(part.classifier.in_features, part.classifier.out_features, kind=kind)
+    return HiddenHead(part.classifier.in_features, part.classifier.out_features, kind=part.kind)
 
 
 # A part's type -> a new one of the same settings, and what makes its program

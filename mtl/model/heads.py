@@ -26,24 +26,31 @@ class LinearHead(nn.Module):
 
 
 # What stands between the two layers of a sequence classifier, by the family that began with it
-BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {"distilbert": F.relu, "bert": torch.tanh, "electra": F.gelu}
+BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "distilbert": F.relu,
+    "bert": torch.tanh,
+    "electra": F.gelu,
+    "modernbert": F.gelu,  # and a norm; neither that nor the hidden layer has a bias
+}
 
 
 class HiddenHead(nn.Module):
-    """A hidden layer and an output layer: the sequence classifiers of DistilBERT, BERT, RoBERTa and ELECTRA.
+    """A hidden layer and an output layer: the sequence classifiers of DistilBERT, BERT, RoBERTa, ELECTRA, ModernBERT.
 
     The names are those of transformers' DistilBertForSequenceClassification; ``kind`` is one of ``BETWEEN``.
     """
 
     def __init__(self, features: int, outputs: int, dropout: float = 0.2, kind: str = "distilbert") -> None:
         super().__init__()
-        self.pre_classifier = nn.Linear(features, features, dtype=torch.float32)
+        self.kind, self.between = kind, BETWEEN[kind]
+        modern = kind == "modernbert"
+        self.pre_classifier = nn.Linear(features, features, bias=not modern, dtype=torch.float32)
+        self.norm = nn.LayerNorm(features, eps=1e-5, bias=False, dtype=torch.float32) if modern else nn.Identity()
         self.dropout = Dropout(dropout)
         self.classifier = nn.Linear(features, outputs, dtype=torch.float32)
-        self.between = BETWEEN[kind]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.dropout(self.between(self.pre_classifier(x))))
+        return self.classifier(self.dropout(self.norm(self.between(self.pre_classifier(x)))))
 
 
 class Branch(nn.Module):

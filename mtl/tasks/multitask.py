@@ -204,10 +204,12 @@ class MultiTaskModel(nn.Module):
         if len(self.tasks) == len(self.branches) == 1:
             ((name, task),) = self.tasks.items()
             own = {key.removeprefix(f"{name}.head."): x for key, x in tensors.items()}
+            readable = (("cls",), ("mean",)) if self.embedder.origin.family.head.pooled else (("cls",),)
             if isinstance(task.handler, Tokens):
                 head = load.Classifier("tokens", own, task.handler.tags)
-            elif task.pooling == ("cls",) and task.head != "linear":
-                head = load.Classifier(task.head, task.handler.folded(own), task.labels, PROBLEMS[task.kind])
+            elif task.pooling in readable and task.head != "linear":
+                own = task.handler.folded(own)
+                head = load.Classifier(task.head, own, task.labels, PROBLEMS[task.kind], task.pooling[0])
         checkpoint = dataclasses.replace(checkpoint, classifier=head, tasks=specs, branches=tensors)
         export.save(checkpoint, Path(folder))
 
@@ -392,4 +394,4 @@ def classification(head: load.Classifier) -> TaskSpec:
         return TaskSpec("tokens", kind="tokens", tags=head.labels)
     kind = next(kind for kind, name in PROBLEMS.items() if name == head.problem_type)
     labels = () if kind == "regression" else head.labels
-    return TaskSpec("classification", labels, kind, pooling=("cls",), head=head.kind)
+    return TaskSpec("classification", labels, kind, pooling=(head.pooling,), head=head.kind)

@@ -22,18 +22,37 @@ class Head:
     """The family's sequence classifier: a hidden layer and an output layer over the first token.
 
     ``kind`` is what TaskSpec.head calls it, which says what stands between the two. ``hidden`` and ``out`` are the
-    layers' names beside the trunk; ``pooler`` says that the hidden layer's has the trunk's prefix.
+    layers' names beside the trunk; ``pooler`` says that the hidden layer's has the trunk's prefix. With a ``norm``
+    before the output layer, neither that nor the hidden layer has a bias. ``pooled`` is config.json's field that says
+    what it reads, if not the first token, and ``fixed`` the values that others may have.
     """
 
     kind: str
     hidden: str
     out: str = "classifier"
     pooler: bool = False
+    norm: str = ""
+    pooled: str = ""
+    fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+
+    def pooling(self, fields: Mapping[str, Any]) -> str:
+        """What it reads: "cls" or "mean".
+
+        Raises:
+            ConfigError: config.json says that it is another head than ours.
+        """
+        fixed = {**self.fixed, **({self.pooled: ("cls", "mean")} if self.pooled else {})}
+        for name, allowed in fixed.items():
+            if fields.get(name) is not None and fields[name] not in allowed:
+                raise ConfigError(f"{name} is {shown(fields[name])}; expected {' or '.join(map(repr, allowed))}")
+        return fields.get(self.pooled) or "cls"
 
     def names(self, prefix: str = "") -> dict[str, str]:
         """Our head's tensors -> theirs."""
-        layers = {"pre_classifier": prefix * self.pooler + self.hidden, "classifier": self.out}
-        return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in layers.items() for kind in ("weight", "bias")}
+        hidden = prefix * self.pooler + self.hidden
+        second = ("norm.weight", f"{self.norm}.weight") if self.norm else ("pre_classifier.bias", f"{hidden}.bias")
+        names = dict([("pre_classifier.weight", f"{hidden}.weight"), second])
+        return {**names, "classifier.weight": f"{self.out}.weight", "classifier.bias": f"{self.out}.bias"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +83,7 @@ class Family:
     config: Mapping[str, str]
     tensors: Mapping[str, str]
     layers: Mapping[str, str]
-    head: Head | None
+    head: Head
     tokenizer: str
     encoder: type[Encoder] = DistilBert
     shape: type[Any] = EncoderConfig
@@ -112,7 +131,7 @@ class Family:
 
     def has(self, head: str) -> bool:
         """Whether its sequence classifiers have this kind of head."""
-        return self.head is not None and self.head.kind == head
+        return self.head.kind == head
 
     def expresses(self, encoder: Encoder) -> bool:
         """Whether it is this architecture, and config.json says all of its shape, by what is read of it again."""

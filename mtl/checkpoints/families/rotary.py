@@ -97,7 +97,8 @@ MODERNBERT = Family(
              "embeddings.norm.bias", "final_norm.weight", "final_norm.bias")},
     layers={f"layers.{{i}}.{name}": f"layers.{{i}}.{name}"
             for name in ("attn_norm", "attn.Wqkv", "attn.Wo", "mlp_norm", "mlp.Wi", "mlp.Wo")},
-    head=None,  # its norm and its lack of biases are no head of ours
+    head=Head("modernbert", "head.dense", norm="head.norm", pooled="classifier_pooling", fixed={
+        "classifier_bias": (False,), "classifier_activation": ("gelu",), "norm_bias": (False,), "norm_eps": (1e-5,)}),
     encoder=RotaryEncoder,
     shape=RotaryConfig,
     tokenizer="PreTrainedTokenizerFast",

@@ -271,7 +271,7 @@ class HeadKind(Kind):
 
     def begins_with(self, theirs: Classifier) -> bool:
         same = self.options.head == theirs.kind and self.labels == theirs.labels
-        return same and self.options.pooling == ("cls",)
+        return same and self.options.pooling == (theirs.pooling,)
 
     def scores(self, logits: Tensor) -> Tensor:
         """What logits say, in numbers that people read: (texts, outputs)."""
