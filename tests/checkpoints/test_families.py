@@ -264,6 +264,7 @@ def test_hostile_fields(name: str, field: str, value: object, message: str, tmp_
     assert str(error.value).isprintable()
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("family", "fields", "message"),
     [
@@ -305,3 +306,20 @@ def test_a_classifier_of_the_mean(folder: Path, edit_json, tmp_path: Path) -> No
     edit_json(folder / "config.json", classifier_pooling="max")
     with pytest.raises(WeightsError, match="classifier_pooling is 'max'; expected 'cls' or 'mean'"):
         MultiTaskModel.from_pretrained(folder)
+=======
+def test_nomic_s_own_names(tmp_path: Path) -> None:
+    """What nomic-embed-text's config.json says is the same shape as transformers' own fields; the rest is refused."""
+    own = {"model_type": "nomic_bert", "n_embd": 768, "n_head": 12, "n_layer": 12, "n_inner": 3072, "n_positions": 8192,
+           "layer_norm_epsilon": 1e-12, "activation_function": "swiglu", "rotary_emb_base": 1000, "prenorm": False,
+           "rotary_emb_fraction": 1.0, "rotary_scaling_factor": None, "vocab_size": 30528, "type_vocab_size": 2,
+           "resid_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
+    names = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 12, "intermediate_size": 3072,
+             "max_position_embeddings": 8192, "layer_norm_eps": 1e-12, "hidden_act": "silu", "vocab_size": 30528,
+             "rope_parameters": {"rope_type": "default", "rope_theta": 1000}}  # fmt: skip
+    source = tmp_path / "config.json"
+    expected = encoder_config({"model_type": "nomic_bert", **names}, source)
+    assert dataclasses.replace(encoder_config(own, source), attention_dropout=expected.attention_dropout) == expected
+    for field, value in {"prenorm": True, "rotary_scaling_factor": 2.0, "activation_function": "geglu"}.items():
+        with pytest.raises(ConfigError, match=f"{field} is"):
+            encoder_config({**own, field: value}, source)
+>>>>>>> checkpoints

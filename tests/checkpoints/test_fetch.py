@@ -1,5 +1,6 @@
 """From a name to verified files: folders, the installed wheel, and a hub of our own through HF_ENDPOINT."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from hub import COMMIT, serving
 
 from mtl import SentenceEncoder
 from mtl.checkpoints import fetch as fetching
-from mtl.checkpoints.fetch import check, fetch, find, manifest, stamped_sha256, stamps_path
+from mtl.checkpoints.fetch import check, fetch, find, manifest, sha256_of, stamped_sha256, stamps_path
 from mtl.checkpoints.listing import pinned_models
 from mtl.errors import WeightsError
 
@@ -376,3 +378,58 @@ def test_a_damaged_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, con
     monkeypatch.setattr(fetching, "MANIFEST", tmp_path / "manifest.toml")
     with pytest.raises(WeightsError, match="manifest.toml cannot be read .*; install this package again"):
         manifest()
+
+
+@pytest.fixture
+def in_parts(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fetching.Pinned:
+    """The tiny model as a zip in the parts of three installed packages, with files that are none of the model's."""
+    archive = tmp_path / "tiny.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in [path for path in repository.rglob("*") if path.is_file()]:
+            file.write(path, f"tiny/{path.relative_to(repository)}")
+    content, site = archive.read_bytes(), tmp_path / "site"
+    for i in range(3):
+        (site / f"part_{i}-1.dist-info").mkdir(parents=True)
+        (site / f"part_{i}-1.dist-info" / "METADATA").write_text(f"Name: part-{i}\nVersion: 1\n")
+        (site / f"tiny.zip.{i}").write_bytes(content[i * len(content) // 3 : (i + 1) * len(content) // 3])
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setattr(fetching, "CLONE", tmp_path / "no clone")
+    paths = [repository / name for name in ("config.json", "model.safetensors", "1_Pooling/config.json")]
+    files = {str(path.relative_to(repository)): (path.stat().st_size, sha256_of(path)) for path in paths}
+    parts = tuple(f"part-{i}/tiny.zip.{i}" for i in range(3))
+    return fetching.Pinned("tiny", "me/tiny", COMMIT, "MIT", 12, files, archive=parts)
+
+
+def test_an_archive_in_parts(in_parts: fetching.Pinned, repository: Path, tmp_path: Path) -> None:
+    """Once, to the cache; the manifest's files alone, whole or not at all."""
+    folder = fetching.fetch_pinned(in_parts)
+    assert folder == tmp_path / "cache" / "mtl" / "tiny"
+    held = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert held == set(in_parts.files)
+    assert all((folder / name).read_bytes() == (repository / name).read_bytes() for name in held)
+    (tmp_path / "site" / "tiny.zip.1").unlink()
+    assert fetching.fetch_pinned(in_parts) == folder
+    (folder / "config.json").unlink()
+    assert fetching.on_this_machine(in_parts) is None
+    assert fetching.unpack(in_parts) is None  # a part is gone
+
+
+@pytest.mark.parametrize("damage", ["cut", "other bytes", "another hash", "no such file", "in the way"])
+def test_a_damaged_archive(in_parts: fetching.Pinned, tmp_path: Path, damage: str) -> None:
+    part, files = tmp_path / "site" / "tiny.zip.1", dict(in_parts.files)
+    if damage == "cut":
+        (tmp_path / "site" / "tiny.zip.2").write_bytes(b"")
+    elif damage == "other bytes":
+        part.write_bytes(bytes(len(part.read_bytes())))
+    elif damage == "another hash":
+        files["config.json"] = (files["config.json"][0], "0" * 64)
+    elif damage == "no such file":
+        files["x.json"] = (1, "0" * 64)
+    else:
+        (tmp_path / "cache" / "mtl" / "tiny").mkdir(parents=True)
+        (tmp_path / "cache" / "mtl" / "tiny" / "x").touch()
+    with pytest.raises(WeightsError, match="cannot be unpacked to|lacks files of tiny; delete it") as error:
+        fetching.unpack(dataclasses.replace(in_parts, files=files))
+    assert str(error.value).isprintable()
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != "x"]
+    assert left == []

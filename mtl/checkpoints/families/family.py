@@ -62,6 +62,7 @@ class Family:
     classes: How the names of transformers' classes begin: BertModel, BertForSequenceClassification.
     prefix: What those classes with a head put before the trunk's names.
     config: Their config.json's field -> that of ``shape``, the architecture's own config.
+    aliases: Other names of such fields, which are read and not written.
     translate, express: More of the shape's fields of theirs, where these are no mere renaming; and the inverse.
     defaults: What the shape's fields, and theirs by their names, are where config.json says nothing.
     fixed: The values that a field may have; with another, the model would be another.
@@ -89,6 +90,7 @@ class Family:
     shape: type[Any] = EncoderConfig
     joined: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     swapped: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     translate: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda fields: {}
     express: Callable[[Any], Mapping[str, Any]] = lambda config: {}
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
@@ -115,7 +117,8 @@ class Family:
             if value is not None and value not in allowed:
                 expected = " or ".join(map(repr, allowed))
                 raise ConfigError(f"{name} is {shown(value)}; expected {expected}: another model would be computed")
-        given = {ours: fields[theirs] for theirs, ours in self.config.items() if fields.get(theirs) is not None}
+        given = {ours: fields[theirs] for known in (self.aliases, self.config) for theirs, ours in known.items()
+                 if fields.get(theirs) is not None}  # fmt: skip
         ours = {field.name for field in dataclasses.fields(self.shape)}
         standard = {name: value for name, value in self.defaults.items() if name in ours}
         config = self.shape(**standard | given | dict(self.translate(fields)))

@@ -115,6 +115,14 @@ MODERNBERT = Family(
 POST_NORM = {"pre_norm": False, "norm_bias": True, "norm_eps": 1e-12, "n_layers": 12, "hidden_dim": 3072,
              "layer_types": ()}  # fmt: skip
 SHAPE = {**CONFIG, "layer_norm_eps": "norm_eps", "attention_probs_dropout_prob": "attention_dropout"}
+# NomicBERT's own names, which files on the hub have, and what its code could be told beside them
+ORIGINAL = {"n_embd": "dim", "n_head": "n_heads", "n_layer": "n_layers", "n_inner": "hidden_dim",
+            "n_positions": "max_position_embeddings", "layer_norm_epsilon": "norm_eps", "resid_pdrop": "dropout",
+            "attn_pdrop": "attention_dropout"}  # fmt: skip
+NO_OTHER = {"activation_function": ("swiglu",), "rotary_emb_fraction": (1.0,), "rotary_scaling_factor": (),
+            "rotary_emb_scale_base": (), "scale_attn_by_inverse_layer_idx": (False,),
+            **dict.fromkeys(("prenorm", "qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias", "rotary_emb_interleaved",
+                             "use_rms_norm", "parallel_block", "causal"), (False,))}  # fmt: skip
 NOMIC = Family(
     model_type="nomic_bert",
     classes="NomicBert",
@@ -140,8 +148,10 @@ NOMIC = Family(
     inputs=BERT.inputs,
     defaults={**POST_NORM, "vocab_size": 30528, "max_position_embeddings": 2048, "activation": "silu", "theta": 1000.0,
               "dropout": 0.0, "pad_token_id": 0, "type_vocab_size": 2},
-    fixed={"rope_scaling": ()},
-    inert=("pad_token_id", "type_vocab_size", "rope_parameters", "rope_theta", "head_dim"),
+    fixed={"rope_scaling": (), **NO_OTHER},
+    inert=("pad_token_id", "type_vocab_size", "rope_parameters", "rope_theta", "head_dim", "rotary_emb_base",
+           "embd_pdrop", "max_trained_positions", "pad_vocab_size_multiple", "scale_attn_weights", *ORIGINAL),
+    aliases=ORIGINAL,
     token_types="embeddings.token_type_embeddings.weight",
     **turned(1000.0),
 )  # fmt: skip
@@ -164,6 +174,8 @@ GTE = dataclasses.replace(
         "layers.{i}.mlp_norm": "encoder.layer.{i}.mlp_ln",
     },
     joined={},
+    aliases={},
+    fixed={"rope_scaling": ()},
     swapped=("layers.{i}.mlp.Wi",),
     tokenizer="PreTrainedTokenizerFast",
     inputs=("input_ids", "attention_mask"),
