@@ -264,7 +264,6 @@ def test_hostile_fields(name: str, field: str, value: object, message: str, tmp_
     assert str(error.value).isprintable()
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("family", "fields", "message"),
     [
@@ -306,7 +305,8 @@ def test_a_classifier_of_the_mean(folder: Path, edit_json, tmp_path: Path) -> No
     edit_json(folder / "config.json", classifier_pooling="max")
     with pytest.raises(WeightsError, match="classifier_pooling is 'max'; expected 'cls' or 'mean'"):
         MultiTaskModel.from_pretrained(folder)
-=======
+
+
 def test_nomic_s_own_names(tmp_path: Path) -> None:
     """What nomic-embed-text's config.json says is the same shape as transformers' own fields; the rest is refused."""
     own = {"model_type": "nomic_bert", "n_embd": 768, "n_head": 12, "n_layer": 12, "n_inner": 3072, "n_positions": 8192,
@@ -322,4 +322,3 @@ def test_nomic_s_own_names(tmp_path: Path) -> None:
     for field, value in {"prenorm": True, "rotary_scaling_factor": 2.0, "activation_function": "geglu"}.items():
         with pytest.raises(ConfigError, match=f"{field} is"):
             encoder_config({**own, field: value}, source)
->>>>>>> checkpoints
