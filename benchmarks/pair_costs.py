@@ -30,7 +30,7 @@ from mtl.training.run import Run, prepare
 from mtl.training.start import create
 
 BATCH = 32
-MICRO_TOKENS = 512  # what has a graph at once: some 23 pairs of the memory's texts
+MICRO_TOKENS = 1024  # what has a graph at once: some 46 pairs of the memory's texts
 
 
 def seconds(task: TaskSpec, training: Training, folder: Path) -> float:
@@ -89,16 +89,16 @@ def peak(pairs: int) -> float:
 @click.option("--pairs", type=click.IntRange(2), help="Measure one batch of so many pairs, in this process.")
 @click.option("--save", type=click.Path(path_type=Path), help="Results folder to keep the result in.")
 def memory(pairs: int | None, save: Path | None) -> None:
-    """Peak memory of contrastive batches of 32 and of 1,024 pairs, in micro-batches of the same number of tokens."""
+    """Peak memory of contrastive batches of 512 and of 1,024 pairs: both fill pieces of nearly as many tokens."""
     if pairs:
         print(peak(pairs))
         return
     command = [sys.executable, "-m", "benchmarks.pairs", "memory", "--pairs"]
     found: dict[str, Any] = {}
-    for size in ("32", "1024"):
+    for size in ("512", "1024"):
         found[size] = float(subprocess.check_output([*command, size], text=True).splitlines()[-1])
         print(f"{size} pairs: {found[size]:.0f} MiB", flush=True)
-    print(f"ratio {found['1024'] / found['32']:.2f}")
+    print(f"ratio {found['1024'] / found['512']:.2f}")
     settings = {"model": MODEL, "micro_tokens": MICRO_TOKENS, "threads": torch.get_num_threads()}
     result = {"machine": describe(), "settings": settings, "peak_mib": found}
     write_result(result_path(save, "pairs-memory"), result)

@@ -18,10 +18,12 @@ from mtl.encode.tokenizer import Tokenizer
 from mtl.kernels.check import THREADS
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
+from mtl.model.losses import NO_LABEL
 from mtl.model.pooling import Pooling
 from mtl.tasks.examples import Examples
 from mtl.tasks.kinds.contrastive import text_numbers
 from mtl.tasks.multitask import MultiTaskModel
+from mtl.tasks.spans import bio
 from mtl.tasks.spec import TaskSpec
 from mtl.training.gradients import Found
 from mtl.training.recipe import Recipe, Training
@@ -34,6 +36,7 @@ TWO = {"text_field": ("a", "b"), "train": "-"}
 TASKS = (
     TaskSpec("classes", ("a", "b", "c"), train="-"),
     TaskSpec("tags", ("a", "b"), kind="multi-label", train="-", pooling=("attention",)),
+    TaskSpec("spans", ("a",), kind="tokens", train="-"),
     TaskSpec("value", kind="regression", train="-", head="distilbert"),
     TaskSpec("alike", kind="similarity", label_field="score", **TWO),  # type: ignore[arg-type]
     TaskSpec("belong", kind="contrastive", **TWO),  # type: ignore[arg-type]
@@ -49,6 +52,10 @@ def examples(task: TaskSpec, generator: torch.Generator) -> Examples:
     rows = [torch.randint(1, CONFIG.vocab_size, (length,), generator=generator).tolist() for length in lengths]
     if task.kind == "single-label":
         targets = torch.randint(len(task.labels), (ROWS,), generator=generator)
+    elif task.kind == "tokens":
+        targets = torch.full((ROWS, max(lengths)), NO_LABEL, dtype=torch.int16)
+        for row, length in zip(targets, lengths, strict=True):
+            row[1:length] = torch.randint(len(bio(task.labels)), (length - 1,), generator=generator)
     elif task.kind == "contrastive":
         targets = text_numbers(rows, width)
     else:
