@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mtl.kernels.activations import IN_INT8, inplace
 from mtl.kernels.attention import attend, attend_first
-from mtl.kernels.int8 import Ranges, between, input_ranges, smoothed
+from mtl.kernels.int8 import Ranges, between, input_ranges, outlying, smoothed
 from mtl.kernels.linear import Product, cast, joined, product, release
 from mtl.model.encoder import DistilBert, TransformerBlock
 from mtl.model.mpnet import MPNet, biases
@@ -124,7 +124,7 @@ def packed_block(block: TransformerBlock, dtype: torch.dtype) -> Block:
 def int8_block(block: TransformerBlock, ranges: Ranges) -> Block:
     """A block with its six linear layers in integers. ``ranges`` go by the layers' names in the block."""
     attention, ffn = block.attention, block.ffn
-    fused = IN_INT8.get(ffn.activation)
+    fused = None if outlying(ranges["ffn.lin2"]) else IN_INT8.get(ffn.activation)
     lin1, lin2 = between(ffn.lin1, ffn.lin2, ranges, "ffn.lin", fused)
     return Block(
         attention.n_heads,

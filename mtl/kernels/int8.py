@@ -22,11 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from mtl.errors import InputError
+from mtl.kernels.linear import Product, product
 from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
 
 SMOOTHING = 0.55
 HIDDEN_SHARE = 0.65  # of the largest activation: clipping the few above it leaves finer steps for all others
+OUTLIER = 25  # times a median channel's: where one is so large, the layer that reads it stays in float32
 Ranges = dict[str, Tensor]  # a linear layer's name -> the least and the largest of each input, (2, in)
 
 
@@ -103,20 +105,26 @@ def smoothed(weight: Tensor, bias: Tensor | None, ranges: Tensor) -> Int8Linear:
     return Int8Linear(weight, bias, step, 128, smooth)
 
 
-def between(
-    lin1: nn.Linear, lin2: nn.Linear, ranges: Ranges, name: str, fused: str | None
-) -> tuple[Int8Linear, Int8Linear]:
+def between(lin1: nn.Linear, lin2: nn.Linear, ranges: Ranges, name: str, fused: str | None) -> tuple[Product, Product]:
     """The layers of a feed-forward network, whose names are ``name`` and 1 or 2.
 
     With an activation that the kernel can compute, ``fused``, the first activates its output and gives it as the
-    second's integers.
+    second's integers; but not where single channels are far larger than the others: there the second stays in float32.
     """
+    if outlying(ranges[f"{name}2"]):
+        return smoothed(lin1.weight, lin1.bias, ranges[f"{name}1"]), product(lin2.weight, lin2.bias)
     least, most = float(ranges[f"{name}2"].min()), float(ranges[f"{name}2"].max()) * HIDDEN_SHARE
     step = max(most - least, 1e-12) / 255
     zero = round(-least / step)
     first = smoothed(lin1.weight, lin1.bias, ranges[f"{name}1"])
     first.leaves = (fused, step, zero) if fused else None
     return first, Int8Linear(lin2.weight, lin2.bias, step, zero)
+
+
+def outlying(ranges: Tensor) -> bool:
+    """Whether one channel's range is far larger than most others'."""
+    largest = ranges.abs().amax(dim=0)
+    return bool(largest.max() > OUTLIER * largest.median())
 
 
 def input_ranges(encoder: Encoder, rows: Sequence[Sequence[int]]) -> Ranges:
