@@ -3,7 +3,8 @@
 python -m benchmarks.index [--rows 1000000] [--texts FILE] [--save benchmarks/results]
 
 Vectors are those of texts where a file of them is given, and otherwise drawn; a corpus larger than the file is made of
-mixtures of two of its vectors, so that it has their spectrum. Queries are held out; drawn ones lie near the corpus. Rounds are interleaved.
+mixtures of two of its vectors, so that it has their spectrum. Queries are held out, and drawn ones lie near the corpus.
+Rounds are interleaved.
 """
 
 from __future__ import annotations
