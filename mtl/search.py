@@ -126,9 +126,12 @@ def nearest(queries: Tensor, corpus: Iterable[Tensor], k: int, measure: Similari
     best = [tuple(torch.empty(len(group), 0, dtype=kind, device="cpu") for kind in KINDS) for group in groups]
     start = 0
     for block in corpus:
-        block = check_finite(block.float(), "corpus", start).to(queries.device)
+        block = block.float().to(queries.device)
         for i, group in enumerate(groups):
-            found, places = first_best(scores(group, block, measure), k)
+            alike = scores(group, block, measure)
+            if not torch.isfinite(alike.sum()):  # a vector that is not finite has no finite score with any other
+                check_finite(block, "corpus", start)
+            found, places = first_best(alike, k)
             if not torch.isfinite(found[:, :1]).all():
                 raise InputError(f"the vectors are too large to be compared by {measure}; expected smaller numbers")
             both = [torch.cat(pair, dim=1) for pair in zip(best[i], (found.cpu(), places.cpu() + start), strict=True)]

@@ -157,7 +157,8 @@ class Segment:
         """Float32 vectors of some rows; of an index in int8, what its integers stand for."""
         found = self.arrays["vectors"][where]
         if "scales" in self.arrays:
-            return found.astype(np.float32) * self.arrays["scales"][where][:, None]
+            scales = torch.from_numpy(self.arrays["scales"][where])
+            return torch.from_numpy(found).float().mul_(scales[:, None]).numpy()
         return found
 
     def ids(self) -> list[Id]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from mtl.checkpoints.card import public_name as named_by
 from mtl.checkpoints.fetch import fetch
 from mtl.checkpoints.load import load
+from mtl.encode.batching import in_order
 from mtl.encode.engine import Engine, usable
 from mtl.encode.precision import Precision
 from mtl.encode.sentence_encoder import QUERY, SentenceEncoder
@@ -28,7 +29,9 @@ from mtl.kernels.threads import computing_with
 from mtl.kernels.vectors import Vectors
 from mtl.model.packing import PackedBatch
 from mtl.serve.queue import Row
+from mtl.tasks.kinds.tokens import Tokens as Tagger
 from mtl.tasks.multitask import MultiTaskModel
+from mtl.tasks.spans import in_units
 
 VECTORS, HEADS, TOKENS = "vectors", "heads", "tokens"  # the programs
 NOT_FINITE = (
@@ -78,7 +81,7 @@ class Served:
         }
         if self.heads:
             self.programs[HEADS] = self.all_heads
-            together = side_by_side(self.heads.program(), self.tasks)
+            together = side_by_side(self.heads.program(), self.tasks, [*self.taggers])
             self.heads_engine = Engine(together, self.encoder.device, threads=threads)
         for program in self.programs:  # what the first call makes is there before the first request
             self.compute(program, self.tokenize(["a", "a b"]).rows)
@@ -109,8 +112,14 @@ class Served:
 
     @property
     def tasks(self) -> list[str]:
-        """The names of the tasks that have a head for texts; taggers are not served."""
+        """The names of the tasks that have a head for texts."""
         return self.heads.text_heads if self.heads else []
+
+    @property
+    def taggers(self) -> dict[str, Tagger]:
+        """The tasks that find spans."""
+        known = self.heads.tasks.items() if self.heads else ()
+        return {name: task.handler for name, task in known if isinstance(task.handler, Tagger)}
 
     @property
     def limit(self) -> int:
@@ -126,7 +135,9 @@ class Served:
         """What the model is."""
         known = self.heads.tasks if self.heads else {}
         tasks = {
-            name: {"kind": task.kind, "labels": list(task.labels)} for name, task in known.items() if name in self.tasks
+            name: {"kind": task.kind, "labels": list(task.labels)}
+            for name, task in known.items()
+            if name in self.tasks or name in self.taggers
         }
         return {
             "precision": self.encoder.precision,
@@ -220,9 +231,16 @@ class Served:
         """The embeddings, (rows, dim)."""
         return self.engine.run(rows).cpu().numpy()
 
-    def all_heads(self, rows: Sequence[Row]) -> NDArray[np.float32]:
-        """Embeddings and all heads' logits side by side, from one pass: (rows, sum of the widths)."""
-        return self.heads_engine.run(rows).cpu().numpy()
+    def all_heads(self, rows: Sequence[Row]) -> list[Vector]:
+        """From one pass, of each row its embedding and all heads' logits, and behind them those of each token."""
+        order, parts = self.heads_engine.computed(rows)
+        texts, tokens = zip(*parts, strict=True)
+        found = [*in_order(texts, order).cpu().numpy()]
+        if not self.taggers:
+            return found
+        lengths = [*map(len, rows)]
+        of_tokens = in_order(tokens, order, lengths).cpu().split(lengths)
+        return [np.concatenate([x, own.flatten().numpy()]) for x, own in zip(found, of_tokens, strict=True)]
 
     def hidden(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
         """The last hidden states of each row, (tokens, dim)."""
@@ -243,8 +261,23 @@ class Served:
         """Embeddings and each task's logits, of what ``all_heads`` gave."""
         assert self.heads
         widths = [self.encoder.width, *(self.heads.outputs(name) for name in self.tasks)]
-        embeddings, *columns = torch.from_numpy(np.stack(values)).split(widths, dim=1)
+        of_texts = np.stack([value[: sum(widths)] for value in values])
+        embeddings, *columns = torch.from_numpy(of_texts).split(widths, dim=1)
         return embeddings[:, : self.dim].contiguous().numpy(), dict(zip(self.tasks, columns, strict=True))
+
+    def spans(self, texts: Sequence[str], values: Sequence[Vector]) -> list[dict[str, Any]]:
+        """What the taggers find in each text, by task; none of the texts was cut."""
+        assert self.heads
+        outputs = [handler.outputs for handler in self.taggers.values()]
+        units = in_units(self.tokenizer, texts, self.limit, self.encoder.default_prompt)
+        start = self.encoder.width + sum(self.heads.outputs(name) for name in self.tasks)
+        tokens = torch.from_numpy(np.concatenate([value[start:].reshape(-1, sum(outputs)) for value in values]))
+        columns = zip(self.taggers.items(), tokens.split(outputs, dim=1), strict=True)
+        found = {
+            name: [{"spans": handler.spans(*each)} for each in zip(units, handler.logits(x, units), strict=True)]
+            for (name, handler), x in columns
+        }
+        return [dict(zip(found, each, strict=True)) for each in zip(*found.values(), strict=True)]
 
     def said(self, logits: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """What the tasks say of each text: by task its label, and scores and logits by label."""
@@ -271,16 +304,21 @@ class Served:
             raise InputError(
                 f'the model has the tasks {", ".join(names)}; name one as "task", or ask /v1/predict for all'
             )
+        if name in self.taggers:
+            raise InputError(f"the task {name!r} finds spans; ask /v1/predict")
         if name is not None and name not in names:
             raise InputError(f"task is {shown(name)}; expected one of {', '.join(names)}")
         return name or names[0]
 
 
-def side_by_side(program: Callable[[PackedBatch], Any], names: Sequence[str]) -> Callable[[PackedBatch], Tensor]:
-    """Embeddings and the logits of these tasks in one matrix."""
+def side_by_side(
+    program: Callable[[PackedBatch], Any], names: Sequence[str], taggers: Sequence[str]
+) -> Callable[[PackedBatch], tuple[Tensor, Tensor]]:
+    """Embeddings and the logits of these tasks in one matrix, and those of taggers, of each token, in another."""
 
-    def outputs(batch: PackedBatch) -> Tensor:
+    def outputs(batch: PackedBatch) -> tuple[Tensor, Tensor]:
         embeddings, logits = program(batch)
-        return torch.cat([embeddings, *(logits[name] for name in names)], dim=1)
+        of_tokens = [logits[name] for name in taggers] or [embeddings[:0]]
+        return torch.cat([embeddings, *(logits[name] for name in names)], dim=1), torch.cat(of_tokens, dim=1)
 
     return outputs

@@ -63,7 +63,7 @@ async def predict(call: Call) -> Any:
     name = head(call)
     raw = call.fields.flag("raw_scores", False)
     texts, batch = to_classify(call.fields)
-    found = await all_heads(call, await call.tokenized(texts, "inputs"), [name])
+    found = await all_heads(call, await call.tokenized(texts, "inputs"), texts, [name])
     answers = [
         ranked(list(said["scores"]), said["logits"] if raw else np.array(list(said["scores"].values())))
         for said in (tasks[name] for tasks in found[1])
@@ -78,13 +78,24 @@ def head(call: Call) -> str:
     return call.served.task(call.fields.string("task"))
 
 
-async def all_heads(call: Call, rows: Sequence[Row], names: Sequence[str] | None = None) -> Any:
+async def all_heads(
+    call: Call, rows: Sequence[Row], texts: Sequence[str], names: Sequence[str] | None = None
+) -> Any:  # fmt: skip
     """Embeddings, and what the tasks say of each text, from one pass of the trunk."""
-    embeddings, logits = call.served.split(await call.values(HEADS, rows))
-    said = call.served.said({name: x for name, x in logits.items() if names is None or name in names})
+    served = call.served
+    taggers = [name for name in served.taggers if names is None or name in names]
+    if taggers and call.cut:
+        raise Refused(call.status, "a text is over the limit of tokens; taggers read whole texts: send it in parts")
+    values = await call.values(HEADS, rows)
+    embeddings, logits = served.split(values)
+    said = served.said({name: x for name, x in logits.items() if names is None or name in names}) or [{} for _ in rows]
+    if taggers:
+        for tasks, spans in zip(said, served.spans(texts, values), strict=True):
+            tasks.update((name, spans[name]) for name in taggers)
     for tasks in said:
         for name, task in tasks.items():
-            labels = task["label"] if isinstance(task["label"], list) else [task["label"]]
+            found = [span["label"] for span in task["spans"]] if "spans" in task else task["label"]
+            labels = found if isinstance(found, list) else [found]
             for label in labels:
                 if isinstance(label, str):
                     call.service.metrics.add("mtl_predicted_labels", task=name, label=label)
@@ -138,7 +149,7 @@ async def decode(call: Call) -> Any:
 async def info(call: Call) -> Any:
     served, limits, about, index = call.served, call.service.limits, call.served.about(), call.service.index
     kind: dict[str, Any] = {"embedding": {"pooling": about["pooling"]}}
-    if len(about["tasks"]) == 1:
+    if len(about["tasks"]) == len(served.tasks) == 1:
         labels = next(iter(about["tasks"].values()))["labels"] or ["value"]
         kind = {
             "classifier": {
@@ -225,9 +236,11 @@ async def predictions(call: Call) -> Any:
     with_embedding = call.fields.flag("embedding", False)
     names = call.fields.strings("tasks") if call.fields.values.get("tasks") is not None else None
     for name in names or ():
-        call.served.task(name)
-    rows = await call.tokenized(call.fields.strings("input"), "input", empty=True)
-    vectors, said = await all_heads(call, rows, names)
+        if name not in call.served.taggers:
+            call.served.task(name)
+    texts = call.fields.strings("input")
+    rows = await call.tokenized(texts, "input", empty=True)
+    vectors, said = await all_heads(call, rows, texts, names)
     data = [
         {"object": "prediction", "index": i, "tasks": tasks, **({"embedding": vectors[i]} if with_embedding else {})}
         for i, tasks in enumerate(said)

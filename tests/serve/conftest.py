@@ -146,3 +146,9 @@ def one_head(classifier: MultiTaskModel) -> Iterator[Client]:
     """A server of a model with one head."""
     with running(Service(Served(classifier, "classifier"))) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def tagging(tmp_path_factory: pytest.TempPathFactory) -> MultiTaskModel:
+    embedder = SentenceEncoder.from_checkpoint(letters(tmp_path_factory.mktemp("tagging")))
+    return randomized(MultiTaskModel(embedder, [TASKS[0], TaskSpec("ner", ("PER", "LOC"), kind="tokens")]))

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl import MultiTaskModel, SentenceEncoder
-from mtl.serve.app import read_keys
+from mtl.serve.app import Service, read_keys
 from mtl.serve.contracts import Limits
-from mtl.serve.model import public_name
+from mtl.serve.model import Served, public_name
 
-from .conftest import Client
+from .conftest import Client, running
 
 TEXTS = ["a b c", "d", "e f g h i j", "a b c"]
 LONG = " ".join("abcdefghijklmnopqrst")  # 22 tokens where the limit is 16
@@ -359,3 +359,21 @@ def test_no_body_breaks_the_server(headed: Client, path: str, body: Any) -> None
     assert b"Traceback" not in reply.body
     if reply.status != 200:
         assert "error" in reply.json
+
+
+def test_taggers_are_served_beside_heads(tagging: MultiTaskModel) -> None:
+    with running(Service(Served(tagging, "tagging"))) as client:
+        texts = ["a b c d", "e", "a b", "f g h i j"]
+        expected = tagging.predict(texts)
+        rows = client.post("/v1/predict", {"input": texts}).json["data"]
+        assert [row["tasks"]["ner"]["spans"] for row in rows] == expected.labels["ner"]
+        assert any(expected.labels["ner"])
+        assert [row["tasks"]["topic"]["label"] for row in rows] == expected.labels["topic"]
+        alone = client.post("/v1/predict", {"input": texts[0], "tasks": ["ner"]}).json["data"][0]["tasks"]
+        assert alone == {"ner": {"spans": expected.labels["ner"][0]}}
+        assert client.get("/info").json["mtl"]["tasks"].keys() == {"topic", "ner"}
+        assert client.post("/predict", {"inputs": "a", "task": "ner"}).json["error"].endswith("ask /v1/predict")
+        assert client.post("/predict", {"inputs": "a", "task": "topic"}).status == 200
+        reply = client.post("/v1/predict", {"input": LONG, "truncate": True})
+        assert (reply.status, "send it in parts" in reply.json["error"]["message"]) == (400, True)
+        assert client.post("/v1/predict", {"input": LONG, "truncate": True, "tasks": ["topic"]}).status == 200
