@@ -1,12 +1,11 @@
 """DistilBERT, from the token ids to the last hidden state.
 
-The model of Sanh et al. 2019 (arXiv 1910.01108): BERT (Devlin et al. 2018, arXiv 1810.04805) with fewer
-layers, one segment and no pooler. Its blocks are those of Vaswani et al. 2017 (arXiv 1706.03762), with
-LayerNorm after each residual sum. All submodules carry their checkpoint's names, so that loading a
-published DistilBERT is no more than stripping a prefix.
+The model of Sanh et al. 2019 (arXiv 1910.01108): BERT (Devlin et al. 2018, arXiv 1810.04805) with fewer layers, one
+segment and no pooler. Its blocks are those of Vaswani et al. 2017 (arXiv 1706.03762), with LayerNorm after each
+residual sum. Submodules carry their checkpoint's names: a published DistilBERT loads by stripping a prefix.
 
-Shapes: ``tokens`` counts all tokens of a packed batch, text after text with no padding (see packing.py);
-``dim`` is the width of a hidden state, split into ``heads`` of ``head_dim`` for attention.
+Shapes: ``tokens`` counts all tokens of a packed batch, text after text with no padding (see packing.py); ``dim`` is the
+width of a hidden state, split into ``heads`` of ``head_dim`` for attention.
 """
 
 from __future__ import annotations
