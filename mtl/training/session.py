@@ -11,7 +11,7 @@ import torch
 
 from mtl.checkpoints.card import write_results
 from mtl.disk import lock, sweep, writing
-from mtl.encode.engine import usable
+from mtl.encode.engine import on_the_cpu, usable
 from mtl.errors import CheckpointError, TrainingError, TrainingStopped
 from mtl.kernels.cores import default_threads
 from mtl.tasks.multitask import MultiTaskModel
@@ -96,8 +96,7 @@ def settled() -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 held.enter_context(torch.autocast(kind, enabled=False))
-        if torch.get_default_device().type != "cpu":
-            held.enter_context(torch.device("cpu"))
+        held.enter_context(on_the_cpu())
         yield
 
 
