@@ -31,6 +31,19 @@ def test_scores_and_words(kind: str, expected: list[float], words: list) -> None
     assert handler.words(scores) == words
 
 
+@pytest.mark.parametrize("kind", ["single-label", "multi-label"])
+def test_a_text_s_scores_know_no_neighbours(kind: str) -> None:
+    """To the bit: among others, alone, and in a part that ends elsewhere."""
+    handler = TaskSpec("t", ["a", "b", "c"], kind).handler
+    logits = torch.randn(37, 3, generator=torch.Generator().manual_seed(0)) * 4
+    before = logits.clone()
+    whole = handler.scores(logits)
+    assert torch.equal(logits, before)
+    for size in (1, 2, 5, 36):
+        parts = [handler.scores(part) for part in logits.split(size)]
+        assert torch.equal(torch.cat(parts), whole)
+
+
 def test_numbers_as_labels() -> None:
     assert class_index(1, ["0", "1"]) == 1  # by name as by place
     assert class_index("1", ["1", "2"]) == 0

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mtl.kernels.activations import sigmoid
 from mtl.model import losses
 from mtl.tasks.kinds.base import HeadKind
 
@@ -73,7 +74,7 @@ class MultiLabel(HeadKind):
         return losses.binary_cross_entropy(outputs, targets)
 
     def scores(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid()
+        return sigmoid(logits)  # torch's own has other bits where a tensor ends
 
     def words(self, scores: Tensor) -> list[list[str]]:
         return likely_labels(scores.tolist(), self.labels)
