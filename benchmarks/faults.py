@@ -151,7 +151,8 @@ def disturbed(subject: Subject, folder: Path, moments: int, draw: random.Random)
 
     Pauses are drawn up to the time that it takes undisturbed, from when there is something to kill.
     """
-    tally, log, whole = Tally(), folder / "log", folder / "whole"
+    tally, log = Tally(), folder / "log"
+    whole, output = folder / "whole" / "run", folder / "parts" / "run"  # a model's page holds its run's name
     whole.mkdir(parents=True)
     process = start(subject.command(whole), log)
     await_victims(subject, process)
@@ -161,8 +162,7 @@ def disturbed(subject: Subject, folder: Path, moments: int, draw: random.Random)
         raise SystemExit(f"{subject.name}: {log.read_text()[-1000:]}")
     seconds, expected, wanted = time.monotonic() - began, contents(whole), subject.units(whole)
     while tally.tried < moments:
-        output = folder / "parts"
-        output.mkdir()
+        output.mkdir(parents=True)
         killed, wrong = one_life(subject, output, log, moments - tally.tried, seconds, draw)
         found, units = contents(output), subject.units(output)
         same = not wrong and found == expected

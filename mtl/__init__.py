@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mtl.tasks.spec import TaskSpec
     from mtl.training.evaluate import evaluate
     from mtl.training.recipe import Recipe, Training
+    from mtl.training.report import Reporter
     from mtl.training.session import train
 
 PLACES = {
@@ -35,6 +36,7 @@ PLACES = {
     "SentenceEncoder": "mtl.encode.sentence_encoder",
     "TaskSpec": "mtl.tasks.spec",
     "Recipe": "mtl.training.recipe",
+    "Reporter": "mtl.training.report",
     "Training": "mtl.training.recipe",
     "train": "mtl.training.session",
     "evaluate": "mtl.training.evaluate",
@@ -50,6 +52,7 @@ __all__ = [
     "MultiTaskModel",
     "Recipe",
     "RecipeError",
+    "Reporter",
     "SentenceEncoder",
     "TaskSpec",
     "Training",

@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import mtl
+from mtl.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,9 +58,7 @@ def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(questions.ROWS.read_text().splitlines()) == 300
     questions.main(str(tmp_path / "run"), "Do you have a drill that I could take home?", epochs=1)
     lines = capsys.readouterr().out.splitlines()
-    before, after = (
-        float(line.split()[1]) for line in lines if line.startswith("answers  ") and "contrastive" not in line
-    )
+    before, after = (float(found[1]) for line in lines if (found := re.search(r"^test.*: .*ndcg@10 ([\d.]+)", line)))
     assert after > before
     assert "Small tools may leave the house for three nights" in lines[-3]
 
@@ -67,7 +66,7 @@ def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 def test_the_demo_of_pairs_finds_more_after_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the dev part nDCG and MRR rise by 0.03 and more; of the 30 test questions hardly one changes its place."""
-    mtl.train("demo-pairs", tmp_path / "run")
+    main(["train", "demo-pairs", "--output", str(tmp_path / "run")])
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("answers  ")]
     found = [[float(value) for value in line[1:3]] for line in lines if line[1][0].isdigit()]
     dev_before, test_before, dev, test = found

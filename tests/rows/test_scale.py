@@ -221,7 +221,7 @@ def test_a_cluster_that_is_there(cluster: str, folder: Path, tmp_path: Path) -> 
     run = Run(source, tmp_path / "out", folder, "--vectors", "int8", "--address", "auto", "--threads", "1")
     _, err = run.process.communicate(timeout=240)
     assert run.process.returncode == 1
-    assert "in/bad.jsonl: line 1: 'text' is missing; expected a string" in err.splitlines()[-1]
+    assert "in/bad.jsonl: line 1: field 'text' is missing; expected a string" in err.splitlines()[-1]
     assert "Traceback" not in err
 
 
