@@ -6,9 +6,10 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -90,11 +91,15 @@ class Hub:
 
 
 @contextmanager
-def serving(root: Path) -> Iterator[Hub]:
-    hub = Hub(root)
+def running(hub: Any) -> Iterator[Any]:
+    """A hub that answers in a thread of its own."""
     threading.Thread(target=hub.server.serve_forever, daemon=True).start()
     try:
         yield hub
     finally:
         hub.server.shutdown()
         hub.server.server_close()
+
+
+def serving(root: Path) -> AbstractContextManager[Hub]:
+    return running(Hub(root))

@@ -7,12 +7,12 @@ import dataclasses
 import fnmatch
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from hub import running
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
 
@@ -131,12 +131,5 @@ class WritableHub:
                      "pullRequestUrl": f"{url}/discussions/1" if proposed else None}  # fmt: skip
 
 
-@contextmanager
-def writable() -> Iterator[WritableHub]:
-    hub = WritableHub()
-    threading.Thread(target=hub.server.serve_forever, daemon=True).start()
-    try:
-        yield hub
-    finally:
-        hub.server.shutdown()
-        hub.server.server_close()
+def writable() -> AbstractContextManager[WritableHub]:
+    return running(WritableHub())

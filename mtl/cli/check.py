@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-from mtl.cli.options import DEFAULT_MODEL, precision_option
+from mtl.cli.options import DEFAULT_MODEL, model_option, precision_option
 from mtl.display import table
 from mtl.errors import InputError
 
 
 @click.command()
-@click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision].")
+@model_option
 @precision_option
 @click.option("--training", is_flag=True, help="Try training: one window's gradients on 1, 2, 3 and 4 threads.")
 @click.option("--all", "every", is_flag=True, help="Under every instruction set that this machine can play.")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mtl.cli.options import device_option, threads_option
 from mtl.errors import InputError
 
 
@@ -27,8 +28,8 @@ from mtl.errors import InputError
     "--plot", type=click.Path(path_type=Path),
     help="Draw scores and cosines, and a map of the vectors, to this .png, .svg or .pdf file.",
 )  # fmt: skip
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+@device_option
+@threads_option
 def evaluate(
     model: str,
     recipe: str | None,

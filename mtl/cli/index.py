@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from mtl.cli.options import (
-    DEFAULT_MODEL,
     choose_rows,
     decoded,
     device_option,
+    model_option,
     precision_option,
     settings,
     threads_option,
@@ -25,7 +25,7 @@ from mtl.rows.vector_files import json_line
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path), required=False, metavar="[FILE]")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The index, a folder.")
-@click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision].")
+@model_option
 @click.option("--field", default="text", show_default=True, help="Which field of a row holds the text.")
 @click.option("--id-field", help="Which field holds the id.  [default: rows are numbered from 0]")
 @click.option(

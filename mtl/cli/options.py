@@ -27,6 +27,9 @@ precision_option = click.option(
     "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
     help="What to compute in; fp16 is for a GPU, int8 for a CPU, auto is bf16 where it is native, else fp32.",
 )  # fmt: skip
+model_option = click.option(
+    "-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision]."
+)
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 input_option = click.option(
@@ -41,9 +44,7 @@ quoting_option = click.option(
 )  # fmt: skip
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
 ENCODING = [
-    click.option(
-        "-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision]."
-    ),
+    model_option,
     click.option("--normalize", is_flag=True, help="Scale vectors to length 1."),
     click.option("--truncate-dim", type=click.IntRange(1), help="Keep only the first dimensions."),
     click.option("--prompt", help="Put before every text, as it stands.  [default: the model's own]"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtl.cli.options import DEFAULT_MODEL, precision_option, settings
+from mtl.cli.options import device_option, model_option, precision_option, settings, threads_option
 from mtl.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ EXTRA = "mtl serve needs {}; install it with: pip install 'mtl[serve]'"
 
 
 @click.command()
-@click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision].")
+@model_option
 @click.option("--name", help="What the model is called in answers.  [default: its own name]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
@@ -36,9 +36,9 @@ EXTRA = "mtl serve needs {}; install it with: pip install 'mtl[serve]'"
 @click.option("--max-requests", type=click.IntRange(1), default=512, show_default=True, help="Requests that may wait.")
 @click.option("--timeout", type=click.IntRange(1), default=120, show_default=True, help="Seconds until an answer.")
 @click.option("--log-json", is_flag=True, help="A line of JSON for each request, on standard output.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@device_option
 @precision_option
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+@threads_option
 def serve(
     model: str,
     name: str | None,

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from mtl.cli.allocator import keep_memory
+from mtl.cli.options import device_option, threads_option
 from mtl.errors import TrainingStopped
 
 
@@ -16,8 +17,8 @@ from mtl.errors import TrainingStopped
 @click.argument("recipe", default="demo")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<recipe>]")
 @click.option("--resume", is_flag=True, help="Go on with the run in the output folder.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+@device_option
+@threads_option
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too.")
 def train(recipe: str, output: Path | None, resume: bool, device: str, threads: int | None, tensorboard: bool) -> None:
     """Train the tasks of a RECIPE: a .toml file, or one that comes with the package (demo, the default; demo-pairs)."""

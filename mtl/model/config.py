@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mtl.errors import ConfigError, shown
@@ -79,12 +79,6 @@ class EncoderConfig:
     def keeping(self, layers: Sequence[int]) -> EncoderConfig:
         """The shape with no more than these blocks."""
         return dataclasses.replace(self, n_layers=len(layers))
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> EncoderConfig:
-        """From a DistilBERT config.json's content. Keys that do not shape the encoder are passed over."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in fields.items() if name in names})
 
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # as transformers calls them
