@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from mtl.kernels.activations import sigmoid
@@ -83,6 +82,6 @@ class MultiLabel(HeadKind):
         """macro_f1 over the labels, micro_f1 over all decisions, and accuracy of whole sets of labels."""
         from sklearn.metrics import accuracy_score, f1_score
 
-        truth, given = targets.numpy(), (torch.sigmoid(outputs) >= 0.5).numpy()
+        truth, given = targets.numpy(), (self.scores(outputs) >= 0.5).numpy()
         f1 = {f"{mean}_f1": float(f1_score(truth, given, average=mean, zero_division=0)) for mean in ("macro", "micro")}
         return {**f1, "accuracy": float(accuracy_score(truth, given))}
