@@ -20,6 +20,7 @@ from torch import Tensor
 from mtl.encode.engine import Engine
 from mtl.encode.precision import calibration_texts, native_bf16
 from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.tokenizer import filled
 from mtl.errors import InputError
 from mtl.kernels.check import THREADS, kernel_trials, levels
 from mtl.kernels.compile import FORMATS, Plain, compile_part
@@ -105,7 +106,7 @@ def compare(
 def text_trials(model: SentenceEncoder) -> Iterator[tuple[str, int]]:
     """Each way to compute the sample, and how many texts got other bits than alone on one thread."""
     texts = sample_texts()
-    rows = model.tokenizer(texts, "truncate").rows
+    rows = filled(model.tokenizer(texts, "truncate").rows)
     names, outputs = every_program(model)
 
     def programs(which: list[int], threads: int, budget: int | None) -> np.ndarray:

@@ -90,6 +90,15 @@ class CheckpointError(MtlError):
     """A training checkpoint cannot be written or read."""
 
 
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold a string, as it cannot hold half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_counts(**counts: int | None) -> None:
     """That each of these, where it is given, is a whole number of at least 1, and ``threads`` one that a machine bears.
 

@@ -6,7 +6,11 @@ import sys
 
 import pytest
 import torch
+from tokenizers import processors
 
+from mtl import SentenceEncoder
+from mtl.check import text_trials
+from mtl.checkpoints.load import Checkpoint
 from mtl.encode.precision import native_bf16
 from mtl.kernels.check import LEVELS, VARIABLES, levels
 
@@ -54,3 +58,11 @@ def test_check_all() -> None:
     done = subprocess.run([sys.executable, "-m", "mtl", "check", "--all"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("distilbert-shape") == 2 * len(levels()) + native_bf16(torch.device("cpu"))
+
+
+def test_a_tokenizer_without_special_tokens(checkpoint: Checkpoint) -> None:
+    """It gives no token for one of the texts that are tried."""
+    checkpoint.tokenizer.post_processor = processors.Sequence([])
+    found = dict(text_trials(SentenceEncoder.from_checkpoint(checkpoint)))
+    assert set(found.values()) == {0}
+    assert any(name.startswith("encode, alone") for name in found)

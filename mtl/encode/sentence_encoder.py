@@ -24,7 +24,7 @@ from mtl.encode.compat import THEIR_METHODS, accepts_their_keywords
 from mtl.encode.engine import Engine, usable
 from mtl.encode.options import DEFAULTS, EncodeOptions
 from mtl.encode.precision import Precision, calibration_rows, effective
-from mtl.encode.tokenizer import Tokenizer, several
+from mtl.encode.tokenizer import Tokenizer, filled, several
 from mtl.encode.windows import Block, in_blocks, tokenized_windows, warn_of_cuts, with_bar
 from mtl.errors import ConfigError, InputError, WeightsError, check_counts, shown
 from mtl.kernels.compile import Plain, check_saveable, compile, overridden
@@ -186,7 +186,7 @@ class SentenceEncoder(nn.Module):
     def width(self) -> int:
         """The number of dimensions that the model computes, before it keeps the first ``truncate_dim`` of them."""
         if any(type(part) not in (Pooling, Dense, Normalize) for part in (self.pooling, *self.after)):
-            row = self.tokenizer([""]).rows
+            row = filled(self.tokenizer([""]).rows)
             return Engine(self.program(), self.device).run(row).shape[1]  # another part may give any number
         widths = [part.linear.out_features for part in self.after if isinstance(part, Dense)]
         return widths[-1] if widths else len(self.pooling.modes) * self.encoder.config.dim

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 
-from mtl.errors import InputError, shown
+from mtl.errors import InputError, is_unicode, shown
 
 Overflow = Literal["warn", "truncate", "error", "chunk"]
 
@@ -136,7 +136,7 @@ class Tokenizer:
                 raise InputError(f"text {number} has {has} tokens; the limit is {limit}: {shown(texts[owner])}")
             cuts.append(0 if overflow == "chunk" else beyond)
             if beyond and overflow != "chunk":
-                ids = ids[beyond:] if self.keep_last else ids[:room]
+                ids = [*cut(ids, room, self.keep_last)]
             rows.append([*self.prefix, *ids[:room], *self.suffix])
             rows += [[*self.prefix, *again, *ids[i : i + step], *self.suffix] for i in range(room, len(ids), step)]
             owners += [owner] * (len(rows) - len(owners))
@@ -164,6 +164,19 @@ class Tokenizer:
             ]
             found.append(Pieces(encoding.ids, encoding.offsets, begins))
         return found
+
+
+def cut(ids: Sequence[int], room: int, keep_last: bool) -> Sequence[int]:
+    """As many ids as there is room for: the first of them, or the last."""
+    return ids[max(0, len(ids) - room) :] if keep_last else ids[:room]
+
+
+def filled(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Rows in which a token stands in for each that has none, so that there is something to compute.
+
+    A tokenizer without special tokens gives such rows; what is computed of them is nobody's.
+    """
+    return [[*row] or [0] for row in rows]
 
 
 def several(texts: Iterable[str]) -> Iterable[str]:
@@ -196,8 +209,6 @@ def check_texts(texts: Sequence[str], start: int = 0) -> Sequence[str]:
     for i, text in enumerate(texts, start):
         if not isinstance(text, str):
             raise InputError(f"texts[{i}] is {type(text).__name__} ({shown(text)}); expected a string")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"texts[{i}] holds half of a surrogate pair: {shown(text)}; expected Unicode") from None
+        if not is_unicode(text):
+            raise InputError(f"texts[{i}] holds half of a surrogate pair: {shown(text)}; expected Unicode")
     return texts

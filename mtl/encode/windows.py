@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from mtl.display import counted
 from mtl.encode.engine import prefetch
-from mtl.encode.tokenizer import Overflow, Tokenized, Tokenizer, check_texts
+from mtl.encode.tokenizer import Overflow, Tokenized, Tokenizer, check_texts, filled
 from mtl.errors import WeightsError, shown
 
 R = TypeVar("R")
@@ -113,8 +113,8 @@ def tokenized_windows(
         numbers = (np.unique(inverse, return_index=True)[1] + start).tolist()  # where each of them stands first
         tokenized = tokenizer(list(known), overflow, max_length, numbers, prompt)
         blank = frozenset(owner for owner, ids in zip(tokenized.owners, tokenized.rows, strict=True) if not ids)
-        filled = dataclasses.replace(tokenized, rows=[ids or [0] for ids in tokenized.rows]) if blank else tokenized
-        return Window(start, texts, rows, filled, inverse, blank)
+        tokenized = dataclasses.replace(tokenized, rows=filled(tokenized.rows)) if blank else tokenized
+        return Window(start, texts, rows, tokenized, inverse, blank)
 
     return warn_of_blanks(prefetch(numbered(blocks), window) if ahead else map(window, numbered(blocks)))
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn, cast
 
 from mtl.display import counted
-from mtl.errors import InputError, one_line
+from mtl.errors import InputError, is_unicode, one_line
 from mtl.rows.parquet import check_header, parquet_rows
 
 log = logging.getLogger("mtl")
@@ -251,10 +251,8 @@ def check_text(text: Any, field: str, where: str) -> str:
     if not isinstance(text, str):
         what = "missing" if text is None else f"of type {type(text).__name__}"
         raise InputError(f"{where}: field {field!r} is {what}; expected a string, which may be empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: field {field!r} holds half of a surrogate pair; expected Unicode") from None
+    if not is_unicode(text):
+        raise InputError(f"{where}: field {field!r} holds half of a surrogate pair; expected Unicode")
     return text
 
 

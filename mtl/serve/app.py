@@ -122,7 +122,8 @@ class Call:
 
     def cutting(self, options: Fields) -> tuple[bool, Side]:
         """Whether texts over the limit are cut, and on which side."""
-        side = options.choice("truncation_direction", ("right", "left"))
+        given = options.string("truncation_direction") is not None
+        side = options.choice("truncation_direction", ("right", "left")) if given else self.served.side
         return options.flag("truncate", self.service.truncate), "left" if side == "left" else "right"
 
     def keep(self, make: Callable[[], Tokens], field: str) -> tuple[Row, ...]:

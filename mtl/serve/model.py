@@ -23,7 +23,7 @@ from mtl.encode.batching import in_order
 from mtl.encode.engine import Engine, usable
 from mtl.encode.precision import Precision
 from mtl.encode.sentence_encoder import QUERY, SentenceEncoder
-from mtl.encode.tokenizer import check_texts
+from mtl.encode.tokenizer import check_texts, cut, filled
 from mtl.errors import InputError, WeightsError, shown
 from mtl.kernels.threads import computing_with
 from mtl.kernels.vectors import Vectors
@@ -75,7 +75,7 @@ class Served:
         self.tokenizer = self.encoder.tokenizer
         self.vocabulary = self.tokenizer.vocab_size
         self.engine = Engine(self.encoder.program(), self.encoder.device, threads=threads)
-        self.programs: dict[str, Callable[[Sequence[Row]], Iterable[Any]]] = {
+        self.programs: dict[str, Callable[[Sequence[Sequence[int]]], Iterable[Any]]] = {
             VECTORS: self.vectors,
             TOKENS: self.hidden,
         }
@@ -127,6 +127,11 @@ class Served:
         return self.tokenizer.max_length
 
     @property
+    def side(self) -> Side:
+        """Where texts over the limit are cut, unless a request says otherwise."""
+        return "left" if self.tokenizer.keep_last else "right"
+
+    @property
     def turn_tokens(self) -> int:
         """Tokens of a turn: a full batch for each thread."""
         return self.engine.batch_tokens * (self.engine.threads if self.engine.on_cpu else 1)
@@ -152,10 +157,11 @@ class Served:
     # Texts to rows
 
     def tokenize(
-        self, texts: Sequence[str], prompt_name: str | None = None, truncate: bool = False, side: Side = "right",
+        self, texts: Sequence[str], prompt_name: str | None = None, truncate: bool = False, side: Side | None = None,
         query: bool = False,
     ) -> Tokens:  # fmt: skip
-        """The rows of texts, the prompt before each; those over the limit are cut on one side, where that is asked for.
+        """The rows of texts, the prompt before each; those over the limit are cut, where that is asked for, on one
+        side: by default the model's own.
 
         ``query``: the prompt is that of ``encode_query``.
 
@@ -167,23 +173,23 @@ class Served:
         prompt = self.encoder.prompted(QUERY, {})["prompt"] or "" if query else prompt
         prefix, suffix = self.tokenizer.prefix, self.tokenizer.suffix
         room = self.limit - len(prefix) - len(suffix)
-        rows, cut = [], 0
+        rows, shorter = [], 0
         for i, ids in enumerate(self.tokenizer.ids([prompt + text for text in check_texts(texts)])):
             if len(ids) > room:
                 if not truncate:
                     raise TooLong(i, len(ids) + self.limit - room)
-                ids, cut = (ids[:room] if side == "right" else ids[-room:]), cut + 1
+                ids, shorter = [*cut(ids, room, (side or self.side) == "left")], shorter + 1
             rows.append((*prefix, *ids, *suffix))
-        return Tokens(rows, cut)
+        return Tokens(rows, shorter)
 
-    def check_ids(self, rows: Sequence[Sequence[int]], truncate: bool = False, side: Side = "right") -> Tokens:
+    def check_ids(self, rows: Sequence[Sequence[int]], truncate: bool = False, side: Side | None = None) -> Tokens:
         """Rows that came as ids, special ones included as the client put them.
 
         Raises:
             InputError: an id that the vocabulary has not.
             TooLong: a row is over the limit.
         """
-        found, cut = [], 0
+        found, shorter = [], 0
         for i, row in enumerate(rows):
             for token in row:
                 if not 0 <= token < self.vocabulary:
@@ -194,9 +200,9 @@ class Served:
             if len(row) > self.limit:
                 if not truncate:
                     raise TooLong(i, len(row))
-                row, cut = (row[: self.limit] if side == "right" else row[-self.limit :]), cut + 1
+                row, shorter = cut(row, self.limit, (side or self.side) == "left"), shorter + 1
             found.append(tuple(row))
-        return Tokens(found, cut)
+        return Tokens(found, shorter)
 
     def pieces(self, text: str, special: bool = True, prompt_name: str | None = None) -> list[dict[str, Any]]:
         """A text's tokens, each with its id, the characters that it stands for, and where these start and stop."""
@@ -223,15 +229,19 @@ class Served:
     # Rows to values; these run in the queue's thread
 
     def compute(self, program: str, rows: Sequence[Row]) -> Sequence[Any]:
-        """A value for each row; an exception for one that is not finite."""
-        values = self.programs[program](rows)
+        """A value for each row; an exception for one that is not finite. A row without tokens has a vector of zeros,
+        as everywhere, and no hidden state."""
+        values = self.programs[program](filled(rows))
+        if not all(rows):
+            nothing = (lambda value: value[:0]) if program == TOKENS else np.zeros_like
+            values = [value if row else nothing(value) for row, value in zip(rows, values, strict=True)]
         return [value if np.isfinite(value).all() else WeightsError(f"a text {NOT_FINITE}") for value in values]
 
-    def vectors(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+    def vectors(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """The embeddings, (rows, dim)."""
         return self.engine.run(rows).cpu().numpy()
 
-    def all_heads(self, rows: Sequence[Row]) -> list[Vector]:
+    def all_heads(self, rows: Sequence[Sequence[int]]) -> list[Vector]:
         """From one pass, of each row its embedding and all heads' logits, and behind them those of each token."""
         order, parts = self.heads_engine.computed(rows)
         texts, tokens = zip(*parts, strict=True)
@@ -242,7 +252,7 @@ class Served:
         of_tokens = in_order(tokens, order, lengths).cpu().split(lengths)
         return [np.concatenate([x, own.flatten().numpy()]) for x, own in zip(found, of_tokens, strict=True)]
 
-    def hidden(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+    def hidden(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """The last hidden states of each row, (tokens, dim)."""
         program = self.encoder.program()
         encoder = program.encoder if isinstance(program, Vectors) else self.encoder.encoder

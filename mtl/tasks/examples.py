@@ -68,9 +68,18 @@ class Split:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, special tokens and the model's default prompt included."""
         limit = self.embedder.length_limit(self.max_length)
-        found = self.embedder.tokenizer([self.embedder.default_prompt + text for text in texts], "truncate", limit)
-        if not all(found.rows):
-            raise RecipeError(f"text {found.rows.index([]) + 1} of {self.name} has no tokens; expected one or more")
+        found = self.embedder.tokenizer(texts, "truncate", limit, prompt=self.embedder.default_prompt)
+        self.check_rows(found.rows)
         if found.cut_texts:
             self.cut = cuts_in_words(found.cut_texts, found.cut_tokens, limit)
         return found.rows
+
+    def check_rows(self, rows: Sequence[Sequence[int]]) -> None:
+        """That each text's row has a token.
+
+        Raises:
+            RecipeError: one has none; it says which.
+        """
+        if not all(rows):
+            number = next(i for i, row in enumerate(rows, 1) if not row)
+            raise RecipeError(f"text {number} of {self.name} has no tokens; expected one or more")

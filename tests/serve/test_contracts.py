@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import socket
 from collections.abc import Callable
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
-from mtl import MultiTaskModel, SentenceEncoder
+from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
 from mtl.serve.app import Service, read_keys
 from mtl.serve.contracts import Limits
 from mtl.serve.model import Served, public_name
 
-from .conftest import Client, running
+from .conftest import TASKS, Client, letters, randomized, running
 
 TEXTS = ["a b c", "d", "e f g h i j", "a b c"]
 LONG = " ".join("abcdefghijklmnopqrst")  # 22 tokens where the limit is 16
@@ -377,3 +379,42 @@ def test_taggers_are_served_beside_heads(tagging: MultiTaskModel) -> None:
         reply = client.post("/v1/predict", {"input": LONG, "truncate": True})
         assert (reply.status, "send it in parts" in reply.json["error"]["message"]) == (400, True)
         assert client.post("/v1/predict", {"input": LONG, "truncate": True, "tasks": ["topic"]}).status == 200
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> MultiTaskModel:
+    """Heads and a tagger, over a tokenizer that adds no special tokens; the last tokens of a long text are kept."""
+    made = letters(tmp_path_factory.mktemp("bare"))
+    made.tokenizer.post_processor = processors.Sequence([])
+    embedder = SentenceEncoder.from_checkpoint(dataclasses.replace(made, truncate_left=True))
+    return randomized(MultiTaskModel(embedder, (*TASKS, TaskSpec("ner", ("x",), kind="tokens"))))
+
+
+def test_a_text_without_a_token_is_served_as_it_is_embedded(bare: MultiTaskModel) -> None:
+    """A vector of zeros, no hidden state, no span; the texts beside it are as they would be without."""
+    texts = ["a b", " ", "c"]
+    expected = bare.predict(texts)
+    assert not expected.embeddings[1].any()
+    with running(Service(Served(bare, "bare"))) as client:
+        for inputs in (texts, [" "]):
+            found = client.post("/embed", {"inputs": inputs, "normalize": False})
+            assert found.status == 200
+            assert np.array_equal(floats(found.json), bare.predict(inputs).embeddings)
+        assert [len(rows) for rows in client.post("/embed_all", {"inputs": texts}).json] == [2, 0, 1]
+        answers = client.post("/v1/predict", {"input": texts}).json["data"]
+    for i, answer in enumerate(answers):
+        assert np.array_equal(floats([*answer["tasks"]["topic"]["logits"]]), expected.logits["topic"][i])
+        assert answer["tasks"]["ner"]["spans"] == expected.labels["ner"][i]
+    assert answers[1]["tasks"]["ner"]["spans"] == []
+
+
+def test_long_texts_are_cut_where_the_model_cuts_them(bare: MultiTaskModel) -> None:
+    """At their beginning, where the checkpoint says so; a request may say otherwise."""
+    expected = bare.embedder.encode([LONG], overflow="truncate")
+    first = bare.embedder.encode([" ".join(LONG.split()[:16])])
+    assert not np.array_equal(expected, first)
+    with running(Service(Served(bare, "bare"))) as client:
+        ask = {"inputs": LONG, "truncate": True, "normalize": False}
+        assert np.array_equal(floats(client.post("/embed", ask).json), expected)
+        right = client.post("/embed", {**ask, "truncation_direction": "right"}).json
+        assert np.array_equal(floats(right), first)

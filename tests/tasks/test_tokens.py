@@ -12,9 +12,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from mtl import MultiTaskModel, Recipe, SentenceEncoder, TaskSpec, Training, train
+from mtl.checkpoints.load import Checkpoint
 from mtl.cli import cli
 from mtl.encode.tokenizer import Tokenizer
 from mtl.errors import RecipeError
@@ -326,3 +327,31 @@ def test_spans_within_words_are_said(tiny: SentenceEncoder, tmp_path: Path) -> N
     path = write(tmp_path / "within.jsonl", [{"text": "ab c", "spans": [[0, 1, "x"], [3, 4, "x"]]}])
     _, notes = load_data(Recipe("", [tagger(train=path, labels=("x",))]), tiny, ["train"])
     assert notes == ["ner train: 1 spans begin or end within a word; whole words are tagged, so these are never found"]
+
+
+def test_texts_without_a_token(checkpoint: Checkpoint) -> None:
+    """No span, and what stands beside them is as it is without them."""
+    checkpoint.tokenizer.post_processor = processors.Sequence([])
+    torch.manual_seed(0)
+    tasks = (tagger(labels=["x", "y"]), TaskSpec("mood", ("good", "bad")))
+    model = MultiTaskModel(SentenceEncoder.from_checkpoint(checkpoint), tasks).eval()
+    expected = model.predict(["a b c", "d e"])
+    found = model.predict(["", "a b c", " ", "d e"])
+    assert found.labels["ner"] == [[], expected.labels["ner"][0], [], expected.labels["ner"][1]]
+    assert (found.embeddings[[1, 3]] == expected.embeddings).all()
+    assert not found.embeddings[[0, 2]].any()
+    assert model.predict([""]).labels["ner"] == [[]]
+
+
+def test_words_without_a_token_are_said(folder: Path, tmp_path: Path) -> None:
+    """A control character goes with the normalizer, and its tag with it; a text of nothing else is refused."""
+    rows = [{"tokens": ["a", "\x01", "b"], "tags": ["B-x", "B-x", "O"]}]
+    recipe = Recipe(str(folder), (tagger(labels=["x"], train=write(tmp_path / "some.jsonl", rows)),))
+    embedder = SentenceEncoder.from_pretrained(folder)
+    assert load_data(recipe, embedder, ["train"])[1] == [
+        "ner train: 1 word without a token: such tags are neither learned nor found"
+    ]
+    write(tmp_path / "some.jsonl", [*rows, {"tokens": ["\x01"], "tags": ["O"]}])
+    embedder.tokenizer.prefix = embedder.tokenizer.suffix = []
+    with pytest.raises(RecipeError, match="text 2 of train has no tokens; expected one or more"):
+        load_data(recipe, embedder, ["train"])

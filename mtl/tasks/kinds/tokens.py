@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtl.display import counted
 from mtl.encode.batching import in_order
-from mtl.errors import RecipeError, shown
+from mtl.encode.tokenizer import filled
+from mtl.errors import RecipeError, is_unicode, shown
 from mtl.model.heads import Branch, LinearHead
 from mtl.model.losses import NO_LABEL, token_cross_entropy
 from mtl.model.pooling import EachToken
@@ -205,19 +207,25 @@ class Tokens(Kind):
         embedder = split.embedder
         limit, words = embedder.length_limit(split.max_length), [marked.words for marked in targets]
         found = in_units(embedder.tokenizer, texts, limit, embedder.default_prompt, words)
+        split.check_rows([units.rows[0] for units in found])
         rows = [row for units in found for row in units.rows]
         marks = torch.full((len(rows), max(map(len, rows))), NO_LABEL, dtype=torch.int16)
-        at = lost = 0
+        at = lost = unseen = 0
         for units, marked in zip(found, targets, strict=True):
             for (window, place), tag in zip(units.places, tagged(units, marked.spans, self.index), strict=True):
                 if tag in self.index:  # where each word has a label of its own, there is no O
                     marks[at + window, place] = self.index[tag]
             at += len(units.rows)
+            unseen += len(marked.words or units.words) - len(units.words)
             if marked.words is None:
                 edges = {edge for word in units.words for edge in word}
                 lost += sum(start not in edges or end not in edges for start, end, _ in marked.spans)
+        notes = []
         if lost:
-            split.cut = f"{lost} spans begin or end within a word; whole words are tagged, so these are never found"
+            notes.append(f"{lost} spans begin or end within a word; whole words are tagged, so these are never found")
+        if unseen:
+            notes.append(f"{counted(unseen, 'word')} without a token: such tags are neither learned nor found")
+        split.cut = "; ".join(notes)
         return TaggedExamples(rows, marks, 1, found, [marked.spans for marked in targets])
 
     # Computing
@@ -248,7 +256,7 @@ class Tokens(Kind):
 
     def logits(self, outputs: Tensor, texts: Sequence[Units]) -> Iterator[Tensor]:
         """Of each text, the logits of its words (words, tags), from those of all tokens of its windows."""
-        rows = iter(outputs.split([len(row) for units in texts for row in units.rows]))
+        rows = iter(outputs.split([len(row) for units in texts for row in filled(units.rows)]))
         for units in texts:
             own = [next(rows) for _ in units.rows]
             picked = [own[window][place] for window, place in units.places]
@@ -283,8 +291,6 @@ def whole(text: str, field: str) -> str:
     Raises:
         ValueError: it holds half of a surrogate pair, so that no one can say which characters a span has.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{field} holds half of a surrogate pair: {shown(text)}; expected Unicode") from None
+    if not is_unicode(text):
+        raise ValueError(f"{field} holds half of a surrogate pair: {shown(text)}; expected Unicode")
     return text
