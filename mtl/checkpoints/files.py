@@ -83,10 +83,14 @@ def read_json(path: Path) -> Any:
     """A JSON file's content.
 
     Raises:
-        WeightsError: the file is missing, or is not JSON.
+        WeightsError: the file is missing, or is not JSON, or escapes in it write half of a surrogate pair.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\u" in text:
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except FileNotFoundError:
         raise WeightsError(f"{path} is missing; expected a folder that holds it") from None
     except RecursionError:

@@ -106,6 +106,17 @@ def damaged_tensors(draw: st.DrawFn, data: bytes) -> bytes:
     return with_header(data, draw(damaged_json(header_of(data))), length)
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".json")])
+def test_half_of_a_surrogate_pair(whole: Path, name: str) -> None:
+    """JSON can write by an escape what UTF-8 cannot hold: as a name, and as a value."""
+    fields = json.loads((whole / name).read_text())
+    for more in ({"\ud800": 1}, {"unk_token": "\ud800"}, {"id2label": {"0": "a\udfff"}}):
+        (whole / name).write_text(json.dumps(fields | more if isinstance(fields, dict) else [*fields, more]))
+        with pytest.raises(MtlError, match="surrogate"):
+            embed(whole)
+    (whole / name).write_text(json.dumps(fields))
+
+
 @pytest.mark.parametrize("name", FILES)
 @quick(8)
 @given(data=st.data())
