@@ -81,7 +81,7 @@ bench-pairs: $(STAMP)-reference ## Training on pairs: quality by seed, beside se
 	$(BIN)/python -m benchmarks.pairs quality --data "$(DATA)"
 
 test: $(STAMP)-test ## Run the tests (no hub needed)
-	$(BIN)/python -m pytest -m "not reference and not slow"
+	$(BIN)/python -m pytest -m "not reference and not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(STAMP)-test-scale ## Run the tests that take long, or need the hub (skipped where it cannot be reached)
 	$(BIN)/python -m pytest -m "slow and not reference"
