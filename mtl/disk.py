@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import hashlib
+import mmap
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from safetensors import SafetensorError
 from mtl.errors import MtlError, one_line
 
 PARTIAL = ".partial"  # how the names of unfinished files and folders end
+DIRECT = getattr(os, "O_DIRECT", 0)  # Linux; see open(2)
+BLOCK = 2**22  # bytes that are written at a time
 
 
 def user_cache() -> Path:
@@ -89,6 +93,53 @@ def writing(path: Path, error: type[MtlError]) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as problem:
         raise error(f"{path} cannot be written: {one_line(problem)}") from None
+
+
+def through_the_cache(file: int) -> bool:
+    """Have what follows go through the page cache; gives whether it did not before."""
+    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+    fcntl.fcntl(file, fcntl.F_SETFL, flags & ~DIRECT)
+    return bool(flags & DIRECT)
+
+
+def write_whole(file: int, content: memoryview) -> None:
+    """Write all of it, where the file system refuses it past the page cache, then through it."""
+    while content:
+        try:
+            content = content[os.write(file, content) :]
+        except OSError as error:
+            if error.errno != errno.EINVAL or not through_the_cache(file):
+                raise
+
+
+def write_parts(path: Path, parts: Iterable[memoryview]) -> None:
+    """Write a file part by part, past the page cache where the file system can.
+
+    What is written is synced soon, and to find a copy in memory its pages costs more than all else.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.touch()  # with the mode that the umask gives
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_TRUNC | DIRECT)
+    except OSError:
+        file = os.open(path, os.O_WRONLY | os.O_TRUNC)
+    block = memoryview(mmap.mmap(-1, BLOCK))  # which begins with a page, as it has to
+    filled = 0
+    try:
+        for part in parts:
+            while part:
+                size = min(len(part), BLOCK - filled)
+                block[filled : filled + size] = part[:size]
+                part, filled = part[size:], filled + size
+                if filled == BLOCK:
+                    write_whole(file, block)
+                    filled = 0
+        through_the_cache(file)  # the end is no whole number of sectors
+        write_whole(file, block[:filled])
+    finally:
+        os.close(file)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Whole or not at all; one writer at a time."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from mtl.disk import atomic_write, beside, lock, lock_path, sweep
+from mtl.disk import atomic_write, beside, lock, lock_path, sweep, write_parts
 from mtl.errors import CheckpointError, InputError
 
 
@@ -83,6 +85,31 @@ def test_the_umask_decides_the_mode(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("refused", ["open", "write", "nothing"])
+def test_files_are_written_past_the_page_cache_or_through_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Some file systems refuse O_DIRECT when a file is opened, others when it is written to; some write less."""
+    monkeypatch.setattr("mtl.disk.BLOCK", 8192)
+    opened, written = os.open, os.write
+
+    def open_file(path: Path, flags: int, *mode: int) -> int:
+        if refused == "open" and flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return opened(path, flags, *mode)
+
+    def write(file: int, content: memoryview) -> int:
+        if refused == "write" and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return written(file, content[:4096])
+
+    monkeypatch.setattr("os.open", open_file)
+    monkeypatch.setattr("os.write", write)
+    parts = [os.urandom(size) for size in (3, 8192, 0, 20000, 8192 * 2 - 28195 % 8192, 77)]
+    write_parts(tmp_path / "a", map(memoryview, parts))
+    assert (tmp_path / "a").read_bytes() == b"".join(parts)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

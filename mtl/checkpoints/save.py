@@ -7,12 +7,13 @@ written under a temporary name, then renamed.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
 from mtl.checkpoints.card import README, card, public_name, results_of
@@ -20,7 +21,7 @@ from mtl.checkpoints.families import DISTILBERT, FAMILIES, Family
 from mtl.checkpoints.load import BRANCHES, TASKS, Checkpoint, Classifier
 from mtl.checkpoints.modules import POOLING_SWITCHES
 from mtl.checkpoints.tokenizer import KINDS, is_token, text_of
-from mtl.disk import atomic_write
+from mtl.disk import atomic_write, write_parts
 from mtl.errors import WeightsError
 from mtl.model.pooling import Dense
 
@@ -32,27 +33,54 @@ TOKENIZER_OUTDATED = ("extra_special_tokens", "max_len", "auto_map", "name_or_pa
                       "merges_file", "special_tokens_map_file", "files_loaded", "is_local", "local_files_only",
                       "backend", "max_length", "stride", "truncation_strategy")  # fmt: skip
 
+DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+          torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+
 
 def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file as transformers marks its own. Tensors are laid out anew, so none share memory.
+def serialized(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    """A safetensors file's bytes as transformers marks its own: the header, then one tensor after another.
 
-    Whatever a model computes in, floating-point numbers are written as float32. The umask decides the file's
-    mode, which safetensors would set to its owner alone.
+    Whatever a model computes in, floating-point numbers are written as float32. The format is
+    https://github.com/huggingface/safetensors, and the order its library's: the widest first, by name.
+    """
+    as_written = {name: torch.float32 if x.is_floating_point() else x.dtype for name, x in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-as_written[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].numel() * as_written[name].itemsize
+        about = {"dtype": DTYPES[as_written[name]], "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+        header[name] = about
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield memoryview(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        if tensors[name].numel():
+            flat = tensors[name].detach().to("cpu", as_written[name]).contiguous().view(-1)
+            yield flat.view(torch.uint8).numpy().data
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of the file that ``write_tensors`` would write."""
+    digest = hashlib.sha256()
+    for part in serialized(tensors):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file; see ``serialized``.
 
     Raises:
-        OSError, SafetensorError: it cannot be written.
+        OSError: it cannot be written.
     """
     path.parent.mkdir(exist_ok=True)
-    written = {name: x.float() if x.is_floating_point() else x for name, x in tensors.items()}
-    path.touch()
-    mode = path.stat().st_mode
-    save_file({name: x.detach().cpu().contiguous() for name, x in written.items()}, path, metadata={"format": "pt"})
-    path.chmod(mode)
+    write_parts(path, serialized(tensors))
 
 
 def head_of(checkpoint: Checkpoint) -> Classifier | None:

@@ -4,16 +4,18 @@
                               optimizer.safetensors  AdamW's moments, as <parameter>.<moment>
                               state.json             step, best epoch, recipe, data, hashes
     checkpoints/best-00000080.safetensors            the weights of the best epoch so far, which ended with that step
+    checkpoints/frozen-<sha256>.safetensors          weights or moments that the phase does not train
 
-The last two are kept, and the best weights that they name. A process that is killed at any moment leaves at least one
-that is whole; best weights that it had no time to name are of no account.
+What does not change is written once, and named by each checkpoint that it is a part of. The last two are kept, and
+what they name. A process that is killed at any moment leaves at least one that is whole; files that it had no time to
+name are of no account.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from mtl.checkpoints.fetch import sha256_of
 from mtl.checkpoints.files import read_tensors
-from mtl.checkpoints.save import write_json, write_tensors
+from mtl.checkpoints.save import sha256_of_tensors, write_json, write_tensors
 from mtl.disk import atomic_write, remove, sweep, sync
 from mtl.errors import CheckpointError, WeightsError, one_line
 from mtl.errors import differences as differences
@@ -32,12 +34,16 @@ KEPT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best epoch on the dev data, its metric, and the file of its weights with its hash."""
+    """The best epoch on the dev data, its metric, and the file of its weights with its hash.
+
+    ``frozen`` is the file of the weights that its phase did not train.
+    """
 
     epoch: int
     value: float
     file: str
     sha256: str
+    frozen: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,44 +69,82 @@ def begun(folder: Path) -> bool:
     return any(folder.glob("step-*")) or any(folder.glob("damaged-*"))
 
 
-def save(folder: Path, state: State) -> Path:
+def write_frozen(folder: Path, tensors: Mapping[str, Tensor]) -> str | None:
+    """Write tensors that seldom change to a file named after its hash, if it is not there; gives the name."""
+    if not tensors:
+        return None
+    path = folder / f"frozen-{sha256_of_tensors(tensors)}.safetensors"
+    if not path.exists():
+        with atomic_write(path, CheckpointError) as partial:
+            write_tensors(partial, tensors)
+    return path.name
+
+
+def split(tensors: Mapping[str, Tensor], frozen: Set[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors that are trained, and the others; a moment goes with its parameter."""
+    still = {name: x for name, x in tensors.items() if name in frozen or name.rpartition(".")[0] in frozen}
+    return {name: x for name, x in tensors.items() if name not in still}, still
+
+
+def save(folder: Path, state: State, frozen: Set[str] = frozenset()) -> Path:
     """Write a checkpoint, then delete all but the last ones, and what a process that was killed left behind.
+
+    ``frozen`` are the names of weights that the steps before did not change.
 
     Raises:
         CheckpointError: it cannot be written; those before it are as they were.
     """
     final = folder / f"step-{state.step:08d}"
     sweep(folder)
+    parts = {name: split(tensors, frozen) for name, tensors in state.tensors.items()}
+    files = {name: write_frozen(folder, still) for name, (_, still) in parts.items()}
     with atomic_write(final, CheckpointError, folder=True) as partial:
         hashes = {}
-        for name, tensors in state.tensors.items():
+        for name, (tensors, _) in parts.items():
             path = partial / f"{name}.safetensors"
+            hashes[path.name] = sha256_of_tensors(tensors)
             write_tensors(path, tensors)
-            hashes[path.name] = sha256_of(path)
             sync(path)
         best = state.best and dataclasses.asdict(state.best)
-        write_json(partial / "state.json", {"step": state.step, "best": best, "run": state.run, "sha256": hashes})
+        about = {"step": state.step, "best": best, "run": state.run, "sha256": hashes, "frozen": files}
+        write_json(partial / "state.json", about)
         sync(partial / "state.json")
         remove(final)  # the same step of the same run
     for old in saved(folder)[KEPT:]:
         remove(old)
     named = "".join(path.read_text(errors="replace") for path in folder.glob("step-*/state.json"))
-    for path in folder.glob("best-*.safetensors"):
+    for path in [*folder.glob("best-*.safetensors"), *folder.glob("frozen-*.safetensors")]:
         if path.name not in named:
             remove(path)
     return final
 
 
-def save_best(folder: Path, epoch: int, value: float, step: int, tensors: Mapping[str, Tensor]) -> Best:
+def save_best(
+    folder: Path, epoch: int, value: float, step: int, tensors: Mapping[str, Tensor], frozen: Set[str] = frozenset()
+) -> Best:
     """Write the weights of the best epoch so far, which ended with a step; the checkpoint of that step names them.
 
     Raises:
         CheckpointError: they cannot be written.
     """
-    path = folder / f"best-{step:08d}.safetensors"
+    trained, still = split(tensors, frozen)
+    path, file = folder / f"best-{step:08d}.safetensors", write_frozen(folder, still)
     with atomic_write(path, CheckpointError) as partial:
-        write_tensors(partial, dict(tensors))
-    return Best(epoch, value, path.name, sha256_of(path))
+        write_tensors(partial, trained)
+    return Best(epoch, value, path.name, sha256_of_tensors(trained), file)
+
+
+def read_frozen(folder: Path, name: str | None) -> dict[str, Tensor]:
+    """The tensors of a file that is named after its hash.
+
+    Raises:
+        CheckpointError: it is not what was written.
+    """
+    if name is None:
+        return {}
+    if sha256_of(folder / name) != name.removeprefix("frozen-").removesuffix(".safetensors"):
+        raise CheckpointError(f"{folder / name} is not what was written")
+    return read_tensors(folder / name)
 
 
 def read_best(folder: Path, best: Best) -> dict[str, Tensor] | None:
@@ -113,7 +157,7 @@ def read_best(folder: Path, best: Best) -> dict[str, Tensor] | None:
     try:
         for path in (own, folder / own.stem.replace("best-", "step-") / "model.safetensors"):
             if path.is_file() and sha256_of(path) == best.sha256:
-                return read_tensors(path)
+                return read_frozen(folder, best.frozen) | read_tensors(path)
         if not own.exists():
             return None
     except (OSError, WeightsError) as error:
@@ -134,7 +178,8 @@ def read(path: Path) -> State:
         for name, sha256 in fields["sha256"].items():
             if sha256_of(path / name) != sha256:
                 raise CheckpointError(f"{path / name} is not what was written")
-            tensors[name.removesuffix(".safetensors")] = read_tensors(path / name)
+            part = name.removesuffix(".safetensors")
+            tensors[part] = read_tensors(path / name) | read_frozen(path.parent, fields.get("frozen", {}).get(part))
         best = Best(**fields["best"]) if fields["best"] else None
         return State(fields["step"], best, fields["run"], tensors)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, WeightsError) as error:

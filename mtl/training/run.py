@@ -131,19 +131,29 @@ class Run:
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 moments[f"{name}.{key}"] = value
         tensors = {"model": self.tensors(), "optimizer": moments}
-        checkpoint.save(self.checkpoints, checkpoint.State(self.step, self.best, self.plan.identity, tensors))
+        state = checkpoint.State(self.step, self.best, self.plan.identity, tensors)
+        checkpoint.save(self.checkpoints, state, self.frozen)
 
     def keep_best(self, epoch: int, value: float) -> None:
         """Write the weights as those of the best epoch so far."""
 
         def write() -> dict[str, Any]:
-            return dataclasses.asdict(checkpoint.save_best(self.checkpoints, epoch, value, self.step, self.tensors()))
+            tensors, frozen = self.tensors(), self.frozen
+            best = checkpoint.save_best(self.checkpoints, epoch, value, self.step, tensors, frozen)
+            return dataclasses.asdict(best)
 
         self.best = checkpoint.Best(**self.ranks.told(write))
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights, those of the losses included."""
         return {**self.model.state_dict(), **self.weights.state_dict(prefix="weights.")}
+
+    @property
+    def frozen(self) -> set[str]:
+        """The names of the weights that the last step could not change."""
+        epoch = max(0, self.step - 1) // self.schedule.steps_per_epoch + 1
+        trained = {self.parameters()[i][0] for indices in self.trained(epoch).values() for i in indices}
+        return self.tensors().keys() - trained
 
     @property
     def fingerprint(self) -> str:

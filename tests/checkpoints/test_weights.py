@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from mtl import SentenceEncoder
 from mtl.checkpoints.families import FAMILIES
+from mtl.checkpoints.fetch import sha256_of
 from mtl.checkpoints.load import Checkpoint, load, load_encoder
-from mtl.checkpoints.save import save
+from mtl.checkpoints.save import save, sha256_of_tensors, write_tensors
 from mtl.errors import ConfigError, WeightsError
 from mtl.model.pooling import Dense, Normalize
 
@@ -248,11 +249,22 @@ def test_save_refuses_a_folder_in_use(checkpoint: Checkpoint, tmp_path: Path) ->
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
+def test_tensors_are_written_as_the_library_writes_them(tmp_path: Path) -> None:
+    """Byte by byte, whatever their layout, type and size: below and above what is written at a time, and none."""
+    tensors = {"b": torch.randn(1_100_001), "a": torch.randn(7, 9).t(), "é": torch.arange(5), "z": torch.tensor(3.0),
+               "h": torch.randn(3).half(), "e": torch.zeros(0, 4), "m": torch.ones(3, dtype=torch.bool)}  # fmt: skip
+    write_tensors(tmp_path / "ours", tensors)
+    floats = {name: (x.float() if x.is_floating_point() else x).contiguous() for name, x in tensors.items()}
+    save_file(floats, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert sha256_of_tensors(tensors) == sha256_of(tmp_path / "ours")
+
+
 def test_a_failed_save_leaves_nothing(checkpoint: Checkpoint, tmp_path: Path, monkeypatch) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mtl.checkpoints.save.save_file", full)
+    monkeypatch.setattr("mtl.checkpoints.save.write_parts", full)
     with pytest.raises(WeightsError, match="cannot be written: No space left on device"):
         save(checkpoint, tmp_path / "out" / "model")
     assert list((tmp_path / "out").iterdir()) == []

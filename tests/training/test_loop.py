@@ -375,6 +375,41 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(start) -> None:
     assert names == [best, f"step-{total - 1:08d}", f"step-{total:08d}"]
 
 
+def test_what_is_frozen_is_written_once(start, monkeypatch) -> None:
+    """Weights and moments of a trunk that a phase holds; they change with the phase, and come back to the bit."""
+    task = dataclasses.replace(A, freeze={"1": "none", "3": "encoder"})
+    written: list[tuple[str, int]] = []
+    real = checkpoints.write_tensors
+    monkeypatch.setattr(
+        checkpoints, "write_tensors", lambda path, x: (written.append((path.name, len(x))), real(path, x))
+    )
+    options = {"epochs": 5, "save_steps": 1, "best": "topic.accuracy"}
+    run = start((task,), **options)
+    steps = run.schedule.steps_per_epoch
+    go(run, 2 * steps)
+    assert not [*run.checkpoints.glob("frozen-*")]
+    go(run, 2 * steps)
+    trunk = len(run.model.encoder.state_dict())
+    frozen = [count for name, count in written if name.startswith(".frozen-")]
+    assert frozen == [trunk, 3 * trunk]  # in four epochs: the weights, and step and two moments of each
+    assert len([*run.checkpoints.glob("frozen-*")]) == 2
+    again = start((task,), **options)
+    assert again.restore() == []
+    assert all(torch.equal(x, again.tensors()[name]) for name, x in run.tensors().items())
+    for (name, one), (_, other) in zip(run.parameters(), again.parameters(), strict=True):
+        for key, moment in run.optimiser.state[one].items():
+            assert torch.equal(moment, again.optimiser.state[other][key]), (name, key)
+    go(run)
+    go(again)
+    assert run.fingerprint == again.fingerprint
+    run.take_best()
+    again.take_best()
+    assert run.fingerprint == again.fingerprint
+    damaged(max(run.checkpoints.glob("frozen-*"), key=lambda path: path.stat().st_size))
+    with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
+        start((task,), **options).restore()
+
+
 def damaged(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
@@ -463,10 +498,10 @@ def test_no_room_on_the_disk(start, monkeypatch, error: Exception) -> None:
     run.save()
 
     def full(*args: object, **kwargs: object) -> None:
-        Path(args[1]).write_bytes(b"half of it")
+        Path(args[0]).write_bytes(b"half of it")
         raise error
 
-    monkeypatch.setattr("mtl.checkpoints.save.save_file", full)
+    monkeypatch.setattr("mtl.checkpoints.save.write_parts", full)
     with pytest.raises(CheckpointError, match="step-00000002 cannot be written: No space left on device$"):
         go(run)
     monkeypatch.undo()

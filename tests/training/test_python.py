@@ -222,11 +222,11 @@ def test_a_full_disk_at_the_end(recipe: Recipe, tmp_path: Path, monkeypatch: pyt
     real = MultiTaskModel.save
 
     def full(self: MultiTaskModel, folder: Path) -> None:
-        monkeypatch.setattr("mtl.checkpoints.save.save_file", fail)
+        monkeypatch.setattr("mtl.checkpoints.save.write_parts", fail)
         real(self, folder)
 
-    def fail(tensors: object, path: Path, metadata: object) -> None:
-        Path(path).write_bytes(b"half")
+    def fail(path: Path, parts: object) -> None:
+        path.write_bytes(b"half")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
