@@ -24,9 +24,10 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from mtl import SentenceEncoder
-from mtl.cli import main
+from mtl.cli import main, options
 from mtl.cli.options import PRECISIONS
 from mtl.encode.precision import Precision
+from mtl.kernels import int8
 from mtl.kernels.linear import Packed
 from mtl.rows.read import open_lines, read_rows
 
@@ -337,7 +338,7 @@ def test_help_is_quick_to_import() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_check(mtl: Callable[..., Done], folder: Path, precision: str) -> None:
     """Kernels of every shape, and texts in many companies, on 1, 2 and 3 threads."""
-    done = mtl("check", "--model", str(folder), "--precision", precision)
+    done = mtl("check", "--model", str(folder), "--precision", precision, "--int8-least-cosine", "-1")
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("same    ") >= 40
     assert "differ" not in done.stdout
@@ -359,3 +360,4 @@ def test_check_names_the_kernel_that_differs(mtl: Callable[..., Done], folder: P
 
 def test_the_precisions_are_those_of_the_model() -> None:
     assert get_args(Precision) == PRECISIONS
+    assert options.LEAST_COSINE == int8.LEAST_COSINE

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import click
 
-from mtl.cli.options import DEFAULT_MODEL, model_option, precision_option
+from mtl.cli.options import DEFAULT_MODEL, int8_option, model_option, precision_option
 from mtl.display import table
 from mtl.errors import InputError
 
@@ -14,9 +15,10 @@ from mtl.errors import InputError
 @click.command()
 @model_option
 @precision_option
+@int8_option
 @click.option("--training", is_flag=True, help="Try training: one window's gradients on 1, 2, 3 and 4 threads.")
 @click.option("--all", "every", is_flag=True, help="Under every instruction set that this machine can play.")
-def check(model: str, precision: str, training: bool, every: bool) -> None:
+def check(model: str, precision: str, int8_least_cosine: float, training: bool, every: bool) -> None:
     """Try out whether a text gets the same bits on this machine, whatever stands beside it.
 
     Kernel by kernel, then every program that the model can be asked for, on whole texts, then encode and predict. --all
@@ -31,15 +33,16 @@ def check(model: str, precision: str, training: bool, every: bool) -> None:
 
         show(of_training(precision), "training, the same bits")
     else:
-        show(of_encoder(model, precision), "the same text, the same bits")
+        show(of_encoder(model, precision, int8_least_cosine), "the same text, the same bits")
 
 
-def of_encoder(model: str, precision: str) -> Iterator[tuple[str, str]]:
+def of_encoder(model: str, precision: str, int8_least_cosine: float) -> Iterator[tuple[str, str]]:
     from mtl.check import DISTILBERT_SHAPE, distilbert_shape, trials
     from mtl.encode.sentence_encoder import SentenceEncoder
 
     name = DEFAULT_MODEL if model == DISTILBERT_SHAPE else model
-    encoder = SentenceEncoder.from_pretrained(name, precision=precision)  # type: ignore[arg-type]
+    given: Any = precision
+    encoder = SentenceEncoder.from_pretrained(name, precision=given, int8_least_cosine=int8_least_cosine)
     return trials(distilbert_shape(encoder) if model == DISTILBERT_SHAPE else encoder)
 
 

@@ -74,6 +74,7 @@ def embed(
     overwrite: bool,
     device: str,
     precision: str,
+    int8_least_cosine: float,
     **options: Any,
 ) -> None:
     """Vectors of TEXTS, of a file's texts, or of the lines on standard input.
@@ -90,7 +91,7 @@ def embed(
     rows = choose_rows(texts, source, field, quoting, whole)
     if output:
         check_output(output, source, tuple(WRITERS))
-    encoder = load_encoder(model, device, precision, options)
+    encoder = load_encoder(model, device, precision, int8_least_cosine, options)
     if output is None:
         print_table(encoder.encode_rows(rows, itemgetter(0), window=WINDOW, **options))
         return

@@ -12,8 +12,10 @@ from mtl.cli.options import (
     choose_rows,
     decoded,
     device_option,
+    int8_option,
     model_option,
     precision_option,
+    said_precision,
     settings,
     threads_option,
 )
@@ -39,11 +41,12 @@ from mtl.rows.vector_files import json_line
 @click.option("--delete", "deleted", multiple=True, metavar="ID", help="An id to delete; may be given several times.")
 @device_option
 @precision_option
+@int8_option
 @threads_option
 def index(
     source: Path | None, output: Path, model: str, field: str, id_field: str | None, form: Any, append: bool,
     replace: bool, resume: bool, overwrite: bool, deleted: tuple[str, ...], device: str, precision: Any,
-    threads: int | None,
+    int8_least_cosine: float, threads: int | None,
 ) -> None:  # fmt: skip
     """Make an index of the rows of FILE, add them to one, or delete rows from it by id.
 
@@ -67,9 +70,12 @@ def index(
     made_with = opened.state.settings if opened else {"model": model, "field": field, "precision": precision}
     assert source is not None
     rows = choose_rows((), source, made_with["field"])
-    encoder = SentenceEncoder.from_pretrained(made_with["model"], None, usable(device), made_with["precision"])
+    encoder = SentenceEncoder.from_pretrained(
+        made_with["model"], None, usable(device), made_with["precision"],
+        made_with.get("int8_least_cosine", int8_least_cosine),
+    )  # fmt: skip
     settings(model=made_with["model"], form=opened.state.form if opened else form, device=device,
-             precision=encoder.precision, threads=threads or "all")  # fmt: skip
+             precision=said_precision(encoder), threads=threads or "all")  # fmt: skip
     if opened:
         target = Index.open(output, encoder)
     else:
@@ -88,13 +94,11 @@ def index(
 @click.option("-m", "--model", help="Where the index's model is now.  [default: as when the index was made]")
 def search(folder: Path, queries: tuple[str, ...], results: int, as_json: bool, model: str | None) -> None:
     """The rows of INDEX that are the most similar to each of QUERIES, with their scores."""
-    from mtl.encode.sentence_encoder import SentenceEncoder
     from mtl.index.index import Index
 
     opened = Index.open(folder)
     if model:
-        precision = opened.state.settings["precision"]
-        opened = Index.open(folder, SentenceEncoder.from_pretrained(model, precision=precision))
+        opened = Index.open(folder, opened.load(model))
     texts = [decoded(query) for query in queries]
     for query, hits in zip(texts, opened.search(texts, results), strict=True):
         if as_json:

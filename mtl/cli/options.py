@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 STDIN = "standard input"
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "auto")
+LEAST_COSINE = 0.98  # as kernels/int8.py has it
 
 precision_option = click.option(
     "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
     help="What to compute in; fp16 is for a GPU, int8 for a CPU, auto is bf16 where it is native, else fp32.",
+)  # fmt: skip
+int8_option = click.option(
+    "--int8-least-cosine", type=click.FloatRange(-1, 1), default=LEAST_COSINE, show_default=True,
+    help="How near to fp32 int8 has to bring each vector of a sample, or it is refused.",
 )  # fmt: skip
 model_option = click.option(
     "-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, or org/name[@revision]."
@@ -56,6 +61,7 @@ ENCODING = [
     threads_option,
     device_option,
     precision_option,
+    int8_option,
 ]
 
 
@@ -134,14 +140,23 @@ def check_output(output: Path, source: Path | None, suffixes: Sequence[str]) -> 
     refuse_input_as_output(None if str(source) == "-" else source, output)
 
 
-def load_encoder(model: str, device: str, precision: str, options: dict[str, Any]) -> SentenceEncoder:
+def said_precision(encoder: SentenceEncoder) -> str:
+    """What it computes in, and of int8 how near that is to fp32."""
+    quality = encoder.quality
+    return f"{encoder.precision} ({quality})" if quality else encoder.precision
+
+
+def load_encoder(
+    model: str, device: str, precision: str, int8_least_cosine: float, options: dict[str, Any]
+) -> SentenceEncoder:
     """The model, once all settings that are in effect were shown."""
     from mtl.encode.engine import usable
     from mtl.encode.sentence_encoder import SentenceEncoder
     from mtl.kernels.cores import default_threads
 
-    encoder = SentenceEncoder.from_pretrained(model, None, usable(device), precision)  # type: ignore[arg-type]
+    given: Any = precision
+    encoder = SentenceEncoder.from_pretrained(model, None, usable(device), given, int8_least_cosine)
     settings(model=model, dim=encoder.dim, max_length=options["max_length"] or encoder.tokenizer.max_length,
-             overflow=options["overflow"], device=device, precision=encoder.precision,
+             overflow=options["overflow"], device=device, precision=said_precision(encoder),
              threads=options["threads"] or default_threads())  # fmt: skip
     return encoder

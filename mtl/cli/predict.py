@@ -14,9 +14,11 @@ from mtl.cli.options import (
     device_option,
     field_option,
     input_option,
+    int8_option,
     overwrite_option,
     precision_option,
     quoting_option,
+    said_precision,
     settings,
     threads_option,
 )
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per text, with embedding and logits.")
 @device_option
 @precision_option
+@int8_option
 @threads_option
 def predict(
     texts: tuple[str, ...],
@@ -54,6 +57,7 @@ def predict(
     as_json: bool,
     device: str,
     precision: Precision,
+    int8_least_cosine: float,
     threads: int | None,
 ) -> None:
     """Every task's label and probabilities of TEXTS, of a file's texts, or of the lines on standard input.
@@ -69,8 +73,9 @@ def predict(
     from mtl.kernels.cores import default_threads
     from mtl.tasks.multitask import MultiTaskModel
 
-    loaded = MultiTaskModel.from_pretrained(model, device=usable(device), precision=precision)
-    settings(model=model, device=device, precision=loaded.embedder.precision, threads=threads or default_threads())
+    loaded = MultiTaskModel.from_pretrained(model, None, usable(device), precision, int8_least_cosine)
+    settings(model=model, device=device, precision=said_precision(loaded.embedder),
+             threads=threads or default_threads())  # fmt: skip
     found = answers(loaded, rows, threads)
     if output:
         count = write_answers(output, (answer for _, answer in found), overwrite)

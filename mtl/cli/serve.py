@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtl.cli.options import device_option, model_option, precision_option, settings, threads_option
+from mtl.cli.options import (
+    device_option,
+    int8_option,
+    model_option,
+    precision_option,
+    said_precision,
+    settings,
+    threads_option,
+)
 from mtl.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -38,6 +46,7 @@ EXTRA = "mtl serve needs {}; install it with: pip install 'mtl[serve]'"
 @click.option("--log-json", is_flag=True, help="A line of JSON for each request, on standard output.")
 @device_option
 @precision_option
+@int8_option
 @threads_option
 def serve(
     model: str,
@@ -57,6 +66,7 @@ def serve(
     log_json: bool,
     device: str,
     precision: Precision,
+    int8_least_cosine: float,
     threads: int | None,
 ) -> None:
     """Answer requests over HTTP, as text-embeddings-inference and OpenAI's API do, until SIGTERM.
@@ -86,8 +96,8 @@ def serve(
         answer_seconds=timeout,
     )
     at = listening(host, port)
-    served = Served.load(model, name, device, precision, threads)
-    settings(model=model, device=device, precision=served.encoder.precision, threads=served.engine.threads,
+    served = Served.load(model, name, device, precision, threads, int8_least_cosine)
+    settings(model=model, device=device, precision=said_precision(served.encoder), threads=served.engine.threads,
              dim=served.dim, max_length=served.limit, tasks=",".join(served.about()["tasks"]) or "none")  # fmt: skip
     index = Index.open(folder, served.encoder) if folder else None
     service = Service(served, limits, keys, truncate, print_record if log_json else None, index)

@@ -8,9 +8,9 @@ from typing import Literal, get_args
 
 import torch
 
-from mtl.encode.tokenizer import Tokenizer
-from mtl.errors import InputError
-from mtl.kernels.int8 import largest_weight
+from mtl.encode.tokenizer import Tokenizer, filled
+from mtl.errors import InputError, shown
+from mtl.kernels.int8 import LEAST_COSINE, largest_weight
 from mtl.kernels.linear import has_packed
 from mtl.model.interface import Encoder
 
@@ -32,12 +32,14 @@ def native_bf16(device: torch.device) -> bool:
     )
 
 
-def effective(precision: str, device: torch.device) -> Precision:
+def effective(precision: str, device: torch.device, int8_least_cosine: float = LEAST_COSINE) -> Precision:
     """The format that is meant, with "auto" decided.
 
     Raises:
-        InputError: it is unknown, or the device has not got it.
+        InputError: it is unknown, or the device has not got it; or the least cosine of int8 is none.
     """
+    if not isinstance(int8_least_cosine, (int, float)) or not -1 <= int8_least_cosine <= 1:
+        raise InputError(f"int8_least_cosine is {shown(int8_least_cosine)}; expected a cosine, -1 to 1")
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; expected one of {', '.join(get_args(Precision))}")
     if precision == "auto":
@@ -68,4 +70,4 @@ def calibration_rows(tokenizer: Tokenizer, encoder: Encoder) -> list[list[int]]:
     if dtype != torch.float32:
         given = str(dtype).removeprefix("torch.")
         raise InputError(f"precision is 'int8' and the weights are {given}; expected float32, as model.float() gives")
-    return tokenizer(calibration_texts(), "truncate").rows
+    return filled(tokenizer(calibration_texts(), "truncate").rows)

@@ -28,6 +28,8 @@ from mtl.encode.tokenizer import Tokenizer, filled, several
 from mtl.encode.windows import Block, in_blocks, tokenized_windows, warn_of_cuts, with_bar
 from mtl.errors import ConfigError, InputError, WeightsError, check_counts, shown
 from mtl.kernels.compile import Plain, check_saveable, compile, overridden
+from mtl.kernels.gate import gated
+from mtl.kernels.int8 import LEAST_COSINE, Quality
 from mtl.kernels.vectors import Vectors
 from mtl.kernels.watched import SAMPLES, SAMPLES_MAPPED, Compiled
 from mtl.model.interface import Encoder
@@ -89,6 +91,7 @@ class SentenceEncoder(nn.Module):
         self.truncate_dim = truncate_dim
         self.origin = origin or load.Origin()
         self.precision: Precision = "fp32"
+        self.int8_least_cosine = LEAST_COSINE
         self.mapped = False  # whether the weights are a file's, mapped into memory
         self.compiled: Compiled[Vectors | Plain] = Compiled()
 
@@ -99,23 +102,26 @@ class SentenceEncoder(nn.Module):
         revision: str | None = None,
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
+        int8_least_cosine: float = LEAST_COSINE,
     ) -> SentenceEncoder:
         """A pretrained model by name (see `mtl models`), hub id or local folder, in eval mode.
 
         ``precision`` is what the encoder computes in: "fp32", "bf16", "fp16" (for a GPU), "int8" (for a CPU), or
-        "auto", which is bf16 where it is native, else fp32. Weights stay in float32, and vectors come in it.
+        "auto", which is bf16 where it is native, else fp32. Weights stay in float32, and vectors come in it. Where int8
+        brings some vector of a sample farther from that of fp32 than a cosine of ``int8_least_cosine``, the first use
+        says so by an InputError; ``quality`` has what was measured.
 
         Raises:
             ConfigError, WeightsError: it cannot be found, is not what it should be, or is no model of ours.
             InputError: an unknown precision, or one that the device has not.
         """
         place = usable(device)
-        chosen = effective(precision, place)
+        chosen = effective(precision, place, int8_least_cosine)
         checkpoint = load.load(folder := fetch(str(name), revision))
         if checkpoint.classifier and not checkpoint.tasks:
             log.warning("%s: left out, beside the encoder: its classifier", folder)
         model = cls.from_checkpoint(checkpoint).to(place)
-        model.precision, model.mapped = chosen, place.type == "cpu"
+        model.precision, model.int8_least_cosine, model.mapped = chosen, int8_least_cosine, place.type == "cpu"
         return model
 
     @classmethod
@@ -244,7 +250,16 @@ class SentenceEncoder(nn.Module):
         Where the model is not understood, that part of it runs as it stands; see mtl.kernels.
         """
         samples = SAMPLES_MAPPED if self.mapped else SAMPLES
-        return self.compiled.of(self, self.precision, self._compile, samples)
+        return self.compiled.of(self, (self.precision, self.int8_least_cosine), self._compile, samples)
+
+    @property
+    def quality(self) -> Quality | None:
+        """Of int8, the least cosine of a sample's vectors to those of fp32, and how many products stayed in fp32.
+
+        Raises:
+            InputError: the cosine is less than ``int8_least_cosine``.
+        """
+        return getattr(self.program(), "quality", None) if self.precision == "int8" else None
 
     def _compile(self) -> tuple[Vectors | Plain, list[Plain]]:
         if plain := overridden(self, FORWARD):
@@ -254,8 +269,10 @@ class SentenceEncoder(nn.Module):
 
     def vectors(self) -> Vectors:
         """A new program of the encoder, the pooling and what follows."""
-        rows = calibration_rows(self.tokenizer, self.encoder) if self.precision == "int8" else ()
-        return Vectors.of(compile(self.encoder, self.precision, rows, self.mapped), self.pooling, self.after)
+        if self.precision == "int8":
+            rows = calibration_rows(self.tokenizer, self.encoder)
+            return gated(self.encoder, rows, self.pooling, self.after, self.int8_least_cosine, self.mapped)
+        return Vectors.of(compile(self.encoder, self.precision, mapped=self.mapped), self.pooling, self.after)
 
     def __getattr__(self, name: str) -> Any:
         if name in THEIR_METHODS:

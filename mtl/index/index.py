@@ -28,6 +28,7 @@ from mtl.index.store import (
     write_segment,
     write_state,
 )
+from mtl.kernels.int8 import LEAST_COSINE
 from mtl.rows.outputs import Output, open_output
 from mtl.rows.read import TextRow
 from mtl.search import Similarity, Vectors, as_matrix, unit
@@ -112,6 +113,7 @@ class Index:
                 "model": model if isinstance(model, str) else model_name,
                 "field": field,
                 "id_field": id_field,
+                **({"int8_least_cosine": encoder.int8_least_cosine} if encoder.precision == "int8" else {}),
                 **made_with(encoder),
             }
             write_state(folder, State(form, encoder.dim, encoder.similarity_fn_name, settings))
@@ -144,10 +146,16 @@ class Index:
             name = self.state.settings["model"]
             if name is None:
                 raise InputError(f"{self.folder} was made with a model that has no name; open it with model=...")
-            loaded = SentenceEncoder.from_pretrained(name, precision=self.state.settings["precision"])
+            loaded = self.load(name)
             self.check_model(loaded)
             self._model = loaded
         return self._model
+
+    def load(self, name: str) -> SentenceEncoder:
+        """A model that computes as the one that made the vectors."""
+        settings = self.state.settings
+        least = settings.get("int8_least_cosine", LEAST_COSINE)
+        return SentenceEncoder.from_pretrained(name, precision=settings["precision"], int8_least_cosine=least)
 
     def check_model(self, model: SentenceEncoder) -> None:
         """Raise an InputError that says what differs, if a model's vectors do not go with those of the index."""

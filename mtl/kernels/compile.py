@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mtl.errors import MtlError, WeightsError
 from mtl.kernels import encoder as distilbert
 from mtl.kernels import rotary
+from mtl.kernels.int8 import Calibration, Ranges
 from mtl.kernels.parts import PARTS
 from mtl.kernels.threads import computing_with
 from mtl.kernels.understood import (
@@ -119,7 +120,7 @@ class PlainEncoder(Plain):
         return x[batch.firsts] if first else x
 
 
-Compile = Callable[[Any, torch.dtype, Sequence[Sequence[int]], bool], Program]
+Compile = Callable[[Any, torch.dtype, Ranges, bool], Program]
 PROGRAMS: dict[type[Encoder], Compile] = {
     DistilBert: distilbert.compile,
     MPNet: distilbert.compile,
@@ -128,12 +129,12 @@ PROGRAMS: dict[type[Encoder], Compile] = {
 
 
 def compile(
-    encoder: Encoder, precision: str = "fp32", rows: Sequence[Sequence[int]] = (), mapped: bool = False
+    encoder: Encoder, precision: str = "fp32", calibration: Calibration | None = None, mapped: bool = False
 ) -> Program:
     """An encoder's program in a number format, or where it is not understood, the encoder itself.
 
-    ``rows`` are token ids of a few texts, which show int8 how large activations get. ``mapped`` says that the weights
-    are mapped from a file, and need not be in memory twice.
+    ``calibration`` sees for int8 how large activations get. ``mapped`` says that the weights are mapped from a file,
+    and need not be in memory twice.
     """
     maker = PROGRAMS.get(type(encoder))
     found = unlike(encoder, lambda: type(encoder)(encoder.config)) if maker else unknown(encoder)
@@ -141,7 +142,9 @@ def compile(
         assert found
         return PlainEncoder(encoder, found)
     with exactly():
-        return maker(encoder, FORMATS[precision], rows, mapped)
+        if calibration:
+            calibration.watch(encoder)
+        return maker(encoder, FORMATS[precision], calibration.ranges if calibration else {}, mapped)
 
 
 def overridden(module: nn.Module, forward: Callable[..., Any]) -> Plain | None:

@@ -7,7 +7,7 @@ each text's first token is asked for, the last block computes no more of the oth
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mtl.kernels.activations import IN_INT8, inplace
 from mtl.kernels.attention import attend, attend_first
-from mtl.kernels.int8 import Ranges, between, input_ranges, outlying, smoothed
+from mtl.kernels.int8 import Ranges, leaving_as_float, of_hidden, smoothed
 from mtl.kernels.linear import Product, cast, joined, product, release
 from mtl.model.encoder import DistilBert, TransformerBlock
 from mtl.model.mpnet import MPNet, biases
@@ -61,17 +61,25 @@ class Block:
         x = self.norm1(x + self.out(context.flatten(1)))
         return self.norm2(x + self.lin2(self.activation(self.lin1(x))))
 
+    def keeping(self, plain: Block, names: Collection[str]) -> Block:
+        """This block in int8 with some of its products, by their names, from ``plain``, the same block in float32."""
+        found = dataclasses.replace(self, **{name: getattr(plain, name) for name in names})
+        if {"lin1", "lin2"}.isdisjoint(names):
+            return found
+        return dataclasses.replace(found, lin1=leaving_as_float(found.lin1), activation=plain.activation)
+
 
 class Program:
     """A DistilBert or an MPNet in a number format; it shares the tensors that need no other form."""
 
-    def __init__(self, encoder: DistilBert, dtype: torch.dtype, blocks: Sequence[Block]) -> None:
+    def __init__(self, encoder: DistilBert, dtype: torch.dtype, make: Callable[[int], Block]) -> None:
         parts = encoder.embeddings
         self.words = parts.word_embeddings.weight.detach().to(dtype)
         self.positions = parts.position_embeddings.weight.detach().to(dtype)
         self.norm = Norm.of(parts.LayerNorm, dtype)
         self.biases = encoder.relative_attention_bias.weight.detach().to(dtype) if isinstance(encoder, MPNet) else None
-        self.blocks = blocks
+        self.make = make  # of a program in int8, with True a block in float32
+        self.blocks = [make(i) for i in range(len(encoder.blocks))]
 
     def embed(self, batch: PackedBatch) -> Tensor:
         return self.norm(F.embedding(batch.ids, self.words) + F.embedding(batch.positions, self.positions))
@@ -89,22 +97,25 @@ class Program:
         return self.run(self.embed(batch), batch)
 
 
-def compile(encoder: DistilBert, dtype: torch.dtype, rows: Sequence[Sequence[int]], mapped: bool) -> Program:
-    """An encoder's program in a number format, in int8 with ranges from a few texts' token ids, ``rows``.
+def compile(encoder: DistilBert, dtype: torch.dtype, ranges: Ranges, mapped: bool) -> Program:
+    """An encoder's program in a number format, in int8 with the ranges of what each layer reads.
 
     ``mapped`` says that its weights are mapped from a file, and need not be in memory twice.
     """
     int8 = dtype == torch.int8
-    ranges = input_ranges(encoder, rows) if int8 else {}
-    blocks = []
-    for i, block in enumerate(encoder.blocks):
+    number = torch.float32 if int8 else dtype
+
+    def make(i: int, plain: bool = False) -> Block:
+        block = encoder.blocks[i]
         assert isinstance(block, TransformerBlock)
         own = f"transformer.layer.{i}."
         inputs = {name.removeprefix(own): found for name, found in ranges.items() if name.startswith(own)}
-        blocks.append(int8_block(block, inputs) if int8 else packed_block(block, dtype))
+        made = int8_block(block, inputs) if int8 and not plain else packed_block(block, number)
         if mapped:
             release(block)
-    return Program(encoder, torch.float32 if int8 else dtype, blocks)
+        return made
+
+    return Program(encoder, number, make)
 
 
 def packed_block(block: TransformerBlock, dtype: torch.dtype) -> Block:
@@ -122,10 +133,16 @@ def packed_block(block: TransformerBlock, dtype: torch.dtype) -> Block:
 
 
 def int8_block(block: TransformerBlock, ranges: Ranges) -> Block:
-    """A block with its six linear layers in integers. ``ranges`` go by the layers' names in the block."""
+    """A block with its six linear layers in integers. ``ranges`` go by the layers' names in the block.
+
+    Where the kernel can compute the activation, the output of the first layer of the feed-forward network leaves it as
+    the integers of the second.
+    """
     attention, ffn = block.attention, block.ffn
-    fused = None if outlying(ranges["ffn.lin2"]) else IN_INT8.get(ffn.activation)
-    lin1, lin2 = between(ffn.lin1, ffn.lin2, ranges, "ffn.lin", fused)
+    fused = IN_INT8.get(ffn.activation)
+    lin1 = smoothed(ffn.lin1.weight, ffn.lin1.bias, ranges["ffn.lin1"])
+    lin2 = of_hidden(ffn.lin2, ranges["ffn.lin2"])
+    lin1.leaves = (fused, lin2.step, lin2.zero) if fused else None
     return Block(
         attention.n_heads,
         smoothed(*joined(attention.q_lin, attention.k_lin, attention.v_lin), ranges["attention.q_lin"]),

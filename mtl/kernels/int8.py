@@ -9,26 +9,27 @@ Integers are exact in any order, so that bits depend on nothing else.
 A channel whose activations are large takes bits from all others; moving half of that range, on a logarithmic scale,
 into the weights gives them back (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438, equation 4). Weights have a scale
 for each output, and 8 bits where the kernel adds their products exactly. Without VNNI or AMX it adds pairs of them in
-16 bits, which would overflow without a word, so that they have 7.
+16 bits, which would overflow without a word, so that they have 7. What all this costs is measured: see gate.py.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from mtl.errors import InputError
-from mtl.kernels.linear import Product, product
+from mtl.errors import InputError, WeightsError
+from mtl.kernels.linear import Product
 from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
 
 SMOOTHING = 0.55
+LEAST_COSINE = 0.98  # of a vector to that of float32; gate.py measures it
 HIDDEN_SHARE = 0.65  # of the largest activation: clipping the few above it leaves finer steps for all others
-OUTLIER = 25  # times a median channel's: where one is so large, the layer that reads it stays in float32
 Ranges = dict[str, Tensor]  # a linear layer's name -> the least and the largest of each input, (2, in)
 
 
@@ -105,44 +106,64 @@ def smoothed(weight: Tensor, bias: Tensor | None, ranges: Tensor) -> Int8Linear:
     return Int8Linear(weight, bias, step, 128, smooth)
 
 
-def between(lin1: nn.Linear, lin2: nn.Linear, ranges: Ranges, name: str, fused: str | None) -> tuple[Product, Product]:
-    """The layers of a feed-forward network, whose names are ``name`` and 1 or 2.
-
-    With an activation that the kernel can compute, ``fused``, the first activates its output and gives it as the
-    second's integers; but not where single channels are far larger than the others: there the second stays in float32.
-    """
-    if outlying(ranges[f"{name}2"]):
-        return smoothed(lin1.weight, lin1.bias, ranges[f"{name}1"]), product(lin2.weight, lin2.bias)
-    least, most = float(ranges[f"{name}2"].min()), float(ranges[f"{name}2"].max()) * HIDDEN_SHARE
+def of_hidden(linear: nn.Linear, ranges: Tensor) -> Int8Linear:
+    """A layer that reads what an activation gives: one step for all its inputs, float32 or integers."""
+    least, most = float(ranges.min()), float(ranges.max()) * HIDDEN_SHARE
     step = max(most - least, 1e-12) / 255
-    zero = round(-least / step)
-    first = smoothed(lin1.weight, lin1.bias, ranges[f"{name}1"])
-    first.leaves = (fused, step, zero) if fused else None
-    return first, Int8Linear(lin2.weight, lin2.bias, step, zero)
+    return Int8Linear(linear.weight, linear.bias, step, round(-least / step))
 
 
-def outlying(ranges: Tensor) -> bool:
-    """Whether one channel's range is far larger than most others'."""
-    largest = ranges.abs().amax(dim=0)
-    return bool(largest.max() > OUTLIER * largest.median())
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """The least cosine of a vector to that of float32, and how many of the products are computed in float32."""
+
+    least_cosine: float
+    kept: int
+    products: int
+
+    def __str__(self) -> str:
+        kept = f", {self.kept} of {self.products} products in fp32" if self.kept else ""
+        return f"least cosine {self.least_cosine:.4f}{kept}"
 
 
-def input_ranges(encoder: Encoder, rows: Sequence[Sequence[int]]) -> Ranges:
-    """The least and the largest value of every input of every linear layer, by the layer's name in the encoder.
+def leaving_as_float(layer: Product) -> Product:
+    """The same layer, whose output is float32 and not activated."""
+    if isinstance(layer, Int8Linear):
+        layer = copy.copy(layer)
+        layer.leaves = None
+    return layer
 
-    ``rows`` are token ids of a few texts, which show how large inputs get.
+
+class Calibration:
+    """What a few texts show of an encoder in float32.
+
+    ``ranges`` are the least and the largest value of every input of every linear layer, by its name in the encoder;
+    ``states`` what each block reads, (tokens, dim), and last what the encoder gives. ``rows`` are the texts' token ids.
     """
-    ranges: Ranges = {}
 
-    def watch(name: str, linear: nn.Linear) -> None:
-        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            ranges[name] = torch.stack([inputs[0].amin(dim=0), inputs[0].amax(dim=0)])
+    def __init__(self, rows: Sequence[Sequence[int]]) -> None:
+        self.batch = PackedBatch.pack(rows)
+        self.ranges: Ranges = {}
+        self.states: list[Tensor] = []
 
-        linear.register_forward_pre_hook(note)
+    def watch(self, encoder: Encoder) -> None:
+        """See the texts through the encoder, which stays as it is.
 
-    watched = copy.deepcopy(encoder, {id(parameter): parameter for parameter in encoder.parameters()}).eval()
-    for name, module in watched.named_modules():
-        if isinstance(module, nn.Linear):
-            watch(name, module)
-    watched(PackedBatch.pack(rows))
-    return ranges
+        Raises:
+            WeightsError: a value is not finite.
+        """
+        watched = copy.deepcopy(encoder, {id(parameter): parameter for parameter in encoder.parameters()}).eval()
+        for name, module in watched.named_modules():
+            if isinstance(module, nn.Linear):
+                self.note(name, module)
+        self.states = [watched.embed(self.batch)]
+        for i in range(len(watched.blocks)):
+            self.states.append(watched.run(self.states[-1], self.batch, i, i + 1))
+        if not all(x.isfinite().all() for x in (*self.ranges.values(), self.states[-1])):
+            raise WeightsError("in the encoder a value is not finite; look for damage in the weights")
+
+    def note(self, name: str, linear: nn.Linear) -> None:
+        def ranges(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.ranges[name] = torch.stack([inputs[0].amin(dim=0), inputs[0].amax(dim=0)])
+
+        linear.register_forward_pre_hook(ranges)

@@ -7,7 +7,7 @@ text's first token is asked for, the last block computes no more of the others t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mtl.kernels.activations import inplace
 from mtl.kernels.attention import attend, attend_first
 from mtl.kernels.encoder import Norm
-from mtl.kernels.int8 import input_ranges, smoothed
+from mtl.kernels.int8 import Ranges, smoothed
 from mtl.kernels.linear import Product, product, release
 from mtl.kernels.threads import alone
 from mtl.model.packing import PackedBatch
@@ -87,6 +87,10 @@ class Block:
         x = self.norm1(x)
         return self.norm2(x + self.feed_forward(x))
 
+    def keeping(self, plain: Block, names: Collection[str]) -> Block:
+        """As encoder.Block.keeping."""
+        return dataclasses.replace(self, **{name: getattr(plain, name) for name in names})
+
     def feed_forward(self, x: Tensor) -> Tensor:
         activated, gate = self.wi(x).chunk(2, dim=1)
         return self.wo(self.activation(activated) * gate)
@@ -95,10 +99,11 @@ class Block:
 class Program:
     """A RotaryEncoder in a number format; it shares the tensors that need no other form."""
 
-    def __init__(self, encoder: RotaryEncoder, dtype: torch.dtype, blocks: Sequence[Block]) -> None:
+    def __init__(self, encoder: RotaryEncoder, dtype: torch.dtype, make: Callable[[int], Block]) -> None:
         self.words = encoder.embeddings.tok_embeddings.weight.detach().to(dtype)
         self.norm = Norm.of(encoder.embeddings.norm, dtype)
-        self.blocks = blocks
+        self.make = make  # as in encoder.py
+        self.blocks = [make(i) for i in range(len(encoder.blocks))]
         self.final_norm = normed(encoder.final_norm, dtype)
 
     def embed(self, batch: PackedBatch) -> Tensor:
@@ -122,38 +127,37 @@ def normed(norm: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return Norm.of(norm, dtype) if isinstance(norm, nn.LayerNorm) else norm
 
 
-def compile(encoder: RotaryEncoder, dtype: torch.dtype, rows: Sequence[Sequence[int]], mapped: bool) -> Program:
+def compile(encoder: RotaryEncoder, dtype: torch.dtype, ranges: Ranges, mapped: bool) -> Program:
     """As encoder.compile."""
     int8 = dtype == torch.int8
-    ranges = input_ranges(encoder, rows) if int8 else {}
     number = torch.float32 if int8 else dtype
     tables: dict[float, Angles] = {}
 
-    def make(name: str, linear: nn.Linear) -> Product:
-        return (
-            smoothed(linear.weight, linear.bias, ranges[name]) if int8 else product(linear.weight, linear.bias, dtype)
-        )
-
-    def packed(block: RotaryBlock, name: str) -> Block:
+    def make(i: int, plain: bool = False) -> Block:
+        block = encoder.blocks[i]
+        assert isinstance(block, RotaryBlock)
         attn, mlp = block.attn, block.mlp
-        return Block(
+
+        def linear(name: str, part: nn.Linear) -> Product:
+            if int8 and not plain:
+                return smoothed(part.weight, part.bias, ranges[f"layers.{i}.{name}"])
+            return product(part.weight, part.bias, number)
+
+        made = Block(
             attn.n_heads,
             tables.setdefault(attn.theta, Angles(attn.head_dim, attn.theta, attn.scaling)),
             attn.reach,
             block.pre_norm,
             normed(block.attn_norm, number),
-            make(f"{name}.attn.Wqkv", attn.Wqkv),
-            make(f"{name}.attn.Wo", attn.Wo),
+            linear("attn.Wqkv", attn.Wqkv),
+            linear("attn.Wo", attn.Wo),
             normed(block.mlp_norm, number),
-            make(f"{name}.mlp.Wi", mlp.Wi),
+            linear("mlp.Wi", mlp.Wi),
             inplace(mlp.activation),
-            make(f"{name}.mlp.Wo", mlp.Wo),
+            linear("mlp.Wo", mlp.Wo),
         )
-
-    blocks = []
-    for i, block in enumerate(encoder.blocks):
-        assert isinstance(block, RotaryBlock)
-        blocks.append(packed(block, f"layers.{i}"))
         if mapped:
             release(block)
-    return Program(encoder, number, blocks)
+        return made
+
+    return Program(encoder, number, make)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from mtl.kernels.compile import Plain, Program, compile_part, overridden
+from mtl.kernels.int8 import Quality
 from mtl.kernels.threads import alone
 from mtl.model.heads import Branch
 from mtl.model.packing import PackedBatch
@@ -35,12 +36,16 @@ class Pooled:
 
 @dataclasses.dataclass(frozen=True)
 class Vectors:
-    """PackedBatch -> (texts, dim) float32. With ``takes_first`` no more than each text's first token is computed."""
+    """PackedBatch -> (texts, dim) float32. With ``takes_first`` no more than each text's first token is computed.
+
+    ``quality`` says of int8 how near it is to float32; see gate.py.
+    """
 
     encoder: Program
     pooling: Callable[[Tensor, PackedBatch], Tensor]
     after: Sequence[Callable[[Tensor], Tensor]]
     takes_first: bool
+    quality: Quality | None = None
 
     @classmethod
     def of(cls, encoder: Program, pooling: nn.Module, after: nn.Module) -> Vectors:

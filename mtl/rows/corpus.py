@@ -27,6 +27,7 @@ from mtl.encode.options import OPTIONS, EncodeOptions
 from mtl.encode.precision import Precision
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.windows import without_bar
+from mtl.kernels.int8 import LEAST_COSINE
 from mtl.rows.blocks import Columns, check_source
 from mtl.rows.manifest import LOOKS, claim, to_do
 from mtl.rows.on_ray import import_ray, on_ray
@@ -79,6 +80,7 @@ def embed_corpus(
     output_precision: CorpusPrecision = "float32",
     device: str = "cpu",
     precision: Precision = "fp32",
+    int8_least_cosine: float = LEAST_COSINE,
     address: str | None = None,
     actors: int | None = None,
     **options: Unpack[EncodeOptions],
@@ -94,6 +96,7 @@ def embed_corpus(
         the first for .csv and the second for .tsv.
     output_precision: The numbers of the output: "float32", "float16", or "scaled-int8": int8 that is to be multiplied
         by what the column ``embedding_scale`` has for each vector, its largest value by 127.
+    int8_least_cosine: See ``SentenceEncoder.from_pretrained``, as of model, device and precision.
     address: Of a Ray cluster: "auto", "host:port", or "local" for one on this machine alone. Without it, all is done
         in this process, without Ray; the files are the same.
     actors: How many encoders run at once on the cluster; by default, as many as threads leave room for.
@@ -120,7 +123,7 @@ def embed_corpus(
     given = own_keywords("embed_corpus", OPTIONS, where, given)
     sources = find_sources(inputs, place)
     sizes = row_counts(sources, columns)
-    encoder = SentenceEncoder.from_pretrained(str(model), None, where, precision)
+    encoder = SentenceEncoder.from_pretrained(str(model), None, where, precision, int8_least_cosine)
     job = plan(encoder, str(model), device, columns, numbers, place, given)
     with held(place):
         claim(place, job.model, job.settings)
@@ -177,7 +180,7 @@ def plan(
     }
     kept: Any = {name: value for name, value in options.items() if name not in ("threads", "progress")}
     kept["overflow"] = settings["overflow"]  # what was cut is said once, at the end
-    return Job(model, encoder.precision, device, kept, columns, vectors, output, settings)
+    return Job(model, encoder.precision, encoder.int8_least_cosine, device, kept, columns, vectors, output, settings)
 
 
 def row_counts(sources: Sequence[Source], columns: Columns) -> dict[str, int | None]:

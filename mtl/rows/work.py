@@ -38,6 +38,7 @@ class Job:
 
     model: str
     precision: Precision
+    int8_least_cosine: float
     device: str
     options: dict[str, Any]
     columns: Columns
@@ -51,7 +52,7 @@ class Job:
         Raises:
             MtlError: the model cannot be loaded here, or is another one here.
         """
-        encoder = SentenceEncoder.from_pretrained(self.model, None, self.device, self.precision)
+        encoder = SentenceEncoder.from_pretrained(self.model, None, self.device, self.precision, self.int8_least_cosine)
         if encoder.fingerprint != self.settings["fingerprint"]:
             raise WeightsError(f"{self.model} is another model on this machine than where the run was started")
         return Worker(self, encoder)

@@ -25,6 +25,7 @@ from mtl.encode.precision import Precision
 from mtl.encode.sentence_encoder import QUERY, SentenceEncoder
 from mtl.encode.tokenizer import check_texts, cut, filled
 from mtl.errors import InputError, WeightsError, shown
+from mtl.kernels.int8 import LEAST_COSINE
 from mtl.kernels.threads import computing_with
 from mtl.kernels.vectors import Vectors
 from mtl.model.packing import PackedBatch
@@ -94,6 +95,7 @@ class Served:
         device: str = "cpu",
         precision: Precision = "fp32",
         threads: int | None = None,
+        int8_least_cosine: float = LEAST_COSINE,
     ) -> Served:
         """A model by name, hub id or folder, with its heads where it has some.
 
@@ -103,7 +105,9 @@ class Served:
         checkpoint = load(fetch(model))
         head = checkpoint.classifier
         kind = MultiTaskModel if checkpoint.tasks or (head and not head.problem) else SentenceEncoder
-        loaded = kind.from_pretrained(model, device=usable(device), precision=precision)
+        loaded = kind.from_pretrained(
+            model, device=usable(device), precision=precision, int8_least_cosine=int8_least_cosine
+        )
         return cls(loaded, name or public_name(model), threads)
 
     @property

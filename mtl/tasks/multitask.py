@@ -27,6 +27,7 @@ from mtl.encode.tokenizer import several
 from mtl.encode.windows import Block, in_blocks, tokenized_windows, warn_of_cuts
 from mtl.errors import ConfigError, RecipeError, WeightsError, check_counts, one_line
 from mtl.kernels.compile import Plain, check_saveable, overridden
+from mtl.kernels.int8 import LEAST_COSINE
 from mtl.kernels.vectors import Pooled, Vectors, plain
 from mtl.kernels.watched import SAMPLES, SAMPLES_MAPPED, Compiled
 from mtl.model.dropout import no_dropout
@@ -148,10 +149,12 @@ class MultiTaskModel(nn.Module):
         revision: str | None = None,
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
+        int8_least_cosine: float = LEAST_COSINE,
     ) -> MultiTaskModel:
         """A model with its heads, in eval mode: a folder that ``save`` wrote, a classifier, or a tagger.
 
-        ``precision`` is what its encoder computes in; see SentenceEncoder.from_pretrained.
+        ``precision`` is what its encoder computes in; see SentenceEncoder.from_pretrained, as for
+        ``int8_least_cosine``, which is asked of the embeddings.
 
         Raises:
             ConfigError, WeightsError: it cannot be found, is not what it should be, or has no heads.
@@ -162,9 +165,10 @@ class MultiTaskModel(nn.Module):
         if not checkpoint.tasks and not checkpoint.classifier:
             raise WeightsError(f"{name} has no task heads; train some with `mtl train`, or use it as an encoder")
         place = usable(device)
-        chosen = effective(precision, place)
+        chosen = effective(precision, place, int8_least_cosine)
         model = cls.from_checkpoint(checkpoint).to(place)
         model.embedder.precision, model.embedder.mapped = chosen, place.type == "cpu"
+        model.embedder.int8_least_cosine = int8_least_cosine
         return model
 
     @classmethod
@@ -220,7 +224,8 @@ class MultiTaskModel(nn.Module):
     def program(self) -> Program | Plain:
         """What inference computes with, made anew where this model has changed; see SentenceEncoder.program."""
         samples = SAMPLES_MAPPED if self.embedder.mapped else SAMPLES
-        return self.compiled.of(self, self.embedder.precision, self._compile, samples)
+        key = self.embedder.precision, self.embedder.int8_least_cosine
+        return self.compiled.of(self, key, self._compile, samples)
 
     def _compile(self) -> tuple[Program | Plain, list[Plain]]:
         if whole := overridden(self, FORWARD):

@@ -15,6 +15,7 @@ from mtl.errors import InputError
 from mtl.kernels import linear
 from mtl.kernels.check import products
 from mtl.kernels.compile import compile
+from mtl.kernels.int8 import Calibration
 from mtl.kernels.linear import Packed, has_packed
 from mtl.kernels.watched import Watched
 from mtl.model.packing import PackedBatch
@@ -78,7 +79,8 @@ def test_a_program_shares_what_needs_no_other_form(tiny: SentenceEncoder) -> Non
 def test_a_program_is_run_in_parts(tiny: SentenceEncoder, precision: str) -> None:
     """From any block to any other, and the first token of each text alone."""
     rows = [[2, 5, 6, 3], [2, 8, 3], [2, 9, 3], [2, 3]]
-    program, batch = compile(tiny.encoder, precision, rows), PackedBatch.pack(rows)
+    calibration = Calibration(rows) if precision == "int8" else None
+    program, batch = compile(tiny.encoder, precision, calibration), PackedBatch.pack(rows)
     with torch.inference_mode():
         whole, x = program(batch), program.embed(batch)
         for depth in (0, 1, 2):
