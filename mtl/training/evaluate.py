@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from mtl.errors import RecipeError
 from mtl.tasks.examples import Examples
 from mtl.tasks.fields import one_of
 from mtl.tasks.multitask import MultiTaskModel
+from mtl.tasks.tally import intervals
 from mtl.training.data import SPLITS, load_data
 from mtl.training.metrics import all_logits, measure
 from mtl.training.recipe import Recipe, as_recipe
@@ -21,6 +25,9 @@ def evaluate(
     model: MultiTaskModel | str | Path, recipe: Recipe | str | Path, split: str = "test", threads: int | None = None
 ) -> dict[str, dict[str, float]]:
     """A model's metrics on one split of a recipe's data, by task.
+
+    Of classes they are also ``ece``, the expected calibration error of the probabilities (15 bins of equal width), and
+    by class ``label.precision``, ``label.recall``, ``label.f1`` and ``label.support``.
 
     Args:
         model: A model, or the folder of one or of a run.
@@ -36,7 +43,28 @@ def evaluate(
     data, notes = split_of(loaded, as_recipe(recipe)[0], split)
     for note in notes:
         log.warning("%s", note)
-    return measure(loaded.tasks, all_logits(loaded, data, threads), data)
+    return measure(loaded.tasks, all_logits(loaded, data, threads), data, closely=True)
+
+
+def bootstrap(
+    models: Sequence[MultiTaskModel],
+    logits: Sequence[Mapping[str, Tensor]],
+    data: Mapping[str, Examples],
+    count: int,
+    seed: int,
+) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """By task and metric its value and the ends of its interval; of two models those of their difference.
+
+    See ``mtl.tasks.tally.intervals``. Tasks are left out whose rows say nothing one by one, as those of a search.
+    """
+    found = {}
+    for name, examples in data.items():
+        pairs = zip(models, logits, strict=True)
+        sampled = [model.tasks[name].handler.sampled(x[name], examples) for model, x in pairs]
+        known = [each for each in sampled if each is not None]
+        if known:
+            found[name] = intervals(known, examples.measured_rows, count, seed)
+    return found
 
 
 def split_of(model: MultiTaskModel, recipe: Recipe, split: str) -> tuple[dict[str, Examples], list[str]]:
