@@ -22,18 +22,22 @@ log = logging.getLogger("mtl")
 
 
 def evaluate(
-    model: MultiTaskModel | str | Path, recipe: Recipe | str | Path, split: str = "test", threads: int | None = None
+    model: MultiTaskModel | str | Path,
+    recipe: Recipe | str | Path,
+    split: str = "test",
+    threads: int | None = None,
+    *,
+    closely: bool = False,
 ) -> dict[str, dict[str, float]]:
     """A model's metrics on one split of a recipe's data, by task.
-
-    Of classes they are also ``ece``, the expected calibration error of the probabilities (15 bins of equal width), and
-    by class ``label.precision``, ``label.recall``, ``label.f1`` and ``label.support``.
 
     Args:
         model: A model, or the folder of one or of a run.
         recipe: A ``Recipe``, a .toml file, or the name of a recipe that comes with the package.
         split: "train", "dev" or "test". A task that names no such data is left out, with a warning in the log.
         threads: CPU threads; by default, torch's setting.
+        closely: Of classes give also ``ece``, the expected calibration error of the probabilities (15 bins of equal
+            width), and of each one ``label.precision``, ``label.recall``, ``label.f1`` and ``label.support``.
 
     Raises:
         RecipeError: the model lacks a task, or has other labels for it; no task names data of this split.
@@ -43,7 +47,7 @@ def evaluate(
     data, notes = split_of(loaded, as_recipe(recipe)[0], split)
     for note in notes:
         log.warning("%s", note)
-    return measure(loaded.tasks, all_logits(loaded, data, threads), data, closely=True)
+    return measure(loaded.tasks, all_logits(loaded, data, threads), data, closely)
 
 
 def bootstrap(

@@ -236,6 +236,10 @@ class Kind(ABC):
         """All metrics of the outputs of examples."""
         return self.measure(outputs, examples.targets)
 
+    def about(self) -> dict[str, Any]:
+        """What else there is to know of how its answers are made, by the names of its options."""
+        return {}
+
     def detailed(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
         """All metrics, and what takes a closer look: of each label, as ``label.f1``, and of the probabilities."""
         return self.measured(outputs, examples)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -111,6 +111,9 @@ class ClassKind(Kind):
     def folded(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         temperature = self.options.temperature or 1.0
         return {name: x / temperature if name.startswith("classifier.") else x for name, x in head.items()}
+
+    def about(self) -> dict[str, Any]:
+        return {} if self.options.temperature is None else {"temperature": self.options.temperature}
 
     @property
     def wants_dev(self) -> str:

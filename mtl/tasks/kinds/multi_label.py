@@ -106,7 +106,7 @@ class MultiLabel(ClassKind, HeadKind):
         if len(given) not in (1, len(self.labels)):
             expected = f"one, or one for each of the {len(self.labels)} labels"
             raise RecipeError(f"thresholds are {shown(list(given))}; expected {expected}", "thresholds")
-        self.thresholds = torch.tensor(given, dtype=torch.float64).expand(len(self.labels))
+        self.thresholds = torch.tensor(given, dtype=torch.float32).expand(len(self.labels))
 
     def target(self, value: Any) -> list[float]:
         return label_set(value, self.labels)
@@ -125,6 +125,9 @@ class MultiLabel(ClassKind, HeadKind):
     def slope(self, logits: Tensor, targets: Tensor, factor: float) -> float:
         return float((((factor * logits).sigmoid() - targets) * logits).sum())
 
+    def about(self) -> dict[str, Any]:
+        return super().about() | ({"thresholds": self.thresholds.tolist()} if self.options.thresholds else {})
+
     @property
     def wants_dev(self) -> str:
         return super().wants_dev or ("fit_thresholds" if self.fits_thresholds else "")
@@ -138,7 +141,7 @@ class MultiLabel(ClassKind, HeadKind):
         if not self.fits_thresholds:
             return task, notes
         scores = self.scores(outputs if task is self.task else task.handler.in_units(outputs))
-        found = [best_threshold(x, y) for x, y in zip(scores.T.double(), examples.targets.T, strict=True)]
+        found = [best_threshold(x, y) for x, y in zip(scores.T, examples.targets.T, strict=True)]
         said = ", ".join(f"{label} {x:.3f}" for label, x in zip(self.labels, found, strict=True))
         notes = [*notes, f"{self.task.name}: thresholds fitted on dev: {said}"]
         return dataclasses.replace(task, thresholds=tuple(found)), notes
@@ -151,7 +154,7 @@ class MultiLabel(ClassKind, HeadKind):
 
     def said(self, scores: Tensor) -> Tensor:
         """Which labels are said of texts: (texts, labels) bool."""
-        return scores.double() >= self.thresholds.to(scores.device)
+        return scores >= self.thresholds.to(scores.device)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """macro_f1 over the labels, micro_f1 over all decisions, and accuracy of whole sets of labels."""
