@@ -23,6 +23,12 @@ from mtl.errors import InputError
     help="Instead of a recipe: a folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv (BEIR).",
 )  # fmt: skip
 @click.option("--fields", help="The fields of the --sts file: A,B,SCORE.  [default: its own three]")
+@click.option(
+    "--bootstrap", type=click.IntRange(0), default=1000, show_default=True,
+    help="Draw the recipe's rows so often for an interval of each metric; 0: none.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="What --bootstrap draws by.")
+@click.option("--against", help="Another model with the recipe's tasks: the differences, on the same rows and draws.")
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True)
 @click.option(
     "--plot", type=click.Path(path_type=Path),
@@ -36,14 +42,22 @@ def evaluate(
     sts: Path | None,
     retrieval: Path | None,
     fields: str | None,
+    bootstrap: int,
+    seed: int,
+    against: str | None,
     split: str,
     plot: Path | None,
     device: str,
     threads: int | None,
 ) -> None:
-    """A trained model's metrics and confusion matrices on a recipe's data; any model's on pairs or a search."""
+    """A trained model's metrics and confusion matrices on a recipe's data; any model's on pairs or a search.
+
+    On a recipe's data metrics have intervals, by which two runs can be told apart: --against is made for that.
+    """
     if [recipe, sts, retrieval].count(None) != 2 or (fields and not sts):
         raise click.UsageError("expected one of --recipe, --sts and --retrieval; --fields goes with --sts")
+    if against and not (recipe and bootstrap):
+        raise click.UsageError("--against goes with --recipe, and --bootstrap above 0")
     if plot and retrieval:
         raise click.UsageError("--plot goes with --recipe and --sts; a search has no picture")
     if retrieval:
@@ -51,7 +65,7 @@ def evaluate(
     elif sts:
         show_sts(model, sts, fields.split(",") if fields else [], device, threads, plot)
     else:
-        show_evaluation(model, str(recipe), split, device, threads, plot)
+        show_evaluation(model, str(recipe), split, device, threads, plot, bootstrap, seed, against)
 
 
 def show_retrieval(model: str, folder: Path, split: str, device: str, threads: int | None) -> None:
@@ -81,14 +95,23 @@ def show_sts(
 
 
 def show_evaluation(
-    model: str, recipe: str, split: str, device: str, threads: int | None, picture: Path | None
+    model: str,
+    recipe: str,
+    split: str,
+    device: str,
+    threads: int | None,
+    picture: Path | None,
+    samples: int,
+    seed: int,
+    against: str | None,
 ) -> None:
-    """A model's metrics and confusion matrices on one split of a recipe's data; its vectors may be drawn."""
-    from mtl.cli.terminal import say, show_metrics
+    """A model's metrics, their intervals and confusion matrices on one split of a recipe's data; its vectors may be
+    drawn."""
+    from mtl.cli.terminal import intervals_table, say, show_metrics
     from mtl.encode.engine import usable
     from mtl.tasks.kinds import KINDS
     from mtl.tasks.multitask import MultiTaskModel
-    from mtl.training.evaluate import split_of
+    from mtl.training.evaluate import bootstrap, split_of
     from mtl.training.metrics import all_logits, confusions, measure
     from mtl.training.plots import check_picture, plot_vectors
     from mtl.training.recipe import as_recipe
@@ -105,7 +128,17 @@ def show_evaluation(
     started = time.perf_counter()
     logits = all_logits(loaded, data, threads)
     labels = {name: task.labels for name, task in loaded.tasks.items()}
-    show_metrics(split, measure(loaded.tasks, logits, data), confusions(loaded.tasks, logits, data), labels)
+    metrics = measure(loaded.tasks, logits, data, closely=True)
+    show_metrics(split, metrics, confusions(loaded.tasks, logits, data), labels)
+    if samples and (found := bootstrap([loaded], [logits], data, samples, seed)):
+        title = f"95 % intervals: percentiles of {samples:,} bootstrap samples of the rows, seed {seed}"
+        click.echo(f"\n{title}\n{intervals_table(found, 'value')}")
+    if against:
+        other = MultiTaskModel.from_pretrained(against, device=usable(device))
+        rows, notes = split_of(other, as_recipe(recipe)[0], split)
+        theirs = all_logits(other, rows, threads)
+        found = bootstrap([loaded, other], [logits, theirs], data, samples, seed)
+        click.echo(f"\n{model} less {against}, on the same samples\n{intervals_table(found, 'difference')}")
     texts, seconds = sum(map(len, data.values())), time.perf_counter() - started
     click.echo(f"\n{texts} texts in {seconds:.1f} s", err=True)
     if picture:

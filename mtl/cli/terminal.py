@@ -43,6 +43,12 @@ def labels_table(task: str, values: Mapping[str, float]) -> str:
     return table([[task, *columns], *rows]) if rows else ""
 
 
+def intervals_table(found: Mapping[str, Mapping[str, tuple[float, float, float]]], value: str) -> str:
+    """A row per task and metric: what it is, and the ends of its interval."""
+    rows = [[task, name, *numbers] for task, metrics in found.items() for name, numbers in metrics.items()]
+    return table([["task", "metric", value, "low", "high"], *rows])
+
+
 def confusion_table(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     return table([["true \\ predicted", *labels], *([label, *row] for label, row in zip(labels, counts, strict=True))])
 

@@ -17,21 +17,54 @@ from torch import Tensor
 NO_LABEL = -100  # the target of a token that has no label, as torch and transformers have it
 
 
-def token_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+def weight_sum(targets: Tensor, weights: Tensor | None) -> float:
+    """How often labels count, ``NO_LABEL`` not at all: once each, or by the weight of their class, (classes,) float64.
+
+    Targets are classes, or where they have decimals a 0 or 1 for each class, (texts, classes): a 0 counts once.
+    """
+    if targets.is_floating_point():
+        return targets.numel() if weights is None else float(binary_weights(targets, weights).sum())
+    labels = targets[targets != NO_LABEL].long()
+    return labels.numel() if weights is None else float(weights.to(labels.device)[labels].sum())
+
+
+def binary_weights(targets: Tensor, weights: Tensor) -> Tensor:
+    """The weight of each 1 by its class, and 1 of each 0: (texts, classes) float64."""
+    return torch.where(targets > 0.5, weights.to(targets.device), 1.0)
+
+
+def cross_entropy(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+) -> tuple[Tensor, float]:
+    """One class of several: logits (texts, outputs), targets (texts,) int64, weights (outputs,) float64.
+
+    With weights and smoothing, sum and count divided are torch's own mean.
+    """
+    given = None if weights is None else weights.to(logits)
+    found = F.cross_entropy(logits, targets, given, reduction="sum", ignore_index=NO_LABEL, label_smoothing=smoothing)
+    return found, weight_sum(targets, weights)
+
+
+def token_cross_entropy(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+) -> tuple[Tensor, float]:
     """One class for each token that has a label: logits (rows, length, outputs), targets (rows, length or more)."""
     labels = targets[:, : logits.shape[1]].flatten().long()
-    found = F.cross_entropy(logits.flatten(0, 1), labels, reduction="sum", ignore_index=NO_LABEL)
-    return found, int((labels != NO_LABEL).sum())
+    return cross_entropy(logits.flatten(0, 1), labels, weights, smoothing)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-    """One class of several: logits (texts, outputs), targets (texts,) int64."""
-    return F.cross_entropy(logits, targets, reduction="sum"), targets.numel()
+def binary_cross_entropy(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+) -> tuple[Tensor, float]:
+    """Any number of classes, each a yes or no: logits and targets (texts, outputs), targets 0 or 1.
 
-
-def binary_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-    """Any number of classes, each a yes or no: logits and targets (texts, outputs), targets 0 or 1."""
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum"), targets.numel()
+    ``weights`` (outputs,) float64 are of a class's 1, as torch's ``pos_weight``. Smoothed, a target is that near to
+    1/2.
+    """
+    given = None if weights is None else binary_weights(targets, weights).to(logits.dtype)
+    smoothed = targets * (1 - smoothing) + smoothing / 2 if smoothing else targets
+    found = F.binary_cross_entropy_with_logits(logits, smoothed, given, reduction="sum")
+    return found, weight_sum(targets, weights)
 
 
 def squared_error(values: Tensor, targets: Tensor) -> tuple[Tensor, int]:

@@ -144,7 +144,7 @@ class Served:
         """What the model is."""
         known = self.heads.tasks if self.heads else {}
         tasks = {
-            name: {"kind": task.kind, "labels": list(task.labels)}
+            name: {"kind": task.kind, "labels": list(task.labels), **task.handler.about()}
             for name, task in known.items()
             if name in self.tasks or name in self.taggers
         }

@@ -28,6 +28,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows) // self.width
 
+    @property
+    def measured_rows(self) -> int:
+        """How many rows metrics are about."""
+        return len(self)
+
     def tokens(self, example: int) -> int:
         """How many tokens an example has."""
         return sum(map(len, self.rows[example * self.width : (example + 1) * self.width]))

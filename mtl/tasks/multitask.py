@@ -142,6 +142,12 @@ class MultiTaskModel(nn.Module):
         """Keep with each task what its kind takes from its training data, as the scale of a regression's numbers."""
         self.tasks.update({name: self.tasks[name].handler.fitted(examples) for name, examples in data.items()})
 
+    def fit_on_dev(self, outputs: Mapping[str, Tensor], data: Mapping[str, Examples]) -> list[str]:
+        """Keep with each task what its kind takes from its dev data and their outputs; a line for each such thing."""
+        found = {name: self.tasks[name].handler.fitted_on_dev(x, data[name]) for name, x in outputs.items()}
+        self.tasks.update({name: task for name, (task, _) in found.items()})
+        return [note for _, notes in found.values() for note in notes]
+
     @classmethod
     def from_pretrained(
         cls,
@@ -210,7 +216,7 @@ class MultiTaskModel(nn.Module):
             own = {key.removeprefix(f"{name}.head."): x for key, x in tensors.items()}
             readable = (("cls",), ("mean",)) if self.embedder.origin.family.head.pooled else (("cls",),)
             if isinstance(task.handler, Tokens):
-                head = load.Classifier("tokens", own, task.handler.tags)
+                head = load.Classifier("tokens", task.handler.folded(own), task.handler.tags)
             elif task.pooling in readable and task.head != "linear":
                 own = task.handler.folded(own)
                 head = load.Classifier(task.head, own, task.labels, PROBLEMS[task.kind], task.pooling[0])
@@ -277,7 +283,7 @@ class MultiTaskModel(nn.Module):
     def predict(self, texts: str | Iterable[str], threads: int | None = None) -> Prediction:
         """Embeddings, logits, probabilities and labels of texts. A text beyond the limit is cut, with a warning.
 
-        ``labels`` are, by the task's kind, a label per text, the labels of probability 0.5 and more, or a value.
+        ``labels`` are, by the task's kind, a label per text, the labels from their thresholds on, or a value.
 
         Raises:
             InputError: something in texts is no string, or ``threads`` is no number of threads.

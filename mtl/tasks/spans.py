@@ -7,7 +7,11 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mtl.encode.tokenizer import Pieces, Tokenizer
+from mtl.tasks.tally import Tally, by_label, rates
 
 Span = tuple[int, int, str]  # the first character, the one behind the last, the label
 OUTSIDE = "O"
@@ -149,20 +153,28 @@ def agreement(
 
     A span counts as found where start, end and label are the same. What divides by 0 is 0.
     """
-    counts = {label: [0, 0, 0] for label in labels}  # right, found, given
-    for one, other in zip(given, found, strict=True):
-        for place, group in enumerate((set(one) & set(other), set(other), set(one))):
-            for *_, label in group:
-                counts.setdefault(label, [0, 0, 0])[place] += 1
-    totals = [sum(column) for column in zip(*counts.values(), strict=True)]
+    known = dict.fromkeys([*labels, *(label for spans in (*given, *found) for *_, label in spans)])
+    counts = tallied(given, found, [*known]).sums()
+    return {**overall(counts), **by_label([*known], counts)}
 
-    def of(right: int, found: int, given: int) -> dict[str, float]:
-        precision, recall = right / found if found else 0.0, right / given if given else 0.0
-        return {"f1": 2 * right / (found + given) if right else 0.0, "precision": precision, "recall": recall}
 
-    by_label = {f"{label}.{name}": value for label, row in counts.items() for name, value in of(*row).items()}
-    support = {f"{label}.support": float(row[2]) for label, row in counts.items()}
-    return {**of(*totals), **by_label, **support}
+def overall(counts: NDArray[np.float64]) -> dict[str, float]:
+    """F1, precision and recall of counts (labels, 3) together."""
+    found = rates(counts.sum(axis=0))
+    return {name: float(found[name]) for name in ("f1", "precision", "recall")}
+
+
+def tallied(given: Sequence[Sequence[Span]], found: Sequence[Sequence[Span]], labels: Sequence[str]) -> Tally:
+    """The spans of these labels, by text."""
+    index = {label: i for i, label in enumerate(labels)}
+    events = [
+        (row, 3 * index[label] + kind)
+        for row, (one, other) in enumerate(zip(given, found, strict=True))
+        for kind, group in enumerate(({*one} & {*other}, {*other}, {*one}))
+        for *_, label in group
+    ]
+    rows, columns = np.array(events, np.int64).reshape(-1, 2).T
+    return Tally(rows, columns, len(given), len(labels))
 
 
 def checked_spans(value: Any, text: str) -> list[Span]:

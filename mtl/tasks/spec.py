@@ -19,7 +19,11 @@ from mtl.tasks.kinds.base import Kind
 Freeze = int | Literal["none", "encoder"]
 
 TAKEN = {"mean", *dir(nn.ModuleDict()), *dir(nn.ParameterDict())}  # a submodule cannot be called as one of these
-LATER = {"target_scale", "tags"}  # fields that are written only where they are set: what was saved before has them not
+# Fields that are written only where they are set: what was saved before has them not
+LATER = {
+    "target_scale", "tags", "class_weights", "label_smoothing", "calibrate", "temperature", "thresholds",
+    "fit_thresholds",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,12 @@ class TaskSpec:
     matryoshka: tuple[int, ...] = ()
     matryoshka_weights: tuple[float, ...] = ()
     tags: tuple[str, ...] = ()
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    label_smoothing: float = 0.0
+    calibrate: bool = False
+    temperature: float | None = None
+    thresholds: tuple[float, ...] = ()
+    fit_thresholds: bool = False
 
     def __post_init__(self) -> None:
         settle(self)
@@ -105,7 +115,7 @@ class TaskSpec:
         return KINDS[self.kind](self)
 
     @property
-    def criterion(self) -> Callable[[Tensor, Tensor], tuple[Tensor, int]]:
+    def criterion(self) -> Callable[[Tensor, Tensor], tuple[Tensor, float]]:
         """The loss of its kind, with this task's options."""
         return self.handler.loss
 

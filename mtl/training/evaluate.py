@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from mtl.errors import RecipeError
 from mtl.tasks.examples import Examples
 from mtl.tasks.fields import one_of
 from mtl.tasks.multitask import MultiTaskModel
+from mtl.tasks.tally import intervals
 from mtl.training.data import SPLITS, load_data
 from mtl.training.metrics import all_logits, measure
 from mtl.training.recipe import Recipe, as_recipe
@@ -18,7 +22,12 @@ log = logging.getLogger("mtl")
 
 
 def evaluate(
-    model: MultiTaskModel | str | Path, recipe: Recipe | str | Path, split: str = "test", threads: int | None = None
+    model: MultiTaskModel | str | Path,
+    recipe: Recipe | str | Path,
+    split: str = "test",
+    threads: int | None = None,
+    *,
+    closely: bool = False,
 ) -> dict[str, dict[str, float]]:
     """A model's metrics on one split of a recipe's data, by task.
 
@@ -27,6 +36,8 @@ def evaluate(
         recipe: A ``Recipe``, a .toml file, or the name of a recipe that comes with the package.
         split: "train", "dev" or "test". A task that names no such data is left out, with a warning in the log.
         threads: CPU threads; by default, torch's setting.
+        closely: Of classes give also ``ece``, the expected calibration error of the probabilities (15 bins of equal
+            width), and of each one ``label.precision``, ``label.recall``, ``label.f1`` and ``label.support``.
 
     Raises:
         RecipeError: the model lacks a task, or has other labels for it; no task names data of this split.
@@ -36,7 +47,28 @@ def evaluate(
     data, notes = split_of(loaded, as_recipe(recipe)[0], split)
     for note in notes:
         log.warning("%s", note)
-    return measure(loaded.tasks, all_logits(loaded, data, threads), data)
+    return measure(loaded.tasks, all_logits(loaded, data, threads), data, closely)
+
+
+def bootstrap(
+    models: Sequence[MultiTaskModel],
+    logits: Sequence[Mapping[str, Tensor]],
+    data: Mapping[str, Examples],
+    count: int,
+    seed: int,
+) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """By task and metric its value and the ends of its interval; of two models those of their difference.
+
+    See ``mtl.tasks.tally.intervals``. Tasks are left out whose rows say nothing one by one, as those of a search.
+    """
+    found = {}
+    for name, examples in data.items():
+        pairs = zip(models, logits, strict=True)
+        sampled = [model.tasks[name].handler.sampled(x[name], examples) for model, x in pairs]
+        known = [each for each in sampled if each is not None]
+        if known:
+            found[name] = intervals(known, examples.measured_rows, count, seed)
+    return found
 
 
 def split_of(model: MultiTaskModel, recipe: Recipe, split: str) -> tuple[dict[str, Examples], list[str]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mtl.errors import TrainingError
 from mtl.kernels.cores import default_threads
-from mtl.training.metrics import all_logits, chosen_metric, measure
+from mtl.training.metrics import all_logits, chosen_metric, measure_fitted
 from mtl.training.optim import rate_factor
 from mtl.training.report import Log
 from mtl.training.run import Run
@@ -84,7 +84,7 @@ def finish_epoch(run: Run, log: Log, epoch: int, threads: int | None) -> None:
     """Measure on the dev data, and keep the weights if they are the best so far."""
     tasks, dev = run.model.tasks, run.data["dev"]
     logits = all_logits(run.model, dev, threads, run.ranks)
-    metrics = run.ranks.told(lambda: measure(tasks, logits, dev))
+    metrics = run.ranks.told(lambda: measure_fitted(tasks, logits, dev))
     log.epoch(run.step, epoch, metrics)
     value = chosen_metric(run.recipe.training.best, tasks, metrics) if metrics else None
     if value is not None and (run.best is None or value > run.best.value):

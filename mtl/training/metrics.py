@@ -43,19 +43,37 @@ def all_logits(
 
 
 def measure(
-    tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]
+    tasks: Mapping[str, TaskSpec],
+    logits: Mapping[str, Tensor],
+    data: Mapping[str, Examples],
+    closely: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Each task's metrics.
+    """Each task's metrics; ``closely`` those of each class, and of the probabilities, too.
 
     Raises:
         TrainingError: scikit-learn is not installed, or a task's outputs are not finite.
     """
     if broken := [name for name, x in logits.items() if not x.isfinite().all()]:
         raise TrainingError(f"task {broken[0]!r}: the model's outputs are not finite; look for damage in its weights")
+    handlers = {name: tasks[name].handler for name in logits}
     try:
-        return {name: tasks[name].handler.measured(x, data[name]) for name, x in logits.items()}
+        return {name: (of.detailed if closely else of.measured)(logits[name], data[name])
+                for name, of in handlers.items()}  # fmt: skip
     except ImportError:
         raise TrainingError("metrics need scikit-learn; pip install 'mtl[train]'") from None
+
+
+def measure_fitted(
+    tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]
+) -> dict[str, dict[str, float]]:
+    """As ``measure``, of dev data, with what the tasks would keep of them, as their thresholds."""
+    fitted = {name: tasks[name].handler.fitted_on_dev(x, data[name])[0] for name, x in logits.items()}
+    changed = {name: task for name, task in fitted.items() if task is not tasks[name]}
+    return measure(
+        fitted,
+        {name: changed[name].handler.in_units(x) if name in changed else x for name, x in logits.items()},
+        data,
+    )
 
 
 def confusions(

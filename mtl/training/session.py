@@ -12,7 +12,7 @@ import torch
 from mtl.checkpoints.card import write_results
 from mtl.disk import lock, sweep, writing
 from mtl.encode.engine import on_the_cpu, usable
-from mtl.errors import CheckpointError, TrainingError, TrainingStopped
+from mtl.errors import CheckpointError, RecipeError, TrainingError, TrainingStopped
 from mtl.kernels.cores import default_threads
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint, loop
@@ -61,6 +61,7 @@ def train(
     with settled(), joined(place) as ranks, closing((report or Notes()) if ranks.leads else Reporter()) as told:
         read, name = as_recipe(recipe)
         check_extras(read, tensorboard)
+        check_dev(read)
         resume = resume or ranks.begun is not None
         folder = Path(ranks.told(lambda: str(chosen_folder(folder or ranks.begun, name, resume))))
         read, found = completed(read)
@@ -148,6 +149,17 @@ def check_extras(recipe: Recipe, tensorboard: bool) -> None:
         raise TrainingError("--tensorboard needs TensorBoard; pip install 'mtl[tensorboard]'")
 
 
+def check_dev(recipe: Recipe) -> None:
+    """That all tasks that take something from dev data have some.
+
+    Raises:
+        RecipeError: one has none.
+    """
+    for task in recipe.tasks:
+        if (option := task.handler.wants_dev) and not task.dev:
+            raise RecipeError(f"task {task.name!r}: {option} needs dev data; expected dev = a file", option)
+
+
 def unmeasured(recipe: Recipe) -> list[str]:
     """A line for what nobody can tell without dev data."""
     names = [task.name for task in recipe.tasks if not task.dev]
@@ -222,6 +234,10 @@ def untrained(run: Run, told: Reporter, threads: int) -> None:
 def finish(run: Run, told: Reporter, log: Log, threads: int) -> None:
     """Take the best weights, measure them, and write the model."""
     run.take_best()
+    dev = {name: rows for name, rows in run.data["dev"].items() if run.model.tasks[name].handler.wants_dev}
+    if dev:
+        for note in run.model.fit_on_dev(all_logits(run.model, dev, threads, run.ranks), dev):
+            told.note(note)
     told.trained(run)
     metrics = {split: show(run, told, split, split, {*run.model.tasks}, threads) for split in ("dev", "test")}
     if run.ranks.leads:

@@ -22,6 +22,7 @@ from mtl.model.losses import matryoshka
 from mtl.model.pooling import MODES, AttentionPooling, Pooling
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.fields import one_of
+from mtl.tasks.tally import Sampled
 
 if TYPE_CHECKING:
     from mtl.checkpoints.load import Classifier
@@ -173,6 +174,15 @@ class Kind(ABC):
         """The task, with what it keeps of its training data."""
         return self.task
 
+    @property
+    def wants_dev(self) -> str:
+        """The option for which the task needs dev data; "" where it has none such."""
+        return ""
+
+    def fitted_on_dev(self, outputs: Tensor, examples: Examples) -> tuple[TaskSpec, list[str]]:
+        """The task, with what it keeps of its dev data and the outputs of these, and a line for each such thing."""
+        return self.task, []
+
     # Computing
 
     @property
@@ -185,8 +195,8 @@ class Kind(ABC):
         """A new pooling and head with random weights, on hidden states of ``dim`` numbers; None where it embeds."""
 
     @abstractmethod
-    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-        """The summed loss, and the number of labels in it."""
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+        """The summed loss, and the number of labels in it, or the sum of their weights."""
 
     def by_row(self, outputs: Tensor, order: Sequence[int], lengths: Sequence[int]) -> Tensor:
         """The outputs of rows that were computed in another order, in their own: (rows, ...).
@@ -225,6 +235,18 @@ class Kind(ABC):
     def measured(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
         """All metrics of the outputs of examples."""
         return self.measure(outputs, examples.targets)
+
+    def about(self) -> dict[str, Any]:
+        """What else there is to know of how its answers are made, by the names of its options."""
+        return {}
+
+    def detailed(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
+        """All metrics, and what takes a closer look: of each label, as ``label.f1``, and of the probabilities."""
+        return self.measured(outputs, examples)
+
+    def sampled(self, outputs: Tensor, examples: Examples) -> Sampled | None:
+        """What gives the metrics of rows that are drawn from the examples; None where rows say nothing one by one."""
+        return None
 
     def confusion(self, outputs: Tensor, targets: Tensor) -> list[list[int]] | None:
         """Counts, with a row for each true label and a column for each predicted one, where that makes sense."""
@@ -338,7 +360,7 @@ class VectorKind(Kind):
     def whole_measure(self, vectors: Tensor, targets: Tensor) -> dict[str, float]:
         """The metrics of vectors as they are."""
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         sizes = self.options.matryoshka
         if not sizes:
             return self.whole_loss(outputs, targets)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from mtl.errors import RecipeError, shown
 from mtl.kernels.activations import sigmoid
 from mtl.model import losses
-from mtl.tasks.kinds.base import HeadKind
+from mtl.tasks.examples import Examples
+from mtl.tasks.kinds.base import HeadKind, HeadOptions
+from mtl.tasks.kinds.classes import ClassKind, ClassOptions
+from mtl.tasks.tally import GIVEN, RIGHT, Tally, by_label, calibration_error, rates
+
+if TYPE_CHECKING:
+    from mtl.tasks.spec import TaskSpec
 
 
 def named_set(names: Sequence[Any], labels: Sequence[str]) -> list[float] | None:
@@ -47,41 +58,141 @@ def label_set(value: Any, labels: Sequence[str]) -> list[float]:
         forms = 'names in a list or as "a|b", or a list with a 0 or 1 for each'
         raise ValueError(f"{undeclared!r} is not declared; expected {forms} of {', '.join(labels)}")
     if len({tuple(reading) for reading in readings.values()}) > 1:
-        said = [f"{likely_labels([reading], labels)[0]} {how}" for how, reading in readings.items()]
+        said = [f"{chosen(reading, labels)} {how}" for how, reading in readings.items()]
         raise ValueError(f"is {value!r}, which could be {' or '.join(said)}; rename the labels, or write names alone")
     return next(iter(readings.values()))
 
 
-def likely_labels(scores: Sequence[Sequence[float]], labels: Sequence[str]) -> list[list[str]]:
-    return [[labels[i] for i, score in enumerate(row) if score >= 0.5] for row in scores]
+def chosen(flags: Sequence[float], labels: Sequence[str]) -> list[str]:
+    """The labels whose flag is not 0."""
+    return [label for label, flag in zip(labels, flags, strict=True) if flag]
 
 
-class MultiLabel(HeadKind):
+@dataclasses.dataclass(frozen=True)
+class MultiLabelOptions(ClassOptions, HeadOptions):
+    """Those of a head and of classes, and from which probability on a label is said.
+
+    thresholds: A probability for each label, or one for all; 0.5 by default.
+    fit_thresholds: Take for each label the one at which its F1 on the dev data is highest, of the best epoch, unless
+        ``thresholds`` are given.
+    """
+
+    thresholds: tuple[float, ...] = ()
+    fit_thresholds: bool = False
+
+    def __post_init__(self) -> None:
+        HeadOptions.__post_init__(self)
+        ClassOptions.__post_init__(self)
+        if not all(0 <= x <= 1 for x in self.thresholds):
+            raise RecipeError(f"thresholds are {shown(list(self.thresholds))}; expected numbers from 0 to 1",
+                              "thresholds")  # fmt: skip
+
+
+class MultiLabel(ClassKind, HeadKind):
     """Any number of labels: a list of names, names as "a|b", or a list with a 0 or 1 for each declared label.
 
     Logits (texts, labels), of which the sigmoid gives probabilities; targets (texts, labels), 0 or 1.
     """
 
     name = "multi-label"
+    Options: ClassVar[type] = MultiLabelOptions
+    options: MultiLabelOptions
     least_labels: ClassVar[int | None] = 1
     own_metrics: ClassVar[Mapping[str, int]] = {"macro_f1": 1, "micro_f1": 1, "accuracy": 1}
+
+    def __init__(self, task: TaskSpec) -> None:
+        super().__init__(task)
+        given = self.options.thresholds or (0.5,)
+        if len(given) not in (1, len(self.labels)):
+            expected = f"one, or one for each of the {len(self.labels)} labels"
+            raise RecipeError(f"thresholds are {shown(list(given))}; expected {expected}", "thresholds")
+        self.thresholds = torch.tensor(given, dtype=torch.float32).expand(len(self.labels))
 
     def target(self, value: Any) -> list[float]:
         return label_set(value, self.labels)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-        return losses.binary_cross_entropy(outputs, targets)
+    def balanced(self, examples: Examples) -> dict[str, float]:
+        held = examples.targets.double().sum(dim=0)
+        pairs = zip(self.labels, held.tolist(), strict=True)
+        return {label: (len(examples) - n) / n for label, n in pairs if 0 < n < len(examples)}
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+        return losses.binary_cross_entropy(outputs, targets, self.weights, self.options.label_smoothing)
+
+    def count(self, targets: Tensor) -> float:
+        return losses.weight_sum(targets, self.weights)
+
+    def slope(self, logits: Tensor, targets: Tensor, factor: float) -> float:
+        return float((((factor * logits).sigmoid() - targets) * logits).sum())
+
+    def about(self) -> dict[str, Any]:
+        return super().about() | ({"thresholds": self.thresholds.tolist()} if self.options.thresholds else {})
+
+    @property
+    def wants_dev(self) -> str:
+        return super().wants_dev or ("fit_thresholds" if self.fits_thresholds else "")
+
+    @property
+    def fits_thresholds(self) -> bool:
+        return self.options.fit_thresholds and not self.options.thresholds
+
+    def fitted_on_dev(self, outputs: Tensor, examples: Examples) -> tuple[TaskSpec, list[str]]:
+        task, notes = super().fitted_on_dev(outputs, examples)
+        if not self.fits_thresholds:
+            return task, notes
+        scores = self.scores(outputs if task is self.task else task.handler.in_units(outputs))
+        found = [best_threshold(x, y) for x, y in zip(scores.T, examples.targets.T, strict=True)]
+        said = ", ".join(f"{label} {x:.3f}" for label, x in zip(self.labels, found, strict=True))
+        notes = [*notes, f"{self.task.name}: thresholds fitted on dev: {said}"]
+        return dataclasses.replace(task, thresholds=tuple(found)), notes
 
     def scores(self, logits: Tensor) -> Tensor:
         return sigmoid(logits)  # torch's own has other bits where a tensor ends
 
     def words(self, scores: Tensor) -> list[list[str]]:
-        return likely_labels(scores.tolist(), self.labels)
+        return [chosen(row, self.labels) for row in self.said(scores).tolist()]
+
+    def said(self, scores: Tensor) -> Tensor:
+        """Which labels are said of texts: (texts, labels) bool."""
+        return scores >= self.thresholds.to(scores.device)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """macro_f1 over the labels, micro_f1 over all decisions, and accuracy of whole sets of labels."""
-        from sklearn.metrics import accuracy_score, f1_score
+        return self.of_sums(self.tallied(outputs, targets).sums())
 
-        truth, given = targets.numpy(), (self.scores(outputs) >= 0.5).numpy()
-        f1 = {f"{mean}_f1": float(f1_score(truth, given, average=mean, zero_division=0)) for mean in ("macro", "micro")}
-        return {**f1, "accuracy": float(accuracy_score(truth, given))}
+    def tallied(self, outputs: Tensor, targets: Tensor) -> Tally:
+        """Of the labels, and behind them of whole sets of labels."""
+        found, given = self.said(self.scores(outputs)), targets > 0.5
+        same = (found == given).all(dim=1, keepdim=True)
+        every = torch.ones_like(same)
+        return Tally.of(torch.cat([found, same], dim=1).numpy(), torch.cat([given, every], dim=1).numpy())
+
+    def tally(self, outputs: Tensor, examples: Examples) -> Tally:
+        return self.tallied(outputs, examples.targets)
+
+    def of_sums(self, counts: NDArray[np.float64]) -> dict[str, float]:
+        labels, whole = counts[:-1], counts[-1]
+        macro, micro = float(rates(labels)["f1"].mean()), float(rates(labels.sum(axis=0))["f1"])
+        return {"macro_f1": macro, "micro_f1": micro, "accuracy": float(whole[RIGHT] / max(1, whole[GIVEN]))}
+
+    def detailed(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
+        """The calibration error is that of all decisions, between a label's probability and how often it is there."""
+        error = calibration_error(self.scores(outputs).double().flatten().numpy(), examples.targets.flatten().numpy())
+        counts = self.tally(outputs, examples).sums()
+        return {**self.of_sums(counts), "ece": error, **by_label(self.labels, counts)}
+
+
+def best_threshold(scores: Tensor, targets: Tensor) -> float:
+    """The threshold with the highest F1 of scores and targets (rows,): in the middle of two neighbouring scores.
+
+    Of several it is the one nearest to 0.5, which is also that of a label that no row has.
+    """
+    values = scores.unique()  # in order
+    if not (targets > 0.5).any():
+        return 0.5
+    given = targets > 0.5
+    cuts = torch.cat([values[:1], (values[:-1] + values[1:]) / 2, scores.new_tensor([0.5])])
+    found = scores[None, :] >= cuts[:, None]  # (cuts, rows)
+    f1 = 2 * (found & given).sum(dim=1).double() / (found.sum(dim=1) + given.sum())
+    best = cuts[f1 >= f1.max() - 1e-12]
+    return float(best[(best - 0.5).abs().argmin()])

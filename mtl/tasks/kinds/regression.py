@@ -15,6 +15,7 @@ from mtl.model import losses
 from mtl.tasks.correlation import correlations
 from mtl.tasks.examples import Examples
 from mtl.tasks.kinds.base import HeadKind, HeadOptions
+from mtl.tasks.tally import Sampled, Weights
 
 if TYPE_CHECKING:
     from mtl.tasks.spec import TaskSpec
@@ -100,7 +101,7 @@ class Regression(HeadKind):
         even = deviation <= 1e-12 * abs(mean)  # no more than the mean's own rounding
         return dataclasses.replace(self.task, target_scale=(mean, 1.0 if even else deviation))
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         mean, deviation = self.scale
         return losses.squared_error(outputs, ((targets - mean) / deviation).to(outputs.dtype))
 
@@ -114,6 +115,13 @@ class Regression(HeadKind):
         mean, deviation = self.scale
         weight, bias = head["classifier.weight"].double() * deviation, head["classifier.bias"].double() * deviation
         return {**head, "classifier.weight": weight.float(), "classifier.bias": (bias + mean).float()}
+
+    def sampled(self, outputs: Tensor, examples: Examples) -> Sampled:
+        def of(weights: Weights) -> dict[str, float]:
+            rows = torch.arange(len(weights)).repeat_interleave(torch.from_numpy(weights))
+            return self.measure(outputs[rows], examples.targets[rows])
+
+        return of
 
     def words(self, scores: Tensor) -> list[float]:
         return [row[0] for row in scores.tolist()]

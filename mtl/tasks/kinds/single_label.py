@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mtl.model import losses
-from mtl.tasks.kinds.base import HeadKind
+from mtl.tasks.examples import Examples
+from mtl.tasks.kinds.base import HeadKind, HeadOptions
+from mtl.tasks.kinds.classes import ClassKind, ClassOptions, evenly, slope_of_softmax
 from mtl.tasks.pictures import draw_map
+from mtl.tasks.tally import GIVEN, RIGHT, Tally, by_label, calibration_error, rates
 
 
 def class_index(value: Any, labels: Sequence[str]) -> int:
@@ -34,13 +41,23 @@ def class_index(value: Any, labels: Sequence[str]) -> int:
     raise ValueError(f"{value!r} is not declared; expected one of {', '.join(labels)}")
 
 
-class SingleLabel(HeadKind):
+@dataclasses.dataclass(frozen=True)
+class SingleLabelOptions(ClassOptions, HeadOptions):
+    """Those of a head, and of classes."""
+
+    def __post_init__(self) -> None:
+        HeadOptions.__post_init__(self)
+        ClassOptions.__post_init__(self)
+
+
+class SingleLabel(ClassKind, HeadKind):
     """One label of several: a label's name, or its place as a number (0, 1, ...) where no label is itself a number.
 
     Logits (texts, labels), of which the softmax gives probabilities; targets (texts,) int64.
     """
 
     name = "single-label"
+    Options: ClassVar[type] = SingleLabelOptions
     least_labels: ClassVar[int | None] = 2
     has_picture: ClassVar[bool] = True
     own_metrics: ClassVar[Mapping[str, int]] = {"accuracy": 1, "macro_f1": 1}
@@ -48,8 +65,17 @@ class SingleLabel(HeadKind):
     def target(self, value: Any) -> int:
         return class_index(value, self.labels)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-        return losses.cross_entropy(outputs, targets)
+    def balanced(self, examples: Examples) -> dict[str, float]:
+        return evenly(examples.targets.bincount(minlength=len(self.labels)), self.labels)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+        return losses.cross_entropy(outputs, targets, self.weights, self.options.label_smoothing)
+
+    def count(self, targets: Tensor) -> float:
+        return losses.weight_sum(targets, self.weights)
+
+    def slope(self, logits: Tensor, targets: Tensor, factor: float) -> float:
+        return slope_of_softmax(logits, targets, factor)
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=-1)
@@ -59,11 +85,24 @@ class SingleLabel(HeadKind):
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """accuracy, and macro_f1 over all declared labels."""
-        from sklearn.metrics import accuracy_score, f1_score
+        return self.of_sums(self.tallied(outputs, targets).sums())
 
-        truth, given, labels = targets.numpy(), outputs.argmax(dim=1).numpy(), list(range(len(self.labels)))
-        macro_f1 = f1_score(truth, given, labels=labels, average="macro", zero_division=0)
-        return {"accuracy": float(accuracy_score(truth, given)), "macro_f1": float(macro_f1)}
+    def tallied(self, outputs: Tensor, targets: Tensor) -> Tally:
+        found, given = (F.one_hot(x, len(self.labels)).bool().numpy() for x in (outputs.argmax(dim=1), targets))
+        return Tally.of(found, given)
+
+    def tally(self, outputs: Tensor, examples: Examples) -> Tally:
+        return self.tallied(outputs, examples.targets)
+
+    def of_sums(self, counts: NDArray[np.float64]) -> dict[str, float]:
+        accuracy = counts[:, RIGHT].sum() / max(1, counts[:, GIVEN].sum())
+        return {"accuracy": float(accuracy), "macro_f1": float(rates(counts)["f1"].mean())}
+
+    def detailed(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
+        confidence, said = self.scores(outputs).double().max(dim=1)
+        error = calibration_error(confidence.numpy(), (said == examples.targets).numpy())
+        counts = self.tally(outputs, examples).sums()
+        return {**self.of_sums(counts), "ece": error, **by_label(self.labels, counts)}
 
     def confusion(self, outputs: Tensor, targets: Tensor) -> list[list[int]]:
         from sklearn.metrics import confusion_matrix

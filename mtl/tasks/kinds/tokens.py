@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mtl.display import counted
@@ -15,22 +17,25 @@ from mtl.encode.batching import in_order
 from mtl.encode.tokenizer import filled
 from mtl.errors import RecipeError, is_unicode, shown
 from mtl.model.heads import Branch, LinearHead
-from mtl.model.losses import NO_LABEL, token_cross_entropy
+from mtl.model.losses import NO_LABEL, token_cross_entropy, weight_sum
 from mtl.model.pooling import EachToken
 from mtl.tasks.examples import Examples, Split
-from mtl.tasks.kinds.base import Kind, check_dropout
+from mtl.tasks.kinds.base import check_dropout
+from mtl.tasks.kinds.classes import ClassKind, ClassOptions, evenly, slope_of_softmax
 from mtl.tasks.spans import (
     OUTSIDE,
     Span,
     Units,
-    agreement,
     bio,
     checked_spans,
     in_units,
+    overall,
     parted,
     runs,
     tagged,
+    tallied,
 )
+from mtl.tasks.tally import Tally, by_label, calibration_error
 
 if TYPE_CHECKING:
     from mtl.checkpoints.load import Classifier
@@ -38,8 +43,8 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenOptions:
-    """The outputs by name.
+class TokenOptions(ClassOptions):
+    """The outputs by name, and the options of classes.
 
     tags: A name for each output, where they are not O, and B- and I- of each label: as a published tagger has them, or
         the labels of single words, without "O", as NOUN and VERB.
@@ -50,6 +55,7 @@ class TokenOptions:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(set(self.tags)) < len(self.tags) or "" in self.tags:
             raise RecipeError(f"tags are {shown(list(self.tags))}; expected a name for each output, each once", "tags")
         check_dropout(self.dropout)
@@ -71,8 +77,13 @@ class TaggedExamples(Examples):
     texts: Sequence[Units] = ()
     spans: Sequence[Sequence[Span]] = ()
 
+    @property
+    def measured_rows(self) -> int:
+        """Whole texts, not windows."""
+        return len(self.texts)
 
-class Tokens(Kind):
+
+class Tokens(ClassKind):
     """Labelled spans, or words: {"tokens": [...], "tags": [...]} in IOB1, IOB2 or BIOES, {"text": ..., "spans":
     [[start, end, label], ...]} with characters from start up to end, not included, or a .conll file.
 
@@ -83,16 +94,17 @@ class Tokens(Kind):
 
     name = "tokens"
     Options: ClassVar[type] = TokenOptions
+    options: TokenOptions
     level: ClassVar[Literal["text", "token"]] = "token"
     least_labels: ClassVar[int | None] = 0
     own_metrics: ClassVar[Mapping[str, int]] = {"f1": 1, "precision": 1, "recall": 1}
 
     def __init__(self, task: TaskSpec) -> None:
-        super().__init__(task)
-        self.tags: tuple[str, ...] = self.options.tags or (bio(self.labels) if self.labels else ())
+        self.tags: tuple[str, ...] = task.tags or (bio(task.labels) if task.labels else ())
         self.alone = OUTSIDE not in self.tags  # a label for each word, and no spans
         self.types = tuple(dict.fromkeys(label for _, label in map(parted, self.tags) if label))
         self.index = {tag: i for i, tag in enumerate(self.tags)}
+        super().__init__(task)
         if self.options.tags and self.labels and {*self.types} != {*self.labels}:
             given = f"tags are of {', '.join(self.types)}, and labels are {', '.join(self.labels)}"
             raise RecipeError(f"{given}; expected one of the two", "tags")
@@ -246,11 +258,28 @@ class Tokens(Kind):
         rows = in_order([outputs], order, lengths).split([*lengths])
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-        return token_cross_entropy(outputs, targets)
+    @property
+    def weighed(self) -> Mapping[str, Sequence[int]]:
+        """Labels, each with all of its tags, and the tags themselves."""
+        of_types = {name: [i for tag, i in self.index.items() if parted(tag)[1] == name] for name in self.types}
+        return {**of_types, **{tag: [i] for tag, i in self.index.items()}}
+
+    def balanced(self, examples: Examples) -> dict[str, float]:
+        marks = examples.targets[examples.targets != NO_LABEL].long()
+        return evenly(marks.bincount(minlength=len(self.tags)), self.tags)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+        return token_cross_entropy(outputs, targets, self.weights, self.options.label_smoothing)
 
     def count(self, targets: Tensor) -> float:
-        return int((targets != NO_LABEL).sum())
+        return weight_sum(targets, self.weights)
+
+    def labelled_outputs(self, outputs: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
+        marks = torch.cat([own[: len(row)] for own, row in zip(examples.targets, examples.rows, strict=True)])
+        return outputs[marks != NO_LABEL], marks[marks != NO_LABEL]
+
+    def slope(self, logits: Tensor, targets: Tensor, factor: float) -> float:
+        return slope_of_softmax(logits, targets, factor)
 
     # Measuring and showing
 
@@ -277,12 +306,28 @@ class Tokens(Kind):
 
     def measured(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
         """Precision, recall and F1 of exact spans: of all together, and of each label."""
+        counts = self.tally(outputs, examples).sums()
+        return {**overall(counts), **by_label(self.types, counts)}
+
+    def tally(self, outputs: Tensor, examples: Examples) -> Tally:
+        """Spans, by text."""
         assert isinstance(examples, TaggedExamples)
         found = [
             [(span["start"], span["end"], span["label"]) for span in self.spans(units, logits)]
             for units, logits in zip(examples.texts, self.logits(outputs, examples.texts), strict=True)
         ]
-        return agreement(examples.spans, found, self.types)
+        return tallied(examples.spans, found, self.types)
+
+    def of_sums(self, counts: NDArray[np.float64]) -> dict[str, float]:
+        return overall(counts)
+
+    def detailed(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
+        """The calibration error is that of the words' likeliest tags."""
+        logits, targets = self.labelled_outputs(outputs, examples)
+        confidence, said = logits.double().softmax(dim=1).max(dim=1)
+        error = calibration_error(confidence.numpy(), (said == targets).numpy())
+        counts = self.tally(outputs, examples).sums()
+        return {**overall(counts), "ece": error, **by_label(self.types, counts)}
 
 
 def whole(text: str, field: str) -> str:
