@@ -114,9 +114,7 @@ class SentenceEncoder(nn.Module):
         checkpoint = load.load(folder := fetch(str(name), revision))
         if checkpoint.classifier and not checkpoint.tasks:
             log.warning("%s: left out, beside the encoder: its classifier", folder)
-        model = cls.from_checkpoint(checkpoint).to(place)
-        model.precision, model.mapped = chosen, place.type == "cpu"
-        return model
+        return cls.from_checkpoint(checkpoint).to(place).computes(chosen, place)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: load.Checkpoint) -> SentenceEncoder:
@@ -133,6 +131,11 @@ class SentenceEncoder(nn.Module):
             checkpoint.origin,
         )
         return model.eval()
+
+    def computes(self, precision: Precision, place: torch.device) -> Self:
+        """The model itself, which computes from now on in this precision, with a file's weights."""
+        self.precision, self.mapped = precision, place.type == "cpu"
+        return self
 
     def to_checkpoint(self) -> load.Checkpoint:
         """All that a folder says of this model; the modules are the model's own.
