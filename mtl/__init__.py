@@ -21,6 +21,7 @@ from mtl.shadows import import_shadowed
 if TYPE_CHECKING:
     __version__: str
     from mtl.encode.sentence_encoder import SentenceEncoder
+    from mtl.export.onnx import export_onnx
     from mtl.index.index import Index
     from mtl.rows.corpus import embed_corpus
     from mtl.tasks.multitask import MultiTaskModel
@@ -41,6 +42,7 @@ PLACES = {
     "train": "mtl.training.session",
     "evaluate": "mtl.training.evaluate",
     "embed_corpus": "mtl.rows.corpus",
+    "export_onnx": "mtl.export.onnx",
 }
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "__version__",
     "embed_corpus",
     "evaluate",
+    "export_onnx",
     "train",
 ]
 

@@ -17,6 +17,7 @@ ORDER = (
     "mtl.rows",
     "mtl.index",
     "mtl.tasks",
+    "mtl.export",
     "mtl.check",
     "mtl.training",
     "mtl.serve",
@@ -81,7 +82,20 @@ def test_the_mathematics_imports_torch_alone():
 
 
 def test_every_room_says_what_lives_there():
-    for room in ("", "model", "kernels", "checkpoints", "encode", "rows", "index", "tasks", "training", "serve", "cli"):
+    for room in (
+        "",
+        "model",
+        "kernels",
+        "checkpoints",
+        "encode",
+        "rows",
+        "index",
+        "tasks",
+        "export",
+        "training",
+        "serve",
+        "cli",
+    ):
         assert ast.get_docstring(ast.parse((ROOT / "mtl" / room / "__init__.py").read_text(encoding="utf-8")))
 
 

@@ -18,7 +18,7 @@ from mtl.errors import InputError, MtlError, WeightsError, shown
 FILES = re.compile(
     rf"(\d+_\w+/)?(config\.json|model\.safetensors)|(tokenizer|tokenizer_config|special_tokens_map|modules|"
     rf"sentence_bert_config|config_sentence_transformers)\.json|vocab\.txt|{re.escape(TASKS)}|{re.escape(BRANCHES)}|"
-    r"onnx/model(_\w+)?\.onnx|README\.md|LICENSE"
+    r"onnx/model(_\w+)?\.onnx(_data|\.data)?|README\.md|LICENSE"
 )
 
 
@@ -34,15 +34,15 @@ class PushOptions(TypedDict, total=False):
     token: str | None
 
 
-def page(folder: Path) -> str:
-    """The README.md of a model's folder, made anew from its files and its run's.
+def page(folder: Path, name: str | None = None) -> str:
+    """The README.md of a model's folder, made anew from its files and its run's; by default, it has the folder's name.
 
     Raises:
         ConfigError, WeightsError: it is no model of ours, or a file of its run is damaged.
     """
     checkpoint = load(folder)
     classes = read_object(folder / "config.json").get("architectures") or [""]
-    return card(checkpoint, public_name(folder), str(classes[0]), results_of(folder, checkpoint.tasks))
+    return card(checkpoint, name or public_name(folder), str(classes[0]), results_of(folder, checkpoint.tasks))
 
 
 def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:

@@ -40,6 +40,7 @@ for command in (
     serve.serve,
     publish.card,
     publish.push,
+    publish.export,
     index.index,
     index.search,
 ):

@@ -120,9 +120,7 @@ class SentenceEncoder(nn.Module):
         checkpoint = load.load(folder := fetch(str(name), revision))
         if checkpoint.classifier and not checkpoint.tasks:
             log.warning("%s: left out, beside the encoder: its classifier", folder)
-        model = cls.from_checkpoint(checkpoint).to(place)
-        model.precision, model.int8_least_cosine, model.mapped = chosen, int8_least_cosine, place.type == "cpu"
-        return model
+        return cls.from_checkpoint(checkpoint).to(place).computes(chosen, place, int8_least_cosine)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: load.Checkpoint) -> SentenceEncoder:
@@ -139,6 +137,11 @@ class SentenceEncoder(nn.Module):
             checkpoint.origin,
         )
         return model.eval()
+
+    def computes(self, precision: Precision, place: torch.device, int8_least_cosine: float = LEAST_COSINE) -> Self:
+        """The model itself, which computes from now on in this precision, with a file's weights."""
+        self.precision, self.int8_least_cosine, self.mapped = precision, int8_least_cosine, place.type == "cpu"
+        return self
 
     def to_checkpoint(self) -> load.Checkpoint:
         """All that a folder says of this model; the modules are the model's own.

@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtl.checkpoints.card import public_name as named_by
-from mtl.checkpoints.fetch import fetch
-from mtl.checkpoints.load import load
 from mtl.encode.batching import in_order
-from mtl.encode.engine import Engine, usable
+from mtl.encode.engine import Engine
 from mtl.encode.precision import Precision
 from mtl.encode.sentence_encoder import QUERY, SentenceEncoder
 from mtl.encode.tokenizer import check_texts, cut, filled
@@ -31,7 +29,7 @@ from mtl.kernels.vectors import Vectors
 from mtl.model.packing import PackedBatch
 from mtl.serve.queue import Row
 from mtl.tasks.kinds.tokens import Tokens as Tagger
-from mtl.tasks.multitask import MultiTaskModel
+from mtl.tasks.multitask import MultiTaskModel, with_heads
 from mtl.tasks.spans import in_units
 
 VECTORS, HEADS, TOKENS = "vectors", "heads", "tokens"  # the programs
@@ -102,13 +100,7 @@ class Served:
         Raises:
             ConfigError, WeightsError, InputError: as ``from_pretrained``.
         """
-        checkpoint = load(fetch(model))
-        head = checkpoint.classifier
-        kind = MultiTaskModel if checkpoint.tasks or (head and not head.problem) else SentenceEncoder
-        loaded = kind.from_pretrained(
-            model, device=usable(device), precision=precision, int8_least_cosine=int8_least_cosine
-        )
-        return cls(loaded, name or public_name(model), threads)
+        return cls(with_heads(model, device, precision, int8_least_cosine), name or public_name(model), threads)
 
     @property
     def dim(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
@@ -39,6 +40,8 @@ from mtl.tasks.kinds.base import HeadKind
 from mtl.tasks.kinds.tokens import Tokens
 from mtl.tasks.spans import Units, in_units
 from mtl.tasks.spec import TaskSpec
+
+log = logging.getLogger("mtl")
 
 R = TypeVar("R")
 
@@ -166,15 +169,13 @@ class MultiTaskModel(nn.Module):
             ConfigError, WeightsError: it cannot be found, is not what it should be, or has no heads.
             InputError: an unknown precision, or one that the device has not.
         """
-        folder = fetch(str(name), revision)
-        checkpoint = load.load(folder)
+        checkpoint = load.load(fetch(str(name), revision))
         if not checkpoint.tasks and not checkpoint.classifier:
             raise WeightsError(f"{name} has no task heads; train some with `mtl train`, or use it as an encoder")
         place = usable(device)
         chosen = effective(precision, place, int8_least_cosine)
         model = cls.from_checkpoint(checkpoint).to(place)
-        model.embedder.precision, model.embedder.mapped = chosen, place.type == "cpu"
-        model.embedder.int8_least_cosine = int8_least_cosine
+        model.embedder.computes(chosen, place, int8_least_cosine)
         return model
 
     @classmethod
@@ -381,6 +382,30 @@ class MultiTaskModel(nn.Module):
             {name: kinds[name].words(x) for name, x in scores.items()}
             | {name: [taggers[name].spans(*of_text) for of_text in found] for name, found in outputs.words.items()},
         )
+
+
+def with_heads(
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    precision: Precision = "fp32",
+    int8_least_cosine: float = LEAST_COSINE,
+) -> SentenceEncoder | MultiTaskModel:
+    """A pretrained model in eval mode, with its heads where it has any.
+
+    Raises:
+        ConfigError, WeightsError, InputError: as ``from_pretrained``.
+    """
+    place = usable(device)
+    chosen = effective(precision, place, int8_least_cosine)
+    checkpoint = load.load(folder := fetch(str(name)))
+    head = checkpoint.classifier
+    if checkpoint.tasks or (head and not head.problem):
+        model = MultiTaskModel.from_checkpoint(checkpoint).to(place)
+        model.embedder.computes(chosen, place, int8_least_cosine)
+        return model
+    if head:
+        log.warning("%s: left out, beside the encoder: its classifier: %s", folder, head.problem)
+    return SentenceEncoder.from_checkpoint(checkpoint).to(place).computes(chosen, place, int8_least_cosine)
 
 
 FORWARD = MultiTaskModel.forward  # as it is before anybody replaces it

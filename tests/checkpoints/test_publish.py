@@ -173,6 +173,16 @@ def test_push_of_a_run(run: Path, hub: WritableHub, capsys: pytest.CaptureFixtur
     assert json.loads(commit.splitlines()[0])["value"]["summary"] == "The first one"
 
 
+def test_push_with_graphs(run: Path, hub: WritableHub, capsys: pytest.CaptureFixture[str]) -> None:
+    """They go in the same commit as the rest; the page is the run's."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["push", str(run), "me/demo", "--onnx"])
+    assert capsys.readouterr().out.startswith(f"{hub.url}/me/demo/commit/")
+    files = hub.repositories["me/demo"].branches["main"]
+    assert {"onnx/model.onnx", "onnx/model_quantized.onnx", "model.safetensors", "modules.json"} <= files.keys()
+    assert files["README.md"].decode() == (run / "model" / "README.md").read_text().replace(PLACEHOLDER, "me/demo")
+
+
 def test_push_to_hub_and_what_is_stale(heads: MultiTaskModel, tiny: SentenceEncoder, hub: WritableHub) -> None:
     assert heads.push_to_hub("me/x", private=True).startswith(f"{hub.url}/me/x/commit/")
     repository = hub.repositories["me/x"]
