@@ -174,7 +174,7 @@ def write_graph(model: SentenceEncoder | MultiTaskModel, path: Path) -> list[str
 
 
 def about(model: SentenceEncoder | MultiTaskModel) -> dict[str, Any]:
-    """What a graph says of itself, under "mtl" in its metadata."""
+    """What a graph says of itself, under "mtl" in its metadata. Logits are at a task's temperature already."""
     embedder, heads = parts(model)
     tasks = [model.tasks[name] for name in model.branches] if isinstance(model, MultiTaskModel) else []
     return {
@@ -183,7 +183,7 @@ def about(model: SentenceEncoder | MultiTaskModel) -> dict[str, Any]:
         "prompts": embedder.prompts,
         "default_prompt": embedder.default_prompt,
         "outputs": {
-            output: {"task": task.name, "kind": task.kind,
+            output: {"task": task.name, "kind": task.kind, **task.handler.about(),
                      "labels": list(task.handler.tags if isinstance(task.handler, Tokens) else task.labels)}
             for output, task in zip(heads, tasks, strict=True)
         },

@@ -100,8 +100,7 @@ class Served:
         Raises:
             ConfigError, WeightsError, InputError: as ``from_pretrained``.
         """
-        loaded = with_heads(model, device, precision, int8_least_cosine)
-        return cls(loaded, name or public_name(model), threads)
+        return cls(with_heads(model, device, precision, int8_least_cosine), name or public_name(model), threads)
 
     @property
     def dim(self) -> int:

@@ -39,11 +39,12 @@ from mtl.model.rotary import RotaryEncoder
 
 TASKS = (
     TaskSpec("topic", ("x", "y", "z"), pooling=("max", "cls")),
-    TaskSpec("tags", ("p", "q"), kind="multi-label", pooling=("attention",), head="distilbert"),
+    TaskSpec("tags", ("p", "q"), kind="multi-label", pooling=("attention",), head="distilbert", temperature=2.0,
+             thresholds=(0.5, 0.25)),
     TaskSpec("price", kind="regression", target_scale=(250_000.0, 80_000.0), pooling=("weightedmean",)),
     TaskSpec("similar", kind="similarity", text_field=("text1", "text2")),
     TaskSpec("names", ("PER", "LOC"), kind="tokens"),
-)
+)  # fmt: skip
 ROWS = [[2, 5, 6, 7, 3], [2, 9, 3], [2, 3], [2, *range(5, 18), 3], [2, 20, 3]]
 
 
@@ -113,6 +114,7 @@ def test_what_a_graph_says(heads: tuple[Path, Path, Exported]) -> None:
     about = json.loads(said["mtl"])
     assert about["outputs"]["logits_topic"] == {"task": "topic", "kind": "single-label", "labels": ["x", "y", "z"]}
     assert about["outputs"]["logits_names"]["labels"] == ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    assert about["outputs"]["logits_tags"]["thresholds"] == [0.5, 0.25]
     assert about["max_length"] == 16
     assert str(folder.parent).encode() not in exported.graph.read_bytes()
     assert exported.quantized.stat().st_size < exported.graph.stat().st_size
