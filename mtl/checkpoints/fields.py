@@ -69,15 +69,21 @@ CONFIG = File(
     "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
     "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens tf_legacy_loss "
     "sentence_transformers model_name tie_encoder_decoder name_or_path use_return_dict is_composition",
-    {"quantization_config": (), "adapters": (), "pruned_heads": ({},)},
+    {
+        "quantization_config": (),
+        "adapters": ({}, {"adapters": {}, "config_map": {}, "fusion_config_map": {}, "fusions": {}}),
+        "pruned_heads": ({},),
+        "is_causal": (False,),
+        "per_layer_config": (),
+    },
 )
 TOKENIZER_CONFIG = File(
     "tokenizer_config.json",
     "tokenizer_class do_lower_case strip_accents tokenize_chinese_chars add_prefix_space truncation_side "
     "model_max_length max_len split_special_tokens added_tokens_decoder additional_special_tokens "
     "extra_special_tokens model_specific_special_tokens unk_token sep_token pad_token cls_token mask_token bos_token "
-    "eos_token",
-    "model_input_names padding_side pad_token_type_id pad_to_multiple_of do_basic_tokenize never_split "
+    "eos_token model_input_names",
+    "padding_side pad_token_type_id pad_to_multiple_of do_basic_tokenize never_split "
     "clean_up_tokenization_spaces clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output "
     "special_tokens_map_file name_or_path tokenizer_file vocab_file merges_file use_fast trim_offsets errors "
     "processor_class chat_template response_template response_schema chat_control_tokens verbose backend is_local "
@@ -152,7 +158,8 @@ def table() -> str:
         held = "; ".join(f"`{name}`: {' or '.join(f'`{v}`' for v in map(repr, values))}"
                          for name, values in family.fixed.items())  # fmt: skip
         types = ["type_vocab_size"] * bool(family.token_types)
-        lines.append(f"| `config.json` of {family.model_type} | {cells([*family.config, *types])} | {held} | "
+        read = [*family.config, *(name for name in family.aliases if name not in family.inert), *types]
+        lines.append(f"| `config.json` of {family.model_type} | {cells(read)} | {held} | "
                      f"{cells(name for name in family.inert if name not in types)} | |")  # fmt: skip
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ from mtl.checkpoints.families import FAMILIES, Family
 from mtl.checkpoints.fields import CONFIG, PROMPTS, SENTENCE_CONFIGS
 from mtl.checkpoints.files import check_tensors, inside, read_json, read_object, read_tensors, read_weights
 from mtl.checkpoints.modules import load_after, pooling_modes, read_modules, read_prompts, read_sentence_config
-from mtl.checkpoints.tokenizer import class_of, load_tokenizer, read_options
+from mtl.checkpoints.tokenizer import class_of, encodings, load_tokenizer, read_options
 from mtl.display import counted
 from mtl.errors import ConfigError, MtlError, WeightsError, printable, shown
 from mtl.kernels.uninitialized import uninitialized
@@ -123,7 +123,7 @@ def encoder_config(fields: Mapping[str, Any], source: Path) -> Any:
         ConfigError: an unknown model type, or a variant of it that is not ours.
     """
     family = family_of(fields, source)
-    CONFIG.review(fields, source, {**dict.fromkeys((*family.config, *family.inert)), **family.fixed})
+    CONFIG.review(fields, source, {**dict.fromkeys((*family.config, *family.aliases, *family.inert)), **family.fixed})
     try:
         return family.read_config(fields)
     except ConfigError as error:
@@ -322,10 +322,16 @@ def load(folder: Path) -> Checkpoint:
     sentence, source = read_sentence_config(folder, part) if len(modules) > 1 else ({}, folder)
     options = read_options(folder, part, sentence.get("processor_kwargs"))
     name = class_of(options, config, family.tokenizer, inside(folder, part, "tokenizer.json").exists())
+    tokenizer = load_tokenizer(folder, part, options, name)
+    if (padding := family.start(config) - 1) in encodings(tokenizer.encode_batch, [""], True)[0].ids:
+        log.warning("%s: the token %d stands around every text, and is pad_token_id, which takes no place in a text in "
+                    "transformers; here it takes one", folder / part, padding)  # fmt: skip
+    if len(modules) == 1 and ("chat_template" in options or inside(folder, "chat_template.jinja").exists()):
+        log.warning("%s has a chat_template, which is not followed: texts are taken as they are", folder)
     tasks = load_tasks(folder)
     return Checkpoint(
         encoder=encoder,
-        tokenizer=load_tokenizer(folder, part, options, name),
+        tokenizer=tokenizer,
         max_length=length_limit(sentence, options, encoder.config.max_position_embeddings, source.parent),
         lowercase=bool(sentence.get("do_lower_case")),
         pooling=pooling,

@@ -154,13 +154,14 @@ def tokenizer_options(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
     settings = {name: value for name, value in came.items() if name not in (*tokens, *TOKENIZER_OUTDATED)}
     if extra := came.get("extra_special_tokens"):  # transformers 4 takes an object under this name, or fails
         settings["extra_special_tokens" if isinstance(extra, dict) else "additional_special_tokens"] = extra
+    asked = came.get("model_input_names", family.inputs)
     held = {name: text for name, text in tokens.items() if checkpoint.tokenizer.token_to_id(text) is not None}
     return {
         **settings,
         **held,
         "tokenizer_class": came["tokenizer_class"] if kind else "PreTrainedTokenizerFast",
         "model_max_length": checkpoint.max_length,
-        "model_input_names": list(family.inputs),
+        "model_input_names": [name for name in family.inputs if name in asked or name != "token_type_ids"],
     }
 
 

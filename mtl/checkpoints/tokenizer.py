@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Encoding, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from mtl.checkpoints.fields import TOKENIZER_CONFIG
 from mtl.checkpoints.files import field, inside, read_json, read_object
@@ -118,6 +118,18 @@ def read_text(path: Path) -> str:
         raise WeightsError(f"{path} cannot be read as UTF-8 text: {one_line(error)}") from None
 
 
+def encodings(encode: Callable[..., list[Encoding]], texts: Sequence[str], special: bool = False) -> list[Encoding]:
+    """What a tokenizer makes of texts, with special tokens around each or without.
+
+    Raises:
+        WeightsError: it cannot, since its vocabulary lacks a token, which stands for all that it does not know.
+    """
+    try:
+        return encode(list(texts), add_special_tokens=special)
+    except Exception as error:  # tokenizers raises Exception itself
+        raise WeightsError(f"the tokenizer fails at a text ({one_line(error)}); look for damage in its files") from None
+
+
 def read_options(folder: Path, part: str = "", more: Options | None = None) -> dict[str, Any]:
     """What tokenizer_config.json says, and special_tokens_map.json where that does not list its tokens; ``more`` are
     what sentence-transformers' own file says of the tokenizer.
@@ -190,8 +202,17 @@ def load_tokenizer(folder: Path, part: str, options: Options, name: str = "BertT
     tokenizer = add_tokens(tokenizer, kind, options, inside(folder, part, "added_tokens.json"))
     if kind is not None:
         follow(tokenizer, kind, options, path)
+    elif "token_type_ids" in names_of_inputs(options, path) and any(
+        encodings(tokenizer.encode_batch, ["a"], True)[0].type_ids
+    ):
+        raise ConfigError(f"{path}: post_processor gives the tokens of one text a type other than 0; expected 0")
     tokenizer.encode_special_tokens = options.get("split_special_tokens", False)
     return tokenizer
+
+
+def names_of_inputs(options: Options, source: Path) -> list[Any]:
+    """What the model is to be given of what the tokenizer makes: without token_type_ids, every type is 0."""
+    return field(options, "model_input_names", list, [], source.with_name("tokenizer_config.json"))
 
 
 def vocabulary_of(kind: Kind, folder: Path, part: str, options: Options) -> Any:
@@ -317,7 +338,7 @@ def follow(tokenizer: Tokenizer, kind: Kind, options: Options, source: Path) -> 
         log.warning("%s has the %s; not it but tokenizer_config.json is followed, as by transformers", source,
                     " and the ".join(changed)[:300])  # fmt: skip
     first, last = (tokenizer.token_to_id(text) for text in ends)
-    probe = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
+    probe = [encodings(tokenizer.encode_batch, ["a"], around)[0].ids for around in (True, False)]
     if probe[0] != [first, *probe[1], last]:
         tokenizer.post_processor = processors.BertProcessing((ends[1], last or 0), (ends[0], first or 0))
 

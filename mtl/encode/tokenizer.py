@@ -15,7 +15,8 @@ import tokenizers
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 
-from mtl.errors import InputError, is_unicode, shown
+from mtl.checkpoints.tokenizer import encodings
+from mtl.errors import InputError, WeightsError, is_unicode, shown
 
 Overflow = Literal["warn", "truncate", "error", "chunk"]
 
@@ -82,10 +83,7 @@ class Tokenizer:
         parts: list[Any] = list(before) if isinstance(before, Normalizers) else [before] * bool(before)  # type: ignore[call-overload]
         if lowercase and not any(isinstance(part, Lowercase) for part in parts):
             tokenizer.normalizer = Normalizers([Lowercase(), *parts])
-        probe = tokenizer.encode("a")
-        first = probe.special_tokens_mask.index(0)
-        last = first + probe.special_tokens_mask.count(0)
-        self.prefix, self.suffix = probe.ids[:first], probe.ids[last:]  # [CLS] and [SEP]
+        self.prefix, self.suffix = ends(tokenizer)  # [CLS] and [SEP]
         self.max_length = self.check_limit(max_length)
 
     def check_limit(self, max_length: int) -> int:
@@ -145,8 +143,7 @@ class Tokenizer:
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, whole, without special tokens."""
         check_texts(texts)
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [encoding.ids for encoding in encodings(self.backend.encode_batch_fast, texts)]
 
     def pieces(self, texts: Sequence[str]) -> list[Pieces]:
         """The pieces of each text.
@@ -156,7 +153,7 @@ class Tokenizer:
         """
         check_texts(texts)
         marked, found = bool(getattr(self.backend.model, "continuing_subword_prefix", None)), []
-        for text, encoding in zip(texts, self.backend.encode_batch(list(texts), add_special_tokens=False), strict=True):
+        for text, encoding in zip(texts, encodings(self.backend.encode_batch, texts), strict=True):
             before = [None, *encoding.word_ids]
             begins = [
                 word != last if marked else start == 0 or any(map(str.isspace, text[start - 1 : start + 1]))
@@ -164,6 +161,26 @@ class Tokenizer:
             ]
             found.append(Pieces(encoding.ids, encoding.offsets, begins))
         return found
+
+
+def ends(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before and behind every text.
+
+    Raises:
+        WeightsError: it does more than that with a text, which we would not do.
+    """
+    for text in ("a", *tokenizer.get_vocab()):
+        if inner := encodings(tokenizer.encode_batch, [text])[0].ids:
+            break
+    else:
+        raise WeightsError("the tokenizer's vocabulary has no token that it ever gives; expected one of the model's")
+    whole = encodings(tokenizer.encode_batch, [text], special=True)[0]
+    kept = [i for i, special in enumerate(whole.special_tokens_mask) if not special]
+    first, last = kept[0] if kept else 0, kept[-1] + 1 if kept else 0
+    if whole.ids[first:last] != inner:
+        raise WeightsError(f"the tokenizer makes {shown(whole.tokens)} of {shown(text)}; expected its tokens once, "
+                           "with special ones around them")  # fmt: skip
+    return whole.ids[:first], whole.ids[last:]
 
 
 def cut(ids: Sequence[int], room: int, keep_last: bool) -> Sequence[int]:

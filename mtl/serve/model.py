@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtl.checkpoints.card import public_name as named_by
+from mtl.checkpoints.tokenizer import encodings
 from mtl.encode.batching import in_order
 from mtl.encode.engine import Engine
 from mtl.encode.precision import Precision
@@ -204,7 +205,7 @@ class Served:
         """A text's tokens, each with its id, the characters that it stands for, and where these start and stop."""
         text = self.encoder.prompt_for(None, prompt_name) + text
         check_texts([text])
-        found = self.tokenizer.backend.encode(text, add_special_tokens=False)
+        found = encodings(self.tokenizer.backend.encode_batch, [text])[0]
         spans = [
             {"id": token, "text": text[start:stop], "special": False, "start": start, "stop": stop}
             for token, (start, stop) in zip(found.ids, found.offsets, strict=True)

@@ -388,6 +388,51 @@ def defaults_of_bert(f: Path) -> None:
     edit(f / "config.json", num_hidden_layers="gone", type_vocab_size="gone", layer_norm_eps="gone", hidden_act="gone")
 
 
+@equal
+def names_of_other_families(f: Path) -> None:
+    """transformers takes BERT's names of a DistilBERT's fields too."""
+    write(f, transformers.DistilBertModel(distilbert(vocab_size=len(WORDS))))
+    edit(f / "config.json", n_heads="gone", dim="gone", n_layers="gone", hidden_size=32, num_attention_heads=4,
+         num_hidden_layers=2)  # fmt: skip
+
+
+@equal
+def window_of_transformers_5(f: Path) -> None:
+    edit(of_family(f, "ModernBert") / "config.json", sliding_window=4)
+
+
+@equal
+def chat_template_of_a_sentence_encoder(f: Path) -> None:
+    edit(sentence(bert(f)) / "tokenizer_config.json", chat_template="x")
+
+
+def as_it_stands(change: Callable[[dict[str, Any]], Any], **options: Any) -> Case:
+    """A PreTrainedTokenizerFast, with something else in tokenizer.json."""
+
+    def case(f: Path) -> None:
+        edit(bert(f) / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", **options)
+        content = json.loads((f / "tokenizer.json").read_text())
+        change(content)
+        (f / "tokenizer.json").write_text(json.dumps(content))
+
+    return case
+
+
+def template(*parts: Any, **more: Any) -> Callable[[dict[str, Any]], Any]:
+    """A post-processor by its parts: a special token's name, or the type of the text's tokens."""
+    single = [{"Sequence": {"id": "A", "type_id": part}} if isinstance(part, int)
+              else {"SpecialToken": {"id": part, "type_id": 0}} for part in parts]  # fmt: skip
+    special = {part: {"id": part, "ids": [WORDS.index(part)], "tokens": [part]} for part in SPECIAL}
+    pair = [{"Sequence": {"id": side, "type_id": 0}} for side in "AB"]
+    processor = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+    return lambda content: content.update(post_processor=processor)
+
+
+EQUAL["more_ends"] = as_it_stands(template("[CLS]", "[MASK]", 0, "[SEP]", "[SEP]"))
+EQUAL["no_ends"] = as_it_stands(template("[CLS]", 0))
+EQUAL["types_unasked"] = as_it_stands(template("[CLS]", 1, "[SEP]"), model_input_names=["input_ids", "attention_mask"])
+
+
 def two_features(**config: Any) -> Case:
     def case(f: Path) -> None:
         sentence(bert(f))
@@ -419,6 +464,27 @@ REFUSED |= {
         lambda f: (edit(bert(f) / "tokenizer_config.json", tokenizer_class="BertJapaneseTokenizer"),
                    (f / "tokenizer.json").unlink()),
         "expected it beside a BertJapaneseTokenizer",
+    ),
+    "causal": (lambda f: edit(bert(f) / "config.json", is_causal=True), "is_causal is True; expected False"),
+    "layers_of_their_own": (
+        lambda f: edit(bert(f) / "config.json", per_layer_config={"1": {"hidden_act": "relu"}}), "per_layer_config is"
+    ),
+    "two_numbers_of_heads": (
+        lambda f: (write(f, transformers.DistilBertModel(distilbert(vocab_size=len(WORDS)))),
+                   edit(f / "config.json", num_attention_heads=2)),
+        "num_attention_heads is 2, but is 4 under another name",
+    ),
+    "wider_window": (
+        lambda f: edit(of_family(f, "ModernBert") / "config.json", sliding_window=5), "sliding_window is 5; expected"
+    ),
+    "wider_heads": (lambda f: edit(of_family(f, "ModernBert") / "config.json", head_dim=4), "head_dim is 4;"),
+    "text_twice": (as_it_stands(template(0, "[SEP]", 0)), "expected its tokens once"),
+    "no_text": (as_it_stands(template("[CLS]")), "expected its tokens once|has no token that it ever gives"),
+    "types": (
+        as_it_stands(
+            template("[CLS]", 1, "[SEP]"), model_input_names=["input_ids", "token_type_ids", "attention_mask"]
+        ),
+        "post_processor gives the tokens of one text a type other than 0",
     ),
     "holes_among_added_tokens": (
         lambda f: (added_tokens_and_vocab_alone(f), edit(f / "added_tokens.json", **{"[NEW]": 98})),
@@ -658,6 +724,28 @@ def test_one_line(case: str, tmp_path: Path) -> None:
     with pytest.raises(MtlError, match=message) as error:
         SentenceEncoder.from_pretrained(folder)
     assert str(error.value).isprintable()
+
+
+def test_a_text_at_which_the_tokenizer_fails(tmp_path: Path) -> None:
+    """No vocabulary without its unknown token can be told by its files alone: most texts do not need it."""
+    as_it_stands(lambda content: content["model"].update(unk_token="[zz]"))(tmp_path)
+    model = SentenceEncoder.from_pretrained(tmp_path)
+    assert model.encode("a b").shape == (32,)
+    with pytest.raises(MtlError, match="the tokenizer fails at a text .*UNK"):
+        model.encode("%")
+
+
+def test_padding_around_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit(of_family(tmp_path, "Roberta") / "config.json", pad_token_id=0)
+    SentenceEncoder.from_pretrained(tmp_path)
+    assert "the token 0 stands around every text, and is pad_token_id" in caplog.text
+
+
+def test_a_bare_folder_with_a_chat_template(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """sentence-transformers 6 puts texts into it, others do not."""
+    (bert(tmp_path) / "chat_template.jinja").write_text("x")
+    SentenceEncoder.from_pretrained(tmp_path)
+    assert "has a chat_template, which is not followed" in caplog.text
 
 
 # What we write is read by others

@@ -14,6 +14,7 @@ DISTILBERT = Family(
     config={name: name for name in SHAPE},
     tensors={name: name for name in TENSORS},
     layers={name: name for name in LAYERS},
+    aliases={"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
     head=Head("distilbert", "pre_classifier"),
     tokenizer="BertTokenizer",
     fixed={"pruned_heads": ({},)},

@@ -115,13 +115,19 @@ class Family:
         for name, allowed in self.fixed.items():
             value = fields.get(name)
             if value is not None and value not in allowed:
-                expected = " or ".join(map(repr, allowed))
+                expected = " or ".join(map(repr, allowed)) or "null"
                 raise ConfigError(f"{name} is {shown(value)}; expected {expected}: another model would be computed")
-        given = {ours: fields[theirs] for known in (self.aliases, self.config) for theirs, ours in known.items()
-                 if fields.get(theirs) is not None}  # fmt: skip
-        ours = {field.name for field in dataclasses.fields(self.shape)}
-        standard = {name: value for name, value in self.defaults.items() if name in ours}
+        given: dict[str, Any] = {}
+        for theirs, ours in (*self.config.items(), *self.aliases.items()):
+            value = fields.get(theirs)
+            if value is not None and given.setdefault(ours, value) != value:
+                raise ConfigError(f"{theirs} is {shown(value)}, but is {shown(given[ours])} under another name")
+        known = {field.name for field in dataclasses.fields(self.shape)}
+        standard = {name: value for name, value in self.defaults.items() if name in known}
         config = self.shape(**standard | given | dict(self.translate(fields)))
+        width = config.dim // config.n_heads
+        if fields.get("head_dim") not in (None, width):
+            raise ConfigError(f"head_dim is {shown(fields['head_dim'])}; expected {width}, a head's part of the width")
         return dataclasses.replace(config, max_position_embeddings=config.max_position_embeddings - self.start(fields))
 
     def write_config(self, config: Any, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,12 @@ def modernbert(fields: Mapping[str, Any]) -> dict[str, Any]:
     every = 3 if every is None else every
     if type(every) is not int or every < 1:
         raise ConfigError(f"global_attn_every_n_layers is {shown(every)}; expected a whole number of 1 or more")
+    local, half = (
+        fields.get("local_attention"),
+        fields.get("sliding_window"),
+    )  # one side of it, as transformers 5 has it
+    if half is not None and half != (whole := local if type(local) is int else RotaryConfig.local_attention) // 2:
+        raise ConfigError(f"sliding_window is {shown(half)}; expected half of local_attention, {whole // 2}")
     kinds = fields.get("layer_types")
     if kinds is None and type(layers) is int and layers <= LIMIT:
         kinds = [SLIDING if i % every else FULL for i in range(layers)]
@@ -107,7 +113,8 @@ MODERNBERT = Family(
     inert=("pad_token_id", "cls_token_id", "layer_types", "rope_parameters", "global_attn_every_n_layers",
            "global_rope_theta", "local_rope_theta", "classifier_pooling", "classifier_bias", "classifier_activation",
            "decoder_bias", "deterministic_flash_attn", "initializer_cutoff_factor", "sparse_prediction",
-           "sparse_pred_ignore_index", "reference_compile", "repad_logits_with_grad", "layer_norm_eps"),
+           "sparse_pred_ignore_index", "sliding_window", "head_dim", "reference_compile", "repad_logits_with_grad",
+           "layer_norm_eps"),
     translate=modernbert,
     express=as_modernbert,
     beside=(),
