@@ -13,7 +13,7 @@ from mtl.errors import RecipeError
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.kinds.multi_label import label_set
 from mtl.tasks.kinds.similarity import CosineKind, CosineOptions
-from mtl.tasks.kinds.single_label import class_index
+from mtl.tasks.kinds.single_label import class_index, is_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,9 @@ class FewShot(CosineKind):
         if not several:
             return (class_index(value, self.labels),)
         return tuple(i for i, flag in enumerate(label_set(value, self.labels)) if flag)
+
+    def by_place(self, value: Any) -> bool:
+        return is_place(value, self.labels)
 
     def stacked(self, targets: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
         return targets

@@ -111,6 +111,10 @@ class MultiLabel(ClassKind, HeadKind):
     def target(self, value: Any) -> list[float]:
         return label_set(value, self.labels)
 
+    def is_blank(self, value: Any) -> bool:
+        """Never: an empty string is a row without any of the labels."""
+        return False
+
     def balanced(self, examples: Examples) -> dict[str, float]:
         held = examples.targets.double().sum(dim=0)
         pairs = zip(self.labels, held.tolist(), strict=True)

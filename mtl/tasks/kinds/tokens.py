@@ -212,6 +212,10 @@ class Tokens(ClassKind):
     def begins_with(self, theirs: Classifier) -> bool:
         return theirs.kind == "tokens" and self.tags == theirs.labels
 
+    def strata(self, targets: Sequence[Marked]) -> list[str]:
+        """By the labels of a text's spans."""
+        return [" ".join(sorted({label for *_, label in marked.spans})) for marked in targets]
+
     def stacked(self, targets: Sequence[Marked]) -> Sequence[Marked]:
         return targets
 
