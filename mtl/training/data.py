@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtl.display import counted
 from mtl.encode.sentence_encoder import SentenceEncoder
@@ -59,6 +59,44 @@ class Rows:
         return notes
 
 
+class Read(NamedTuple):
+    """A row as it was read: where, its fields, its texts and target; or that its label is blank, or what is wrong."""
+
+    where: tuple[Path, int]
+    fields: Mapping[str, Any]
+    texts: list[str]
+    target: Target = None
+    by_place: bool = False
+    blank: bool = False
+    wrong: str = ""
+
+
+def each_row(task: TaskSpec, split: str, folder: Path) -> Iterator[Read]:
+    """The rows of the files that a task names for a split, one at a time, whether or not they are right.
+
+    Raises:
+        InputError, WeightsError: a file cannot be read.
+    """
+    handler = task.handler
+    for path in files_of(getattr(task, split), split, folder):
+        named = handler.labelled and class_names(path, task.label_field)
+        as_names = named if named and {*named} == {*task.labels} else ()
+        for number, fields in read_rows(path):
+            given, place = fields.get(task.label_field), False
+            empty = "" if given is None and kind_of(path) == ".parquet" else given  # in a table, no value is a blank
+            if task.label_field in fields and handler.is_blank(empty):
+                yield Read((path, number), fields, [], blank=True)
+                continue
+            if as_names and isinstance(given, int) and 0 <= given < len(as_names):
+                fields = {**fields, task.label_field: as_names[given]}
+            else:
+                place = handler.by_place(given)
+            try:
+                yield Read((path, number), fields, *handler.read(fields), place)
+            except ValueError as error:
+                yield Read((path, number), fields, [], wrong=str(error))
+
+
 def read_files(task: TaskSpec, split: str, folder: Path) -> Rows:
     """The rows of the files that a task names for a split.
 
@@ -66,30 +104,33 @@ def read_files(task: TaskSpec, split: str, folder: Path) -> Rows:
         InputError, RecipeError, WeightsError: a file cannot be read, there are no rows, or a row is wrong; it names the
             line.
     """
-    found, handler = Rows(), task.handler
-    paths = files_of(getattr(task, split), split, folder)
-    for path in paths:
-        named = handler.labelled and class_names(path, task.label_field)
-        as_names = named if named and {*named} == {*task.labels} else ()
-        for number, fields in read_rows(path):
-            given = fields.get(task.label_field)
-            empty = "" if given is None and kind_of(path) == ".parquet" else given  # in a table, no value is a blank
-            if task.label_field in fields and handler.is_blank(empty):
-                found.blanks += 1
-                continue
-            if as_names and isinstance(given, int) and 0 <= given < len(as_names):
-                fields = {**fields, task.label_field: as_names[given]}
-            elif handler.by_place(given):
-                found.places += 1
-            try:
-                texts, target = handler.read(fields)
-            except ValueError as error:
-                raise RecipeError(f"{path}, line {number}: {error}") from None
-            found.texts.append(texts)
-            found.targets.append(target)
+    found = Rows()
+    for row in each_row(task, split, folder):
+        if row.wrong:
+            raise RecipeError(f"{row.where[0]}, line {row.where[1]}: {row.wrong}")
+        found.blanks += row.blank
+        found.places += row.by_place
+        if not row.blank:
+            found.texts.append(row.texts)
+            found.targets.append(row.target)
     if not found.texts:
+        path = files_of(getattr(task, split), split, folder)[0]
         what = f"no row of {found.blanks} with a label" if found.blanks else "no rows"
-        raise RecipeError(f"task {task.name!r}: {paths[0]} has {what}; expected at least one for {split}")
+        raise RecipeError(f"task {task.name!r}: {path} has {what}; expected at least one for {split}")
+    return found
+
+
+def held_out(task: TaskSpec, rows: Rows, seed: int) -> dict[str, list[int]]:
+    """The rows of train that its task's shares take, by split.
+
+    Raises:
+        RecipeError: a share takes none.
+    """
+    found = shares_of(rows.texts, task.handler.strata(rows.targets), task.shares, seed)
+    for name, part in found.items():
+        if not part:
+            given = f"task {task.name!r}: {name} = {task.shares[name]:g} takes no row of {len(rows.texts)}"
+            raise RecipeError(f"{given}, of which equal texts stay together; expected a larger share, or more rows")
     return found
 
 
@@ -102,11 +143,7 @@ def split_rows(task: TaskSpec, split: str, folder: Path, seed: int = 0) -> Rows:
     if split not in task.shares and not (split == "train" and task.shares):
         return read_files(task, split, folder)
     rows = read_files(task, "train", folder)
-    held = shares_of(rows.texts, task.handler.strata(rows.targets), task.shares, seed)
-    for name, part in held.items():
-        if not part:
-            given = f"task {task.name!r}: {name} = {task.shares[name]:g} takes no row of {len(rows.texts)}"
-            raise RecipeError(f"{given}, of which equal texts stay together; expected a larger share, or more rows")
+    held = held_out(task, rows, seed)
     out = {i for part in held.values() for i in part}
     return rows.take(held[split] if split in held else [i for i in range(len(rows.texts)) if i not in out])
 

@@ -112,6 +112,15 @@ class Kind(ABC):
         """Whether a label as it stands in the data is a number that says the label's place."""
         return False
 
+    def labels_in(self, target: Target) -> list[str]:
+        """The labels that a row's target has, by name, as they are counted: none where it is a number, or nothing."""
+        return []
+
+    def spelled(self, fields: Mapping[str, Any]) -> list[str]:
+        """The labels of a row as they are spelled there, whether or not they are declared."""
+        value = fields.get(self.task.label_field)
+        return [value] if self.labels and isinstance(value, str) and value.strip() else []
+
     def strata(self, targets: Sequence[Target]) -> list[str]:
         """What each row counts as where a share of each is taken."""
         return [repr(target) for target in targets]

@@ -81,6 +81,9 @@ class SingleLabel(ClassKind, HeadKind):
     def target(self, value: Any) -> int:
         return class_index(value, self.labels)
 
+    def labels_in(self, target: int) -> list[str]:
+        return [self.labels[target]]
+
     def by_place(self, value: Any) -> bool:
         return is_place(value, self.labels)
 
