@@ -42,13 +42,25 @@ class Hub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
+    def hashes(self, path: Path) -> dict:
+        """What the hub says of a file of a dataset: of one in large file storage, as Parquet, its sha256 too."""
+        content = path.read_bytes()
+        size, sha256 = len(content), hashlib.sha256(content).hexdigest()
+        lfs = {"lfs": {"size": size, "sha256": sha256, "pointerSize": 130}} if path.suffix == ".parquet" else {}
+        return {"size": size, "blobId": hashlib.sha1(b"blob %d\0%s" % (size, content)).hexdigest(), **lfs}
+
     def answer(self, request: BaseHTTPRequestHandler, with_body: bool) -> None:
         self.requests.append(f"{request.command} {request.path}")
         parts = [unquote(part) for part in request.path.split("?")[0].strip("/").removeprefix("datasets/").split("/")]
         if len(parts) < 4:  # something else than a model
             request.send_error(404)
             return
-        if parts[:2] == ["api", "models"] and parts[4:] == ["discussions"]:
+        if parts[:2] == ["api", "datasets"]:
+            repo, revision, file = self.root / parts[2] / parts[3], parts[5] if len(parts) > 5 else "main", None
+            files = [p for p in sorted(repo.rglob("*")) if p.is_file()]
+            siblings = [{"rfilename": str(p.relative_to(repo)), **self.hashes(p)} for p in files]
+            body = json.dumps({"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": siblings}).encode()
+        elif parts[:2] == ["api", "models"] and parts[4:] == ["discussions"]:
             body = json.dumps({"discussions": self.discussions, "count": len(self.discussions), "start": 0}).encode()
             repo, revision, file = self.root / parts[2] / parts[3], "main", None
         elif parts[:2] == ["api", "models"]:

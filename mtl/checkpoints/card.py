@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 README, RESULTS = "README.md", "results.json"
 PLACEHOLDER = "OWNER/NAME"  # of a model that is not on the hub yet
-DATA = re.compile(rf"hf://datasets/({HUB_ID})(?:@[^/]+)?/(.+)")
+DATA = re.compile(rf"hf://datasets/({HUB_ID})(?:@[^/]+)?(?:/(.+))?")
 # The hub's name of what tasks of a kind do; the last part's are those that train the embeddings themselves
 HUB_TASKS = {
     **dict.fromkeys(("single-label", "multi-label", "regression"), "text-classification"),
@@ -62,11 +62,17 @@ def base_of(model: str) -> dict[str, str] | None:
 
 
 def public_data(source: object) -> dict[str, str] | None:
-    """What may be said of a file of data: its name, and its dataset on the hub; no folder of this machine."""
+    """What may be said of a split's data: files' names, and their dataset on the hub; no folder of this machine."""
     if source is None:
         return None
+    if isinstance(source, float):
+        return {"file": f"{source:g} of train"}
+    if isinstance(source, (list, tuple)):
+        found = [said for each in source if (said := public_data(each))]
+        dataset = {"dataset": found[0]["dataset"]} if len({said.get("dataset") for said in found}) == 1 else {}
+        return {**(dataset if "dataset" in found[0] else {}), "file": ", ".join(said["file"] for said in found)}
     parts = DATA.fullmatch(str(source))
-    return {"dataset": parts[1], "file": parts[2]} if parts else {"file": Path(str(source)).name}
+    return {"dataset": parts[1], "file": parts[2] or parts[1]} if parts else {"file": Path(str(source)).name}
 
 
 def write_results(

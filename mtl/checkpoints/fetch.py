@@ -310,21 +310,31 @@ def conversion(hub_id: str) -> str:
     return "pickles are never opened; a conversion, where there is one, is a pull request: @refs/pr/N behind the name"
 
 
-def fetch_data(source: str) -> Path:
-    """A file of a dataset on the hub, ``hf://datasets/owner/name[@revision]/path``.
+def data_address(source: str) -> tuple[str, str | None, str]:
+    """The dataset, revision and path of ``hf://datasets/owner/name[@revision][/path]``; "" where there is no path.
 
     A revision may be a pull request's (@refs/pr/1), a conversion's (@refs/convert/parquet, also @~parquet), or any
     other with its slashes as %2F.
 
     Raises:
-        WeightsError: another form of address, or the hub does not give the file.
+        WeightsError: another form of address.
     """
-    parts = re.fullmatch(rf"hf://datasets/(?:({HUB_ID})|({NAME})(?=@))(?:@({REVISION}))?/(.+)", source)
+    parts = re.fullmatch(rf"hf://datasets/(?:({HUB_ID})|({NAME})(?=@))(?:@({REVISION}))?(?:/(.+)|/?)", source)
     if parts is None or {"..", "."} & {*re.split("[/@]", unquote(source))}:
         raise WeightsError(f"{shown(source)} is no address of data; expected hf://datasets/owner/name@revision/path")
-    hub_id, revision, file = parts[1] or parts[2], unquote(parts[3] or "") or None, parts[4]
+    revision = unquote(parts[3] or "") or None
     if revision and revision.startswith("~"):
         revision = f"refs/convert/{revision[1:]}"
+    return parts[1] or parts[2], revision, (parts[4] or "").rstrip("/")
+
+
+def fetch_data(source: str) -> Path:
+    """A file of a dataset on the hub, ``hf://datasets/owner/name[@revision]/path``.
+
+    Raises:
+        WeightsError: another form of address, or the hub does not give the file.
+    """
+    hub_id, revision, file = data_address(source)
     hub = quiet_hub()
     try:
         return Path(hub.hf_hub_download(hub_id, file, revision=revision, repo_type="dataset"))

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from mtl.cli import check, embed, evaluate, index, models, predict, publish, serve, train
+from mtl.cli import check, embed, evaluate, index, inspect, models, predict, publish, serve, train
 from mtl.errors import MtlError, one_line
 
 INTERRUPTED = 130  # the exit code
@@ -35,6 +35,7 @@ for command in (
     train.train,
     predict.predict,
     evaluate.evaluate,
+    inspect.inspect,
     check.check,
     models.models,
     serve.serve,

@@ -121,6 +121,23 @@ def schema_of(path: Path) -> Any:
     return schema
 
 
+def class_names(path: Path, column: str) -> list[str]:
+    """What the numbers of a column of classes stand for, where the hub's writers left it in a Parquet file; else none.
+
+    Raises:
+        InputError: as ``parquet_rows``.
+    """
+    if path.suffix.lower() != ".parquet":
+        return []
+    try:
+        about = json.loads((schema_of(path).metadata or {})[b"huggingface"])
+        feature = about["info"]["features"][column]
+        names = feature["names"] if feature.get("_type") == "ClassLabel" else []
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):  # nothing that we know of
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+
+
 def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[int, ArrowRow]]:
     """The rows of a .parquet file, counted from 1; of all columns, or of those among ``columns`` that there are.
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn, cast
 
 from mtl.display import counted
-from mtl.errors import InputError, is_unicode, one_line
+from mtl.errors import InputError, is_unicode, one_line, shown
 from mtl.rows.parquet import check_header, parquet_rows
 
 log = logging.getLogger("mtl")
@@ -240,6 +240,8 @@ def read_rows(path: Path, fields: list[str] | None = None, quoting: Quoting = "a
         raise InputError(f"{path} is no whole gzip file: {error}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from None
+    except ValueError as error:  # a null byte in its name
+        raise InputError(f"{shown(str(path))} cannot be read: {one_line(error)}") from None
 
 
 def check_text(text: Any, field: str, where: str) -> str:

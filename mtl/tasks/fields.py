@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mtl.errors import RecipeError, shown
 
@@ -24,14 +24,16 @@ def settle(settings: Any) -> None:
 
 def settled(name: str, value: Any, hint: Any) -> Any:
     """One field's value as the type that it is declared as."""
-    if get_origin(hint) is tuple:
-        kind = get_args(hint)[0]
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    listed = next((part for part in parts if get_origin(part) is tuple), None)
+    if listed and (len(parts) == 1 or isinstance(value, (list, tuple))):
+        kind = get_args(listed)[0]
         try:
             return tuple(settled(name, item, kind) for item in (value if isinstance(value, (list, tuple)) else [value]))
         except RecipeError:
             raise RecipeError(f"{name} is {shown(value)}; expected a list of {PLURAL[kind]}", name) from None
-    allowed = [part for part in (hint, *get_args(hint)) if part in PLAIN]
-    if not allowed or any(get_origin(part) in (dict, Literal) for part in (hint, *get_args(hint))):
+    allowed = [part for part in parts if part in PLAIN]
+    if not allowed or any(get_origin(part) in (dict, Literal) for part in parts):
         return value  # the class looks at these itself
     if value is None and NoneType in get_args(hint):
         return None
@@ -40,7 +42,8 @@ def settled(name: str, value: Any, hint: Any) -> Any:
     if str in allowed and isinstance(value, os.PathLike):
         return os.fspath(value)
     if type(value) not in allowed:
-        raise RecipeError(f"{name} is {shown(value)}; expected {PLAIN[allowed[0]]}", name)
+        expected = [PLAIN[kind] for kind in allowed] + ([f"a list of {PLURAL[get_args(listed)[0]]}"] if listed else [])
+        raise RecipeError(f"{name} is {shown(value)}; expected {' or '.join(expected)}", name)
     return value
 
 

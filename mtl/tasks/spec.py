@@ -34,8 +34,11 @@ class TaskSpec:
     kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression", "tokens", "similarity", "few-shot",
         "contrastive" or "distillation". What its rows are and what it does is
         said of each (mtl/tasks/kinds, docs/api.md).
-    train, dev, test: A .jsonl, .csv, .tsv or .parquet file, beside the recipe, or
-        ``hf://datasets/owner/name@revision/path``.
+    train, dev, test: Files of rows (.jsonl, .csv, .tsv, .parquet or .conll), beside the recipe: one, a glob, a folder,
+        a dataset on the hub (``hf://datasets/owner/name@revision/path``, or ``owner/name``), or a list of these. Of a
+        folder or dataset whose files are named after splits, those of the split are taken.
+    dev, test: Also a share of train, as 0.1, which is taken away from it: each label's share, and of equal texts all or
+        none.
     text_field, label_field: The names of a row's fields; as many for its texts as the kind takes.
     weight: The loss is multiplied by it.
     freeze: Blocks held fixed, counted from the embeddings, which are held with the first: a number, "encoder" for
@@ -48,9 +51,9 @@ class TaskSpec:
     name: str
     labels: tuple[str, ...] = ()
     kind: str = "single-label"
-    train: str | None = None
-    dev: str | None = None
-    test: str | None = None
+    train: str | tuple[str, ...] | None = None
+    dev: str | tuple[str, ...] | float | None = None
+    test: str | tuple[str, ...] | float | None = None
     text_field: tuple[str, ...] = ("text",)
     label_field: str = "label"
     pooling: tuple[str, ...] = ("mean",)
@@ -88,6 +91,7 @@ class TaskSpec:
         if not 0 < self.weight < math.inf:
             raise RecipeError(f"weight is {self.weight}; expected more than 0", "weight")
         self._check_freeze()
+        self._check_data()
         assert self.handler  # made here, so that what is wrong is said here
 
     def _check_options(self, kind: type[Kind]) -> None:
@@ -97,6 +101,18 @@ class TaskSpec:
             value = getattr(self, field.name)
             if field.name in others and value != field.default:
                 raise RecipeError(f"{field.name} is {shown(value)}; a {kind.name} task has no {field.name}", field.name)
+
+    def _check_data(self) -> None:
+        for split in ("train", "dev", "test"):
+            value = getattr(self, split)
+            if value is not None and not isinstance(value, float) and not (value and all(value)):
+                raise RecipeError(f"{split} is {shown(value)}; expected a file, or several", split)
+        for split, share in self.shares.items():
+            if not 0 < share < 1 or sum(self.shares.values()) >= 1:
+                expected = "files, or a share of train above 0 and below 1" + ", all together below 1" * (0 < share < 1)
+                raise RecipeError(f"{split} is {share:g}; expected {expected}", split)
+            if not self.train:
+                raise RecipeError(f"{split} is {share:g}, a share of train, and train is missing; expected both", split)
 
     def _check_freeze(self) -> None:
         by_epoch: dict[Any, Freeze] = self.freeze if isinstance(self.freeze, dict) else {"1": self.freeze}
@@ -123,6 +139,11 @@ class TaskSpec:
     def metrics(self) -> Mapping[str, int]:
         """Those of its kind, with this task's options; 1 where more is better, else -1."""
         return self.handler.metrics
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The splits that are a share of train, and how much of it."""
+        return {split: value for split in ("dev", "test") if isinstance(value := getattr(self, split), float)}
 
     @property
     def outputs(self) -> int:

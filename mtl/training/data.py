@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from mtl.checkpoints.fetch import fetch_data
-from mtl.disk import expanded
+from mtl.display import counted
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import RecipeError, TrainingError
-from mtl.rows.read import read_rows
+from mtl.rows.files import files_of
+from mtl.rows.parquet import class_names
+from mtl.rows.read import kind_of, read_rows
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.kinds.base import Target
+from mtl.tasks.shares import shares_of
 from mtl.tasks.spec import TaskSpec
 from mtl.training.recipe import Recipe
 from mtl.training.schedule import Schedule
@@ -26,30 +28,129 @@ SPLITS = ("train", "dev", "test")
 Data = Mapping[str, Mapping[str, Examples]]  # split -> task -> examples
 
 
-def resolve(source: str, folder: Path) -> Path:
-    """A local file for a recipe's source, fetched from the hub if it is there."""
-    return fetch_data(source) if source.startswith("hf://") else folder / expanded(source)
+@dataclasses.dataclass
+class Rows:
+    """The labelled rows of one split of a task: each row's texts and target, and what is to be said of them."""
+
+    texts: list[list[str]] = dataclasses.field(default_factory=list)
+    targets: list[Target] = dataclasses.field(default_factory=list)
+    places: int = 0  # labels that were numbers, and stand for the label at that place
+    blanks: int = 0  # rows without a label, which are left out
+
+    def take(self, rows: Sequence[int]) -> Rows:
+        """Some of the rows."""
+        chosen = ([self.texts[i] for i in rows], [self.targets[i] for i in rows])
+        return Rows(*chosen, self.places, self.blanks)
+
+    def stacked(self, task: TaskSpec) -> tuple[list[str], Any]:
+        """The texts, row by row, and the targets as the task's kind stacks them."""
+        targets = task.handler.stacked(self.targets) if task.handler.labelled else None
+        return [text for row in self.texts for text in row], targets
+
+    def notes(self, task: TaskSpec) -> list[str]:
+        """What is to be said, in words."""
+        notes = []
+        if self.places:
+            meant = ", ".join(f"{place} is {label}" for place, label in enumerate(task.labels[:5]))
+            more = ", ..." if len(task.labels) > 5 else ""
+            notes.append(f"{counted(self.places, 'label')} given as numbers: {meant}{more}")
+        if self.blanks:
+            notes.append(f"{counted(self.blanks, 'row')} without a label left out")
+        return notes
 
 
-def read_split(task: TaskSpec, split: str, folder: Path) -> tuple[list[str], Any]:
-    """The texts of one split of a task, row by row, and the targets as the task's kind stacks them.
+class Read(NamedTuple):
+    """A row as it was read: where, its fields, its texts and target; or that its label is blank, or what is wrong."""
+
+    where: tuple[Path, int]
+    fields: Mapping[str, Any]
+    texts: list[str]
+    target: Target = None
+    by_place: bool = False
+    blank: bool = False
+    wrong: str = ""
+
+
+def each_row(task: TaskSpec, split: str, folder: Path) -> Iterator[Read]:
+    """The rows of the files that a task names for a split, one at a time, whether or not they are right.
 
     Raises:
-        InputError, RecipeError: the file cannot be read, has no rows, or a row is wrong; it names the line.
+        InputError, WeightsError: a file cannot be read.
     """
-    path = resolve(getattr(task, split), folder)
-    texts: list[str] = []
-    targets: list[Target] = []
-    for number, fields in read_rows(path):
-        try:
-            of_row, target = task.handler.read(fields)
-        except ValueError as error:
-            raise RecipeError(f"{path}, line {number}: {error}") from None
-        texts += of_row
-        targets.append(target)
-    if not texts:
-        raise RecipeError(f"task {task.name!r}: {path} has no rows; expected at least one for {split}")
-    return texts, task.handler.stacked(targets) if task.handler.labelled else None
+    handler = task.handler
+    for path in files_of(getattr(task, split), split, folder):
+        named = handler.labelled and class_names(path, task.label_field)
+        as_names = named if named and {*named} == {*task.labels} else ()
+        for number, fields in read_rows(path):
+            given, place = fields.get(task.label_field), False
+            empty = "" if given is None and kind_of(path) == ".parquet" else given  # in a table, no value is a blank
+            if task.label_field in fields and handler.is_blank(empty):
+                yield Read((path, number), fields, [], blank=True)
+                continue
+            if as_names and isinstance(given, int) and 0 <= given < len(as_names):
+                fields = {**fields, task.label_field: as_names[given]}
+            else:
+                place = handler.by_place(given)
+            try:
+                yield Read((path, number), fields, *handler.read(fields), place)
+            except ValueError as error:
+                yield Read((path, number), fields, [], wrong=str(error))
+
+
+def read_files(task: TaskSpec, split: str, folder: Path) -> Rows:
+    """The rows of the files that a task names for a split.
+
+    Raises:
+        InputError, RecipeError, WeightsError: a file cannot be read, there are no rows, or a row is wrong; it names the
+            line.
+    """
+    found = Rows()
+    for row in each_row(task, split, folder):
+        if row.wrong:
+            raise RecipeError(f"{row.where[0]}, line {row.where[1]}: {row.wrong}")
+        found.blanks += row.blank
+        found.places += row.by_place
+        if not row.blank:
+            found.texts.append(row.texts)
+            found.targets.append(row.target)
+    if not found.texts:
+        path = files_of(getattr(task, split), split, folder)[0]
+        what = f"no row of {found.blanks} with a label" if found.blanks else "no rows"
+        raise RecipeError(f"task {task.name!r}: {path} has {what}; expected at least one for {split}")
+    return found
+
+
+def held_out(task: TaskSpec, rows: Rows, seed: int) -> dict[str, list[int]]:
+    """The rows of train that its task's shares take, by split.
+
+    Raises:
+        RecipeError: a share takes none.
+    """
+    found = shares_of(rows.texts, task.handler.strata(rows.targets), task.shares, seed)
+    for name, part in found.items():
+        if not part:
+            given = f"task {task.name!r}: {name} = {task.shares[name]:g} takes no row of {len(rows.texts)}"
+            raise RecipeError(f"{given}, of which equal texts stay together; expected a larger share, or more rows")
+    return found
+
+
+def split_rows(task: TaskSpec, split: str, folder: Path, seed: int = 0) -> Rows:
+    """The rows of one split of a task: of its files, or a share of train's, of which train has what is left.
+
+    Raises:
+        InputError, RecipeError, WeightsError: as ``read_files``; or the share has no rows.
+    """
+    if split not in task.shares and not (split == "train" and task.shares):
+        return read_files(task, split, folder)
+    rows = read_files(task, "train", folder)
+    held = held_out(task, rows, seed)
+    out = {i for part in held.values() for i in part}
+    return rows.take(held[split] if split in held else [i for i in range(len(rows.texts)) if i not in out])
+
+
+def read_split(task: TaskSpec, split: str, folder: Path, seed: int = 0) -> tuple[list[str], Any]:
+    """As ``split_rows``: the texts, row by row, and the targets as the task's kind stacks them."""
+    return split_rows(task, split, folder, seed).stacked(task)
 
 
 def fingerprints(data: Data) -> dict[str, dict[str, str]]:
@@ -62,7 +163,8 @@ def completed(recipe: Recipe) -> tuple[Recipe, list[str]]:
     tasks, notes = list(recipe.tasks), []
     for i, task in enumerate(tasks):
         if task.handler.finds_labels and task.train:
-            tasks[i] = task.handler.complete(read_split(task, "train", recipe.folder)[1])
+            rows = read_files(task, "train", recipe.folder)
+            tasks[i] = task.handler.complete(task.handler.stacked(rows.targets))
             notes.append(f"{task.name}: labels found: {', '.join(tasks[i].labels or tasks[i].tags)}")
     return dataclasses.replace(recipe, tasks=tasks), notes
 
@@ -70,7 +172,7 @@ def completed(recipe: Recipe) -> tuple[Recipe, list[str]]:
 def load_data(
     recipe: Recipe, embedder: SentenceEncoder, splits: Sequence[str] = SPLITS
 ) -> tuple[dict[str, dict[str, Examples]], list[str]]:
-    """All splits of a recipe, split -> task -> examples, and a line for each one of which something was cut.
+    """All splits of a recipe, split -> task -> examples, and a line for each thing to know, as what was cut.
 
     Raises:
         InputError, RecipeError: data are wrong, or a task has no training data where that is asked for.
@@ -82,11 +184,11 @@ def load_data(
             if split == "train":
                 raise RecipeError(f"task {task.name!r} has no training data; expected train = a file")
             continue
-        texts, targets = read_split(task, split, recipe.folder)
+        rows = split_rows(task, split, recipe.folder, recipe.training.seed)
+        texts, targets = rows.stacked(task)
         reading = Split(split, recipe.folder, embedder, recipe.training.max_length, recipe.training.seed)
         data[split][task.name] = task.handler.examples(texts, targets, reading)
-        if reading.cut:
-            notes.append(f"{task.name} {split}: {reading.cut}")
+        notes += [f"{task.name} {split}: {note}" for note in [*rows.notes(task), reading.cut] if note]
     return data, notes
 
 

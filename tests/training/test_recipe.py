@@ -1,5 +1,6 @@
 """Recipes and labelled data: what is right is read, and what is wrong is named with file and line."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import torch
 from mtl import SentenceEncoder
 from mtl.errors import InputError, MtlError, RecipeError
 from mtl.tasks.spec import TaskSpec
-from mtl.training.data import load_data, read_split
-from mtl.training.recipe import BUNDLED, find_recipe, read_recipe
+from mtl.training.data import fingerprints, load_data, read_split, split_rows
+from mtl.training.recipe import BUNDLED, Recipe, find_recipe, read_recipe
 
 RECIPE = """
 model = "tiny"
@@ -229,3 +230,93 @@ def test_the_demo_s_pairs_are_distinct() -> None:
         assert set(others) == set(answers)
         assert not seen & set(texts)
         seen |= set(texts)
+
+
+def test_labels_as_tables_have_them(tmp_path: Path, tiny: SentenceEncoder) -> None:
+    """Names, numbers, numbers of a column that had blanks, and blanks, which are left out: each said and counted."""
+    (tmp_path / "train.csv").write_text("text,label\na,x\nb,1\nc,\nd,0.0\ne,  \nf,1.00\n")
+    (tmp_path / "number.csv").write_text("text,label\na,0.5\nb,\nc,2\n")
+    topic = dataclasses.replace(TOPIC, train="train.csv")
+    assert split_rows(topic, "train", tmp_path).targets == [0, 1, 0, 1]
+    recipe = Recipe("tiny", [topic, dataclasses.replace(SCORE, train="number.csv")], folder=tmp_path)
+    data, notes = load_data(recipe, tiny, ["train"])
+    assert notes == [
+        "topic train: 3 labels given as numbers: 0 is x, 1 is y",
+        "topic train: 2 rows without a label left out",
+        "score train: 1 row without a label left out",
+    ]
+    assert data["train"]["score"].targets.tolist() == [[0.5], [2.0]]
+    (tmp_path / "train.csv").write_text("text,label\na,\n")
+    with pytest.raises(RecipeError, match="train.csv has no row of 1 with a label"):
+        split_rows(topic, "train", tmp_path)
+    (tmp_path / "train.csv").write_text("text,labels\na,x\n")
+    with pytest.raises(RecipeError, match="no field 'label'; it has text, labels"):
+        split_rows(topic, "train", tmp_path)
+
+
+def test_classes_of_parquet_are_named(tmp_path: Path) -> None:
+    """The hub's writers say what numbers stand for, which may be another order than the recipe's; nulls are blanks."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    feature = {"info": {"features": {"label": {"names": ["y", "x"], "_type": "ClassLabel"}}}}
+    table = pa.table({"text": ["a", "b", "c"], "label": pa.array([0, None, 1], pa.int64())})
+    for part in range(2):
+        shard = tmp_path / f"train-0000{part}-of-00002.parquet"
+        parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(feature)}), shard)
+    found = split_rows(dataclasses.replace(TOPIC, train="."), "train", tmp_path)
+    assert (found.targets, found.texts, found.blanks) == ([1, 0, 1, 0], [["a"], ["c"], ["a"], ["c"]], 2)
+
+
+def test_a_share_of_train(tmp_path: Path, tiny: SentenceEncoder) -> None:
+    """Train and dev are parts of one; they do not depend on files or order; changed data have another fingerprint."""
+    lines = [json.dumps({"text": f"text {i % 45}", "label": "xy"[i % 45 % 3 == 0]}) + "\n" for i in range(60)]
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "1.jsonl").write_text("".join(lines[40:]))
+    (tmp_path / "parts" / "2.jsonl").write_text("".join(lines[:40]))
+    task, parts = (dataclasses.replace(TOPIC, train=train, dev=0.2, test=0.1) for train in ("train.jsonl", "parts"))
+    splits = {split: split_rows(task, split, tmp_path) for split in ("train", "dev", "test")}
+    texts = {split: {text for row in rows.texts for text in row} for split, rows in splits.items()}
+    assert sum(len(rows.texts) for rows in splits.values()) == 60
+    assert [len(splits[split].texts) for split in ("dev", "test")] == [12, 6]
+    assert sum(map(len, texts.values())) == len(set.union(*texts.values()))  # no text is in two
+    for split, rows in splits.items():
+        assert sorted(split_rows(parts, split, tmp_path).texts) == sorted(rows.texts)
+
+    def prints() -> dict:
+        return fingerprints(load_data(Recipe("tiny", [task], folder=tmp_path), tiny)[0])
+
+    before = prints()
+    assert before == prints()
+    (tmp_path / "train.jsonl").write_text("".join([*lines[:-1], '{"text": "other", "label": "x"}\n']))
+    assert before["train"] != prints()["train"] or before["dev"] != prints()["dev"]
+    few = dataclasses.replace(TOPIC, dev=0.001)
+    with pytest.raises(RecipeError, match=r"dev = 0.001 takes no row of 60.*; expected a larger share, or more rows"):
+        split_rows(few, "dev", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("dev = 0", "line 15: dev is 0; expected files, or a share of train above 0 and below 1"),
+        ("dev = 1", "line 15: dev is 1; expected files"),
+        ("dev = 1.5", "line 15: dev is 1.5; expected files"),
+        ("dev = nan", "line 15: dev is nan; expected files"),
+        ("dev = true", "line 15: dev is True; expected a string or a number or a list of strings"),
+        ("train = 0.5", "line 15: train is 0.5; expected a string or a list of strings"),
+        ("dev = 0.5\ntest = 0.5", "line 15: dev is 0.5; expected .*, all together below 1"),
+        ("dev = []", r"line 15: dev is \(\); expected a file, or several"),
+        ("dev = ''", "line 15: dev is ''; expected a file, or several"),
+        ("dev = ['a.csv', 5]", "line 15: dev is .*; expected a list of strings"),
+    ],
+)
+def test_mistakes_in_splits(tmp_path: Path, data: str, message: str) -> None:
+    train = "" if data.startswith("train") else 'train = "train.jsonl"\n'
+    text = RECIPE.replace('train = "train.jsonl"\nfreeze', f"{train}{data}\nfreeze")
+    line = text[: text.index(data)].count("\n") + 1
+    with pytest.raises(RecipeError, match=message.replace("line 15", f"line {line}")):
+        read_recipe(write(tmp_path, text))
+
+
+def test_a_share_of_nothing() -> None:
+    with pytest.raises(RecipeError, match="dev is 0.1, a share of train, and train is missing; expected both"):
+        TaskSpec("t", ("x", "y"), dev=0.1)

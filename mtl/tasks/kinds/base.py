@@ -103,6 +103,28 @@ class Kind(ABC):
 
     # Data
 
+    def is_blank(self, value: Any) -> bool:
+        """Whether a label as it stands in the data says that there is none, so that the row is left out."""
+        blank = isinstance(value, str) and not value.strip() and value not in self.labels
+        return self.labelled and self.level == "text" and blank
+
+    def by_place(self, value: Any) -> bool:
+        """Whether a label as it stands in the data is a number that says the label's place."""
+        return False
+
+    def labels_in(self, target: Target) -> list[str]:
+        """The labels that a row's target has, by name, as they are counted: none where it is a number, or nothing."""
+        return []
+
+    def spelled(self, fields: Mapping[str, Any]) -> list[str]:
+        """The labels of a row as they are spelled there, whether or not they are declared."""
+        value = fields.get(self.task.label_field)
+        return [value] if self.labels and isinstance(value, str) and value.strip() else []
+
+    def strata(self, targets: Sequence[Target]) -> list[str]:
+        """What each row counts as where a share of each is taken."""
+        return [repr(target) for target in targets]
+
     def read(self, fields: Mapping[str, Any]) -> tuple[list[str], Target]:
         """A row's texts, and its target, which is None where rows have no label.
 

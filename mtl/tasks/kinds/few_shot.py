@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mtl.errors import RecipeError
 from mtl.tasks.examples import Examples, Split
-from mtl.tasks.kinds.multi_label import label_set
+from mtl.tasks.kinds.multi_label import label_set, names_in
 from mtl.tasks.kinds.similarity import CosineKind, CosineOptions
-from mtl.tasks.kinds.single_label import class_index
+from mtl.tasks.kinds.single_label import class_index, is_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,16 @@ class FewShot(CosineKind):
         if not several:
             return (class_index(value, self.labels),)
         return tuple(i for i, flag in enumerate(label_set(value, self.labels)) if flag)
+
+    def labels_in(self, target: tuple[int, ...]) -> list[str]:
+        return [self.labels[i] for i in target]
+
+    def spelled(self, fields: Mapping[str, Any]) -> list[str]:
+        value = fields.get(self.task.label_field)
+        return [value] if value in self.labels else names_in(value)
+
+    def by_place(self, value: Any) -> bool:
+        return is_place(value, self.labels)
 
     def stacked(self, targets: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
         return targets

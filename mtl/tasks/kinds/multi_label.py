@@ -33,6 +33,12 @@ def are_flags(values: Sequence[Any]) -> bool:
     return all(isinstance(value, (int, float)) and value in (0, 1) for value in values)
 
 
+def names_in(value: Any) -> list[str]:
+    """The names in a list, or in "a|b", whether or not they are declared."""
+    names = value if isinstance(value, list) else value.split("|") if isinstance(value, str) else []
+    return [name for name in names if isinstance(name, str) and name]
+
+
 def multi_hot(values: Sequence[Any], labels: Sequence[str]) -> list[float] | None:
     """A 0 or 1 for each label, as it stands; None where it is something else."""
     return [float(value) for value in values] if are_flags(values) and len(values) == len(labels) else None
@@ -110,6 +116,16 @@ class MultiLabel(ClassKind, HeadKind):
 
     def target(self, value: Any) -> list[float]:
         return label_set(value, self.labels)
+
+    def labels_in(self, target: list[float]) -> list[str]:
+        return [label for label, flag in zip(self.labels, target, strict=True) if flag]
+
+    def spelled(self, fields: Mapping[str, Any]) -> list[str]:
+        return names_in(fields.get(self.task.label_field))
+
+    def is_blank(self, value: Any) -> bool:
+        """Never: an empty string is a row without any of the labels."""
+        return False
 
     def balanced(self, examples: Examples) -> dict[str, float]:
         held = examples.targets.double().sum(dim=0)

@@ -15,6 +15,7 @@ from mtl.model import losses
 from mtl.tasks.correlation import correlations
 from mtl.tasks.examples import Examples
 from mtl.tasks.kinds.base import HeadKind, HeadOptions
+from mtl.tasks.shares import levels
 from mtl.tasks.tally import Sampled, Weights
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ class Regression(HeadKind):
 
     def target(self, value: Any) -> list[float]:
         return [finite_number(value)]
+
+    def strata(self, targets: Sequence[list[float]]) -> list[str]:
+        return levels([number for (number,) in targets])
 
     def stacked(self, targets: Sequence[list[float]]) -> Tensor:
         return torch.tensor(targets, dtype=torch.float64)  # dates in seconds differ by less than float32 tells apart

@@ -17,6 +17,7 @@ from mtl.tasks.fields import one_of
 from mtl.tasks.kinds.base import VectorKind, VectorOptions, check_distinct, check_scale
 from mtl.tasks.kinds.regression import finite_number
 from mtl.tasks.pictures import draw_cosines
+from mtl.tasks.shares import levels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,9 @@ class Similarity(CosineKind):
             if not low <= number <= high:
                 raise ValueError(f"is {value!r}; expected {low:g} to {high:g}, the task's score_range")
         return [number]
+
+    def strata(self, targets: Sequence[list[float]]) -> list[str]:
+        return levels([number for (number,) in targets])
 
     def stacked(self, targets: Sequence[list[float]]) -> Tensor:
         """Scores as shares of the task's range, or of their own where none is given: (rows, 1).

@@ -19,6 +19,16 @@ from mtl.tasks.pictures import draw_map
 from mtl.tasks.tally import GIVEN, RIGHT, Tally, by_label, calibration_error, rates
 
 
+def as_number(value: Any) -> int | None:
+    """A whole number, as it may stand in data: 2, "2", and where a column had blanks, 2.0 or "2.0"; None otherwise."""
+    if isinstance(value, str):
+        whole, _, rest = value.partition(".")
+        fits = len(value) < 20 and whole.isdecimal() and not rest.strip("0") and not value.endswith(".")
+        return int(whole) if fits else None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
+    return int(value) if number else None
+
+
 def class_index(value: Any, labels: Sequence[str]) -> int:
     """The index of a label by its name, or by its place (0, 1, ...) where no label is itself a number.
 
@@ -27,18 +37,24 @@ def class_index(value: Any, labels: Sequence[str]) -> int:
             another by its place.
     """
     numbered = any(label.lstrip("-").isdecimal() for label in labels)
-    number = isinstance(value, int) and not isinstance(value, bool)
-    digits = number or (isinstance(value, str) and value.isdecimal())
-    place = int(value) if digits and 0 <= int(value) < len(labels) else None
-    name = labels.index(str(value)) if str(value) in labels else None
-    if name is not None and place is not None and number and place != name:
+    number = as_number(value)
+    place = number if number is not None and 0 <= number < len(labels) else None
+    names = [str(value)] if number is None else [str(value), str(number)]
+    name = next((labels.index(text) for text in names if text in labels), None)
+    if name is not None and place is not None and not isinstance(value, str) and place != name:
         by_name, by_place = f"the label named {labels[name]!r}", f"the one at place {place} from 0, {labels[place]!r}"
-        raise ValueError(f'is {value}, which could be {by_name} or {by_place}; expected its name, "{value}" in quotes')
+        raise ValueError(f'is {value}, which could be {by_name} or {by_place}; expected its name, "{number}" in quotes')
     if name is not None:
         return name
     if place is not None and not numbered:
         return place
     raise ValueError(f"{value!r} is not declared; expected one of {', '.join(labels)}")
+
+
+def is_place(value: Any, labels: Sequence[str]) -> bool:
+    """Whether ``class_index`` takes a value as a label's place, and not as its name."""
+    number = as_number(value)
+    return number is not None and not {str(value), str(number)} & {*labels}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +80,12 @@ class SingleLabel(ClassKind, HeadKind):
 
     def target(self, value: Any) -> int:
         return class_index(value, self.labels)
+
+    def labels_in(self, target: int) -> list[str]:
+        return [self.labels[target]]
+
+    def by_place(self, value: Any) -> bool:
+        return is_place(value, self.labels)
 
     def balanced(self, examples: Examples) -> dict[str, float]:
         return evenly(examples.targets.bincount(minlength=len(self.labels)), self.labels)

@@ -212,6 +212,20 @@ class Tokens(ClassKind):
     def begins_with(self, theirs: Classifier) -> bool:
         return theirs.kind == "tokens" and self.tags == theirs.labels
 
+    def labels_in(self, target: Marked) -> list[str]:
+        return [label for *_, label in target.spans]
+
+    def spelled(self, fields: Mapping[str, Any]) -> list[str]:
+        """The labels of spans, or of words without what tags have before them."""
+        value: Any = next((fields[name] for name in (self.task.label_field, "tags", "spans") if name in fields), [])
+        items = value if isinstance(value, list) else []
+        found = [item[2] if isinstance(item, list) and len(item) == 3 else item for item in items]
+        return [parted(label)[1] or label for label in found if isinstance(label, str) and label != OUTSIDE]
+
+    def strata(self, targets: Sequence[Marked]) -> list[str]:
+        """By the labels of a text's spans."""
+        return [" ".join(sorted({label for *_, label in marked.spans})) for marked in targets]
+
     def stacked(self, targets: Sequence[Marked]) -> Sequence[Marked]:
         return targets
 
