@@ -76,13 +76,17 @@ class Program:
         parts = encoder.embeddings
         self.words = parts.word_embeddings.weight.detach().to(dtype)
         self.positions = parts.position_embeddings.weight.detach().to(dtype)
-        self.norm = Norm.of(parts.LayerNorm, dtype)
+        self.norm, project = Norm.of(parts.LayerNorm, dtype), parts.project
+        self.project = (
+            product(project.weight, project.bias, dtype) if isinstance(project, nn.Linear) else nn.Identity()
+        )
         self.biases = encoder.relative_attention_bias.weight.detach().to(dtype) if isinstance(encoder, MPNet) else None
         self.make = make  # of a program in int8, with True a block in float32
         self.blocks = [make(i) for i in range(len(encoder.blocks))]
 
     def embed(self, batch: PackedBatch) -> Tensor:
-        return self.norm(F.embedding(batch.ids, self.words) + F.embedding(batch.positions, self.positions))
+        x = F.embedding(batch.ids, self.words) + F.embedding(batch.positions, self.positions)
+        return self.project(self.norm(x))
 
     def run(
         self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None, first: bool = False

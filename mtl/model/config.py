@@ -44,6 +44,8 @@ def check_heads_and_activation(config: Any) -> None:
 class EncoderConfig:
     """Shape of a DistilBERT encoder. The defaults are those of distilbert-base-uncased.
 
+    embedding_dim: The width of the embeddings, where it is another than ``dim``: a projection leads from it to that.
+
     Raises:
         ConfigError: a size that is no positive integer, a dropout outside [0, 1), heads that do not
             divide ``dim``, an unknown activation, or a field of another type.
@@ -61,16 +63,18 @@ class EncoderConfig:
     activation: str = "gelu"
     initializer_range: float = 0.02
     layer_norm_eps: float = LAYER_NORM_EPS
+    embedding_dim: int | None = None
 
     def __repr__(self) -> str:
-        """As a dataclass's own, without an eps that is BERT's: fingerprints of models are made of it."""
+        """As a dataclass's own, without what came later and is as in BERT: fingerprints of models are made of it."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if fields["layer_norm_eps"] == LAYER_NORM_EPS:
-            del fields["layer_norm_eps"]
-        return f"EncoderConfig({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+        later = {"layer_norm_eps": LAYER_NORM_EPS, "embedding_dim": None}
+        shown = (f"{name}={x!r}" for name, x in fields.items() if name not in later or x != later[name])
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def __post_init__(self) -> None:
-        check_sizes(self, "vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim")
+        check_sizes(self, "vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim",
+                    *["embedding_dim"] * (self.embedding_dim is not None))  # fmt: skip
         check_shares(self, "dropout", "attention_dropout", "layer_norm_eps")
         check_shares(self, "initializer_range", most=LARGEST)
         check_flags(self, "sinusoidal_pos_embds")

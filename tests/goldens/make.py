@@ -43,7 +43,7 @@ FAMILIES = {
     "roberta": AFTER_PADDING,
     "xlm-roberta": AFTER_PADDING,
     "camembert": {**AFTER_PADDING, "pad_token_id": 3, "max_position_embeddings": 20},
-    "electra": {"embedding_size": 16},
+    "electra": {"embedding_size": 10},
     "mpnet": {"pad_token_id": 1, "max_position_embeddings": 18, "layer_norm_eps": 1e-5},
     "modernbert": {
         "num_hidden_layers": 3,

@@ -212,7 +212,7 @@ class Family:
             rows, width = ours[POSITIONS]
             shapes[names[POSITIONS]] = (rows + self.start(fields), width)
         if self.token_types and self.types(fields):
-            shapes[self.token_types] = (self.types(fields), config.dim)
+            shapes[self.token_types] = (self.types(fields), ours[self.words][1])
         return shapes
 
     def fold(self, tensors: Mapping[str, Tensor], config: Any, fields: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -248,5 +248,5 @@ class Family:
             positions = tensors[POSITIONS]
             renamed[names[POSITIONS]] = torch.cat([positions.new_zeros(unused, positions.shape[1]), positions])
         if self.token_types and self.types(fields):
-            renamed[self.token_types] = tensors[self.words].new_zeros(self.types(fields), config.dim)
+            renamed[self.token_types] = tensors[self.words].new_zeros(self.types(fields), tensors[self.words].shape[1])
         return renamed
