@@ -85,6 +85,52 @@ class EncoderConfig:
         return dataclasses.replace(self, n_layers=len(layers))
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class DebertaConfig(EncoderConfig):
+    """Shape of a DeBERTa-v2 or -v3. The defaults are deberta-v3-base's.
+
+    position_biased_input: Whether places in the text are added to the words, from a table as BERT's.
+    position_buckets: How many distances to one side are told apart, half of them one by one; 0 for all of them.
+    max_relative_positions: The distance from which on there is no telling apart.
+    c2p, p2c: Whether a query is compared with distances, and a key.
+    share_att_key: Whether distances are projected as words are.
+    norm_rel_ebd: Whether the table of distances goes through a LayerNorm.
+
+    Raises:
+        ConfigError: as EncoderConfig, or positions that have no bucket.
+    """
+
+    vocab_size: int = 128100
+    layer_norm_eps: float = 1e-7
+    position_biased_input: bool = False
+    position_buckets: int = 256
+    max_relative_positions: int = 512
+    c2p: bool = True
+    p2c: bool = True
+    share_att_key: bool = True
+    norm_rel_ebd: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self, "max_relative_positions")
+        check_flags(self, "position_biased_input", "c2p", "p2c", "share_att_key", "norm_rel_ebd")
+        if self.sinusoidal_pos_embds or self.embedding_dim is not None:
+            raise ConfigError("sinusoidal_pos_embds and embedding_dim are set; expected neither in a DeBERTa")
+        buckets, most = self.position_buckets, self.max_relative_positions
+        if type(buckets) is not int or not 0 <= buckets <= LARGEST or buckets == 1:
+            raise ConfigError(f"position_buckets is {shown(buckets)}; expected 0, or 2 to {LARGEST}")
+        near = buckets // 2
+        if near and most - 1 <= near < self.max_position_embeddings - 1:
+            raise ConfigError(
+                f"max_relative_positions is {most}; expected more than {near + 1}, half the position_buckets and one"
+            )
+
+    @property
+    def span(self) -> int:
+        """How many rows of the table of distances are for one side."""
+        return self.position_buckets or self.max_relative_positions
+
+
 FULL, SLIDING = "full_attention", "sliding_attention"  # as transformers calls them
 
 

@@ -54,7 +54,7 @@ def test_embeddings_of_another_width() -> None:
         dataclasses.replace(CONFIG, embedding_dim=0)
 
 
-@pytest.mark.parametrize("name", ["encoder", "mpnet", "rotary"])
+@pytest.mark.parametrize("name", ["encoder", "mpnet", "rotary", "deberta"])
 def test_the_models_are_short(name: str) -> None:
     path = Path(encoder.__file__).with_name(f"{name}.py")
     assert len(path.read_text(encoding="utf-8").splitlines()) <= (130 if name == "encoder" else 160)

@@ -75,7 +75,7 @@ class Family:
     encoder: The architecture.
     tokenizer: The class that transformers takes where no file names one.
     inputs: What their model takes of a tokenizer's results (``model_input_names``).
-    beside: Tensors under the prefix that belong to no trunk.
+    beside: Tensors under the prefix that belong to no trunk; ``unread`` are more of them, of config.json's fields.
     """
 
     model_type: str
@@ -99,6 +99,7 @@ class Family:
     inert: tuple[str, ...] = ()
     first_position: Callable[[Mapping[str, Any]], int] = lambda fields: 0
     token_types: str | None = None
+    unread: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda fields: ()
     beside: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
 
     @property
@@ -171,7 +172,7 @@ class Family:
             ConfigError: no positive number.
         """
         rows = fields.get("type_vocab_size", self.defaults.get("type_vocab_size", 2))
-        least = int(POSITIONS in self.tensors)
+        least = int(POSITIONS in self.tensors and self.defaults.get("type_vocab_size") != 0)
         if type(rows) is not int or not least <= rows <= LARGEST:
             raise ConfigError(f"type_vocab_size is {shown(rows)}; expected a whole number of {least} or more")
         return rows
