@@ -344,6 +344,19 @@ def test_check(mtl: Callable[..., Done], folder: Path, precision: str) -> None:
     assert "differ" not in done.stdout
 
 
+def test_int8_says_what_it_costs(mtl: Callable[..., Done], folder: Path) -> None:
+    """And is refused where that is too much."""
+    done = mtl("embed", "--model", str(folder), "--precision", "int8", "--int8-least-cosine", "-1", "a")
+    assert re.search(r"precision=int8 \(least cosine 0\.9\d{3}\)", done.stderr), done.stderr
+    done = mtl("embed", "--model", str(folder), "--precision", "int8", "--int8-least-cosine", "1", "a")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: precision is 'int8', whose least cosine to fp32 is 0\.9\d\d on the calibration's sentences; "
+        r"expected 1: choose 'fp32' or 'bf16', or insist with int8_least_cosine=0\.9\d\d\n",
+        done.stderr,
+    ), done.stderr
+
+
 def test_check_names_the_kernel_that_differs(mtl: Callable[..., Done], folder: Path, monkeypatch) -> None:
     """A machine whose kernel adds otherwise for few rows, as BLAS does."""
     exact = Packed.__call__

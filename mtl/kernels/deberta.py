@@ -21,6 +21,7 @@ from mtl.kernels.linear import Product, product, release
 from mtl.model.deberta import Deberta, DebertaBlock, rows_of
 from mtl.model.packing import PackedBatch
 
+
 @dataclasses.dataclass(frozen=True)
 class Block(encoder.Block):
     """A DebertaBlock; in place of biases it gets rows of the table, (length, length) for each group.
