@@ -28,7 +28,7 @@ for threads in (1, 2, 3):
             found += [(threads, *trial) for trial in linear_trials(model.program(), threads)]
     for shape in shapes:
         found += [(threads, *trial) for trial in attention_trials(*shape, threads)]
-assert len(found) == 3 * (2 * 2 * 4 + 6 * len(shapes)), len(found)
+assert len(found) == 3 * (2 * 2 * 4 + 7 * len(shapes)), len(found)
 print([trial for trial in found if trial[-1]])
 """
 

@@ -35,7 +35,7 @@ MANIFEST = Path(__file__).with_name("manifest.toml")
 
 CLONE = Path(__file__).parents[2] / "weights"  # where a clone keeps what it fetched, beside its README
 # What we read of a repository that no manifest lists: settings and vocabularies first, which say what else there is
-SETTINGS = ["*.json", "*vocab.txt", "*merges.txt"]
+SETTINGS = ["*.json", "*vocab.txt", "*merges.txt", "*spm.model", "*sentencepiece.bpe.model"]
 IGNORED = ["onnx/*", "openvino/*", "*checkpoint-*/*"]
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # neither "." nor ".."
 HUB_ID = rf"{NAME}/{NAME}"

@@ -79,8 +79,8 @@ CONFIG = File(
 )
 TOKENIZER_CONFIG = File(
     "tokenizer_config.json",
-    "tokenizer_class do_lower_case strip_accents tokenize_chinese_chars add_prefix_space truncation_side "
-    "model_max_length max_len split_special_tokens added_tokens_decoder additional_special_tokens "
+    "tokenizer_class do_lower_case strip_accents tokenize_chinese_chars add_prefix_space split_by_punct "
+    "truncation_side model_max_length max_len split_special_tokens added_tokens_decoder additional_special_tokens "
     "extra_special_tokens model_specific_special_tokens unk_token sep_token pad_token cls_token mask_token bos_token "
     "eos_token model_input_names",
     "padding_side pad_token_type_id pad_to_multiple_of do_basic_tokenize never_split "
@@ -88,8 +88,8 @@ TOKENIZER_CONFIG = File(
     "special_tokens_map_file name_or_path tokenizer_file vocab_file merges_file use_fast trim_offsets errors "
     "processor_class chat_template response_template response_schema chat_control_tokens verbose backend is_local "
     "local_files_only files_loaded from_slow legacy max_length stride truncation_strategy init_inputs add_bos_token "
-    "add_eos_token fix_mistral_regex __version__",
-    {"wordpieces_prefix": ("##",), "clean_text": (True,), "sp_model_kwargs": ({},)},
+    "add_eos_token fix_mistral_regex unk_id __version__",
+    {"wordpieces_prefix": ("##",), "clean_text": (True,), "sp_model_kwargs": ({},), "vocab_type": ("spm",)},
 )
 SENTENCE_CONFIG = File(
     "sentence_bert_config.json",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +131,12 @@ def encoder_config(fields: Mapping[str, Any], source: Path) -> Any:
 
 
 def part_tensors(
-    tensors: Mapping[str, Tensor], family: Family, source: Path
+    tensors: Mapping[str, Tensor], family: Family, source: Path, unread: Sequence[str] = ()
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A file's tensors as the trunk and what lies beside it, the trunk's without what stands before their names.
 
     Whatever that is (nothing, "bert.", "model.", "0.auto_model."), it is what stands before the word embeddings' name.
-    Old checkpoints call LayerNorm's weight gamma and its bias beta.
+    Old checkpoints call LayerNorm's weight gamma and its bias beta. What is ``unread`` is no part of the trunk.
 
     Raises:
         WeightsError: there is no trunk, or more than one.
@@ -154,7 +154,7 @@ def part_tensors(
     for name, tensor in renamed.items():
         inner = name.removeprefix(prefixes[0])
         within = name.startswith(prefixes[0]) and (prefixes[0] != "" or inner.split(".")[0] in roots)
-        apart = inner in family.beside or inner.startswith("pooler.")
+        apart = inner in (*family.beside, *unread) or inner.startswith("pooler.")
         (trunk if within and not apart else beside)[inner if name.startswith(prefixes[0]) else name] = tensor
     return trunk, beside
 
@@ -184,7 +184,7 @@ def load_encoder(folder: Path, part: str = "") -> tuple[Encoder, Classifier | No
     fields = read_object(source)
     config, family = encoder_config(fields, source), family_of(fields, source)
     tensors, path = read_weights(folder, part)
-    trunk, beside = part_tensors(tensors, family, path)
+    trunk, beside = part_tensors(tensors, family, path, family.unread(fields))
     check_layers(config, trunk, path)
     with uninitialized():
         encoder = family.encoder(config).eval()

@@ -11,13 +11,15 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Encoding, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from mtl.checkpoints.fields import TOKENIZER_CONFIG
 from mtl.checkpoints.files import field, inside, read_json, read_object
+from mtl.checkpoints.sentencepiece import read as read_pieces
 from mtl.errors import ConfigError, WeightsError, one_line, printable, shown
 
 log = logging.getLogger("mtl")
@@ -39,7 +41,8 @@ class Kind:
     special: Its special tokens by role, where no file names others.
     ends: The roles of what it puts before and behind a text.
     normalizer, pre_tokenizer: What it puts before the vocabulary, by the options and what tokenizer.json has there.
-    vocabulary: From the older files, where there is no tokenizer.json; ``files`` are their names.
+    vocabulary: From the older files and the special tokens' texts, where there is no tokenizer.json; ``files`` are
+        their names.
     """
 
     model: str
@@ -48,7 +51,7 @@ class Kind:
     pre_tokenizer: Callable[[Options], Any]
     ends: tuple[str, str] = ("cls", "sep")
     files: tuple[str, ...] = ()
-    vocabulary: Callable[[Path, str], Any] | None = None
+    vocabulary: Callable[[Path, Mapping[str, str]], Tokenizer] | None = None
 
 
 def bert_normalizer(options: Options, before: Any) -> Any:
@@ -71,13 +74,46 @@ def metaspace(options: Options) -> Any:
     return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), words])
 
 
-def wordpiece_vocabulary(path: Path, unknown: str) -> Any:
+def deberta_normalizer(options: Options, before: Any) -> Any:
+    blanks = normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " ")
+    parts = [blanks, normalizers.NFC(), normalizers.Strip(left=False, right=True)]
+    return normalizers.Sequence([normalizers.Lowercase(), *parts] if options.get("do_lower_case") else parts)
+
+
+def deberta_words(options: Options) -> Any:
+    scheme = "always" if options.get("add_prefix_space", True) else "first"
+    words = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
+    marks = [pre_tokenizers.Punctuation(behavior="isolated")] * options.get("split_by_punct", False)
+    return pre_tokenizers.Sequence([*marks, words])
+
+
+def wordpiece_vocabulary(path: Path, special: Mapping[str, str]) -> Tokenizer:
     """A vocabulary of one token a line."""
     tokens = read_text(path).removesuffix("\n").split("\n")
-    return models.WordPiece({token.rstrip(): i for i, token in enumerate(tokens)}, unk_token=unknown)
+    return Tokenizer(models.WordPiece({token.rstrip(): i for i, token in enumerate(tokens)}, unk_token=special["unk"]))
 
 
-def bpe_vocabulary(path: Path, unknown: str) -> Any:
+def pieces_vocabulary(path: Path, special: Mapping[str, str], before: Sequence[str] = (), skip: int = 0) -> Tokenizer:
+    """A sentencepiece model's pieces, some of which give way to others, by their roles or texts, and to the mask's."""
+    found = read_pieces(path)
+    first = [(special.get(token, token), -100.0 if token == "<unk>NOTUSED" else 0.0) for token in before]
+    pieces = [*first, *found.scores[skip:], *[(special["mask"], 0.0)] * bool(before)]
+    unknown = (special["unk"], 0.0)
+    try:
+        tokenizer = Tokenizer(models.Unigram(pieces, pieces.index(unknown) if unknown in pieces else found.unknown))
+        if found.charsmap and before:
+            tokenizer.normalizer = normalizers.Precompiled(found.charsmap)
+        elif found.charsmap:
+            log.warning("%s has a map of characters; not it but NFC is followed, as by transformers", path)
+    except Exception as error:  # tokenizers raises Exception itself
+        raise WeightsError(f"{path} cannot be read as a sentencepiece model: {one_line(error)}") from None
+    for text, of_control in {**found.whole, special["mask"]: True}.items():
+        token = AddedToken(text, normalized=False, special=of_control)
+        (tokenizer.add_special_tokens if of_control else tokenizer.add_tokens)([token])
+    return tokenizer
+
+
+def bpe_vocabulary(path: Path, special: Mapping[str, str]) -> Tokenizer:
     """vocab.json, and the merges in merges.txt beside it, the most frequent first."""
     vocabulary = read_json(path)
     if not isinstance(vocabulary, dict) or not all(type(i) is int and 0 <= i < 2**32 for i in vocabulary.values()):
@@ -85,7 +121,7 @@ def bpe_vocabulary(path: Path, unknown: str) -> Any:
     lines = [line.split() for line in read_text(path.with_name("merges.txt")).split("\n")]
     merges = [(line[0], line[1]) for line in lines if len(line) == 2 and not line[0].startswith("#version")]
     try:
-        return models.BPE(vocabulary, merges)
+        return Tokenizer(models.BPE(vocabulary, merges))
     except Exception as error:  # tokenizers raises Exception itself
         raise WeightsError(f"{path} and merges.txt do not belong together: {one_line(error)}") from None
 
@@ -95,14 +131,19 @@ BERT = Kind("WordPiece", BERTS, bert_normalizer, lambda options: pre_tokenizers.
 ROBERTA = Kind("BPE", ROBERTAS, lambda options, before: None,
                lambda options: pre_tokenizers.ByteLevel(add_prefix_space=options.get("add_prefix_space", False)),
                files=("vocab.json", "merges.txt"), vocabulary=bpe_vocabulary)  # fmt: skip
-XLM_ROBERTA = Kind("Unigram", ROBERTAS, charsmap, metaspace, ends=("bos", "eos"))
+XLM_ROBERTA = Kind("Unigram", ROBERTAS, charsmap, metaspace, ends=("bos", "eos"), files=("sentencepiece.bpe.model",),
+                   vocabulary=partial(pieces_vocabulary, before=("bos", "pad", "eos", "unk"), skip=3))  # fmt: skip
+CAMEMBERTS = ("<s>NOTUSED", "pad", "</s>NOTUSED", "unk", "<unk>NOTUSED")
 KINDS = {
     **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), BERT),
     "MPNetTokenizer": dataclasses.replace(BERT, special={**ROBERTAS, "unk": "[UNK]", "mask": MASK}),
     "RobertaTokenizer": ROBERTA,
     "XLMRobertaTokenizer": XLM_ROBERTA,
-    "CamembertTokenizer": dataclasses.replace(XLM_ROBERTA, special={**ROBERTAS, "mask": MASK}),
-}
+    "CamembertTokenizer": dataclasses.replace(XLM_ROBERTA, special={**ROBERTAS, "mask": MASK},
+                          vocabulary=partial(pieces_vocabulary, before=CAMEMBERTS, skip=1)),
+    "DebertaV2Tokenizer": Kind("Unigram", {"bos": "[CLS]", "eos": "[SEP]", **BERTS}, deberta_normalizer, deberta_words,
+                               files=("spm.model",), vocabulary=pieces_vocabulary),
+}  # fmt: skip
 
 
 def read_text(path: Path) -> str:
@@ -143,13 +184,8 @@ def read_options(folder: Path, part: str = "", more: Options | None = None) -> d
         options |= read_object(inside(folder, part, "special_tokens_map.json"), optional=True)
     options |= more or {}
     TOKENIZER_CONFIG.review(options, source, {name: None for name, value in options.items() if is_token(name, value)})
-    for name in (
-        "do_lower_case",
-        "strip_accents",
-        "tokenize_chinese_chars",
-        "add_prefix_space",
-        "split_special_tokens",
-    ):
+    for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "split_by_punct",
+                 "split_special_tokens"):  # fmt: skip
         field(options, name, bool, None, source)
     if field(options, "truncation_side", str, "right", source) not in ("left", "right"):
         raise ConfigError(f"{source}: truncation_side is {shown(options['truncation_side'])}; expected left or right")
@@ -198,7 +234,7 @@ def load_tokenizer(folder: Path, part: str, options: Options, name: str = "BertT
         raise WeightsError(f"{path} is missing; expected it beside a {name}: transformers' AutoTokenizer makes it of "
                            "other files, with save_pretrained(folder)")  # fmt: skip
     else:
-        tokenizer = Tokenizer(vocabulary_of(kind, folder, part, options))
+        tokenizer = vocabulary_of(kind, folder, part, options)
     tokenizer = add_tokens(tokenizer, kind, options, inside(folder, part, "added_tokens.json"))
     if kind is not None:
         follow(tokenizer, kind, options, path)
@@ -215,8 +251,12 @@ def names_of_inputs(options: Options, source: Path) -> list[Any]:
     return field(options, "model_input_names", list, [], source.with_name("tokenizer_config.json"))
 
 
-def vocabulary_of(kind: Kind, folder: Path, part: str, options: Options) -> Any:
-    """The vocabulary of the older files."""
+def vocabulary_of(kind: Kind, folder: Path, part: str, options: Options) -> Tokenizer:
+    """The vocabulary of the older files.
+
+    Raises:
+        WeightsError: one is missing, or damaged.
+    """
     paths = [inside(folder, part, file) for file in kind.files]
     absent = [path.name for path in paths if not path.exists()]
     if absent:
@@ -224,12 +264,12 @@ def vocabulary_of(kind: Kind, folder: Path, part: str, options: Options) -> Any:
             f"{folder / part} has neither tokenizer.json nor {' and '.join(absent)}; expected one of them"
         )
     assert kind.vocabulary is not None
-    return kind.vocabulary(paths[0], text_of(special_tokens(kind, options)["unk"]))
+    return kind.vocabulary(paths[0], {role: text_of(token) for role, token in special_tokens(kind, options).items()})
 
 
 def wordpiece(path: Path, options: Options) -> Tokenizer:
     """BERT's tokenizer (Devlin et al. 2018) from a vocabulary of one token a line."""
-    tokenizer = Tokenizer(wordpiece_vocabulary(path, text_of(special_tokens(BERT, options)["unk"])))
+    tokenizer = wordpiece_vocabulary(path, {"unk": text_of(special_tokens(BERT, options)["unk"])})
     tokenizer = add_tokens(tokenizer, BERT, options, path.with_name("added_tokens.json"))
     follow(tokenizer, BERT, options, path)
     return tokenizer

@@ -79,12 +79,12 @@ def attention_trials(heads: int, width: int, threads: int, dtype: torch.dtype = 
     generator = torch.Generator().manual_seed(0)
     most = max(LENGTHS)
     q, k, v = (torch.randn(max(TEXTS), heads, most, width, generator=generator).to(dtype) for _ in range(3))
-    bias = torch.randn(1, heads, most, most, generator=generator).to(dtype)
+    bias = torch.randn(max(TEXTS), heads, most, most, generator=generator).to(dtype)
 
     def of_queries(queries: int, bias: Tensor | None = None) -> Callable[[int, int], Tensor]:
         return lambda texts, n: fused(
             q[:texts, :, : min(queries, n)], k[:texts, :, :n], v[:texts, :, :n],
-            None if bias is None else bias[:, :, : min(queries, n), :n],
+            None if bias is None else bias[:texts, :, : min(queries, n), :n],
         )  # fmt: skip
 
     def some(texts: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,7 +95,8 @@ def attention_trials(heads: int, width: int, threads: int, dtype: torch.dtype = 
         "of the first token": of_queries(1),
         "of two tokens": of_queries(2),
         "of 32 tokens": of_queries(32),
-        "with a bias": of_queries(most, bias),
+        "with a bias": of_queries(most, bias[:1]),
+        "with a bias for each text": of_queries(most, bias),
         "in windows": lambda texts, n: windowed(*some(texts, n), 15),
     }
     for name, way in ways.items():

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from mtl.errors import MtlError, WeightsError
+from mtl.kernels import deberta, rotary
 from mtl.kernels import encoder as distilbert
-from mtl.kernels import rotary
 from mtl.kernels.int8 import Calibration, Ranges
 from mtl.kernels.parts import PARTS
 from mtl.kernels.threads import computing_with
@@ -36,6 +36,7 @@ from mtl.kernels.understood import (
     unknown,
 )
 from mtl.kernels.uninitialized import uninitialized
+from mtl.model.deberta import Deberta
 from mtl.model.encoder import DistilBert
 from mtl.model.interface import Encoder
 from mtl.model.mpnet import MPNet
@@ -125,6 +126,7 @@ PROGRAMS: dict[type[Encoder], Compile] = {
     DistilBert: distilbert.compile,
     MPNet: distilbert.compile,
     RotaryEncoder: rotary.compile,
+    Deberta: deberta.compile,
 }
 
 

@@ -17,6 +17,7 @@ from mtl.kernels.activations import IN_INT8, inplace
 from mtl.kernels.attention import attend, attend_first
 from mtl.kernels.int8 import Ranges, leaving_as_float, of_hidden, smoothed
 from mtl.kernels.linear import Product, cast, joined, product, release
+from mtl.model.deberta import Deberta, DebertaBlock
 from mtl.model.encoder import DistilBert, TransformerBlock
 from mtl.model.mpnet import MPNet, biases
 from mtl.model.packing import PackedBatch
@@ -57,9 +58,14 @@ class Block:
         q, k, v = (y.unflatten(1, (self.heads, -1)) for y in self.qkv(x).chunk(3, dim=1))
         if first:
             x, q = x[batch.firsts], q[batch.firsts]
-        context = (attend_first if first else attend)(q, k, v, batch, biases)
+        context = self.attended(q, k, v, batch, first, biases)
         x = self.norm1(x + self.out(context.flatten(1)))
         return self.norm2(x + self.lin2(self.activation(self.lin1(x))))
+
+    def attended(
+        self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, first: bool, biases: Sequence[Tensor | None]
+    ) -> Tensor:
+        return (attend_first if first else attend)(q, k, v, batch, biases)
 
     def keeping(self, plain: Block, names: Collection[str]) -> Block:
         """This block in int8 with some of its products, by their names, from ``plain``, the same block in float32."""
@@ -77,12 +83,15 @@ class Program:
         self.words = parts.word_embeddings.weight.detach().to(dtype)
         self.positions = parts.position_embeddings.weight.detach().to(dtype)
         self.norm = Norm.of(parts.LayerNorm, dtype)
+        wider = parts.project
+        self.project = product(wider.weight, wider.bias, dtype) if isinstance(wider, nn.Linear) else nn.Identity()
         self.biases = encoder.relative_attention_bias.weight.detach().to(dtype) if isinstance(encoder, MPNet) else None
         self.make = make  # of a program in int8, with True a block in float32
         self.blocks = [make(i) for i in range(len(encoder.blocks))]
 
     def embed(self, batch: PackedBatch) -> Tensor:
-        return self.norm(F.embedding(batch.ids, self.words) + F.embedding(batch.positions, self.positions))
+        x = F.embedding(batch.ids, self.words) + F.embedding(batch.positions, self.positions)
+        return self.project(self.norm(x))
 
     def run(
         self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None, first: bool = False
@@ -102,23 +111,33 @@ def compile(encoder: DistilBert, dtype: torch.dtype, ranges: Ranges, mapped: boo
 
     ``mapped`` says that its weights are mapped from a file, and need not be in memory twice.
     """
-    int8 = dtype == torch.int8
-    number = torch.float32 if int8 else dtype
+    make_block = maker(encoder, dtype, ranges)
 
     def make(i: int, plain: bool = False) -> Block:
-        block = encoder.blocks[i]
-        assert isinstance(block, TransformerBlock)
-        own = f"transformer.layer.{i}."
-        inputs = {name.removeprefix(own): found for name, found in ranges.items() if name.startswith(own)}
-        made = int8_block(block, inputs) if int8 and not plain else packed_block(block, number)
+        made = make_block(i, plain)
         if mapped:
-            release(block)
+            release(encoder.blocks[i])
         return made
 
-    return Program(encoder, number, make)
+    return Program(encoder, torch.float32 if dtype == torch.int8 else dtype, make)
 
 
-def packed_block(block: TransformerBlock, dtype: torch.dtype) -> Block:
+def maker(encoder: DistilBert | Deberta, dtype: torch.dtype, ranges: Ranges) -> Callable[[int, bool], Block]:
+    """What makes block number i, of a program in int8 with True in float32."""
+
+    def make(i: int, plain: bool) -> Block:
+        block = encoder.blocks[i]
+        assert isinstance(block, (TransformerBlock, DebertaBlock))
+        if dtype != torch.int8 or plain:
+            return packed_block(block, torch.float32 if plain else dtype)
+        own = f"transformer.layer.{i}."
+        inputs = {name.removeprefix(own): found for name, found in ranges.items() if name.startswith(own)}
+        return int8_block(block, inputs)
+
+    return make
+
+
+def packed_block(block: TransformerBlock | DebertaBlock, dtype: torch.dtype) -> Block:
     attention, ffn = block.attention, block.ffn
     return Block(
         attention.n_heads,
@@ -132,7 +151,7 @@ def packed_block(block: TransformerBlock, dtype: torch.dtype) -> Block:
     )
 
 
-def int8_block(block: TransformerBlock, ranges: Ranges) -> Block:
+def int8_block(block: TransformerBlock | DebertaBlock, ranges: Ranges) -> Block:
     """A block with its six linear layers in integers. ``ranges`` go by the layers' names in the block.
 
     Where the kernel can compute the activation, the output of the first layer of the feed-forward network leaves it as

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as everywhere
 
-from mtl.model import encoder, rotary
+from mtl.model import deberta, encoder, rotary
 from mtl.model.dropout import Dropout
 from mtl.model.heads import HiddenHead, LinearHead
 from mtl.model.mpnet import MPNet
@@ -26,6 +26,7 @@ KNOWN: tuple[type[nn.Module], ...] = (
     nn.GELU, nn.Identity, nn.ReLU, nn.Sigmoid, nn.Tanh,
     Dropout, encoder.Embeddings, encoder.SelfAttention, encoder.FeedForward, encoder.TransformerBlock,
     encoder.DistilBert, MPNet,
+    deberta.Embeddings, deberta.DisentangledAttention, deberta.DebertaBlock, deberta.Deberta,
     rotary.Embeddings, rotary.RotaryAttention, rotary.GatedFeedForward, rotary.RotaryBlock, rotary.RotaryEncoder,
     AttentionPooling, Dense, EachToken, Normalize, Pooling, HiddenHead, LinearHead,
 )  # fmt: skip

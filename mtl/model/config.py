@@ -44,6 +44,8 @@ def check_heads_and_activation(config: Any) -> None:
 class EncoderConfig:
     """Shape of a DistilBERT encoder. The defaults are those of distilbert-base-uncased.
 
+    embedding_dim: The width of the embeddings, where it is another than ``dim``: a projection leads from it to that.
+
     Raises:
         ConfigError: a size that is no positive integer, a dropout outside [0, 1), heads that do not
             divide ``dim``, an unknown activation, or a field of another type.
@@ -61,16 +63,18 @@ class EncoderConfig:
     activation: str = "gelu"
     initializer_range: float = 0.02
     layer_norm_eps: float = LAYER_NORM_EPS
+    embedding_dim: int | None = None
 
     def __repr__(self) -> str:
-        """As a dataclass's own, without an eps that is BERT's: fingerprints of models are made of it."""
+        """As a dataclass's own, without what came later and is as in BERT: fingerprints of models are made of it."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if fields["layer_norm_eps"] == LAYER_NORM_EPS:
-            del fields["layer_norm_eps"]
-        return f"EncoderConfig({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+        later = {"layer_norm_eps": LAYER_NORM_EPS, "embedding_dim": None}
+        shown = (f"{name}={x!r}" for name, x in fields.items() if name not in later or x != later[name])
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def __post_init__(self) -> None:
-        check_sizes(self, "vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim")
+        check_sizes(self, "vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim",
+                    *["embedding_dim"] * (self.embedding_dim is not None))  # fmt: skip
         check_shares(self, "dropout", "attention_dropout", "layer_norm_eps")
         check_shares(self, "initializer_range", most=LARGEST)
         check_flags(self, "sinusoidal_pos_embds")
@@ -79,6 +83,52 @@ class EncoderConfig:
     def keeping(self, layers: Sequence[int]) -> EncoderConfig:
         """The shape with no more than these blocks."""
         return dataclasses.replace(self, n_layers=len(layers))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class DebertaConfig(EncoderConfig):
+    """Shape of a DeBERTa-v2 or -v3. The defaults are deberta-v3-base's.
+
+    position_biased_input: Whether places in the text are added to the words, from a table as BERT's.
+    position_buckets: How many distances to one side are told apart, half of them one by one; 0 for all of them.
+    max_relative_positions: The distance from which on there is no telling apart.
+    c2p, p2c: Whether a query is compared with distances, and a key.
+    share_att_key: Whether distances are projected as words are.
+    norm_rel_ebd: Whether the table of distances goes through a LayerNorm.
+
+    Raises:
+        ConfigError: as EncoderConfig, or positions that have no bucket.
+    """
+
+    vocab_size: int = 128100
+    layer_norm_eps: float = 1e-7
+    position_biased_input: bool = False
+    position_buckets: int = 256
+    max_relative_positions: int = 512
+    c2p: bool = True
+    p2c: bool = True
+    share_att_key: bool = True
+    norm_rel_ebd: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self, "max_relative_positions")
+        check_flags(self, "position_biased_input", "c2p", "p2c", "share_att_key", "norm_rel_ebd")
+        if self.sinusoidal_pos_embds or self.embedding_dim is not None:
+            raise ConfigError("sinusoidal_pos_embds and embedding_dim are set; expected neither in a DeBERTa")
+        buckets, most = self.position_buckets, self.max_relative_positions
+        if type(buckets) is not int or not 0 <= buckets <= LARGEST or buckets == 1:
+            raise ConfigError(f"position_buckets is {shown(buckets)}; expected 0, or 2 to {LARGEST}")
+        near = buckets // 2
+        if near and most - 1 <= near < self.max_position_embeddings - 1:
+            raise ConfigError(
+                f"max_relative_positions is {most}; expected more than {near + 1}, half the position_buckets and one"
+            )
+
+    @property
+    def span(self) -> int:
+        """How many rows of the table of distances are for one side."""
+        return self.position_buckets or self.max_relative_positions
 
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # as transformers calls them

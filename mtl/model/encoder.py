@@ -34,8 +34,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, bias: Tensor | No
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (texts, heads, length, head_dim)
     if p:
         scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)  # (texts, heads, length, length)
-        scores = scores if bias is None else scores + bias
-        context = dropout(scores.softmax(dim=-1), p) @ v
+        context = dropout((scores if bias is None else scores + bias).softmax(dim=-1), p) @ v
     else:  # the same in one call, which never writes the scores down
         context = F.scaled_dot_product_attention(q, k, v, bias)
     return context.transpose(1, 2)
@@ -44,14 +43,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, bias: Tensor | No
 class Embeddings(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.dim)
-        self.LayerNorm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
+        width = config.embedding_dim or config.dim
+        self.word_embeddings = nn.Embedding(config.vocab_size, width)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
+        self.project = nn.Linear(width, config.dim) if config.embedding_dim else nn.Identity()
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        x = self.word_embeddings(batch.ids) + self.position_embeddings(batch.positions)  # (tokens, dim)
-        return self.dropout(self.LayerNorm(x))
+        x = self.word_embeddings(batch.ids) + self.position_embeddings(batch.positions)  # (tokens, width)
+        return self.project(self.dropout(self.LayerNorm(x)))  # (tokens, dim)
 
 
 class SelfAttention(nn.Module):
@@ -66,10 +67,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = ()) -> Tensor:
         q, k, v = (linear(x).unflatten(1, (self.n_heads, -1)) for linear in (self.q_lin, self.k_lin, self.v_lin))
-        groups = zip(*map(batch.split, (q, k, v)), strict=True)  # of equally long texts: no mask is needed
         p = self.dropout if self.training else 0.0
-        each = zip(groups, biases or [None] * len(batch.groups), strict=True)
-        contexts = [attention(q, k, v, p, bias).flatten(0, 1) for (q, k, v), bias in each]
+        groups = zip(*map(batch.split, (q, k, v)), biases or [None] * len(batch.groups), strict=True)
+        contexts = [attention(q, k, v, p, bias).flatten(0, 1) for q, k, v, bias in groups]  # equal lengths need no mask
         context = torch.cat(contexts) if contexts else q  # (tokens, heads, head_dim), as q, k and v
         return self.out_lin(context.flatten(1))  # (tokens, dim)
 
@@ -113,8 +113,8 @@ class DistilBert(Encoder):
         self.transformer = nn.ModuleDict({"layer": blocks})  # for its name in checkpoints
         self.initialize(config.initializer_range)
         if config.sinusoidal_pos_embds:
-            table = sinusoids(config.max_position_embeddings, config.dim)
-            self.embeddings.position_embeddings.weight = nn.Parameter(table, requires_grad=False)
+            places = self.embeddings.position_embeddings
+            places.weight = nn.Parameter(sinusoids(*places.weight.shape), requires_grad=False)
 
     def embed(self, batch: PackedBatch) -> Tensor:
         return self.embeddings(batch)

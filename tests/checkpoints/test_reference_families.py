@@ -31,11 +31,29 @@ def randomized(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_as_near_to_float64_as_transformers(family: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+V3 = {"relative_attention": True, "position_biased_input": False, "pos_att_type": "p2c|c2p", "share_att_key": True,
+      "norm_rel_ebd": "layer_norm", "position_buckets": 32, "max_relative_positions": -1}  # fmt: skip
+OWN = {"deberta-v2": V3}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "small electra": ("electra", {"embedding_size": 24}),
+    "deberta of the hub's buckets": ("deberta-v2", {**V3, "position_buckets": 256}),
+    "deberta with projections of its own": ("deberta-v2", {**V3, "share_att_key": False, "norm_rel_ebd": "none",
+                                            "position_biased_input": True, "type_vocab_size": 2}),
+    "deberta without buckets": ("deberta-v2", {**V3, "position_buckets": -1, "max_relative_positions": 24}),
+    "deberta of far distances": ("deberta-v2", {**V3, "position_buckets": 9, "max_relative_positions": 40}),
+    "deberta of queries": ("deberta-v2", {**V3, "pos_att_type": ["c2p"], "share_att_key": False}),
+    "deberta of keys": ("deberta-v2", {**V3, "pos_att_type": ["p2c"], "share_att_key": False}),
+    "deberta of neither": ("deberta-v2", {**V3, "pos_att_type": None}),
+}  # fmt: skip
+CASES = {**{family: (family, OWN.get(family, {})) for family in FAMILIES}, **VARIANTS}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_as_near_to_float64_as_transformers(case: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Of each text's hidden states alone; again through what we save, and transformers' reading of that."""
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, vocab_size=300, **SHAPE)
+    family, fields = CASES[case]
+    config = transformers.AutoConfig.for_model(family, vocab_size=300, **{**SHAPE, **fields})
     theirs = randomized(transformers.AutoModel.from_config(config))
     theirs.save_pretrained(tmp_path / "theirs")
     tokenizer.save(str(tmp_path / "theirs" / "tokenizer.json"))

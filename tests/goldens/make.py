@@ -43,8 +43,17 @@ FAMILIES = {
     "roberta": AFTER_PADDING,
     "xlm-roberta": AFTER_PADDING,
     "camembert": {**AFTER_PADDING, "pad_token_id": 3, "max_position_embeddings": 20},
-    "electra": {"embedding_size": 16},
+    "electra": {"embedding_size": 10},
     "mpnet": {"pad_token_id": 1, "max_position_embeddings": 18, "layer_norm_eps": 1e-5},
+    "deberta-v2": {
+        "relative_attention": True,
+        "position_biased_input": False,
+        "pos_att_type": ["p2c", "c2p"],
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_buckets": 6,
+        "max_relative_positions": -1,
+    },
     "modernbert": {
         "num_hidden_layers": 3,
         "local_attention": 6,

@@ -7,7 +7,8 @@ from conftest import WORDS, randomized
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.encode.tokenizer import Tokenizer
 from mtl.model import rotary
-from mtl.model.config import FULL, SLIDING, EncoderConfig, RotaryConfig
+from mtl.model.config import FULL, SLIDING, DebertaConfig, EncoderConfig, RotaryConfig
+from mtl.model.deberta import Deberta
 from mtl.model.encoder import DistilBert
 from mtl.model.pooling import MODES, Dense, Pooling
 from mtl.model.rotary import RotaryEncoder
@@ -112,6 +113,21 @@ def test_rotary(tokenizer, monkeypatch: pytest.MonkeyPatch, precision: str, widt
     monkeypatch.setattr(rotary, "QUERIES", queries)
     activation, after = ("silu", {"pre_norm": False, "norm_bias": True}) if width in (16, 2) else ("gelu", {})
     model = turned(tokenizer, 2, width, "cls" if width == 16 else "mean", activation=activation, **after)
+    model.precision = precision
+    check(model)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "bf16"])
+@pytest.mark.parametrize("width", [32, 10])
+def test_deberta(tokenizer, precision: str, width: int) -> None:
+    """With distances told apart in full and on a logarithmic scale, and a bias of each text's own."""
+    dim = 2 * width
+    config = DebertaConfig(
+        vocab_size=len(WORDS), max_position_embeddings=64, n_layers=2, n_heads=2, dim=dim, hidden_dim=dim + 3,
+        position_buckets=12, max_relative_positions=64,
+    )  # fmt: skip
+    tokens, mode = Tokenizer(tokenizer, 64), "cls" if width == 10 else "mean"
+    model = randomized(SentenceEncoder(Deberta(config), tokens, Pooling(mode), []))
     model.precision = precision
     check(model)
 

@@ -12,6 +12,8 @@ from torch import nn
 
 from mtl.checkpoints.load import load_encoder
 from mtl.errors import ConfigError
+from mtl.kernels.compile import compile
+from mtl.model import encoder
 from mtl.model.activations import ACTIVATIONS
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
@@ -37,6 +39,25 @@ def test_equals_the_reference(name: str, prefixed: bool, tmp_path: Path) -> None
     with torch.no_grad():
         hidden = model(PackedBatch.from_padded(case.ids, case.mask))
     torch.testing.assert_close(hidden, case.hidden[case.mask.bool()], atol=1e-5, rtol=0)
+
+
+def test_embeddings_of_another_width() -> None:
+    model = randomized(DistilBert(dataclasses.replace(CONFIG, embedding_dim=5)))
+    batch = PackedBatch.pack([[3, 4, 5], [6, 7]])
+    parts = model.embeddings
+    x = parts.LayerNorm(parts.word_embeddings.weight[batch.ids] + parts.position_embeddings.weight[batch.positions])
+    expected = x @ parts.project.weight.T + parts.project.bias
+    torch.testing.assert_close(model.embed(batch), expected)
+    torch.testing.assert_close(compile(model).embed(batch), expected, atol=1e-6, rtol=0)
+    assert "embedding_dim" not in repr(CONFIG)  # fingerprints of what has no other width stay as they were
+    with pytest.raises(ConfigError, match="embedding_dim is 0; expected a positive integer"):
+        dataclasses.replace(CONFIG, embedding_dim=0)
+
+
+@pytest.mark.parametrize("name", ["encoder", "mpnet", "rotary", "deberta"])
+def test_the_models_are_short(name: str) -> None:
+    path = Path(encoder.__file__).with_name(f"{name}.py")
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= (130 if name == "encoder" else 160)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mtl.checkpoints.families.bert import BERT
+from mtl.checkpoints.families.deberta import DEBERTA
 from mtl.checkpoints.families.distilbert import DISTILBERT
 from mtl.checkpoints.families.electra import ELECTRA
 from mtl.checkpoints.families.family import Family, Head
@@ -10,7 +11,7 @@ from mtl.checkpoints.families.mpnet import MPNET
 from mtl.checkpoints.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from mtl.checkpoints.families.rotary import GTE, MODERNBERT, NOMIC
 
-ALL = (DISTILBERT, BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, ELECTRA, MPNET, MODERNBERT, NOMIC, GTE)
+ALL = (DISTILBERT, BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, ELECTRA, MPNET, DEBERTA, MODERNBERT, NOMIC, GTE)
 FAMILIES = {family.model_type: family for family in ALL}
 
 __all__ = ["BERT", "DISTILBERT", "FAMILIES", "Family", "Head"]

@@ -75,7 +75,7 @@ class Family:
     encoder: The architecture.
     tokenizer: The class that transformers takes where no file names one.
     inputs: What their model takes of a tokenizer's results (``model_input_names``).
-    beside: Tensors under the prefix that belong to no trunk.
+    beside: Tensors under the prefix that belong to no trunk; ``unread`` are more of them, of config.json's fields.
     """
 
     model_type: str
@@ -99,6 +99,7 @@ class Family:
     inert: tuple[str, ...] = ()
     first_position: Callable[[Mapping[str, Any]], int] = lambda fields: 0
     token_types: str | None = None
+    unread: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda fields: ()
     beside: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
 
     @property
@@ -171,7 +172,7 @@ class Family:
             ConfigError: no positive number.
         """
         rows = fields.get("type_vocab_size", self.defaults.get("type_vocab_size", 2))
-        least = int(POSITIONS in self.tensors)
+        least = int(POSITIONS in self.tensors and self.defaults.get("type_vocab_size") != 0)
         if type(rows) is not int or not least <= rows <= LARGEST:
             raise ConfigError(f"type_vocab_size is {shown(rows)}; expected a whole number of {least} or more")
         return rows
@@ -212,7 +213,7 @@ class Family:
             rows, width = ours[POSITIONS]
             shapes[names[POSITIONS]] = (rows + self.start(fields), width)
         if self.token_types and self.types(fields):
-            shapes[self.token_types] = (self.types(fields), config.dim)
+            shapes[self.token_types] = (self.types(fields), ours[self.words][1])
         return shapes
 
     def fold(self, tensors: Mapping[str, Tensor], config: Any, fields: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -248,5 +249,5 @@ class Family:
             positions = tensors[POSITIONS]
             renamed[names[POSITIONS]] = torch.cat([positions.new_zeros(unused, positions.shape[1]), positions])
         if self.token_types and self.types(fields):
-            renamed[self.token_types] = tensors[self.words].new_zeros(self.types(fields), config.dim)
+            renamed[self.token_types] = tensors[self.words].new_zeros(self.types(fields), tensors[self.words].shape[1])
         return renamed
