@@ -167,7 +167,9 @@ def encodings(encode: Callable[..., list[Encoding]], texts: Sequence[str], speci
     """
     try:
         return encode(list(texts), add_special_tokens=special)
-    except Exception as error:  # tokenizers raises Exception itself
+    except BaseException as error:  # tokenizers raises Exception itself, or where it panics what is none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise WeightsError(f"the tokenizer fails at a text ({one_line(error)}); look for damage in its files") from None
 
 
