@@ -118,9 +118,9 @@ class Kinds:
         token = {"type": "integer", "minimum": 0, "maximum": self.served.vocabulary - 1}
         return {"type": "array", "items": token, "minItems": 1}
 
-    def texts(self, said: str, least: int = 1) -> Field:
-        """A text or several."""
-        text = self.text(least)
+    def texts(self, said: str, least: int = 1, limited: bool = True) -> Field:
+        """A text or several; ``limited``: of no more characters than the model could read."""
+        text = self.text(least) if limited else {"type": "string"}
         schema = {"anyOf": [text, self.several(text)]}
         return Field(lambda fields, name: fields.strings(name), schema, said, required=True)
 

@@ -325,7 +325,7 @@ def questions(service: Service) -> list[Question]:
             ("/tokenize",),
             tokenize,
             {
-                "inputs": kinds.texts("A text or several.", 0),
+                "inputs": kinds.texts("A text or several.", limited=False),
                 "add_special_tokens": flag("With those that the model's texts begin and end with.", True),
                 "prompt_name": cutting["prompt_name"],
             },
