@@ -34,8 +34,9 @@ BATCH_TOKENS_GPU = 65536
 LEAST_TOKENS = 32  # per batch, where few texts are shared among threads
 PATIENCE = 0.5  # seconds that a caller who stops early waits for what is being worked on
 
-# oneDNN keeps the code of its last 1,024 products, 0.4 MB for each number of rows that it has met; 128 are as fast
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+# oneDNN keeps the code of its last 1,024 products, 0.4 MB for each number of rows; up to 768 rows there are 256 of one
+# model (see ``linear.rounded``)
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 def usable(device: str | torch.device) -> torch.device:

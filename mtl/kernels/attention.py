@@ -61,7 +61,8 @@ def grouped(
 ) -> Tensor:
     """One fused call for each group of equally long texts, which needs no mask, or one for each part of a window."""
     out = []
-    groups = zip(*map(batch.split, (q, k, v)), strict=True)
+    tokens = len(batch.ids)
+    groups = zip(*(batch.split(x[:tokens]) for x in (q, k, v)), strict=True)
     for group, bias in zip(groups, biases or [None] * len(batch.groups), strict=True):
         q_group, k_group, v_group = (x.transpose(1, 2) for x in group)  # (texts, heads, length, head_dim)
         if reach is not None and q_group.shape[2] > reach + 1:
@@ -69,13 +70,16 @@ def grouped(
         else:
             context = fused(q_group, k_group, v_group, bias)
         out.append(context.transpose(1, 2).flatten(0, 1))
+    if tokens < len(q):
+        out.append(torch.zeros_like(q[tokens:]))
     return torch.cat(out) if out else q
 
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = (), reach: int | None = None
 ) -> Tensor:
-    """What each token gets: q, k, v and the result are (tokens, heads, head_dim).
+    """What each token gets: q, k, v and the result are (tokens, heads, head_dim), on a CPU with more rows at the end,
+    which get zeros.
 
     ``biases`` are added to the scores, (1, heads, length, length) for each group of equally long texts. With a
     ``reach``, no token sees others that are farther away.
@@ -92,6 +96,7 @@ def attend_first(
     """What each text's first token gets: q and the result are (texts, heads, head_dim), k and v as everywhere."""
     out = []
     seen = None if reach is None else reach + 1
+    k, v = k[: len(batch.ids)], v[: len(batch.ids)]
     groups = zip(q.split([group.texts for group in batch.groups]), *map(batch.split, (k, v)), strict=True)
     for (q_group, *group), bias in zip(groups, biases or [None] * len(batch.groups), strict=True):
         k_group, v_group = (x[:, :seen].transpose(1, 2) for x in group)  # (texts, heads, length, head_dim)

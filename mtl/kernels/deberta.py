@@ -17,7 +17,7 @@ from torch import Tensor
 from mtl.kernels import encoder
 from mtl.kernels.encoder import Norm
 from mtl.kernels.int8 import Ranges
-from mtl.kernels.linear import Product, product, release
+from mtl.kernels.linear import Product, product, release, rounded
 from mtl.model.deberta import Deberta, DebertaBlock, rows_of
 from mtl.model.packing import PackedBatch
 
@@ -42,14 +42,15 @@ class Block(encoder.Block):
 
     def biases(self, q: Tensor, k: Tensor, batch: PackedBatch, rows: Sequence[Tensor]) -> list[Tensor]:
         """What distances add to the scores of each group, (texts, heads, queries, length); of ``q`` and ``k``
-        (queries or tokens, heads, head_dim)."""
+        (queries or tokens, heads, head_dim), with rows to spare."""
         parts = []
         if self.c2p:
-            of_q = against(q, self.c2p).split([g.texts * len(row) for g, row in zip(batch.groups, rows, strict=True)])
+            sizes = [group.texts * len(row) for group, row in zip(batch.groups, rows, strict=True)]
+            of_q = against(q, self.c2p)[: sum(sizes)].split(sizes)
             each = zip((x.unflatten(0, (-1, len(row))) for x, row in zip(of_q, rows, strict=True)), rows, strict=True)
             parts.append([picked(x, row).permute(0, 2, 1, 3) for x, row in each])
         if self.p2c:
-            each = zip(batch.split(against(k, self.p2c)), rows, strict=True)
+            each = zip(batch.split(against(k, self.p2c)[: len(batch.ids)]), rows, strict=True)
             parts.append([picked(x, row.T).permute(0, 2, 3, 1) for x, row in each])
         return [sum(more, first) for first, *more in zip(*parts, strict=True)]
 
@@ -86,9 +87,10 @@ class Program:
     ) -> Tensor:
         blocks = self.blocks[start:stop]
         rows = [rows_of(group.length, self.config, x.device) for group in batch.groups]
+        x = rounded(x)
         for i, block in enumerate(blocks, 1):
             x = block(x, batch, first and i == len(blocks), rows)
-        return x
+        return x[: len(batch.lengths if first else batch.ids)]
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         return self.run(self.embed(batch), batch)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mtl.kernels.activations import IN_INT8, inplace
 from mtl.kernels.attention import attend, attend_first
 from mtl.kernels.int8 import Ranges, leaving_as_float, of_hidden, smoothed
-from mtl.kernels.linear import Product, cast, joined, product, release
+from mtl.kernels.linear import Product, cast, joined, product, release, rounded
 from mtl.model.deberta import Deberta, DebertaBlock
 from mtl.model.encoder import DistilBert, TransformerBlock
 from mtl.model.mpnet import MPNet, biases
@@ -41,7 +41,7 @@ class Norm:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A TransformerBlock: (tokens, dim) to (tokens, dim), or with ``first`` to (texts, dim)."""
+    """A TransformerBlock: (tokens, dim) to (tokens, dim), or with ``first`` to (texts, dim); with rows to spare."""
 
     heads: int
     qkv: Product
@@ -58,8 +58,10 @@ class Block:
         q, k, v = (y.unflatten(1, (self.heads, -1)) for y in self.qkv(x).chunk(3, dim=1))
         if first:
             x, q = x[batch.firsts], q[batch.firsts]
-        context = self.attended(q, k, v, batch, first, biases)
-        x = self.norm1(x + self.out(context.flatten(1)))
+        context = self.attended(q, k, v, batch, first, biases).flatten(1)
+        if first:
+            x, context = rounded(x), rounded(context)
+        x = self.norm1(x + self.out(context))
         return self.norm2(x + self.lin2(self.activation(self.lin1(x))))
 
     def attended(
@@ -98,9 +100,10 @@ class Program:
     ) -> Tensor:
         blocks = self.blocks[start:stop]
         bias = () if self.biases is None else biases(self.biases, batch)
+        x = rounded(x)
         for i, block in enumerate(blocks, 1):
             x = block(x, batch, first and i == len(blocks), bias)
-        return x
+        return x[: len(batch.lengths if first else batch.ids)]
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         return self.run(self.embed(batch), batch)

@@ -17,14 +17,14 @@ from mtl.kernels.activations import inplace
 from mtl.kernels.attention import attend, attend_first
 from mtl.kernels.encoder import Norm
 from mtl.kernels.int8 import Ranges, smoothed
-from mtl.kernels.linear import Product, product, release
+from mtl.kernels.linear import Product, product, release, rounded
 from mtl.kernels.threads import alone
 from mtl.model.packing import PackedBatch
 from mtl.model.positions import angles
 from mtl.model.rotary import RotaryBlock, RotaryEncoder
 
 ROWS = 1024  # positions that are computed at once; the longest texts decide how many times as many
-Turns = tuple[Tensor, Tensor]  # cosines and sines, (tokens, head_dim / 2) each
+Turns = tuple[Tensor, Tensor]  # cosines and sines, (tokens, head_dim / 2) each, with rows to spare
 
 
 class Angles:
@@ -48,7 +48,7 @@ class Angles:
         if len(table[0]) < rows:
             with alone():
                 table = self.table = self.of(torch.arange(-(-rows // ROWS) * ROWS, device="cpu"))
-        cos, sin = (each[batch.positions] for each in table)
+        cos, sin = (rounded(each[batch.positions]) for each in table)
         return cos, sin
 
 
@@ -61,7 +61,7 @@ def rotated(x: Tensor, turns: Turns) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A RotaryBlock: (tokens, dim) to (tokens, dim), or with ``first`` to (texts, dim)."""
+    """A RotaryBlock: (tokens, dim) to (tokens, dim), or with ``first`` to (texts, dim); with rows to spare."""
 
     heads: int
     angles: Angles
@@ -79,9 +79,11 @@ class Block:
         qkv = self.qkv(self.norm1(x) if self.pre_norm else x).unflatten(1, (3, self.heads, -1))
         q, k = rotated(qkv[:, :2], turns).unbind(1)
         if first:
-            x, q = x[batch.firsts], q[batch.firsts]
-        context = (attend_first if first else attend)(q, k, qkv[:, 2], batch, reach=self.reach)
-        x = x + self.out(context.flatten(1))
+            context = attend_first(q[batch.firsts], k, qkv[:, 2], batch, reach=self.reach).flatten(1)
+            x, context = rounded(x[batch.firsts]), rounded(context)
+        else:
+            context = attend(q, k, qkv[:, 2], batch, reach=self.reach).flatten(1)
+        x = x + self.out(context)
         if self.pre_norm:
             return x + self.feed_forward(self.norm2(x))
         x = self.norm1(x)
@@ -114,10 +116,11 @@ class Program:
     ) -> Tensor:
         blocks = self.blocks[start:stop]
         turns = {id(angles): angles(batch) for angles in {id(block.angles): block.angles for block in blocks}.values()}
+        x = rounded(x)
         for i, block in enumerate(blocks, 1):
             x = block(x, batch, turns[id(block.angles)], first and i == len(blocks))
             x = self.final_norm(x) if block is self.blocks[-1] else x
-        return x
+        return x[: len(batch.lengths if first else batch.ids)]
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         return self.run(self.embed(batch), batch)

@@ -6,6 +6,7 @@ from conftest import WORDS, randomized
 
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.encode.tokenizer import Tokenizer
+from mtl.kernels.linear import Packed
 from mtl.model import rotary
 from mtl.model.config import FULL, SLIDING, DebertaConfig, EncoderConfig, RotaryConfig
 from mtl.model.deberta import Deberta
@@ -142,3 +143,23 @@ def test_a_real_model(minilm: SentenceEncoder, modes: tuple[str, ...]) -> None:
         assert np.array_equal(np.stack([model.encode(text, threads=threads) for text in given]), expected)
     several = MultiTaskModel(model, TASKS).eval()
     assert np.array_equal(several.predict(given).embeddings, expected)
+
+
+@pytest.mark.parametrize("modes", [("mean",), ("cls",)])
+@pytest.mark.parametrize("make", [shaped, turned])
+def test_few_numbers_of_rows_come_up(tokenizer, monkeypatch, make, modes: tuple[str, ...]) -> None:
+    """Each that does costs the time and memory of a kernel for each layer."""
+    model = make(tokenizer, 2, 16, *modes)
+    seen: set[int] = set()
+    call = Packed.__call__
+
+    def watched(self: Packed, x):
+        if self.outputs != 7:  # the head's
+            seen.add(len(x))
+        return call(self, x)
+
+    monkeypatch.setattr(Packed, "__call__", watched)
+    for number in range(1, 50):
+        model.encode(" ".join("a" * number), threads=1)
+    assert seen <= set(range(4, 65, 4))
+    assert len(seen) > 1
