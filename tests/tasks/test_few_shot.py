@@ -177,8 +177,6 @@ def test_any_threads_and_going_on_give_the_same_bits(folder: Path, tmp_path: Pat
     [
         ({"a": "x", "b": "x"}, {}, r"the labels of its training data are \['x'\]; expected at least 2"),
         ({"a": 0.5, "b": "x"}, {}, "few.jsonl, line 1: label is 0.5; expected a label, or labels; 0.5 is none"),
-        ({"a": "", "b": "x"}, {}, "few.jsonl, line 1: label is ''; expected a label"),
-        ({"a": None, "b": "x"}, {}, "few.jsonl, line 1: label is None; expected a label"),
         ({"a": "x", "b": "q"}, {"labels": ("x", "y")}, "line 2: label 'q' is not declared; expected one of x, y"),
         (
             {"a": ["x", "y"], "b": "x"},
