@@ -61,6 +61,10 @@ class Vectors:
             return self.finish(self.encoder.run(self.encoder.embed(batch), batch, first=True))
         return self.pooled(self.encoder(batch), batch)
 
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """The last hidden state of every token, (tokens, dim) float32."""
+        return self.encoder(batch).float()
+
     def with_hidden(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """The vectors, to the bit as they are alone, and the last hidden state of every token, (tokens, dim)."""
         if not self.takes_first:

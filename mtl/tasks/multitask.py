@@ -109,6 +109,7 @@ class MultiTaskModel(nn.Module):
     def __init__(self, embedder: SentenceEncoder, tasks: Sequence[TaskSpec]) -> None:
         super().__init__()
         self.embedder = embedder
+        tasks = [task.handler.on(embedder) for task in tasks]
         self.tasks = {task.name: task for task in tasks}
         for task in tasks:
             if max(task.matryoshka, default=0) > embedder.width:
@@ -125,9 +126,12 @@ class MultiTaskModel(nn.Module):
         return self.embedder.encoder
 
     def branch(self, task: str) -> Branch:
-        """A task's pooling and what stands behind it: its own, or the embedder's."""
-        if task not in self.branches:
+        """A task's pooling and what stands behind it, as they are trained: its own, or the embedder's."""
+        if task not in self.branches or self.tasks[task].handler.embeds:
             return Branch(self.embedder.pooling, self.embedder.after)
+        return self.own_branch(task)
+
+    def own_branch(self, task: str) -> Branch:
         found = self.branches[task]
         assert isinstance(found, Branch)
         return found
@@ -151,6 +155,22 @@ class MultiTaskModel(nn.Module):
         found = {name: self.tasks[name].handler.fitted_on_dev(x, data[name]) for name, x in outputs.items()}
         self.tasks.update({name: task for name, (task, _) in found.items()})
         return [note for _, notes in found.values() for note in notes]
+
+    def fit_heads(self, data: Mapping[str, Examples], threads: int | None = None) -> None:
+        """Fit the heads that steps do not train on the vectors that training data have now."""
+        for name in self.branches:
+            handler, branch, examples = self.tasks[name].handler, self.own_branch(name), data[name]
+            if not (rows := handler.texts_to_fit(examples)):
+                continue
+            vectors = Engine(partial(self.pooled, branch.pooling), self.embedder.device, threads=threads).run(rows)
+            weight, bias = handler.fit_head(vectors, examples)
+            branch.head.load_state_dict({"classifier.weight": weight, "classifier.bias": bias})
+
+    def pooled(self, pooling: nn.Module, batch: PackedBatch) -> Tensor:
+        """What inference computes of a pooling of hidden states: (texts, features)."""
+        program = self.program()
+        found: Tensor = pooling((program.embedder if isinstance(program, Program) else self).hidden(batch), batch)
+        return found
 
     @classmethod
     def from_pretrained(

@@ -22,7 +22,7 @@ TAKEN = {"mean", *dir(nn.ModuleDict()), *dir(nn.ParameterDict())}  # a submodule
 # Fields that are written only where they are set: what was saved before has them not
 LATER = {
     "target_scale", "tags", "class_weights", "label_smoothing", "calibrate", "temperature", "thresholds",
-    "fit_thresholds",
+    "fit_thresholds", "several",
 }  # fmt: skip
 
 
@@ -78,6 +78,7 @@ class TaskSpec:
     temperature: float | None = None
     thresholds: tuple[float, ...] = ()
     fit_thresholds: bool = False
+    several: bool | None = None
 
     def __post_init__(self) -> None:
         settle(self)

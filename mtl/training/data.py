@@ -165,7 +165,8 @@ def completed(recipe: Recipe) -> tuple[Recipe, list[str]]:
         if task.handler.finds_labels and task.train:
             rows = read_files(task, "train", recipe.folder)
             tasks[i] = task.handler.complete(task.handler.stacked(rows.targets))
-            notes.append(f"{task.name}: labels found: {', '.join(tasks[i].labels or tasks[i].tags)}")
+            if (found := tasks[i].labels or tasks[i].tags) != task.labels:
+                notes.append(f"{task.name}: labels found: {', '.join(found)}")
     return dataclasses.replace(recipe, tasks=tasks), notes
 
 

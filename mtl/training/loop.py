@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mtl.errors import TrainingError
 from mtl.kernels.cores import default_threads
-from mtl.training.metrics import all_logits, chosen_metric, measure_fitted
+from mtl.training.metrics import all_logits, chosen_metric, fitted_on_dev, measure
 from mtl.training.optim import rate_factor
 from mtl.training.report import Log
 from mtl.training.run import Run
@@ -82,9 +82,10 @@ def check_finite(losses: Mapping[str, float], norm: float, step: int) -> None:
 
 def finish_epoch(run: Run, log: Log, epoch: int, threads: int | None) -> None:
     """Measure on the dev data, and keep the weights if they are the best so far."""
+    run.model.fit_heads(run.data["train"], threads)
     tasks, dev = run.model.tasks, run.data["dev"]
-    logits = all_logits(run.model, dev, threads, run.ranks)
-    metrics = run.ranks.told(lambda: measure_fitted(tasks, logits, dev))
+    tasks, logits = fitted_on_dev(tasks, all_logits(run.model, dev, threads, run.ranks), dev)
+    metrics = run.ranks.told(lambda: measure(tasks, logits, dev))
     log.epoch(run.step, epoch, metrics)
     value = chosen_metric(run.recipe.training.best, tasks, metrics) if metrics else None
     if value is not None and (run.best is None or value > run.best.value):

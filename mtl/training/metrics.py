@@ -63,17 +63,13 @@ def measure(
         raise TrainingError("metrics need scikit-learn; pip install 'mtl[train]'") from None
 
 
-def measure_fitted(
+def fitted_on_dev(
     tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]
-) -> dict[str, dict[str, float]]:
-    """As ``measure``, of dev data, with what the tasks would keep of them, as their thresholds."""
-    fitted = {name: tasks[name].handler.fitted_on_dev(x, data[name])[0] for name, x in logits.items()}
-    changed = {name: task for name, task in fitted.items() if task is not tasks[name]}
-    return measure(
-        fitted,
-        {name: changed[name].handler.in_units(x) if name in changed else x for name, x in logits.items()},
-        data,
-    )
+) -> tuple[dict[str, TaskSpec], dict[str, Tensor]]:
+    """Tasks with what they would keep of these dev data, as their thresholds, and the logits that they have then."""
+    found = {name: tasks[name].handler.fitted_on_dev(x, data[name])[0] for name, x in logits.items()}
+    changed = {name: task.handler for name, task in found.items() if task is not tasks[name]}
+    return found, {name: changed[name].in_units(x) if name in changed else x for name, x in logits.items()}
 
 
 def confusions(

@@ -252,6 +252,7 @@ def finish(run: Run, told: Reporter, log: Log, threads: int) -> None:
     if dev:
         for note in run.model.fit_on_dev(all_logits(run.model, dev, threads, run.ranks), dev):
             told.note(note)
+    run.model.tasks.update({name: task.handler.becomes for name, task in run.model.tasks.items()})
     told.trained(run)
     metrics = {split: show(run, told, split, split, {*run.model.tasks}, threads) for split in ("dev", "test")}
     if run.ranks.leads:

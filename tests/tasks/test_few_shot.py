@@ -1,18 +1,23 @@
-"""Pairs of few-shot tasks: who is drawn beside whom, how evenly, and how fast where one label has nearly all rows."""
+"""Few-shot tasks: who is drawn beside whom, how evenly and fast; and the classifiers that they become."""
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl import SentenceEncoder
-from mtl.errors import MtlError
+import mtl
+from mtl import MultiTaskModel, SentenceEncoder, Training
+from mtl.errors import MtlError, RecipeError
 from mtl.tasks.kinds.few_shot import partners
+from mtl.tasks.logistic import fit
 from mtl.tasks.spec import TaskSpec
+from mtl.training import loop
 from mtl.training.data import load_data
 from mtl.training.recipe import Recipe
 
@@ -84,3 +89,104 @@ def test_nothing_to_draw(tmp_path: Path, tiny: SentenceEncoder) -> None:
     for labels, what in (("xyz", "no two rows have"), ("xxx", "all rows have"), ("x", "no two rows have")):
         with pytest.raises(MtlError, match=f"task 'near': in its dev data {what} a label in common; expected rows of"):
             scores(tmp_path, tiny, *labels, split="dev")
+
+
+# The classifier
+
+
+@pytest.mark.parametrize("strength", [0.1, 1.0, 50.0])
+def test_the_head_is_scikit_learn_s(strength: float) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(24, 10, generator=generator) * 3
+    y = torch.arange(24) % 3
+    x[torch.arange(24), y] += 2
+    scaled = (x / x.square().sum(1).mean().sqrt()).double().numpy()
+    weight, bias = fit(x, y, 3, strength)
+    theirs = LogisticRegression(C=strength, tol=1e-10, max_iter=10000).fit(scaled, y.numpy()).decision_function(scaled)
+    np.testing.assert_allclose((x @ weight.T + bias).numpy(), theirs, atol=1e-4)
+    flags = torch.stack([y == 0, y != 1], dim=1).float()
+    weight, bias = fit(x, flags, 2, strength)
+    for i, own in enumerate(flags.T.numpy()):
+        model = LogisticRegression(C=strength, tol=1e-10, max_iter=10000).fit(scaled, own)
+        np.testing.assert_allclose((x @ weight[i] + bias[i]).numpy(), model.decision_function(scaled), atol=1e-4)
+
+
+def few(folder: Path, rows: dict[str, object], **options: object) -> TaskSpec:
+    path = folder / "few.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows.items()))
+    return TaskSpec("kind", kind="few-shot", train=path, pairs=2, **options)
+
+
+ONE = {"a b": "x", "a c": "x", "a d e": "x", "f g": "y", "f h": "y", "g h i": "y", "k": "z", "k l": "z"}
+SETS = {"a b": ["x", "y"], "a c": ["x"], "f g": ["y"], "f h": "y", "k l": [], "k": "z|x"}
+
+
+def recipe(folder: Path, task: TaskSpec, **changes: object) -> Recipe:
+    return Recipe(folder, [task], Training(epochs=2, batch_size=4, learning_rate=1e-3, **changes))
+
+
+@pytest.mark.parametrize(("rows", "kind"), [(ONE, "single-label"), (SETS, "multi-label")])
+def test_one_declaration_gives_a_classifier(folder: Path, tmp_path: Path, rows: dict, kind: str, caplog) -> None:
+    task = few(tmp_path, rows)
+    task = dataclasses.replace(task, dev=task.train)
+    model = mtl.train(recipe(folder, task), tmp_path / "run")
+    assert caplog.messages == ["kind: labels found: x, y, z"]
+    saved = MultiTaskModel.from_pretrained(tmp_path / "run")
+    assert saved.tasks == model.tasks
+    assert (saved.tasks["kind"].kind, saved.tasks["kind"].labels) == (kind, ("x", "y", "z"))
+    found, again = model.predict([*rows]), saved.predict([*rows])
+    assert found.labels == again.labels
+    assert np.array_equal(found.logits["kind"], again.logits["kind"])
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    main = saved.tasks["kind"].handler.main_metric
+    metrics = mtl.evaluate(saved, recipe(folder, task), "dev")["kind"]
+    assert metrics[main] == max(record["dev"]["kind"][main] for record in records if "dev" in record)
+    if kind == "single-label":
+        right = [label == given for label, given in zip(found.labels["kind"], rows.values(), strict=True)]
+        assert metrics["accuracy"] == np.mean(right)
+
+
+def test_the_head_is_fitted_to_the_vectors_that_predict_has(folder: Path, tmp_path: Path) -> None:
+    model = mtl.train(recipe(folder, few(tmp_path, ONE)), tmp_path / "run")
+    vectors = torch.from_numpy(model.embedder.encode([*ONE]))  # the tiny model has a mean pooling and nothing behind it
+    weight, bias = fit(vectors, torch.tensor(["xyz".index(label) for label in ONE.values()]), 3)
+    found = torch.from_numpy(model.predict([*ONE]).logits["kind"])
+    torch.testing.assert_close(found, vectors @ weight.T + bias, atol=1e-4, rtol=1e-4)
+
+
+def test_any_threads_and_going_on_give_the_same_bits(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    task = few(tmp_path, ONE)
+    task = dataclasses.replace(task, dev=task.train)
+    for threads in (1, 2):
+        mtl.train(recipe(folder, task), tmp_path / str(threads), threads=threads)
+    whole = loop.train
+    monkeypatch.setattr(loop, "train", lambda run, log, threads: whole(run, log, threads, until=12) and False)
+    with pytest.raises(mtl.TrainingStopped):
+        mtl.train(recipe(folder, task, save_steps=1), tmp_path / "on")
+    monkeypatch.undo()
+    mtl.train(recipe(folder, task, save_steps=1), tmp_path / "on", resume=True)
+    for name in ("model/model.safetensors", "model/tasks.safetensors", "model/tasks.json", "metrics.jsonl"):
+        first = (tmp_path / "1" / name).read_bytes()
+        assert first == (tmp_path / "2" / name).read_bytes() == (tmp_path / "on" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ({"a": "x", "b": "x"}, {}, r"the labels of its training data are \['x'\]; expected at least 2"),
+        ({"a": 0.5, "b": "x"}, {}, "few.jsonl, line 1: label is 0.5; expected a label, or labels; 0.5 is none"),
+        ({"a": "x", "b": "q"}, {"labels": ("x", "y")}, "line 2: label 'q' is not declared; expected one of x, y"),
+        (
+            {"a": ["x", "y"], "b": "x"},
+            {"several": False},
+            "text 1 of train has 2 labels; expected one, as",
+        ),
+    ],
+)
+def test_rows_that_give_no_classifier(folder: Path, tmp_path: Path, rows: dict, options: dict, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        mtl.train(recipe(folder, few(tmp_path, rows, **options)), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"labels are \['x'\]; expected at least 2"):
+        few(tmp_path, ONE, labels=("x",))

@@ -462,7 +462,7 @@ def test_killed_between_the_best_weights_and_their_checkpoint(start, monkeypatch
     def pretend(tasks, logits, data):
         return {name: {"accuracy": next(values) if name == "topic" else 0.0, "macro_f1": 0.0} for name in tasks}
 
-    monkeypatch.setattr("mtl.training.loop.measure_fitted", pretend)
+    monkeypatch.setattr("mtl.training.loop.measure", pretend)
     go(run, 2 * steps - 1)
     first = checkpoints.read_best(run.checkpoints, run.best)
     with monkeypatch.context() as patch:
@@ -558,7 +558,7 @@ def test_early_stopping_and_the_best_epoch(start, monkeypatch) -> None:
         value = next(accuracies)
         return {"topic": {"accuracy": value, "macro_f1": 0.0}, "mood": {"accuracy": 0.0, "macro_f1": 0.0}}
 
-    monkeypatch.setattr("mtl.training.loop.measure_fitted", pretend)
+    monkeypatch.setattr("mtl.training.loop.measure", pretend)
     records = go(run)
     assert records[-1]["epoch"] == 4
     best = checkpoints.read_best(run.checkpoints, run.best)

@@ -26,6 +26,7 @@ from mtl.tasks.tally import Sampled
 
 if TYPE_CHECKING:
     from mtl.checkpoints.load import Classifier
+    from mtl.encode.sentence_encoder import SentenceEncoder
     from mtl.tasks.spec import TaskSpec
 
 Target = Any  # a row's label, as its kind's ``target`` gives it
@@ -205,12 +206,21 @@ class Kind(ABC):
         """The task, with what it keeps of its dev data and the outputs of these, and a line for each such thing."""
         return self.task, []
 
+    @property
+    def becomes(self) -> TaskSpec:
+        """The task of the trained model."""
+        return self.task
+
     # Computing
 
     @property
     def outputs(self) -> int:
         """The number of logits."""
         return len(self.labels) or 1
+
+    def on(self, embedder: SentenceEncoder) -> TaskSpec:
+        """The task as it is on this embedder."""
+        return self.task
 
     @abstractmethod
     def branch(self, dim: int) -> Branch | None:
@@ -219,6 +229,14 @@ class Kind(ABC):
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         """The summed loss, and the number of labels in it, or the sum of their weights."""
+
+    def texts_to_fit(self, examples: Examples) -> Sequence[list[int]]:
+        """The texts, as tokens, on which the head is fitted after each epoch; none where steps train it."""
+        return ()
+
+    def fit_head(self, vectors: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Weight (outputs, dim) and bias (outputs,) of the linear head, of these texts' pooled hidden states."""
+        raise NotImplementedError(f"a {self.name} task's head is trained")
 
     def by_row(self, outputs: Tensor, order: Sequence[int], lengths: Sequence[int]) -> Tensor:
         """The outputs of rows that were computed in another order, in their own: (rows, ...).

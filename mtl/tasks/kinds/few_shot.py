@@ -1,19 +1,30 @@
-"""few-shot: whether two texts have a label in common, of pairs drawn from a few rows (Tunstall et al. 2022, SetFit)."""
+"""few-shot: a classifier from a few rows: pairs of them train the trunk, then a head is fitted (Tunstall et al. 2022,
+SetFit)."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from mtl.errors import RecipeError
+from mtl.errors import RecipeError, shown
+from mtl.model.heads import Branch
 from mtl.tasks.examples import Examples, Split
+from mtl.tasks.kinds.base import HeadKind
 from mtl.tasks.kinds.multi_label import label_set, names_in
 from mtl.tasks.kinds.similarity import CosineKind, CosineOptions
-from mtl.tasks.kinds.single_label import class_index, is_place
+from mtl.tasks.kinds.single_label import as_number, class_index, is_place
+from mtl.tasks.logistic import fit
+from mtl.tasks.pictures import draw_map
+from mtl.tasks.tally import Sampled
+
+if TYPE_CHECKING:
+    from mtl.checkpoints.load import Classifier
+    from mtl.encode.sentence_encoder import SentenceEncoder
+    from mtl.tasks.spec import TaskSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +32,13 @@ class FewShotOptions(CosineOptions):
     """The drawing of pairs; the ``loss`` is "squared" by default.
 
     pairs: How often each text is drawn beside one with which it has a label in common, and beside one with which not.
+    several: Whether a row may have several labels, or none; by default that is seen in the training data.
     """
 
     loss: str = "squared"
     pairs: int = 20
+    several: bool | None = None
+    pooling: tuple[str, ...] = ()
     losses: ClassVar[tuple[str, ...]] = ("squared", "cosent")
 
     def __post_init__(self) -> None:
@@ -33,27 +47,53 @@ class FewShotOptions(CosineOptions):
             raise RecipeError(f"pairs is {self.pairs}; expected 1 or more", "pairs")
 
 
-class FewShot(CosineKind):
+@dataclasses.dataclass(frozen=True)
+class FewExamples(Examples):
+    """Drawn pairs, and the texts that they are of with their labels, as a classifier's targets: single-label or, where
+    rows may have several, multi-label."""
+
+    texts: Sequence[list[int]] = ()
+    labels: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
+
+
+class FewShot(CosineKind, HeadKind):
     """A text and its label, or labels, as for "single-label" or "multi-label", of few examples.
 
     ``pairs`` times, each text is drawn beside another with which it has a label in common, whose cosine is to be 1, and
-    beside one with which it has none, whose cosine is to be 0. freeze = {1 = "none", 2 = "encoder"} ends that after the
-    first epoch, and a classifier of the same rows with freeze = "encoder" goes on with the trunk that it made.
+    beside one with which it has none, whose cosine is to be 0. After each epoch a linear head is fitted to convergence
+    on the texts' pooled hidden states (logistic regression, as scikit-learn's with C = 1), dev data are measured with
+    it, and what is trained is a "single-label" or "multi-label" task of this name. Labels that are not given are those
+    of the training data.
     """
 
     name = "few-shot"
     Options: ClassVar[type] = FewShotOptions
-    least_labels: ClassVar[int | None] = 2
+    least_labels: ClassVar[int | None] = 0
 
-    def target(self, value: Any) -> tuple[int, ...]:
-        """The indices of a row's labels."""
+    def check_labels(self) -> None:
+        super().check_labels()
+        if len(self.labels) == 1:
+            raise RecipeError(f"labels are {shown(list(self.labels))}; expected at least 2", "labels")
+
+    # Data
+
+    def target(self, value: Any) -> tuple[Any, ...]:
+        """The indices of a row's labels, or their names, where the task's are not known yet."""
+        if not self.labels:
+            listed = value.split("|") if isinstance(value, str) and value else value
+            names = listed if isinstance(listed, list) else [listed]
+            places = [as_number(name) for name in names]  # a column of numbers with blanks holds 2.0, or "2.0"
+            known = [name if n is None else str(n) for n, name in zip(places, names, strict=True)]
+            if wrong := [name for name in known if type(name) not in (str, int) or name == ""]:
+                raise ValueError(f"is {shown(value)}; expected a label, or labels; {shown(wrong[0])} is none")
+            return tuple(map(str, known))
         several = isinstance(value, list) or (isinstance(value, str) and "|" in value and value not in self.labels)
         if not several:
             return (class_index(value, self.labels),)
         return tuple(i for i, flag in enumerate(label_set(value, self.labels)) if flag)
 
-    def labels_in(self, target: tuple[int, ...]) -> list[str]:
-        return [self.labels[i] for i in target]
+    def labels_in(self, target: tuple[Any, ...]) -> list[str]:
+        return [self.labels[label] if self.labels else label for label in target]
 
     def spelled(self, fields: Mapping[str, Any]) -> list[str]:
         value = fields.get(self.task.label_field)
@@ -65,13 +105,44 @@ class FewShot(CosineKind):
     def stacked(self, targets: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
         return targets
 
+    @property
+    def finds_labels(self) -> bool:
+        return not self.labels or self.options.several is None
+
+    def complete(self, targets: Sequence[tuple[Any, ...]]) -> TaskSpec:
+        """The task with the labels of its training data, and whether rows have several.
+
+        Raises:
+            RecipeError: they have fewer than two.
+        """
+        several = self.options.several
+        several = any(len(own) != 1 for own in targets) if several is None else several
+        labels = self.labels or tuple(sorted({label for own in targets for label in own}))
+        if len(labels) < 2:
+            given = f"task {self.task.name!r}: the labels of its training data are {shown(list(labels))}"
+            raise RecipeError(f"{given}; expected at least 2", "labels")
+        return dataclasses.replace(self.task, labels=labels, several=several)
+
+    def declared(self, known: TaskSpec | None) -> TaskSpec:
+        """What it has become, on this task's own data."""
+        if known is None or known.kind not in ("single-label", "multi-label"):
+            return self.task
+        labels = self.labels or known.labels
+        own = {name: getattr(self.task, name) for name in ("train", "dev", "test", "text_field", "label_field")}
+        return dataclasses.replace(known, labels=labels, **own)
+
     def examples(self, texts: Sequence[str], targets: Sequence[tuple[int, ...]], split: Split) -> Examples:
-        """The drawn pairs, with a score of 1 or 0.
+        """The drawn pairs, with a score of 1 or 0; of data that are not trained on the rows, if it has a head.
 
         Raises:
             RecipeError: there is nothing to draw: no two rows have a label in common, or all have.
         """
         rows = split.tokenize(texts)
+        labels = torch.empty(0)
+        if self.options.several is not None:
+            labels = self.class_targets(targets, split)
+            if split.name != "train":
+                return Examples(rows, labels)
         generator = torch.Generator().manual_seed(split.seed)
         likes, unlikes = partners(targets, self.options.pairs, generator)
         for found, given in ((likes, "no two rows have a label"), (unlikes, "all rows have a label")):
@@ -83,7 +154,83 @@ class FewShot(CosineKind):
         drawn = others >= 0
         scores = torch.tensor([1.0, 0.0], dtype=torch.float32).expand(drawn.shape)[drawn]
         both = torch.stack([firsts[:, None].expand(drawn.shape)[drawn], others[drawn]], dim=1)
-        return Examples([rows[i] for i in both.flatten().tolist()], scores[:, None], 2)
+        return FewExamples([rows[i] for i in both.flatten().tolist()], scores[:, None], 2, rows, labels)
+
+    def class_targets(self, targets: Sequence[tuple[int, ...]], split: Split) -> Tensor:
+        """The targets of what it becomes.
+
+        Raises:
+            RecipeError: a row has not exactly one label, where all of the training data have one.
+        """
+        if self.options.several:
+            return torch.tensor([[float(i in own) for i in range(len(self.labels))] for own in targets])
+        for number, own in enumerate(targets, 1):
+            if len(own) != 1:
+                given = f"task {self.task.name!r}: text {number} of {split.name} has {len(own)} labels"
+                raise RecipeError(f"{given}; expected one, as in all of the training data, or several = true")
+        return torch.tensor([own[0] for own in targets])
+
+    # Computing
+
+    def on(self, embedder: SentenceEncoder) -> TaskSpec:
+        return dataclasses.replace(self.task, pooling=tuple(embedder.pooling.modes))
+
+    @property
+    def becomes(self) -> TaskSpec:
+        """The classifier; where it is not known which, the task as it is."""
+        if self.options.several is None:
+            return self.task
+        kept = ("name", "labels", "train", "dev", "test", "text_field", "label_field", "pooling")
+        fields = {name: getattr(self.task, name) for name in kept}
+        return type(self.task)(**fields, kind="multi-label" if self.options.several else "single-label")
+
+    @property
+    def head(self) -> HeadKind:
+        """The handler of what the task becomes."""
+        found = self.becomes.handler
+        assert isinstance(found, HeadKind)
+        return found
+
+    def branch(self, dim: int) -> Branch | None:  # type: ignore[override]
+        return None if self.options.several is None else self.head.branch(dim)
+
+    def begins_with(self, theirs: Classifier) -> bool:
+        return False
+
+    def texts_to_fit(self, examples: Examples) -> Sequence[list[int]]:
+        return examples.texts if isinstance(examples, FewExamples) and len(examples.labels) else ()
+
+    def fit_head(self, vectors: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
+        assert isinstance(examples, FewExamples)
+        return fit(vectors, examples.labels, len(self.labels))
+
+    # Measuring and showing
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return self.head.scores(logits)
+
+    def words(self, scores: Tensor) -> list[Any]:
+        return self.head.words(scores)
+
+    @property
+    def metrics(self) -> Mapping[str, int]:
+        return super().metrics if self.options.several is None else self.head.metrics
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        of_pairs = self.options.several is None
+        return super().measure(outputs, targets) if of_pairs else self.head.measure(outputs, targets)
+
+    def sampled(self, outputs: Tensor, examples: Examples) -> Sampled | None:
+        return None if self.options.several is None else self.head.sampled(outputs, examples)
+
+    def confusion(self, outputs: Tensor, targets: Tensor) -> list[list[int]] | None:
+        return None if self.options.several is None else self.head.confusion(outputs, targets)
+
+    def draw(self, axes: Any, vectors: Tensor, targets: Tensor) -> None:
+        if targets.ndim == 1:
+            draw_map(axes, self.task.name, vectors, targets, self.labels)
+        else:
+            super().draw(axes, vectors, targets)
 
 
 def partners(
