@@ -25,7 +25,7 @@ def printable(name: str) -> str:
     return name if len(name) < 100 and name.isprintable() else shown(name)
 
 
-def one_line(error: Exception, most: int = 200) -> str:
+def one_line(error: BaseException, most: int = 200) -> str:
     """What another library's error says, in one line, cut where it is long; of files, in the system's own words."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)  # pyarrow's strerror holds more than that
