@@ -46,6 +46,7 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
             norm = clip([gradient for gradient in gradients if gradient is not None], training.clip)
             check_finite(losses, norm, run.step + 1)
             run.update(gradients, objective, factor)
+            del gradients  # their memory goes before that of the next comes
 
             texts = sum(len(micro.rows) for micro in window)
             log.step(run.step, epoch, losses, norm, training.learning_rate * factor, texts)

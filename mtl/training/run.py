@@ -37,6 +37,7 @@ from mtl.training.metrics import check_metric
 from mtl.training.optim import LossWeights, optimiser
 from mtl.training.phases import Phase, ever_trained, phase_of, phases
 from mtl.training.recipe import Recipe
+from mtl.training.rows import Rows
 from mtl.training.schedule import MicroBatch, Schedule
 
 NUMBERS = 2  # raised when the same run gives other numbers: it cannot go on from a checkpoint of before
@@ -108,7 +109,7 @@ class Run:
         self.step = 0
         self.best: checkpoint.Best | None = None
         self.forward: Forward | None = None
-        self.of_words = torch.empty(0)  # all rows of the word embeddings' gradient, 0 between two steps
+        self.of_words = Rows(self.model.encoder.words.weight)
 
     @property
     def device(self) -> torch.device:
@@ -119,6 +120,12 @@ class Run:
         groups = self.optimiser.param_groups
         return [pair for group in groups for pair in zip(group["names"], group["params"], strict=True)]
 
+    def state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What the optimiser keeps of a parameter."""
+        if parameter is self.of_words.table:
+            return self.of_words.state()
+        return self.optimiser.state.get(parameter, {})
+
     # Checkpoints
 
     def save(self) -> None:
@@ -128,7 +135,7 @@ class Run:
         """A checkpoint."""
         moments = {}
         for name, parameter in self.parameters():
-            for key, value in self.optimiser.state.get(parameter, {}).items():
+            for key, value in self.state(parameter).items():
                 moments[f"{name}.{key}"] = value
         tensors = {"model": self.tensors(), "optimizer": moments}
         state = checkpoint.State(self.step, self.best, self.plan.identity, tensors)
@@ -189,11 +196,12 @@ class Run:
         self.load_tensors(state.tensors["model"])
         moments = state.tensors["optimizer"]
         for name, parameter in self.parameters():
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments]
-            if keys:
-                self.optimiser.state[parameter] = {
-                    key: moments[f"{name}.{key}"].clone().to(parameter.device) for key in keys
-                }
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq", "rows") if f"{name}.{key}" in moments]
+            kept = {key: moments[f"{name}.{key}"].clone().to(parameter.device) for key in keys}
+            if kept and parameter is self.of_words.table:
+                self.of_words.restore(kept)
+            elif kept:
+                self.optimiser.state[parameter] = kept
         return notes
 
     def take_best(self) -> None:
@@ -280,17 +288,16 @@ class Run:
 
     def update(self, gradients: Gradients, objective: Objective, factor: float) -> None:
         """Make a step with these gradients, at so much of the full learning rates."""
+        found = iter(gradients)
         for group in self.optimiser.param_groups:
             group["lr"] = group["full_rate"] * factor
-        for i, (parameter, gradient) in enumerate(zip(objective.parameters, gradients, strict=True)):
-            if i == objective.of_words and gradient is not None:  # AdamW wants all rows
-                self.of_words = self.of_words if self.of_words.numel() else torch.zeros_like(parameter)
-                gradient = self.of_words.index_copy_(0, objective.words, gradient)
-            parameter.grad = gradient
+            for parameter, gradient in zip(group["params"], found, strict=False):
+                if parameter is not self.of_words.table:
+                    parameter.grad = gradient
+                elif gradient is not None:
+                    self.of_words.step(objective.words, gradient, group)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        if self.of_words.numel():
-            self.of_words.index_fill_(0, objective.words, 0.0)
         self.step += 1
 
     # Limits and modes

@@ -104,7 +104,7 @@ def outcome(scenario: str, ranks: Processes = ALONE, threads: int = 1) -> tuple[
 
 def tensors_of(run: Run) -> dict[str, Tensor]:
     """Weights, and AdamW's moments."""
-    moments = {f"moment of {name}": run.optimiser.state[p]["exp_avg"] for name, p in run.parameters()}
+    moments = {f"moment of {name}": run.state(p)["exp_avg"] for name, p in run.parameters()}
     return {name: x.contiguous().clone() for name, x in {**run.tensors(), **moments}.items()}
 
 

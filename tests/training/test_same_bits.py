@@ -42,7 +42,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def moments(run: Run) -> dict[str, Tensor]:
-    return {name: run.optimiser.state[p]["exp_avg"] for name, p in run.parameters() if p in run.optimiser.state}
+    return {name: run.state(p)["exp_avg"] for name, p in run.parameters() if run.state(p)}
 
 
 @pytest.mark.parametrize("freezes", [("none",) * 8, SOME_HELD, ALL_HELD], ids=["free", "some held", "all held"])
