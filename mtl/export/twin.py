@@ -9,6 +9,7 @@ a packed batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from mtl.errors import WeightsError
-from mtl.model import encoder
+from mtl.model import deberta, encoder
+from mtl.model.deberta import Deberta, DebertaBlock, DisentangledAttention
 from mtl.model.encoder import DistilBert
 from mtl.model.heads import Branch
 from mtl.model.interface import Encoder
@@ -124,9 +126,40 @@ class RotaryTrunk(nn.Module):
         return attended
 
 
+class DebertaTrunk(nn.Module):
+    """The table's rows by distance are a table too, as the buckets of MPNet."""
+
+    def __init__(self, model: Deberta) -> None:
+        super().__init__()
+        self.model, self.most = model, model.config.max_position_embeddings - 1
+        found = deberta.buckets(torch.arange(-self.most, self.most + 1), model.config) + model.config.span
+        self.register_buffer("rows", found.clamp(0, 2 * model.config.span - 1))
+
+    def forward(self, batch: Any) -> Tensor:
+        x, table = self.model.embed(batch), self.model.table()
+        rows = self.get_buffer("rows")[self.most - batch.apart]
+        for block in self.model.blocks:
+            assert isinstance(block, DebertaBlock)
+            x = block.sa_layer_norm(x + self.attend(block.attention, x, batch, table, rows))
+            x = block.output_layer_norm(x + block.ffn(x))
+        return x
+
+    def attend(self, attn: DisentangledAttention, x: Tensor, batch: Any, table: Tensor, rows: Tensor) -> Tensor:
+        linears = (attn.q_lin, attn.k_lin, attn.v_lin)
+        q, k, v = (batch.split(linear(x).unflatten(1, (attn.n_heads, -1)))[0] for linear in linears)
+        pos_k, pos_q = attn.distances(table)
+        compared = math.sqrt(1 + attn.c2p + attn.p2c)
+        q, pos_q = q / compared, pos_q / compared
+        bias = attn.bias(q, k, pos_k, pos_q, rows)
+        bias = batch.unseen if bias is None else bias + batch.unseen
+        attended: Tensor = attn.out_lin(encoder.attention(q, k, v, 0.0, bias).flatten(0, 1).flatten(1))
+        return attended
+
+
 TRUNKS: dict[type[Encoder], Callable[[Any], nn.Module]] = {
     DistilBert: PlainTrunk,
     MPNet: MPNetTrunk,
+    Deberta: DebertaTrunk,
     RotaryEncoder: RotaryTrunk,
 }
 

@@ -30,7 +30,8 @@ from mtl.export import onnx as export
 from mtl.export import twin
 from mtl.export.onnx import Exported, export_onnx, padded, twin_of
 from mtl.export.twin import TRUNKS
-from mtl.model.config import FULL, SLIDING, EncoderConfig, RotaryConfig
+from mtl.model.config import FULL, SLIDING, DebertaConfig, EncoderConfig, RotaryConfig
+from mtl.model.deberta import Deberta
 from mtl.model.encoder import DistilBert
 from mtl.model.mpnet import MPNet
 from mtl.model.packing import PackedBatch
@@ -159,7 +160,12 @@ def encoders() -> dict[str, Any]:
     return {
         "plain": DistilBert(EncoderConfig(**plain, activation="gelu_new")),
         "sinusoids": DistilBert(EncoderConfig(**plain, sinusoidal_pos_embds=True)),
+        "projected": DistilBert(EncoderConfig(**plain, embedding_dim=8)),
         "mpnet": MPNet(EncoderConfig(**plain)),
+        "deberta": Deberta(DebertaConfig(**plain, position_buckets=6, max_relative_positions=10)),
+        "own keys": Deberta(DebertaConfig(**plain, position_buckets=0, max_relative_positions=9, share_att_key=False,
+                                          norm_rel_ebd=False, position_biased_input=True)),
+        "words alone": Deberta(DebertaConfig(**plain, c2p=False, p2c=False)),
         "windows": RotaryEncoder(RotaryConfig(**rotary, hidden_dim=10, layer_types=layers, local_attention=4)),
         "behind": RotaryEncoder(RotaryConfig(**rotary, hidden_dim=10, pre_norm=False, norm_bias=True, ntk_factor=2.0)),
     }  # fmt: skip

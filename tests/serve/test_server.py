@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import random
@@ -22,7 +23,7 @@ import pytest
 from mtl import SentenceEncoder
 from mtl.cli import main
 from mtl.serve.contracts import Limits
-from mtl.serve.server import Patient
+from mtl.serve.server import Patient, listening
 
 from .conftest import Client
 
@@ -35,6 +36,25 @@ def connected(client: Client, *parts: bytes) -> Iterator[socket.socket]:
         for part in parts:
             raw.sendall(part)
         yield raw
+
+
+def test_answers_wait_for_no_acknowledgement() -> None:
+    """Head and body of an answer are written apart: with Nagle's algorithm, each took 40 ms on a kept connection."""
+
+    async def nodelay() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        at = listening("127.0.0.1", 0)
+        async with await asyncio.start_server(accepted, sock=at):
+            _, writer = await asyncio.open_connection(*at.getsockname())
+            writer.close()
+            return await found
+
+    assert asyncio.run(nodelay())
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
