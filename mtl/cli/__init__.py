@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from mtl.cli import check, embed, evaluate, index, inspect, models, predict, publish, serve, sweep, train
+from mtl.cli import check, embed, evaluate, index, inspect, mine, models, predict, publish, serve, sweep, train
 from mtl.errors import MtlError, one_line
 
 INTERRUPTED = 130  # the exit code
@@ -45,6 +45,7 @@ for command in (
     publish.export,
     index.index,
     index.search,
+    mine.mine,
 ):
     cli.add_command(command)
 

@@ -1,0 +1,436 @@
+"""Hard negatives: texts of a corpus that are near to a query and do not answer it, beside each pair of the two that do.
+
+What is under way is in a folder beside the output, NAME.mining: an index of the corpus, the vectors of the pairs, and
+the rows found so far, in blocks. So a run that was killed goes on, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtl.disk import atomic_write, beside, lock, remove, writing
+from mtl.display import counted
+from mtl.encode.sentence_encoder import DOCUMENT, QUERY, SentenceEncoder
+from mtl.errors import InputError, check_counts, differences
+from mtl.index.index import WINDOW, Index, is_index, made_with
+from mtl.rows.outputs import ANEW, open_output
+from mtl.rows.read import check_text, read_rows, texts_of
+from mtl.rows.vector_files import json_line
+from mtl.search import Similarity, scores
+
+BLOCK = 1024  # pairs whose negatives are found, and kept, at once
+NEGATIVE = "negative"  # the field of what is found
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides which negatives are found.
+
+    negatives: How many of each pair, at most.
+    skip_top: How many of the nearest are left out, which most often do answer the query.
+    margin: By how much less similar to the query than the pair's own text one has to be, by the model's measure; None:
+        it may be more similar.
+    """
+
+    negatives: int = 5
+    skip_top: int = 0
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(negatives=self.negatives)
+        if self.skip_top < 0:
+            raise InputError(f"skip_top is {self.skip_top}; expected 0 or more")
+        if self.margin is not None and not 0 <= self.margin < math.inf:
+            raise InputError(f"margin is {self.margin}; expected 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mined:
+    """What came of it. ``counts`` has, by name, what was left out and why."""
+
+    path: Path
+    counts: Mapping[str, int]
+    before: bool = False  # the output was there already
+
+    def __str__(self) -> str:
+        found = self.counts
+        said = "nothing is left to do for" if self.before else "wrote"
+        rows, pairs = counted(found.get("rows", 0), "row"), counted(found.get("pairs", 0), "pair")
+        lines = [f"{said} {self.path}: {rows} of {pairs}"]
+        for name, what in (
+            ("few", "pairs have fewer negatives than were asked for"),
+            ("none", "pairs have none, and no row"),
+            ("own", "candidates are a query's own texts, or equal to them"),
+            ("margin", "candidates are within the margin"),
+            ("guide", "candidates are false negatives to the guide"),
+            ("twice", "texts of the corpus are equal to an earlier one"),
+            ("blank", "texts of the corpus are empty"),
+        ):
+            if found.get(name):
+                lines.append(f"{found[name]} {what}")
+        return "\n".join(lines)
+
+
+def plain(text: str) -> bytes:
+    """What stands for a text, the same for texts that differ in case, blanks and forms of Unicode alone."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return hashlib.blake2b(" ".join(folded.split()).encode(), digest_size=16).digest()
+
+
+@dataclasses.dataclass
+class Pairs:
+    """The pairs of a file: each row's fields, and its query and positive; ``own`` has what no query may be given."""
+
+    names: tuple[str, str]
+    rows: list[Mapping[str, Any]]
+    queries: list[str]
+    positives: list[str]
+    own: dict[str, set[bytes]]
+
+    @classmethod
+    def read(cls, path: Path, fields: Sequence[str] = ()) -> Pairs:
+        """The pairs of a file whose rows have two fields, or these two.
+
+        Raises:
+            InputError: the file cannot be read, has no rows, or a row is wrong; it names the line.
+        """
+        found: Pairs | None = None
+        for number, row in read_rows(path):
+            where = f"{path}, line {number}"
+            names = tuple(fields) or tuple(row) if found is None else found.names
+            if len(names) != 2:
+                given = f"fields are {', '.join(names)}" if fields else f"{where}: it has the fields {', '.join(names)}"
+                raise InputError(f"{given}; expected two, a query and what answers it; name them with --fields")
+            if NEGATIVE in row:
+                raise InputError(f"{where}: it has a field {NEGATIVE!r} already; rename it")
+            if missing := [name for name in names if name not in row]:
+                raise InputError(f"{where}: no field {missing[0]!r}; it has {', '.join(row)}")
+            texts = [check_text(row[name], name, where) for name in names]
+            if blank := [name for name, text in zip(names, texts, strict=True) if not text.strip()]:
+                raise InputError(f"{where}: field {blank[0]!r} is empty; expected a text")
+            found = found or cls((names[0], names[1]), [], [], [], {})
+            found.rows.append(dict(row))
+            found.queries.append(texts[0])
+            found.positives.append(texts[1])
+            found.own.setdefault(texts[0], {plain(texts[0])}).add(plain(texts[1]))
+        if found is None:
+            raise InputError(f"{path} has no rows; expected pairs, a query and what answers it")
+        return found
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps([self.names, self.rows], default=str).encode()).hexdigest()
+
+
+class Corpus:
+    """The different texts of a file that are not blank, in its order; they need not fit in memory.
+
+    ``keys`` has what stands for each, as ``plain``.
+    """
+
+    def __init__(self, path: Path, field: str) -> None:
+        self.path, self.field = path, field
+        self.keys: list[bytes] = []
+        self.twice = self.blank = 0
+        digest, seen = hashlib.sha256(), set[bytes]()
+        for text, _ in texts_of(read_rows(path, [field]), str(path), field):
+            key = plain(text)
+            self.blank += not text.strip()
+            self.twice += bool(text.strip()) and key in seen
+            if text.strip() and key not in seen:
+                seen.add(key)
+                self.keys.append(key)
+                digest.update(len(text).to_bytes(8, "little") + text.encode())
+        self.digest = digest.hexdigest()
+        if not self.keys:
+            raise InputError(f"{path} has no text in {field!r} that is not blank; expected some to choose from")
+
+    def __iter__(self) -> Iterator[str]:
+        seen: set[bytes] = set()
+        for text, _ in texts_of(read_rows(self.path, [self.field]), str(self.path), self.field):
+            key = plain(text)
+            if text.strip() and key not in seen:
+                seen.add(key)
+                yield text
+
+
+class Side:
+    """What one model says of the pairs and of the corpus, kept in files of a folder, where it goes on."""
+
+    def __init__(
+        self, folder: Path, encoder: SentenceEncoder, pairs: Pairs, corpus: Corpus, threads: int | None
+    ) -> None:
+        self.measure: Similarity = encoder.similarity_fn_name
+        with writing(folder, InputError):
+            folder.mkdir(parents=True, exist_ok=True)
+        where = folder / "corpus"
+        self.index = Index.open(where, encoder) if is_index(where) else Index.create(where, encoder)
+        if not len(self.index):
+            self.index.add(corpus, resume=True, threads=threads)
+        texts = {"queries": list(dict.fromkeys(pairs.queries)), "positives": list(dict.fromkeys(pairs.positives))}
+        self.places = {name: {text: i for i, text in enumerate(each)} for name, each in texts.items()}
+        self.vectors = {
+            name: embedded(folder / f"{name}.npy", encoder, texts[name], prompt, threads)
+            for name, prompt in (("queries", QUERY), ("positives", DOCUMENT))
+        }
+
+    def of(self, name: str, texts: Sequence[str]) -> Tensor:
+        """The vectors of some of the queries, or of the positives: (texts, dim)."""
+        return torch.from_numpy(np.array(self.vectors[name][[self.places[name][text] for text in texts]]))
+
+    def of_corpus(self, places: Sequence[int]) -> Tensor:
+        """The vectors of some texts of the corpus, in the order given."""
+        order = sorted({*places})
+        found = torch.from_numpy(np.array(self.index.view.at(np.array(order))))
+        row = {place: i for i, place in enumerate(order)}
+        return found[[row[place] for place in places]]
+
+    def alike(self, query: Tensor, texts: Tensor) -> list[float]:
+        """The similarity of a query (dim,) to texts (texts, dim)."""
+        return cast(list[float], scores(query[None], texts, self.measure)[0].tolist())
+
+    def own(self, queries: Sequence[str], positives: Sequence[str]) -> list[float]:
+        """The similarity of each query to its own positive, as the index computes it."""
+        pairs = zip(self.of("queries", queries), self.of("positives", positives), strict=True)
+        return [self.alike(query, positive[None])[0] for query, positive in pairs]
+
+
+def embedded(path: Path, encoder: SentenceEncoder, texts: Sequence[str], names: Sequence[str], threads: Any) -> Any:
+    """The vectors of texts, behind the first of the prompts that the model has, in a file that is gone on with."""
+    options = encoder.prompted(names, {"threads": threads})
+    made = made_with(encoder) | {"prompt": options["prompt"]}
+    with open_output(path, encoder.dim, "float32", made, resume=True) as output:
+        rows = output.remaining((text, {"text": text}) for text in texts)
+        for part in encoder.encode_rows(rows, itemgetter(0), window=WINDOW, **options):
+            output.write(*part)
+        output.finish()
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def mine(
+    pairs: Path,
+    corpus: Path,
+    output: Path,
+    model: SentenceEncoder,
+    *,
+    guide: SentenceEncoder | None = None,
+    negatives: int = 5,
+    skip_top: int = 0,
+    margin: float | None = None,
+    fields: Sequence[str] = (),
+    field: str = "text",
+    resume: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+) -> Mined:
+    """Find hard negatives of pairs in a corpus by exact search, and write a row for each: the pair's, and ``negative``.
+
+    A contrastive task, or one of kind "relevance" with pairs, trains on the output as it lies, with text_field = the
+    pair's two fields and "negative". A row also has ``positive_score`` and ``negative_score``.
+
+    Args:
+        pairs: A file whose rows have two fields, a query and what answers it, or ``fields`` among others.
+        corpus: A file of texts in ``field``. Of those that differ in case, blanks and forms of Unicode alone, the first
+            is taken.
+        output: A .jsonl file.
+        model: By whose vectors and measure texts are near; queries and texts are behind the prompts that it has.
+        guide: A better model, say a larger one: what is as near to the query as the positive by its vectors is false.
+        negatives, skip_top, margin: See ``Settings``. A query's own positives, in all pairs, and what equals them or
+            the query are never taken, and count for nothing.
+        resume: Go on with what there is of the output: nothing, a part, or all of it.
+        overwrite: Throw away what there is.
+
+    Raises:
+        InputError: a file cannot be read, a row is wrong, or there is something that may be neither thrown away nor
+            continued.
+    """
+    settings = Settings(negatives, skip_top, margin)
+    if output.suffix != ".jsonl":
+        raise InputError(f"{output} ends in {output.suffix!r}; expected .jsonl")
+    read, among = Pairs.read(pairs, fields), Corpus(corpus, field)
+    about = {
+        "pairs": read.digest, "corpus": among.digest, **dataclasses.asdict(settings), "model": made_with(model),
+        "guide": made_with(guide) if guide else None,
+    }  # fmt: skip
+    under_way, made = beside(output, ".mining"), beside(output, ".made.json")
+    with lock(output, InputError):
+        if overwrite:
+            remove(under_way)
+        elif output.exists():
+            counts = check_made(made, output, about, resume)
+            return Mined(output, counts, before=True)
+        check_under_way(under_way, about, resume)
+        counts = Counter(twice=among.twice, blank=among.blank)
+        sides = [Side(under_way / name, encoder, read, among, threads)
+                 for name, encoder in (("model", model), ("guide", guide)) if encoder]  # fmt: skip
+        blocks = []
+        for start in range(0, len(read.rows), BLOCK):
+            block = under_way / f"block-{start // BLOCK:06d}.jsonl"
+            if not block.exists():
+                rows = range(start, min(start + BLOCK, len(read.rows)))
+                write_block(block, Search(read, among, sides, settings), rows)
+            blocks.append(block)
+        counts += finish(output, blocks)
+        with atomic_write(made, InputError) as partial:
+            partial.write_text(json.dumps({"settings": about, "counts": counts}, indent=1) + "\n", encoding="utf-8")
+        del sides
+        remove(under_way)
+    return Mined(output, counts)
+
+
+def check_made(made: Path, output: Path, about: Mapping[str, Any], resume: bool) -> dict[str, int]:
+    """What came of an output that is whole.
+
+    Raises:
+        InputError: it was made otherwise, or nobody asked to go on with it.
+    """
+    if not resume:
+        raise InputError(f"{output} exists; --overwrite replaces it, or choose another name")
+    before = read_json(made)
+    if before is None:
+        raise InputError(f"{output} exists, and {made}, which would say how it was made, does not; {ANEW}")
+    check_same(output, before.get("settings", {}), about)
+    return {name: int(count) for name, count in before.get("counts", {}).items()}
+
+
+def check_under_way(folder: Path, about: Mapping[str, Any], resume: bool) -> None:
+    """Begin a run's folder, or see that the one that is there is of the same run."""
+    path = folder / "settings.json"
+    before = read_json(path)
+    if before is not None and not resume:
+        raise InputError(f"{folder} holds what an interrupted run has found; --resume goes on with it, {ANEW}")
+    if before is None:
+        remove(folder)
+        with atomic_write(path, InputError) as partial:
+            partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    else:
+        check_same(folder, before, about)
+
+
+def check_same(path: Path, before: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Raise an InputError that says what differs between two runs."""
+    if different := differences(before, json.loads(json.dumps(about))):
+        raise InputError(f"{path} was made otherwise: {'; '.join(different)}; {ANEW}")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """An object in a file of ours, or None where there is no file.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, RecursionError, ValueError, TypeError):
+        raise InputError(f"{path} is damaged; {ANEW}") from None
+
+
+def write_block(path: Path, search: Search, rows: range) -> None:
+    """Write the negatives of some pairs: a line of counts, and one for each row."""
+    counts, found = search.negatives(rows)
+    with atomic_write(path, InputError) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        file.write(json.dumps(counts) + "\n")
+        file.writelines(json_line(row) + "\n" for row in found)
+
+
+def finish(output: Path, blocks: Iterable[Path]) -> Counter[str]:
+    """Put the blocks together; gives the sums of their counts."""
+    counts: Counter[str] = Counter()
+    with atomic_write(output, InputError) as partial, partial.open("wb") as file:
+        for block in blocks:
+            with block.open("rb") as lines:
+                counts += Counter(json.loads(next(lines)))
+                file.writelines(lines)
+    return counts
+
+
+class Search:
+    """The negatives of pairs: by the first of the ``sides``, checked by the second where there is one."""
+
+    def __init__(self, pairs: Pairs, corpus: Corpus, sides: Sequence[Side], settings: Settings) -> None:
+        self.pairs, self.corpus, self.settings = pairs, corpus, settings
+        self.side, self.guide = sides[0], sides[1] if sides[1:] else None
+
+    def negatives(self, rows: range) -> tuple[Counter[str], list[dict[str, Any]]]:
+        """Of some pairs, by number: what is counted, and a row for each negative."""
+        queries, positives = ([texts[i] for i in rows] for texts in (self.pairs.queries, self.pairs.positives))
+        own = self.side.own(queries, positives)
+        guided = self.guide.own(queries, positives) if self.guide else [math.inf] * len(rows)
+        counts = Counter(pairs=len(rows))
+        chosen: dict[int, list[tuple[int, float]]] = {}
+        pending, depth = list(range(len(rows))), 2 * (self.settings.negatives + self.settings.skip_top) + 8
+        while pending:
+            depth = min(depth, len(self.corpus.keys))
+            wanted = list(dict.fromkeys(queries[i] for i in pending))
+            ranked = dict(zip(wanted, self.ranked(wanted, depth), strict=True))
+            left = []
+            for i in pending:
+                found, dropped = self.choose(queries[i], ranked[queries[i]], own[i], guided[i])
+                if len(found) < self.settings.negatives and depth < len(self.corpus.keys):
+                    left.append(i)
+                    continue
+                chosen[i] = found
+                counts += dropped
+            pending, depth = left, 4 * depth
+        found_rows = [self.row(rows[i], own[i], *negative) for i in range(len(rows)) for negative in chosen[i]]
+        lengths = [len(found) for found in chosen.values()]
+        counts += Counter(
+            rows=len(found_rows), none=lengths.count(0),
+            few=sum(0 < length < self.settings.negatives for length in lengths),
+        )  # fmt: skip
+        return counts, found_rows
+
+    def ranked(self, queries: Sequence[str], depth: int) -> Iterator[list[tuple[int, float]]]:
+        """The places of the nearest texts to each query, and how near they are, best first."""
+        found, places = self.side.index.nearest(self.side.of("queries", queries), depth)
+        for values, at in zip(found, places, strict=True):
+            yield list(zip(map(int, at), map(float, values), strict=True))
+
+    def choose(
+        self, query: str, ranked: Sequence[tuple[int, float]], own: float, guided: float
+    ) -> tuple[list[tuple[int, float]], Counter[str]]:
+        """The negatives of one pair, among texts by their rank, and how many of these were left out before the last."""
+        settings, taken = self.settings, self.pairs.own[query]
+        free = [(place, score) for place, score in ranked if self.corpus.keys[place] not in taken]
+        below = math.inf if settings.margin is None else own - settings.margin
+        near = [(place, score) for place, score in free[settings.skip_top :] if score <= below]
+        right = self.agreed(query, [place for place, _ in near], guided)
+        found = [each for each, agreed in zip(near, right, strict=True) if agreed][: settings.negatives]
+        last = found[-1][1] if len(found) == settings.negatives else -math.inf
+        seen = right[: near.index(found[-1]) + 1] if len(found) == settings.negatives else right
+        return found, Counter(
+            own=sum(self.corpus.keys[place] in taken and score >= last for place, score in ranked),
+            margin=sum(score > below for _, score in free[settings.skip_top :]),
+            guide=seen.count(False),
+        )
+
+    def agreed(self, query: str, places: Sequence[int], guided: float) -> list[bool]:
+        """Whether the guide finds each text less similar to the query than its positive."""
+        if self.guide is None or not places:
+            return [True] * len(places)
+        vector = self.guide.of("queries", [query])[0]
+        return [score < guided for score in self.guide.alike(vector, self.guide.of_corpus(places))]
+
+    def row(self, number: int, own: float, place: int, score: float) -> dict[str, Any]:
+        """The row of a negative."""
+        text = self.side.index.fields(place)[1][self.side.index.state.settings["field"]]
+        said = {"positive_score": round(own, 6), "negative_score": round(score, 6)}
+        first, second = self.pairs.names
+        row = self.pairs.rows[number]
+        rest = {name: value for name, value in row.items() if name not in (first, second, *said)}
+        return {first: row[first], second: row[second], NEGATIVE: text, **said, **rest}
