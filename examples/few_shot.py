@@ -1,4 +1,4 @@
-"""A classifier from 8 examples a class: a new head on a trunk that stays as it is.
+"""A classifier from 8 examples a class: pairs of them train the trunk, then a head is fitted.
 
 python examples/few_shot.py runs/few-shot
 """
@@ -28,16 +28,8 @@ def main(folder: str) -> None:
     examples.parent.mkdir(parents=True, exist_ok=True)
     rows = first_of_each_label(DATA / "topic-train.jsonl", 8)
     examples.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    topic = TaskSpec(
-        "topic",
-        LABELS,
-        train=str(examples.resolve()),
-        test=str(DATA / "topic-test.jsonl"),
-        freeze="encoder",
-        dropout=0.0,
-    )
-    # The trunk's vectors are computed once and remembered, so that many epochs cost little
-    recipe = Recipe("all-MiniLM-L6-v2", (topic,), Training(epochs=12, batch_size=8, head_learning_rate=1e-2))
+    topic = TaskSpec("topic", kind="few-shot", train=examples.resolve(), test=DATA / "topic-test.jsonl")
+    recipe = Recipe("all-MiniLM-L6-v2", [topic], Training(epochs=1, batch_size=16, learning_rate=2e-5))
     model = mtl.train(recipe, folder)
     print(model.predict(["Simmer the beans for an hour."]).labels["topic"])
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from mtl.export.onnx import export_onnx
     from mtl.index.index import Index
     from mtl.rows.corpus import embed_corpus
+    from mtl.tasks.kinds.base import HeadKind, Kind
     from mtl.tasks.multitask import MultiTaskModel
+    from mtl.tasks.register import register_kind, register_loss, register_metric
     from mtl.tasks.spec import TaskSpec
     from mtl.training.evaluate import evaluate
     from mtl.training.recipe import Recipe, Training
@@ -36,6 +38,11 @@ PLACES = {
     "MultiTaskModel": "mtl.tasks.multitask",
     "SentenceEncoder": "mtl.encode.sentence_encoder",
     "TaskSpec": "mtl.tasks.spec",
+    "Kind": "mtl.tasks.kinds.base",
+    "HeadKind": "mtl.tasks.kinds.base",
+    "register_kind": "mtl.tasks.register",
+    "register_loss": "mtl.tasks.register",
+    "register_metric": "mtl.tasks.register",
     "Recipe": "mtl.training.recipe",
     "Reporter": "mtl.training.report",
     "Training": "mtl.training.recipe",
@@ -48,8 +55,10 @@ PLACES = {
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "HeadKind",
     "Index",
     "InputError",
+    "Kind",
     "MtlError",
     "MultiTaskModel",
     "Recipe",
@@ -65,6 +74,9 @@ __all__ = [
     "embed_corpus",
     "evaluate",
     "export_onnx",
+    "register_kind",
+    "register_loss",
+    "register_metric",
     "train",
 ]
 

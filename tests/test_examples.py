@@ -79,3 +79,10 @@ def test_the_pairs_are_300_and_those_held_out_are_others() -> None:
     assert (len(rows), len(held)) == (300, 40)
     assert {row["answer"] for row in held} <= {row["answer"] for row in rows}
     assert len({row["question"] for row in [*rows, *held]}) == 340
+
+
+@pytest.mark.slow
+def test_own_kind(tmp_path: Path) -> None:
+    lines = run("own_kind.py", tmp_path / "run")
+    assert lines[-1] == "['bad', 'bad', 'fair', 'fair', 'good', 'good']"
+    assert lines[-2].startswith("8 {'accuracy': 1.0, 'macro_f1': 1.0, 'off': 0.0")

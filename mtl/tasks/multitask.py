@@ -239,7 +239,7 @@ class MultiTaskModel(nn.Module):
             readable = (("cls",), ("mean",)) if self.embedder.origin.family.head.pooled else (("cls",),)
             if isinstance(task.handler, Tokens):
                 head = load.Classifier("tokens", task.handler.folded(own), task.handler.tags)
-            elif task.pooling in readable and task.head != "linear":
+            elif task.pooling in readable and task.head != "linear" and task.kind in PROBLEMS:
                 own = task.handler.folded(own)
                 head = load.Classifier(task.head, own, task.labels, PROBLEMS[task.kind], task.pooling[0])
         checkpoint = dataclasses.replace(checkpoint, classifier=head, tasks=specs, branches=tensors)

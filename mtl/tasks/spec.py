@@ -12,9 +12,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from mtl.errors import RecipeError, shown
-from mtl.tasks.fields import one_of, settle
+from mtl.tasks.fields import settle
 from mtl.tasks.kinds import KINDS
 from mtl.tasks.kinds.base import Kind
+from mtl.tasks.registry import own_loss, own_metrics
 
 Freeze = int | Literal["none", "encoder"]
 
@@ -22,7 +23,7 @@ TAKEN = {"mean", *dir(nn.ModuleDict()), *dir(nn.ParameterDict())}  # a submodule
 # Fields that are written only where they are set: what was saved before has them not
 LATER = {
     "target_scale", "tags", "class_weights", "label_smoothing", "calibrate", "temperature", "thresholds",
-    "fit_thresholds", "several",
+    "fit_thresholds", "several", "options",
 }  # fmt: skip
 
 
@@ -45,7 +46,10 @@ class TaskSpec:
         all or "none"; or a table that says so from an epoch on, as {1 = "encoder", 2 = 4, 3 = "none"}.
     freeze_head: Hold the task's own pooling and head, or the layers behind the embedder's pooling where it has none.
 
-    The other fields are options of some kinds, and are said in their ``Options``; what a kind has not is refused.
+    options: What a registered kind has besides (see ``mtl.register_kind``), as a table.
+
+    The other fields are options of some kinds, and are said in their ``Options``; what a kind has not is refused. Tasks
+    of any kind take a registered loss by ``loss`` (see ``mtl.register_loss``).
     """
 
     name: str
@@ -79,6 +83,7 @@ class TaskSpec:
     thresholds: tuple[float, ...] = ()
     fit_thresholds: bool = False
     several: bool | None = None
+    options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         settle(self)
@@ -87,7 +92,9 @@ class TaskSpec:
         if not re.fullmatch(r"[A-Za-z][\w-]*", self.name) or self.name in TAKEN:
             expected = "letters, digits, - and _, and no word of PyTorch's own"
             raise RecipeError(f"name is {shown(self.name)}; expected {expected}", "name")
-        one_of("kind", self.kind, KINDS)
+        if self.kind not in KINDS:
+            expected = f"one of {', '.join(KINDS)}, or one that mtl.register_kind was given before"
+            raise RecipeError(f"kind is {shown(self.kind)}; expected {expected}", "kind")
         self._check_options(KINDS[self.kind])
         if not 0 < self.weight < math.inf:
             raise RecipeError(f"weight is {self.weight}; expected more than 0", "weight")
@@ -100,7 +107,8 @@ class TaskSpec:
         others = {name for other in KINDS.values() for name in other.settings()} - {*kind.settings()}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in others and value != field.default:
+            own = field.name == "loss" and own_loss(kind.name, self.loss)
+            if field.name in others and value != field.default and not own:
                 raise RecipeError(f"{field.name} is {shown(value)}; a {kind.name} task has no {field.name}", field.name)
 
     def _check_data(self) -> None:
@@ -134,12 +142,12 @@ class TaskSpec:
     @property
     def criterion(self) -> Callable[[Tensor, Tensor], tuple[Tensor, float]]:
         """The loss of its kind, with this task's options."""
-        return self.handler.loss
+        return self.handler.criterion
 
     @property
     def metrics(self) -> Mapping[str, int]:
         """Those of its kind, with this task's options; 1 where more is better, else -1."""
-        return self.handler.metrics
+        return {**self.handler.metrics, **{name: own.sign for name, own in own_metrics(self.kind).items()}}
 
     @property
     def shares(self) -> dict[str, float]:

@@ -239,7 +239,7 @@ def backward(
     together = [[piece for piece in share if objective.compares(piece)] for share in shares]
     labels = defaultdict[str, float](float)
     for piece in (piece for share in alone for piece in share):
-        labels[piece.task] += objective.tasks[piece.task].handler.count(piece.targets)
+        labels[piece.task] += objective.tasks[piece.task].handler.counted(piece.targets)
 
     def embed(number: int) -> list[Tensor]:
         with torch.set_grad_enabled(graphs):

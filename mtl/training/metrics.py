@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from mtl.encode.batching import in_order
 from mtl.encode.engine import Engine
-from mtl.errors import TrainingError
+from mtl.errors import TrainingError, shown
 from mtl.tasks.examples import Examples
 from mtl.tasks.multitask import MultiTaskModel
+from mtl.tasks.registry import own_metrics
 from mtl.tasks.spec import TaskSpec
 from mtl.training.distributed import ALONE, Processes
 
@@ -57,10 +59,31 @@ def measure(
         raise TrainingError(f"task {broken[0]!r}: the model's outputs are not finite; look for damage in its weights")
     handlers = {name: tasks[name].handler for name in logits}
     try:
-        return {name: (of.detailed if closely else of.measured)(logits[name], data[name])
-                for name, of in handlers.items()}  # fmt: skip
+        return {
+            name: {**(of.detailed if closely else of.measured)(logits[name], data[name]),
+                   **own_values(tasks[name], logits[name], data[name])}
+            for name, of in handlers.items()
+        }  # fmt: skip
     except ImportError:
         raise TrainingError("metrics need scikit-learn; pip install 'mtl[train]'") from None
+
+
+def own_values(task: TaskSpec, outputs: Tensor, examples: Examples) -> dict[str, float]:
+    """The registered metrics of a task.
+
+    Raises:
+        TrainingError: one gives no finite number.
+    """
+    found = {}
+    for name, own in own_metrics(task.kind).items():
+        value = own.function(*task.handler.labelled_examples(outputs, examples))
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError):
+            found[name] = math.nan
+        if not math.isfinite(found[name]):
+            raise TrainingError(f"task {task.name!r}: the metric {name!r} is {shown(value)}; expected a finite number")
+    return found
 
 
 def fitted_on_dev(

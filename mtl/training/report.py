@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mtl")
 
 Metrics = Mapping[str, Mapping[str, float]]  # by task
+Hook = Callable[[Mapping[str, Any]], object]  # is told a line of metrics.jsonl
 
 
 class Reporter:
@@ -67,8 +68,17 @@ class Log:
     steps cuts the file back to these.
     """
 
-    def __init__(self, folder: Path, step: int = 0, report: Reporter | None = None, tensorboard: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        step: int = 0,
+        report: Reporter | None = None,
+        tensorboard: bool = False,
+        on_step: Hook | None = None,
+        on_epoch: Hook | None = None,
+    ) -> None:
         self.report = report or Reporter()
+        self.on_step, self.on_epoch = on_step, on_epoch
         self.path = folder / "metrics.jsonl"
         self.steps: list[dict[str, Any]] = []
         self.epochs: list[dict[str, Any]] = []
@@ -113,6 +123,8 @@ class Log:
         record = {"step": step, "epoch": epoch, "loss": losses, "gradient_norm": norm, "learning_rate": rate}
         self.write(record)
         self.report.step(record, texts)
+        if self.on_step:
+            self.on_step(record)
         if self.writer:
             for name, loss in losses.items():
                 self.writer.add_scalar(f"loss/{name}", loss, step)
@@ -122,6 +134,8 @@ class Log:
         record = {"step": step, "epoch": epoch, "dev": metrics}
         self.write(record)
         self.report.epoch(record, self.epoch_losses(epoch))
+        if self.on_epoch:
+            self.on_epoch(record)
         if self.writer:
             for name, values in metrics.items():
                 for key, value in values.items():

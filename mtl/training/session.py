@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from mtl.checkpoints.card import write_results
 from mtl.disk import lock, sweep, writing
 from mtl.encode.engine import on_the_cpu, usable
-from mtl.errors import CheckpointError, RecipeError, TrainingError, TrainingStopped
+from mtl.errors import CheckpointError, InputError, RecipeError, TrainingError, TrainingStopped, shown
 from mtl.kernels.cores import default_threads
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint, loop
@@ -26,6 +27,8 @@ from mtl.training.report import Log, Metrics, NoLog, Notes, Reporter
 from mtl.training.run import Run, prepare
 from mtl.training.start import create
 
+ModelHook = Callable[[MultiTaskModel, Mapping[str, Any]], object]
+
 
 def train(
     recipe: Recipe | str | Path,
@@ -37,6 +40,8 @@ def train(
     threads: int | None = None,
     tensorboard: bool = False,
     report: Reporter | None = None,
+    on_step: ModelHook | None = None,
+    on_epoch: ModelHook | None = None,
 ) -> MultiTaskModel:
     """Train the tasks of a recipe in a folder, or go on there; gives the model of the best epoch, in eval mode.
 
@@ -55,6 +60,9 @@ def train(
         tensorboard: Write TensorBoard's files too.
         report: Is told of all that happens, as a bar or a table needs it: a ``mtl.training.report.Reporter``. By
             default, what you should know of goes to Python's log, as warnings of "mtl".
+        on_step, on_epoch: Functions of the model as it is then, and of the line of metrics.jsonl that was just written:
+            step, epoch and losses; or step, epoch and dev metrics. Under torchrun the first process calls them. What
+            they raise ends the run, which can go on from its last checkpoint.
 
     Under torchrun, all processes that it started train one model: see docs/scale.md.
 
@@ -62,6 +70,9 @@ def train(
         TrainingStopped: Ctrl-C or SIGTERM; a checkpoint was saved.
         MtlError: see mtl.errors.
     """
+    for name, hook in (("on_step", on_step), ("on_epoch", on_epoch)):
+        if hook is not None and not callable(hook):
+            raise InputError(f"{name} is {shown(hook)}; expected a function of the model and a record")
     place, threads = usable(own_device(device)), threads or own_threads() or default_threads()
     with settled(), joined(place) as ranks, closing((report or Notes()) if ranks.leads else Reporter()) as told:
         read, name = as_recipe(recipe)
@@ -84,7 +95,8 @@ def train(
             told.begin(run, name if isinstance(recipe, Recipe) else str(recipe), threads)
             for note in notes:
                 told.note(note)
-            with closing(Log(folder, run.step, told, tensorboard) if ranks.leads else NoLog()) as log:
+            hooks = [hook and partial(hook, model) for hook in (on_step, on_epoch)]
+            with closing(Log(folder, run.step, told, tensorboard, *hooks) if ranks.leads else NoLog()) as log:
                 if not begun:
                     run.save()  # from here on there is always something to go on from
                     untrained(run, told, threads)

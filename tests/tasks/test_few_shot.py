@@ -151,9 +151,9 @@ def test_one_declaration_gives_a_classifier(folder: Path, tmp_path: Path, rows: 
 def test_the_head_is_fitted_to_the_vectors_that_predict_has(folder: Path, tmp_path: Path) -> None:
     model = mtl.train(recipe(folder, few(tmp_path, ONE)), tmp_path / "run")
     vectors = torch.from_numpy(model.embedder.encode([*ONE]))  # the tiny model has a mean pooling and nothing behind it
-    weight, bias = fit(vectors, torch.tensor(["xyz".index(label) for label in ONE.values()]), 3)
+    weight, bias = fit(vectors, torch.tensor(["xyz".index(label) for label in ONE.values()]), 3, 100.0)
     found = torch.from_numpy(model.predict([*ONE]).logits["kind"])
-    torch.testing.assert_close(found, vectors @ weight.T + bias, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, vectors @ weight.T + bias, atol=1e-2, rtol=1e-3)
 
 
 def test_any_threads_and_going_on_give_the_same_bits(folder: Path, tmp_path: Path, monkeypatch) -> None:

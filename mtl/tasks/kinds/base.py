@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from mtl.encode.batching import in_order
-from mtl.errors import RecipeError, shown
+from mtl.errors import RecipeError, TrainingError, shown
 from mtl.model.heads import BETWEEN, Branch, HiddenHead, LinearHead
 from mtl.model.losses import matryoshka
 from mtl.model.pooling import MODES, AttentionPooling, Pooling
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.fields import one_of
+from mtl.tasks.registry import own_loss
 from mtl.tasks.tally import Sampled
 
 if TYPE_CHECKING:
@@ -74,9 +75,18 @@ class Kind(ABC):
 
     def __init__(self, task: TaskSpec) -> None:
         self.task, self.labels = task, task.labels
+        self.own_loss = own_loss(self.name, task.loss)
         defaults = {field.name: field.default for field in dataclasses.fields(task)}
-        given = {name: getattr(task, name) for name in self.settings()}
-        self.options = self.Options(**{name: value for name, value in given.items() if value != defaults[name]})
+        given = {name: getattr(task, name) for name in self.settings() if name in defaults}
+        given = {name: value for name, value in given.items() if value != defaults[name]}
+        if self.own_loss:
+            given.pop("loss", None)
+        more = {} if task.options is None else task.options
+        names = [name for name in self.settings() if name not in defaults]
+        if not isinstance(more, dict) or more.keys() - names:
+            expected = f"a table of {', '.join(names) or 'nothing'} for a {self.name} task"
+            raise RecipeError(f"options are {shown(more)}; expected {expected}", "options")
+        self.options = self.Options(**given, **more)
         self.check_labels()
         self.check_texts()
 
@@ -208,8 +218,8 @@ class Kind(ABC):
 
     @property
     def becomes(self) -> TaskSpec:
-        """The task of the trained model."""
-        return self.task
+        """The task of the trained model, which predicts without a registered loss."""
+        return dataclasses.replace(self.task, loss=None) if self.own_loss else self.task
 
     # Computing
 
@@ -244,6 +254,35 @@ class Kind(ABC):
         ``order`` are the rows' numbers as they were computed, and ``lengths`` their tokens by number.
         """
         return in_order([outputs], order)
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+        """As ``loss``, by the registered loss that the task names, if it names one.
+
+        Raises:
+            TrainingError: that does not give one number for each row.
+        """
+        if self.own_loss is None:
+            return self.loss(outputs, targets)
+        found = self.own_loss.function(*self.with_label(outputs, targets))
+        if not isinstance(found, Tensor) or found.shape != (self.counted(targets),):
+            given = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else shown(found)
+            expected = f"one number for each of {self.counted(targets)} rows, or tokens with a label"
+            raise TrainingError(
+                f"task {self.task.name!r}: its loss {self.task.loss!r} gives {given}; expected {expected}"
+            )
+        return found.sum(), self.counted(targets)
+
+    def counted(self, targets: Tensor) -> float:
+        """As ``count``, of the loss that the task has."""
+        return self.count(targets) if self.own_loss is None else len(self.with_label(targets, targets)[1])
+
+    def with_label(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What functions of a user's own are given of outputs and targets."""
+        return outputs, targets
+
+    def labelled_examples(self, outputs: Tensor, examples: Examples) -> tuple[Tensor, Any]:
+        """As ``with_label``, of the outputs of examples."""
+        return outputs, examples.targets
 
     def count(self, targets: Tensor) -> float:
         """How many labels there are in targets, as ``loss`` counts them."""

@@ -119,10 +119,6 @@ class ClassKind(Kind):
     def wants_dev(self) -> str:
         return "calibrate" if self.options.calibrate and self.options.temperature is None else ""
 
-    def labelled_outputs(self, outputs: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
-        """The logits of all that has a label, with its target."""
-        return outputs, examples.targets
-
     @abstractmethod
     def slope(self, logits: Tensor, targets: Tensor, factor: float) -> float:
         """How the loss of logits times ``factor`` changes with that: its derivative."""
@@ -130,7 +126,7 @@ class ClassKind(Kind):
     def fitted_on_dev(self, outputs: Tensor, examples: Examples) -> tuple[TaskSpec, list[str]]:
         if not self.options.calibrate or self.options.temperature is not None:
             return self.task, []
-        logits, targets = self.labelled_outputs(outputs, examples)
+        logits, targets = self.labelled_examples(outputs, examples)
         factor = zero_of(lambda factor: self.slope(logits.double(), targets, factor))
         if factor is None:
             given = f"no temperature from {1 / SHARPEST:g} to {SHARPEST:g} is the likeliest"

@@ -288,7 +288,11 @@ class Tokens(ClassKind):
     def count(self, targets: Tensor) -> float:
         return weight_sum(targets, self.weights)
 
-    def labelled_outputs(self, outputs: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
+    def with_label(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        marks = targets[:, : outputs.shape[1]]
+        return outputs[marks != NO_LABEL], marks[marks != NO_LABEL].long()
+
+    def labelled_examples(self, outputs: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
         marks = torch.cat([own[: len(row)] for own, row in zip(examples.targets, examples.rows, strict=True)])
         return outputs[marks != NO_LABEL], marks[marks != NO_LABEL]
 
@@ -337,7 +341,7 @@ class Tokens(ClassKind):
 
     def detailed(self, outputs: Tensor, examples: Examples) -> dict[str, float]:
         """The calibration error is that of the words' likeliest tags."""
-        logits, targets = self.labelled_outputs(outputs, examples)
+        logits, targets = self.labelled_examples(outputs, examples)
         confidence, said = logits.double().softmax(dim=1).max(dim=1)
         error = calibration_error(confidence.numpy(), (said == targets).numpy())
         counts = self.tally(outputs, examples).sums()
