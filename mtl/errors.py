@@ -25,7 +25,7 @@ def printable(name: str) -> str:
     return name if len(name) < 100 and name.isprintable() else shown(name)
 
 
-def one_line(error: Exception, most: int = 200) -> str:
+def one_line(error: BaseException, most: int = 200) -> str:
     """What another library's error says, in one line, cut where it is long; of files, in the system's own words."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)  # pyarrow's strerror holds more than that
@@ -97,17 +97,6 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def check_flags(**flags: object) -> None:
-    """That each of these, where it is given, is true or false: "no" would be taken for yes.
-
-    Raises:
-        InputError: one is not.
-    """
-    for name, value in flags.items():
-        if not (value is None or type(value).__name__ in ("bool", "bool_") or (type(value) is int and 0 <= value <= 1)):
-            raise InputError(f"{name} is {shown(value)}; expected True or False")
 
 
 def check_counts(**counts: int | None) -> None:
