@@ -99,17 +99,6 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def check_flags(**flags: object) -> None:
-    """That each of these, where it is given, is true or false: "no" would be taken for yes.
-
-    Raises:
-        InputError: one is not.
-    """
-    for name, value in flags.items():
-        if not (value is None or type(value).__name__ in ("bool", "bool_") or (type(value) is int and 0 <= value <= 1)):
-            raise InputError(f"{name} is {shown(value)}; expected True or False")
-
-
 def check_counts(**counts: int | None) -> None:
     """That each of these, where it is given, is a whole number of at least 1, and ``threads`` one that a machine bears.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from mtl.cli import check, embed, evaluate, index, inspect, models, predict, publish, serve, sweep, train
+from mtl.cli import check, embed, evaluate, index, inspect, models, predict, publish, serve, train
 from mtl.errors import MtlError, one_line
 
 INTERRUPTED = 130  # the exit code
@@ -33,7 +33,6 @@ for command in (
     embed.embed,
     embed.embed_corpus,
     train.train,
-    sweep.sweep,
     predict.predict,
     evaluate.evaluate,
     inspect.inspect,

@@ -47,10 +47,6 @@ quoting_option = click.option(
     help="Fields of .csv and .tsv stand in quotes where they need to (minimal) or never (none); auto: the first in "
     ".csv, the second in .tsv.",
 )  # fmt: skip
-set_option = click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE",
-    help="Another value of a setting, as training.seed=1 or task.topic.weight=2; may be given several times.",
-)  # fmt: skip
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
 ENCODING = [
     model_option,

@@ -158,28 +158,3 @@ class Terminal(Reporter):
 
     def close(self) -> None:
         self.bar.close()
-
-
-class Quiet(Terminal):
-    """Of one run of many: notes, the bar, and a line at the end."""
-
-    def begin(self, run: Run, name: str, threads: int) -> None:
-        self.run = run
-        self.bar = tqdm(total=run.plan.total, initial=run.step, unit="step", disable=None, leave=False)
-
-    def epoch(self, record: Mapping[str, Any], losses: Mapping[str, float]) -> None:
-        pass
-
-    def trained(self, run: Run) -> None:
-        self.bar.close()
-
-    def measured(
-        self, run: Run, title: str, metrics: Metrics, confusions: Mapping[str, Sequence[Sequence[int]]]
-    ) -> None:
-        if title == "dev":
-            main = {name: run.model.tasks[name].handler.main_metric for name in metrics}
-            said = "  ".join(f"{name} {metric} {metrics[name][metric]:.4f}" for name, metric in main.items())
-            click.echo(f"  dev {said}", err=True)
-
-    def end(self, run: Run, history: Log, threads: int) -> None:
-        pass

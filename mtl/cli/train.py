@@ -9,26 +9,21 @@ from pathlib import Path
 import click
 
 from mtl.cli.allocator import keep_memory
-from mtl.cli.options import device_option, set_option, threads_option
+from mtl.cli.options import device_option, threads_option
 from mtl.errors import TrainingStopped
 
 
 @click.command()
 @click.argument("recipe", default="demo")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<recipe>]")
-@set_option
 @click.option("--resume", is_flag=True, help="Go on with the run in the output folder.")
 @device_option
 @threads_option
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too.")
-def train(
-    recipe: str, output: Path | None, settings: tuple[str, ...], resume: bool, device: str, threads: int | None,
-    tensorboard: bool,
-) -> None:  # fmt: skip
+def train(recipe: str, output: Path | None, resume: bool, device: str, threads: int | None, tensorboard: bool) -> None:
     """Train the tasks of a RECIPE: a .toml file, or one that comes with the package (demo, the default; demo-pairs)."""
     keep_memory()
     from mtl.cli.terminal import Terminal
-    from mtl.training.changes import read_changes
     from mtl.training.session import train as train_in_folder
 
     if os.environ.get("RANK", "0") != "0":  # of several processes, only the first one says what all would say
@@ -36,14 +31,7 @@ def train(
     terminal = Terminal()
     try:
         train_in_folder(
-            recipe,
-            output,
-            changes=read_changes(settings),
-            resume=resume,
-            device=device,
-            threads=threads,
-            tensorboard=tensorboard,
-            report=terminal,
+            recipe, output, resume=resume, device=device, threads=threads, tensorboard=tensorboard, report=terminal
         )
     except TrainingStopped as stopped:
         if terminal.run:

@@ -99,8 +99,6 @@ def accepts_their_keywords(method: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(method)
     def with_theirs(self: Any, *args: Any, **options: Any) -> T:
         ours = own_keywords(method.__name__, [*names, *OPTIONS], self.device, options)
-        if twice := [name for name, _ in zip(names, args, strict=False) if name in ours]:
-            raise InputError(f"{twice[0]} is given twice to {method.__name__}; expected it once")
         return method(self, *args, **ours)
 
     vars(with_theirs)["__signature__"] = signature.replace(parameters=[*own, *shared])

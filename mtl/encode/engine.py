@@ -80,8 +80,6 @@ class Engine:
         batch_tokens: int | None = None,
         threads: int | None = None,
     ) -> None:
-        if device.type not in ("cpu", "cuda"):
-            raise InputError(f"the model is on device {str(device)!r}; expected cpu or cuda: model.to('cpu')")
         self.model = model
         self.device = device
         self.on_cpu = device.type == "cpu"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Unpack, cast, get_args, overload
 
@@ -25,8 +26,8 @@ from mtl.encode.options import DEFAULTS, EncodeOptions
 from mtl.encode.precision import Precision, calibration_rows, effective
 from mtl.encode.tokenizer import Tokenizer, filled, several
 from mtl.encode.windows import Block, in_blocks, tokenized_windows, warn_of_cuts, with_bar
-from mtl.errors import ConfigError, InputError, WeightsError, check_counts, check_flags, shown
-from mtl.kernels.compile import FORMATS, Plain, check_saveable, compile, overridden
+from mtl.errors import ConfigError, InputError, WeightsError, check_counts, shown
+from mtl.kernels.compile import Plain, check_saveable, compile, overridden
 from mtl.kernels.gate import gated
 from mtl.kernels.int8 import LEAST_COSINE, Quality
 from mtl.kernels.vectors import Vectors
@@ -75,6 +76,11 @@ class SentenceEncoder(nn.Module):
         if similarity_fn_name not in get_args(Similarity):
             known = ", ".join(get_args(Similarity))
             raise ConfigError(f"similarity_fn_name is {shown(similarity_fn_name)}; expected one of {known}")
+        if tokenizer.vocab_size > encoder.config.vocab_size:
+            raise WeightsError(
+                f"the tokenizer gives ids up to {tokenizer.vocab_size - 1}, but the encoder's vocabulary has "
+                f"{encoder.config.vocab_size} rows; expected a tokenizer and weights that belong together"
+            )
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.pooling = pooling
@@ -88,7 +94,6 @@ class SentenceEncoder(nn.Module):
         self.int8_least_cosine = LEAST_COSINE
         self.mapped = False  # whether the weights are a file's, mapped into memory
         self.compiled: Compiled[Vectors | Plain] = Compiled()
-        self.check_vocabulary()
 
     @classmethod
     def from_pretrained(
@@ -181,18 +186,6 @@ class SentenceEncoder(nn.Module):
         """
         return push_saved(self.save, repo_id, options)
 
-    def check_vocabulary(self) -> None:
-        """That the encoder has a row for each token.
-
-        Raises:
-            WeightsError: it has fewer.
-        """
-        if self.tokenizer.vocab_size > self.encoder.config.vocab_size:
-            raise WeightsError(
-                f"the tokenizer gives ids up to {self.tokenizer.vocab_size - 1}, but the encoder's vocabulary has "
-                f"{self.encoder.config.vocab_size} rows; expected a tokenizer and weights that belong together"
-            )
-
     @property
     def dim(self) -> int:
         """The number of dimensions of a vector that ``encode`` gives."""
@@ -235,8 +228,6 @@ class SentenceEncoder(nn.Module):
 
     @max_seq_length.setter
     def max_seq_length(self, tokens: int) -> None:
-        if tokens is None:
-            raise InputError("max_seq_length is None; expected a whole number")
         check_counts(max_seq_length=tokens)
         self.tokenizer.max_length = self.tokenizer.check_limit(self.length_limit(int(tokens)))
 
@@ -261,8 +252,6 @@ class SentenceEncoder(nn.Module):
 
         Where the model is not understood, that part of it runs as it stands; see mtl.kernels.
         """
-        if self.precision not in FORMATS:
-            raise InputError(f"precision is {shown(self.precision)}; expected one of {', '.join(FORMATS)}")
         samples = SAMPLES_MAPPED if self.mapped else SAMPLES
         return self.compiled.of(self, (self.precision, self.int8_least_cosine), self._compile, samples)
 
@@ -317,7 +306,7 @@ class SentenceEncoder(nn.Module):
             raise InputError("prompt and prompt_name are given; expected one of the two")
         if prompt is not None and not isinstance(prompt, str):
             raise InputError(f"prompt is {shown(prompt)}; expected a string")
-        if prompt_name is not None and (not isinstance(prompt_name, str) or prompt_name not in self.prompts):
+        if prompt_name is not None and prompt_name not in self.prompts:
             known = ", ".join(self.prompts) or "none"
             raise InputError(f"prompt_name is {shown(prompt_name)}; the model's prompts are: {known}")
         if prompt_name is not None:
@@ -363,7 +352,6 @@ class SentenceEncoder(nn.Module):
 
     def _encode(self, texts: Texts, as_tensor: bool, options: EncodeOptions) -> NDArray[np.float32] | Tensor:
         """As ``encode``."""
-        check_flags(as_tensor=as_tensor)
         listed = [texts] if isinstance(texts, str) else list(several(texts))
         parts = [vectors for _, vectors in self._encoded(in_blocks(listed, WINDOW), options, len(listed))]
         vectors = torch.cat(parts) if parts else self._no_vectors(options.get("truncate_dim"))
@@ -405,7 +393,7 @@ class SentenceEncoder(nn.Module):
         ``text`` gives a row's text: the name of its field, or a function of the row.
         """
         check_counts(window=window)
-        of_row: Callable[[Any], str] = field_of(text) if isinstance(text, str) else text
+        of_row: Callable[[Any], str] = itemgetter(text) if isinstance(text, str) else text
         return self.encode_blocks(in_blocks(rows, window, of_row), **options)
 
     @accepts_their_keywords
@@ -423,19 +411,14 @@ class SentenceEncoder(nn.Module):
         ``total`` is the number of texts, if it is known; ``ahead``, whether to tokenize while the model computes.
         """
         options = {**DEFAULTS, **options}
-        check_flags(normalize=options["normalize"], progress=options.get("progress"))
         normalize, truncate_dim = options["normalize"], options.get("truncate_dim")
         overflow, max_length = options["overflow"], options.get("max_length")
         batch_tokens, threads = options.get("batch_tokens"), options.get("threads")
         check_counts(batch_tokens=batch_tokens, threads=threads, max_length=max_length, truncate_dim=truncate_dim)
-        if truncate_dim is None:
-            check_counts(truncate_dim=self.truncate_dim)
         if truncate_dim is not None and truncate_dim > self.width:
             raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {self.width}, the model's dimensions")
         truncate_dim = truncate_dim or self.truncate_dim
         limit = self.length_limit(max_length)
-        if self.tokenizer.backend.get_vocab_size() > self.encoder.config.vocab_size:  # tokens were added since
-            self.check_vocabulary()
         prompt = self.prompt_for(options.get("prompt"), options.get("prompt_name"))
         engine = Engine(self.program(), self.device, batch_tokens, threads)
         ahead = total is None or total > WINDOW if ahead is None else ahead
@@ -511,22 +494,6 @@ class SentenceEncoder(nn.Module):
     def normalizes(self) -> bool:
         """Whether the model itself gives vectors of length 1."""
         return len(self.after) > 0 and isinstance(self.after[-1], Normalize)
-
-
-def field_of(name: str) -> Callable[[Any], str]:
-    """A row's field of this name.
-
-    Raises:
-        InputError: the row has none.
-    """
-
-    def found(row: Any) -> str:
-        try:
-            return cast(str, row[name])
-        except (KeyError, TypeError, IndexError):
-            raise InputError(f"a row is {shown(row)}; expected one with a field {shown(name)}") from None
-
-    return found
 
 
 FORWARD = SentenceEncoder.forward  # as it is before anybody replaces it

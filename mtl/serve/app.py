@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,7 +23,6 @@ from mtl.index.index import Index
 from mtl.serve.contracts import CHARACTERS, Fields, Limits, Refused, dumps, read_fields
 from mtl.serve.metrics import SIZES, Metrics
 from mtl.serve.model import VECTORS, Served, Side, Tokens, TooLong
-from mtl.serve.questions import Question
 from mtl.serve.queue import Broken, Overloaded, Queue, Row
 
 INLINE = 4096  # characters that are tokenized at once, where a thread would cost more
@@ -44,6 +43,7 @@ LOGGED = (
 LIMITS = Limits()
 
 log = logging.getLogger("mtl")
+Handler = Callable[["Call"], Awaitable[Any]]
 
 
 class ClientLeft(Exception):
@@ -58,7 +58,6 @@ class Call:
     request: Request
     openai: bool
     fields: Fields = dataclasses.field(default_factory=lambda: Fields({}))
-    given: dict[str, Any] = dataclasses.field(default_factory=dict)  # the values of what its route reads of them
     texts: int = 0
     tokens: int = 0
     characters: int = 0
@@ -92,19 +91,14 @@ class Call:
         self.texts = texts
 
     async def tokenized(
-        self,
-        texts: Sequence[str],
-        field: str,
-        options: Mapping[str, Any] | None = None,
-        empty: bool = False,
-        query: bool = False,
+        self, texts: Sequence[str], field: str, fields: Fields | None = None, empty: bool = False, query: bool = False
     ) -> tuple[Row, ...]:
         """The rows of texts, cut where the request, or else the server, says so.
 
         Raises:
             Refused: too many texts, or one that is empty or too long.
         """
-        options = self.given if options is None else options
+        options = fields or self.fields
         self.count(len(texts), field)
         most = self.served.limit * CHARACTERS
         for i, text in enumerate(texts):
@@ -115,7 +109,7 @@ class Call:
                 raise Refused(self.status, f"Input validation error: {given}; expected at most {most}", field)
         self.characters = sum(map(len, texts))
         truncate, side = self.cutting(options)
-        make = functools.partial(self.served.tokenize, texts, options.get("prompt_name"), truncate, side, query)
+        make = functools.partial(self.served.tokenize, texts, options.string("prompt_name"), truncate, side, query)
         if self.characters <= INLINE:
             return self.keep(make, field)
         loop = asyncio.get_running_loop()
@@ -124,13 +118,13 @@ class Call:
     def from_ids(self, rows: Sequence[Sequence[int]], field: str) -> tuple[Row, ...]:
         """Rows that came as ids."""
         self.count(len(rows), field)
-        return self.keep(functools.partial(self.served.check_ids, rows, *self.cutting(self.given)), field)
+        return self.keep(functools.partial(self.served.check_ids, rows, *self.cutting(self.fields)), field)
 
-    def cutting(self, options: Mapping[str, Any]) -> tuple[bool, Side]:
+    def cutting(self, options: Fields) -> tuple[bool, Side]:
         """Whether texts over the limit are cut, and on which side."""
-        truncate = options.get("truncate")
-        side: Side = options.get("truncation_direction") or self.served.side
-        return self.service.truncate if truncate is None else truncate, side
+        given = options.string("truncation_direction") is not None
+        side = options.choice("truncation_direction", ("right", "left")) if given else self.served.side
+        return options.flag("truncate", self.service.truncate), "left" if side == "left" else "right"
 
     def keep(self, make: Callable[[], Tokens], field: str) -> tuple[Row, ...]:
         """The rows that a function makes, with their tokens counted."""
@@ -175,7 +169,8 @@ class Call:
 
     async def vectors(self, rows: Sequence[Row], normalize: bool = True) -> Any:
         """Embeddings of rows (texts, dim), cut to the first ``dimensions`` that the request asks for."""
-        return self.served.finished(await self.values(VECTORS, rows), normalize, self.given.get("dimensions"))
+        dimensions = self.fields.count("dimensions", self.served.dim)
+        return self.served.finished(await self.values(VECTORS, rows), normalize, dimensions)
 
     def headers(self) -> dict[str, str]:
         """TEI's, and how many texts were cut."""
@@ -242,9 +237,8 @@ class Service:
         """Why no request should be sent here, in words."""
         return "the server is about to stop" if self.draining else self.queue.fault
 
-    def endpoint(self, name: str, question: Question) -> Any:
-        """A route's function: all that goes before and after its handler, whose answer is sent as JSON."""
-        openai = question.openai
+    def endpoint(self, name: str, handler: Handler, openai: bool = False, reads: bool = True) -> Any:
+        """A route's function: all that goes before and after ``handler``, whose answer is sent as JSON."""
 
         async def respond(request: Request) -> Response:
             call = Call(self, request, openai)
@@ -252,11 +246,10 @@ class Service:
                 self.let_in(request)
                 self.requests += 1
                 try:
-                    if question.method == "POST":
+                    if reads:
                         self.queue.check_room(1)  # before anything is read
                         call.fields = read_fields(await self.body(call), call.status)
-                        call.given = question.read(call.fields)
-                    answer = await question.handler(call)
+                    answer = await handler(call)
                 finally:
                     self.requests -= 1
                     self.held -= call.held

@@ -62,7 +62,7 @@ class Fields:
             raise Refused(self.status, f"`{self.path}{name}` is missing", self.path + name)
         return self.values[name]
 
-    def flag(self, name: str, default: bool | None) -> bool | None:
+    def flag(self, name: str, default: bool) -> bool:
         value = self.values.get(name)
         if value is not None and not isinstance(value, bool):
             raise self.wrong(name, value, "true or false")

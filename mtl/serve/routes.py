@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,54 +24,35 @@ from starlette.routing import Route
 from mtl.index.index import Hit
 from mtl.rows.vector_files import json_line
 from mtl.serve.app import Call, Service, not_served
-from mtl.serve.contracts import Refused, dumps, embedding, ranked
+from mtl.serve.contracts import Refused, embedding, ranked, to_classify
 from mtl.serve.model import HEADS, TOKENS, VECTORS
-from mtl.serve.openapi import docs, document
-from mtl.serve.questions import (
-    LABELS,
-    MATRIX,
-    NUMBER,
-    PIECE,
-    WHOLE,
-    WORD,
-    Kinds,
-    Question,
-    a_list,
-    a_record,
-    choice,
-    count,
-    envelope,
-    flag,
-    inner,
-    string,
-)
 from mtl.serve.queue import Row
-
-Handler = Callable[[Call], Awaitable[Any]]
 
 STARTED = int(time.time())
 RESULTS = 1000  # of a query of /search
 PIECES = 1 << 19  # characters whose tokens may be asked for at once
 
 
-async def rows_of(call: Call, field: str) -> Sequence[Row]:
-    """The rows of a field that holds texts, or token ids."""
-    given = call.given[field]
-    ids = bool(given) and isinstance(given[0], list)
-    return call.from_ids(given, field) if ids else await call.tokenized(given, field)
-
-
 # text-embeddings-inference
+
+
+async def tei_rows(call: Call) -> Sequence[Row]:
+    """The rows of `inputs`: texts, or token ids."""
+    ids = call.fields.ids("inputs")
+    return (
+        await call.tokenized(call.fields.strings("inputs"), "inputs") if ids is None else call.from_ids(ids, "inputs")
+    )
 
 
 async def embed(call: Call) -> Any:
     """A vector for each text, (texts, dimensions)."""
-    return await call.vectors(await rows_of(call, "inputs"), call.given["normalize"])
+    normalize = call.fields.flag("normalize", True)
+    return await call.vectors(await tei_rows(call), normalize)
 
 
 async def embed_all(call: Call) -> Any:
     """The last hidden state of each token of each text."""
-    rows = await rows_of(call, "inputs")
+    rows = await tei_rows(call)
     if call.tokens > (most := call.service.limits.token_states):
         raise Refused(413, f"the texts have {call.tokens} tokens; expected at most {most} for /embed_all", "inputs")
     return await call.values(TOKENS, rows)
@@ -80,7 +61,8 @@ async def embed_all(call: Call) -> Any:
 async def predict(call: Call) -> Any:
     """One task's labels with their probabilities, the likeliest first."""
     name = head(call)
-    raw, (texts, batch) = call.given["raw_scores"], call.given["inputs"]
+    raw = call.fields.flag("raw_scores", False)
+    texts, batch = to_classify(call.fields)
     found = await all_heads(call, await call.tokenized(texts, "inputs"), texts, [name])
     answers = [
         ranked(list(said["scores"]), said["logits"] if raw else np.array(list(said["scores"].values())))
@@ -93,7 +75,7 @@ def head(call: Call) -> str:
     """The task of a question about one."""
     if not call.served.heads:
         raise Refused(424, "model is not a classifier model: it has no task heads")
-    return call.served.task(call.given["task"])
+    return call.served.task(call.fields.string("task"))
 
 
 async def all_heads(
@@ -126,24 +108,27 @@ async def rerank(call: Call) -> Any:
 
 
 async def embed_sparse(call: Call) -> Any:
-    """Only a SPLADE model can."""
     raise Refused(424, "model is not a sparse (SPLADE) model")
 
 
 async def similarity(call: Call) -> Any:
     """The cosine of one sentence with each of several."""
-    inputs = call.given["inputs"]
-    call.count(len(inputs["sentences"]), "inputs.sentences")
-    texts = [inputs["source_sentence"], *inputs["sentences"]]
-    rows = await call.tokenized(texts, "inputs", call.given["parameters"])
+    inputs = call.fields.inner("inputs")
+    source = inputs.strings("source_sentence")
+    if len(source) != 1:
+        raise Refused(422, "`inputs.source_sentence` is a list; expected a string", "inputs.source_sentence")
+    sentences = inputs.strings("sentences")
+    call.count(len(sentences), "inputs.sentences")
+    rows = await call.tokenized([*source, *sentences], "inputs", call.fields.inner("parameters"))
     vectors = await call.vectors(rows)
     return np.ascontiguousarray(vectors[1:] @ vectors[0])
 
 
 async def tokenize(call: Call) -> Any:
     """The tokens of each text, with the characters that they stand for."""
-    texts, special, prompt = (call.given[name] for name in ("inputs", "add_special_tokens", "prompt_name"))
+    texts = call.fields.strings("inputs")
     call.count(len(texts), "inputs")
+    special, prompt = call.fields.flag("add_special_tokens", True), call.fields.string("prompt_name")
     call.characters = sum(map(len, texts))
     if call.characters > PIECES:
         raise Refused(413, f"the texts have {call.characters} characters; expected at most {PIECES}", "inputs")
@@ -153,13 +138,15 @@ async def tokenize(call: Call) -> Any:
 
 async def decode(call: Call) -> Any:
     """The texts that token ids stand for."""
-    rows, skip = call.given["ids"], call.given["skip_special_tokens"]
+    rows = call.fields.ids("ids")
+    if rows is None:
+        raise call.fields.wrong("ids", call.fields.get("ids"), "a list of token ids, or of such lists")
     call.count(len(rows), "ids")
+    skip = call.fields.flag("skip_special_tokens", True)
     return [call.served.decode(row, skip) for row in rows]
 
 
 async def info(call: Call) -> Any:
-    """What the model is, and the server's limits."""
     served, limits, about, index = call.served, call.service.limits, call.served.about(), call.service.index
     kind: dict[str, Any] = {"embedding": {"pooling": about["pooling"]}}
     if len(about["tasks"]) == len(served.tasks) == 1:
@@ -194,24 +181,34 @@ def enumerate_strings(labels: Sequence[str]) -> list[tuple[str, str]]:
     return [(str(i), label) for i, label in enumerate(labels)]
 
 
-async def root(call: Call, ask: Callable[[Handler], Awaitable[Any]]) -> Any:
-    """What the shape of a request to the root asks for, as huggingface_hub's InferenceClient sends it."""
+async def root(call: Call) -> Any:
+    """What the shape of the request asks for, as huggingface_hub's InferenceClient sends it to the root."""
     values = call.fields.values
     if isinstance(values.get("inputs"), dict):
-        return await ask(similarity)
+        return await similarity(call)
     if "parameters" in values:
-        parameters = PIPELINE.read(call.fields, "parameters")
-        raw = parameters["function_to_apply"] == "none"
-        call.fields.values = {"raw_scores": raw, **(values["parameters"] or {}), **values}
-        found = await ask(predict)
-        return [
-            labels[: parameters["top_k"]] for labels in (found if found and isinstance(found[0], list) else [found])
-        ]
+        return await classification(call)
     embeds = values.keys() & {"normalize", "dimensions", "prompt_name", "encoding_format"}
-    return await ask(predict if call.served.heads and not embeds else embed)
+    return await (predict(call) if call.served.heads and not embeds else embed(call))
+
+
+async def classification(call: Call) -> Any:
+    """As ``predict``, in the form of transformers' pipelines: a list for each text, and their parameters."""
+    parameters = call.fields.inner("parameters")
+    function, most = parameters.string("function_to_apply"), parameters.count("top_k", 1 << 31)
+    if function is not None and function != "none":
+        raise parameters.wrong("function_to_apply", function, "none, or nothing for the task's own")
+    call.fields.values = {"raw_scores": function == "none", **parameters.values, **call.fields.values}
+    said = await predict(call)
+    return [labels[:most] for labels in (said if said and isinstance(said[0], list) else [said])]
 
 
 # OpenAI, and ours beside it
+
+
+async def openai_rows(call: Call) -> Sequence[Row]:
+    ids = call.fields.ids("input")
+    return await call.tokenized(call.fields.strings("input"), "input") if ids is None else call.from_ids(ids, "input")
 
 
 def listed(call: Call, data: list[dict[str, Any]]) -> dict[str, Any]:
@@ -221,9 +218,10 @@ def listed(call: Call, data: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 async def embeddings(call: Call) -> Any:
-    """A vector of length 1 for each text, and how many tokens they have."""
-    as_base64 = call.given["encoding_format"] == "base64"
-    vectors = await call.vectors(await rows_of(call, "input"))
+    """POST /v1/embeddings"""
+    as_base64 = call.fields.choice("encoding_format", ("float", "base64")) == "base64"
+    call.fields.string("model")
+    vectors = await call.vectors(await openai_rows(call))
     data = [
         {"object": "embedding", "index": i, "embedding": embedding(vector, as_base64)}
         for i, vector in enumerate(vectors)
@@ -232,13 +230,15 @@ async def embeddings(call: Call) -> Any:
 
 
 async def predictions(call: Call) -> Any:
-    """What all heads say of each text, from one pass, and its embedding where it is asked for."""
+    """POST /v1/predict: what all heads say of each text, and its embedding where it is asked for."""
     if not call.served.heads:
         raise Refused(424, "the model has no task heads; /v1/embeddings gives embeddings")
-    texts, names, with_embedding = (call.given[name] for name in ("input", "tasks", "embedding"))
+    with_embedding = call.fields.flag("embedding", False)
+    names = call.fields.strings("tasks") if call.fields.values.get("tasks") is not None else None
     for name in names or ():
         if name not in call.served.taggers:
             call.served.task(name)
+    texts = call.fields.strings("input")
     rows = await call.tokenized(texts, "input", empty=True)
     vectors, said = await all_heads(call, rows, texts, names)
     data = [
@@ -249,19 +249,21 @@ async def predictions(call: Call) -> Any:
 
 
 async def search(call: Call) -> Any:
-    """The rows of the server's index that are the most similar to each query."""
+    """POST /search: the rows of the index that are the most similar to each query, from its newest state."""
     if call.service.index is None:
         raise Refused(424, "the server has no index; start it with --index FOLDER", "query")
-    rows = await call.tokenized(call.given["query"], "query", query=True)
+    k = call.fields.count("k", RESULTS) or 5
+    single = isinstance(call.fields.get("query"), str)
+    rows = await call.tokenized(call.fields.strings("query"), "query", query=True)
     vectors = call.served.finished(await call.values(VECTORS, rows), False, None)
 
     def found() -> list[list[orjson.Fragment]]:
         assert call.service.index
-        call.service.index = index = call.service.index.current()  # its newest state
-        return [[as_json(hit) for hit in hits] for hits in index.search(vectors, call.given["k"])]
+        call.service.index = index = call.service.index.current()
+        return [[as_json(hit) for hit in hits] for hits in index.search(vectors, k)]
 
     results = await asyncio.get_running_loop().run_in_executor(call.service.pool, found)
-    return {"results": results[0] if isinstance(call.fields.get("query"), str) else results}
+    return {"results": results[0] if single else results}
 
 
 def as_json(hit: Hit) -> orjson.Fragment:
@@ -270,7 +272,7 @@ def as_json(hit: Hit) -> orjson.Fragment:
 
 
 async def models(call: Call) -> Any:
-    """The one model that there is."""
+    """GET /v1/models"""
     return {
         "object": "list",
         "data": [
@@ -279,132 +281,18 @@ async def models(call: Call) -> Any:
     }
 
 
-PIPELINE = inner(
-    "What transformers' pipelines are told.",
-    {
-        "function_to_apply": choice("none for logits, nothing for the task's own probabilities.", "none"),
-        "top_k": count("The most labels.", 1 << 31),
-    },
-)
-
-
-def questions(service: Service) -> list[Question]:
-    """All that clients may ask of a server, of those who can be asked for a key."""
-    kinds = Kinds(service.served, service.limits)
-    normalize, dimensions, cutting = flag("Scale vectors to length 1.", True), kinds.dimensions, kinds.cutting
-    inputs = kinds.texts_or_ids("A text or several, or their token ids, special ones included.")
-    sentences = {
-        "source_sentence": kinds.source("The sentence that the others are compared with."),
-        "sentences": kinds.texts("The others."),
-    }
-    found = [
-        Question(
-            ("/embed",), embed, {"inputs": inputs, "normalize": normalize, "dimensions": dimensions, **cutting}, MATRIX
-        ),
-        Question(("/embed_all",), embed_all, {"inputs": inputs, **cutting}, a_list(MATRIX)),
-        Question(("/embed_sparse",), embed_sparse, {}, a_list({})),
-        Question(
-            ("/predict",),
-            predict,
-            {
-                "inputs": kinds.classified("A text, or several, each in a list of its own."),
-                "task": string("Which of several tasks."),
-                "raw_scores": flag("Logits instead of probabilities.", False),
-                **cutting,
-            },
-            {"anyOf": [LABELS, a_list(LABELS)]},
-        ),
-        Question(("/rerank",), rerank, {}, a_list({})),
-        Question(
-            ("/similarity",),
-            similarity,
-            {"inputs": inner("What is compared.", sentences, True), "parameters": inner("How it is read.", cutting)},
-            a_list(NUMBER),
-        ),
-        Question(
-            ("/tokenize",),
-            tokenize,
-            {
-                "inputs": kinds.texts("A text or several.", limited=False),
-                "add_special_tokens": flag("With those that the model's texts begin and end with.", True),
-                "prompt_name": cutting["prompt_name"],
-            },
-            a_list(a_list(PIECE)),
-        ),
-        Question(
-            ("/decode",),
-            decode,
-            {"ids": kinds.ids("Token ids, of one text or several."),
-             "skip_special_tokens": flag("Without the special ones.", True)},
-            a_list(WORD),
-        ),
-        Question(("/info",), info, {}, a_record(model_id=WORD, max_input_length=WHOLE), method="GET"),
-        Question(
-            ("/embeddings", "/v1/embeddings"),
-            embeddings,
-            {
-                "input": inputs,
-                "model": string("Any name; there is one model."),
-                "encoding_format": choice("Numbers, or little-endian float32 in base64.", "float", "base64",
-                                          default="float"),
-                "dimensions": dimensions,
-                **cutting,
-            },
-            envelope(embedding={"anyOf": [a_list(NUMBER), WORD]}),
-            openai=True,
-        ),
-        Question(
-            ("/v1/predict",),
-            predictions,
-            {
-                "input": kinds.texts("A text or several.", 0),
-                "tasks": kinds.names("No others than these."),
-                "embedding": flag("With the embedding of each text.", False),
-                **cutting,
-            },
-            envelope(tasks={"type": "object"}),
-            openai=True,
-        ),
-        Question(
-            ("/search",),
-            search,
-            {
-                "query": kinds.texts("A text or several."),
-                "k": count("The rows of each.", RESULTS, 5),
-                "truncate": cutting["truncate"],
-                "truncation_direction": cutting["truncation_direction"],
-            },
-            a_record(results=a_list({})),
-            openai=True,
-        ),
-        Question(("/v1/models",), models, {}, a_record(object=WORD, data=a_list(a_record(id=WORD))), True, "GET"),
-    ]  # fmt: skip
-    by_handler = {question.handler: question for question in found}
-
-    async def by_shape(call: Call) -> Any:
-        """What the shape of the request asks for: vectors of `inputs`, similarities of an object in it, or labels."""
-
-        async def ask(handler: Handler) -> Any:
-            call.given = by_handler[handler].read(call.fields)
-            return await handler(call)
-
-        return await root(call, ask)
-
-    return [*found, Question(("/", "/invocations"), by_shape, {}, {})]
-
-
 # Of the server itself
 
 PAGE = (Path(__file__).parent / "page.html").read_bytes()
 INSIDE = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
 )
-HEADERS = {"content-security-policy": INSIDE, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
 async def page(request: Request) -> Response:
     """The page to try the model on; it asks for a key where the server wants one."""
-    return Response(PAGE, 200, HEADERS, "text/html; charset=utf-8")
+    headers = {"content-security-policy": INSIDE, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+    return Response(PAGE, 200, headers, "text/html; charset=utf-8")
 
 
 def application(service: Service, origins: Sequence[str] = ()) -> Starlette:
@@ -420,26 +308,25 @@ def application(service: Service, origins: Sequence[str] = ()) -> Starlette:
         service.metrics.set("mtl_queue_tokens", service.queue.tokens)
         return Response(str(service.metrics), media_type="text/plain; version=0.0.4")
 
-    asked = questions(service)
-    written = dumps(document(asked, bool(service.keys)))
-
-    async def openapi(request: Request) -> Response:
-        return Response(written, media_type="application/json")
-
-    async def listed_routes(request: Request) -> Response:
-        return Response(docs(asked), 200, HEADERS, "text/html; charset=utf-8")
-
+    tei = {
+        "embed": embed, "embed_all": embed_all, "embed_sparse": embed_sparse, "predict": predict, "rerank": rerank,
+        "similarity": similarity, "tokenize": tokenize, "decode": decode,
+    }  # fmt: skip
+    openai = {
+        "/embeddings": embeddings, "/v1/embeddings": embeddings, "/v1/predict": predictions, "/search": search,
+    }  # fmt: skip
     routes = [
+        *(Route(f"/{name}", service.endpoint(name, handler), methods=["POST"]) for name, handler in tei.items()),
         *(
-            Route(path, service.endpoint(question.handler.__name__, question), methods=[question.method])
-            for question in asked
-            for path in question.paths
+            Route(path, service.endpoint(handler.__name__, handler, openai=True), methods=["POST"])
+            for path, handler in openai.items()
         ),
+        *(Route(path, service.endpoint("root", root), methods=["POST"]) for path in ("/", "/invocations")),
         Route("/", page),
+        Route("/v1/models", service.endpoint("models", models, openai=True, reads=False)),
+        Route("/info", service.endpoint("info", info, reads=False)),
         *(Route(path, health) for path in ("/health", "/ping")),
         Route("/metrics", metrics),
-        *(Route(path, openapi) for path in ("/openapi.json", "/api-doc/openapi.json")),
-        Route("/docs", listed_routes),
     ]
     cors = Middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
     return Starlette(

@@ -116,8 +116,7 @@ class MultiTaskModel(nn.Module):
                 given = f"task {task.name!r}: matryoshka is {list(task.matryoshka)}"
                 raise RecipeError(f"{given}; expected at most {embedder.width}, the model's dimensions", "matryoshka")
         dim = embedder.encoder.config.dim
-        with embedder.device:  # and not on whatever default device the caller has set
-            branches = {task.name: branch for task in tasks if (branch := task.handler.branch(dim))}
+        branches = {task.name: branch for task in tasks if (branch := task.handler.branch(dim))}
         self.branches = nn.ModuleDict(branches)
         self.compiled: Compiled[Program | Plain] = Compiled()
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,8 +16,7 @@ from mtl.errors import CheckpointError, RecipeError, TrainingError, TrainingStop
 from mtl.kernels.cores import default_threads
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint, loop
-from mtl.training.changes import changed, keep, kept
-from mtl.training.data import completed, fingerprints, load_data
+from mtl.training.data import completed, load_data
 from mtl.training.distributed import Processes, joined, own_device, own_threads
 from mtl.training.metrics import all_logits, confusions, measure
 from mtl.training.recipe import Recipe, as_recipe
@@ -31,7 +29,6 @@ def train(
     recipe: Recipe | str | Path,
     folder: str | Path | None = None,
     *,
-    changes: Mapping[str, Any] | None = None,
     resume: bool = False,
     device: str = "cpu",
     threads: int | None = None,
@@ -46,8 +43,6 @@ def train(
     Args:
         recipe: A ``Recipe``, a .toml file, or the name of a recipe that comes with the package.
         folder: By default a new one, ``runs/<recipe>``.
-        changes: Other values of settings, by name: {"training.seed": 1, "task.topic.weight": 2.0}. A run that goes on
-            has those that it was started with.
         resume: Go on with the run in the folder; the outcome is that of a run that was never stopped.
         device: "cpu", "cuda", "cuda:1", ...
         threads: CPU threads; by default, torch's setting, or under torchrun an equal part of the processors. They
@@ -65,22 +60,18 @@ def train(
     place, threads = usable(own_device(device)), threads or own_threads() or default_threads()
     with settled(), joined(place) as ranks, closing((report or Notes()) if ranks.leads else Reporter()) as told:
         read, name = as_recipe(recipe)
-        resume = resume or ranks.begun is not None
-        folder = Path(ranks.told(lambda: str(chosen_folder(folder or ranks.begun, name, resume))))
-        changes = {**(ranks.told(lambda: kept(folder).get("set", {})) if resume else {}), **(changes or {})}
-        read = given = changed(read, changes)
         check_extras(read, tensorboard)
         check_dev(read)
+        resume = resume or ranks.begun is not None
+        folder = Path(ranks.told(lambda: str(chosen_folder(folder or ranks.begun, name, resume))))
         read, found = completed(read)
         model = create(read, place)
         data, cuts = load_data(read, model.embedder)
         run = Run(prepare(read, model, data), folder, ranks)
         with claimed(folder, resume, ranks):
             begun = resume and ranks.told(lambda: checkpoint.begun(run.checkpoints))  # not, if it never made a step
-            notes = set_in_words(changes) + found + cuts + unmeasured(read) + (restored(run) if begun else [])
+            notes = found + cuts + unmeasured(read) + (restored(run) if begun else [])
             check_alike(run)
-            if ranks.leads:
-                keep(folder, changes, given, fingerprints(data))
             told.begin(run, name if isinstance(recipe, Recipe) else str(recipe), threads)
             for note in notes:
                 told.note(note)
@@ -95,11 +86,6 @@ def train(
                     )
                 finish(run, told, log, threads)
     return model
-
-
-def set_in_words(changes: Mapping[str, Any]) -> list[str]:
-    """A line for settings that are others than the recipe's file says."""
-    return [f"set: {', '.join(f'{name} = {value!r}' for name, value in changes.items())}"] if changes else []
 
 
 @contextmanager

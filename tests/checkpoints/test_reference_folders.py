@@ -121,6 +121,15 @@ def of_family(folder: Path, family: str, kind: str = "Model", rows: int = 0, **f
         options = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "model_max_length": 60}
         (folder / "tokenizer_config.json").write_text(json.dumps(options))
         return folder
+    if family == "DebertaV2":
+        tokenizer = unigram(family)
+        fields = {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"],
+                  "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 8, **fields}  # fmt: skip
+        config = transformers.DebertaV2Config(**{**SHAPE, "vocab_size": len(tokenizer), **fields})
+        randomized(getattr(transformers, f"DebertaV2{kind}")(config), 1).save_pretrained(folder)
+        tokenizer.model_max_length = 40
+        tokenizer.save_pretrained(folder)
+        return folder
     tokenizer = {"Roberta": byte_level, "XLMRoberta": unigram, "Camembert": unigram}[family](family)
     shape = {**SHAPE, "layer_norm_eps": 1e-5, "type_vocab_size": 1, "vocab_size": rows or len(tokenizer)}
     shape |= {"pad_token_id": tokenizer.pad_token_id, **fields}
@@ -149,10 +158,11 @@ def byte_level(family: str) -> Any:
 
 
 def unigram(family: str) -> Any:
-    """XLM-RoBERTa's and CamemBERT's kind, with sentencepiece's normalization left out."""
+    """XLM-RoBERTa's, CamemBERT's and DeBERTa's kind, with sentencepiece's normalization left out."""
+    names = NAMES if family != "DebertaV2" else ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=NAMES, unk_token="<unk>", show_progress=False)
+    trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=names, unk_token=names[3], show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
     vocabulary = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["vocab"]]
     return getattr(transformers, f"{family}Tokenizer")(vocab=vocabulary)
@@ -573,12 +583,26 @@ REFUSED |= {
 
 for kind in ("Model", "ForSequenceClassification", "ForMaskedLM"):
     EQUAL[f"ModernBert{kind}"] = lambda f, kind=kind: of_family(f, "ModernBert", kind)
-for name in ("Roberta", "XLMRoberta", "Camembert", "Electra", "MPNet"):
+for name in ("Roberta", "XLMRoberta", "Camembert", "Electra", "MPNet", "DebertaV2"):
     EQUAL[f"{name}Model"] = lambda f, name=name: of_family(f, name)
     for kind in ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"):
         EQUAL[f"{name}{kind}"] = lambda f, name=name, kind=kind: of_family(f, name, kind)
 
 EQUAL["small_electra"] = lambda f: of_family(f, "Electra", "ForSequenceClassification", embedding_size=10)
+
+
+@equal
+def deberta_that_lowers_and_splits(f: Path) -> None:
+    """And counts places, whose table others have but do not read."""
+    of_family(f, "DebertaV2", position_biased_input=True, type_vocab_size=2)
+    edit(f / "tokenizer_config.json", do_lower_case=True, split_by_punct=True, vocab_type="spm")
+
+
+@equal
+def deberta_with_a_table_that_is_not_read(f: Path) -> None:
+    """As transformers does, which has no place for it."""
+    of_family(f, "DebertaV2", position_biased_input=True)
+    edit(f / "config.json", position_biased_input=False)
 
 
 @equal
@@ -643,6 +667,22 @@ REFUSED |= {
         "relative_attention_num_buckets is 64; expected 32",
     ),
     "odd_heads": (lambda f: edit(of_family(f, "Roberta") / "config.json", num_attention_heads=5), "does not divide"),
+    "deberta_with_a_convolution": (
+        lambda f: of_family(f, "DebertaV2", conv_kernel_size=3, conv_act="gelu"),
+        "conv_kernel_size is 3; expected 0",
+    ),
+    "deberta_without_distances": (
+        lambda f: of_family(f, "DebertaV2", relative_attention=False),
+        "relative_attention is False; expected true",
+    ),
+    "deberta_of_other_parts": (
+        lambda f: edit(of_family(f, "DebertaV2") / "config.json", pos_att_type="c2p|p2p"),
+        "pos_att_type is 'c2p|p2p'",
+    ),
+    "deberta_of_other_heads": (
+        lambda f: edit(of_family(f, "DebertaV2") / "config.json", attention_head_size=4),
+        "attention_head_size is 4",
+    ),
     "roberta_relative": (
         lambda f: edit(of_family(f, "Roberta") / "config.json", position_embedding_type="relative_key"),
         "position_embedding_type is 'relative_key'",
@@ -680,7 +720,7 @@ def classifier(folder: Path, family: str, outputs: int, problem: str | None) -> 
     [
         *(
             (family, 3, None)
-            for family in ("DistilBert", "Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "MPNet")
+            for family in ("DistilBert", "Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "MPNet", "DebertaV2")
         ),
         ("Bert", 3, "multi_label_classification"),
         ("Bert", 1, None),
@@ -767,7 +807,10 @@ SAVED: dict[str, Case] = {
     "xlm_roberta": lambda f: classifier(f, "XLMRoberta", 2, None),
     "camembert": EQUAL["CamembertModel"],
     "electra": lambda f: classifier(f, "Electra", 2, None),
+    "small_electra": EQUAL["small_electra"],
     "mpnet": lambda f: classifier(f, "MPNet", 2, None),
+    "deberta": lambda f: classifier(f, "DebertaV2", 2, None),
+    "deberta_that_lowers": EQUAL["deberta_that_lowers_and_splits"],
     "modernbert": EQUAL["ModernBertModel"],
     "mpnet_older_files": EQUAL["mpnet_of_older_files"],
     "lower_case": EQUAL["length_in_roberta"],

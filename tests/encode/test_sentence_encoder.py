@@ -271,50 +271,11 @@ def test_stream_takes_what_it_needs(tiny: SentenceEncoder) -> None:
         (["a b c d"], {"max_length": 4, "overflow": "error"}, "text 0 has 6 tokens; the limit is 4"),
         (["a", "a", "a b c d"], {"max_length": 4, "overflow": "error"}, "text 2 has 6 tokens; the limit is 4"),
         (["a"], {"overflow": "wrap"}, "overflow is 'wrap'"),
-        (["a"], {"prompt_name": ["q"]}, r"prompt_name is \['q'\]; the model's prompts are"),
-        (["a"], {"normalize": "no"}, "normalize is 'no'; expected True or False"),
-        (["a"], {"as_tensor": np.array([0, 1])}, r"as_tensor is array.*; expected True or False"),
-        (["a"], {"sentences": ["b"]}, "texts is given twice to encode"),
     ],
 )
 def test_bad_input(tiny: SentenceEncoder, texts: list, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         tiny.encode(texts, **options)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("truncate_dim", 0, "truncate_dim is 0; expected 1 or more"),
-        ("truncate_dim", -1, "truncate_dim is -1; expected 1 or more"),
-        ("precision", "fp8", "precision is 'fp8'; expected one of fp32"),
-        ("max_seq_length", None, "max_seq_length is None; expected a whole number"),
-    ],
-)
-def test_bad_attributes(tiny: SentenceEncoder, name: str, value: object, message: str) -> None:
-    def set_and_encode() -> None:
-        setattr(tiny, name, value)
-        tiny.encode("a")
-
-    with pytest.raises(InputError, match=message):
-        set_and_encode()
-
-
-def test_a_model_on_no_device_of_ours(tiny: SentenceEncoder) -> None:
-    with pytest.raises(InputError, match="the model is on device 'meta'; expected cpu or cuda"):
-        tiny.to("meta").encode("a")
-
-
-def test_tokens_that_are_added_without_rows(tiny: SentenceEncoder) -> None:
-    tiny.tokenizer.backend.add_tokens(["new"])
-    with pytest.raises(WeightsError, match="the tokenizer gives ids up to 38, but the encoder's vocabulary has 38"):
-        tiny.encode("a new")
-
-
-def test_rows_without_a_text(tiny: SentenceEncoder) -> None:
-    for row in ({"a": 1}, "a", 7):
-        with pytest.raises(InputError, match=r"a row is .*; expected one with a field 'text'"):
-            list(tiny.encode_rows([row]))
 
 
 def test_a_bad_text_far_into_a_stream_is_named(tiny: SentenceEncoder) -> None:

@@ -112,7 +112,7 @@ class MultiLabel(ClassKind, HeadKind):
         if len(given) not in (1, len(self.labels)):
             expected = f"one, or one for each of the {len(self.labels)} labels"
             raise RecipeError(f"thresholds are {shown(list(given))}; expected {expected}", "thresholds")
-        self.thresholds = torch.tensor(given, dtype=torch.float32, device="cpu").expand(len(self.labels))
+        self.thresholds = torch.tensor(given, dtype=torch.float32).expand(len(self.labels))
 
     def target(self, value: Any) -> list[float]:
         return label_set(value, self.labels)
