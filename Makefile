@@ -31,7 +31,7 @@ VERBATIM := HEADS MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME PROCESSES SPLI
 $(foreach name,$(VERBATIM),$(eval embed train predict evaluate: export override $(name) := $$(value $(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup embed train predict evaluate ablation bench bench-peers bench-train bench-pairs test test-slow test-reference test-integrations lint docker clean
+.PHONY: help setup embed train predict evaluate ablation bench bench-peers bench-gpu bench-train bench-pairs test test-slow test-reference test-integrations lint docker clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -73,6 +73,9 @@ bench: $(STAMP)-train ## Throughput, latency and cold start on this machine [DEV
 
 bench-peers: .venv-bench/.installed ## The same beside sentence-transformers, onnxruntime, OpenVINO and CTranslate2
 	.venv-bench/bin/python -m benchmarks.bench --peers $(BENCH)
+
+bench-gpu: ## What a GPU has to show, with PYTHON's own torch, in under eight minutes [BENCH="--device cpu --scale 0.001"]
+	$(PYTHON) -m benchmarks.gpu $(BENCH)
 
 bench-train: $(STAMP)-reference ## Training speed against transformers' Trainer [DATA=folder with sst2/]
 	$(BIN)/python -m benchmarks.training --data "$(DATA)"

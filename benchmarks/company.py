@@ -21,8 +21,8 @@ from unittest import mock
 import click
 import torch
 
+from benchmarks.loops import first_rows, ours
 from benchmarks.machine import describe, result_path, write_result
-from benchmarks.training import first_rows, ours
 from mtl import SentenceEncoder
 from mtl.display import table
 from mtl.training import loop, run

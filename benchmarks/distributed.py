@@ -20,8 +20,8 @@ import click
 import torch
 from torch import Tensor
 
+from benchmarks.loops import MODEL, first_rows, ours
 from benchmarks.machine import describe, result_path, write_result
-from benchmarks.training import MODEL, first_rows, ours
 from mtl.display import table
 from mtl.training.distributed import joined
 from mtl.training.loop import train

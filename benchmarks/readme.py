@@ -195,7 +195,8 @@ def last_taken(found: dict[str, Result]) -> str:
 
 def latest(folder: Path) -> tuple[dict[str, dict[str, Result]], list[str]]:
     """All results by processor, and the processors' names: the latest first, by name among equals."""
-    found = {path.name: results_of(path) for path in {path.parent for path in folder.glob("*/*.json")}}
+    folders = {path.name: results_of(path) for path in {path.parent for path in folder.glob("*/*.json")}}
+    found = {name: results for name, results in folders.items() if speeds(results)}  # not a GPU's
     return found, sorted(found, key=lambda name: (last_taken(found[name]), name), reverse=True)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.engines import ENGINES
 from benchmarks.processes import Place, Setting, workers
+from benchmarks.workloads import FULL_BATCHES
 
-FULL_BATCHES = 16  # at least so many for each thread, or one stream would wait for another's last batch
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 PART = 4  # a search takes every fourth text
 PASSES = 2  # over them, with each setting; the better one counts

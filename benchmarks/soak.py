@@ -25,6 +25,7 @@ from benchmarks import machine
 from benchmarks.memory import held_mib, peaks, resident_mib
 from benchmarks.small import save_small_model
 from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
+from mtl.cli.allocator import share_memory
 from mtl.rows.corpus import embed_corpus
 from mtl.rows.outputs import open_output
 
@@ -91,6 +92,7 @@ def calls(model: MultiTaskModel, folder: Path, name: Path, threads: int) -> list
 
     return [
         lambda generator: embedder.encode(drawn(generator, 500), threads=threads),
+        lambda generator: [embedder.encode(" ".join(drawn(generator, 9)), threads=threads) for _ in range(50)],
         lambda generator: embedder.encode(["word " * generator.randint(100, 2000)], overflow="chunk", threads=threads),
         lambda generator: model.predict(drawn(generator, 500), threads=threads),
         lambda generator: embedder.search(drawn(generator, 5), drawn(generator, 500), k=3),
@@ -127,12 +129,15 @@ def soak(model: MultiTaskModel, folder: Path, name: Path, minutes: float, thread
 @click.option("--minutes", type=float, default=20, show_default=True, help="0: only the rows.")
 @click.option("--rows", default=1_000_000, show_default=True, help="0: only the minutes.")
 @click.option("--threads", default=1, show_default=True)
+@click.option("--command", is_flag=True, help="With the allocator set as `mtl serve` and `mtl embed` set it.")
 @click.option("--save", type=click.Path(path_type=Path), help="Results folder; a part that is left out stays there.")
-def main(minutes: float, rows: int, threads: int, save: Path | None) -> None:
+def main(minutes: float, rows: int, threads: int, command: bool, save: Path | None) -> None:
+    if command:
+        share_memory()
     path = machine.result_path(save, "soak")
     described = machine.describe("pyarrow")
     when = machine.when(described)
-    result = machine.earlier(path) | {"machine": described, "threads": threads}
+    result = machine.earlier(path) | {"machine": described, "threads": threads, "as a command": command}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         name = save_small_model(folder / "small")

@@ -7,12 +7,12 @@ import math
 import random
 from collections.abc import Iterator
 
-from benchmarks.search import FULL_BATCHES
 from mtl.encode.tokenizer import Tokenizer
 from mtl.training.recipe import BUNDLED
 
 FIXED = (16, 32, 64, 128, 256, 512)
 ONE_TEXT = "one-text"
+FULL_BATCHES = 16  # at least so many for each thread, or one stream would wait for another's last batch
 # The largest batch worth trying; there are 16 full ones for each thread (see search.py)
 LARGEST_BATCH = {"mixed-short": 16, "mixed-long": 4} | {f"fixed-{n}": max(4, 512 // n) for n in FIXED}
 NAMES = (*LARGEST_BATCH, ONE_TEXT)

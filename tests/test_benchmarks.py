@@ -12,12 +12,13 @@ import pytest
 from click.testing import CliRunner
 from conftest import randomized
 
-from benchmarks import bench, machine, measure, readme, search, workloads
+from benchmarks import bench, gpu, machine, measure, readme, search, workloads
 from benchmarks.processes import Place, Setting, Worker
 from mtl.checkpoints.load import Checkpoint
 from mtl.checkpoints.save import save
 from mtl.model.encoder import DistilBert
 
+ROOT = Path(__file__).parents[1]
 EPYC = {"vendor_id": "AuthenticAMD", "cpu family": "23", "model name": "AMD EPYC", "flags": "sse4_1 avx2 fma"}
 XEON = {"vendor_id": "GenuineIntel", "model name": "Intel(R) Xeon(R) CPU", "flags": "avx2 avx512f amx_tile amx_bf16"}
 
@@ -107,6 +108,50 @@ def test_training_is_told_with_its_accuracy() -> None:
         "Trainer in bf16 (dev accuracy 0.860 and 0.830); in bf16 3.00 times the Trainer in fp32; with a frozen trunk "
         "3.00 times, from the second epoch on 90 times."
     )
+
+
+BARE = """
+import importlib.util, runpy, sys
+missing = {"accelerate", "click", "huggingface_hub", "hypothesis", "matplotlib", "pyarrow", "pytest", "scipy",
+           "sentence_transformers", "sklearn", "tqdm", "transformers"}
+sys.modules |= dict.fromkeys(missing)
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name in missing else find_spec(name, *more)
+runpy.run_module("benchmarks.gpu", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def letters(checkpoint: Checkpoint, tmp_path: Path) -> str:
+    """A tiny model's folder, for texts of up to 512 tokens."""
+    config = dataclasses.replace(checkpoint.config, max_position_embeddings=512)
+    save(Checkpoint(randomized(DistilBert(config)), checkpoint.tokenizer, 512), tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_what_a_gpu_has_to_show_is_shown_on_a_cpu(letters: str, tmp_path: Path) -> None:
+    """With torch, tokenizers, safetensors and numpy alone, which is what a machine with a GPU may have."""
+    given = ["--device", "cpu", "--scale", "0.0005", "--model", letters, "--save", str(tmp_path / "results")]
+    done = subprocess.run([sys.executable, "-c", BARE, *given], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (path,) = (tmp_path / "results").glob("*/gpu.json")
+    result = json.loads(path.read_text())
+    assert json.loads(done.stdout.splitlines()[-1]) == result
+    parts = result["gpu"]
+    assert not [name for name, part in parts.items() if "wrong" in part]
+    assert parts["vectors"]["fp32"]["largest difference"] == 0.0
+    assert parts["vectors"]["bf16"]["smallest cosine"] >= 0.999
+    assert len(parts["training"]["losses"]["cpu"]) == 6
+    for name in ("mixed-short", "mixed-long", "training speed"):
+        assert parts[name]["texts per second"].keys() == {"mtl fp32", "mtl bf16"}
+
+
+def test_what_is_wrong_on_a_gpu_is_kept_with_its_figures(letters: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "LEAST_COSINE", 1.1)
+    found = gpu.done(lambda: gpu.vectors(letters, "cpu", 0.0005))
+    assert found["wrong"] is True
+    assert found["bf16"]["smallest cosine"] < 1.1
+    assert gpu.done(lambda: {}["x"])["error"] == "KeyError: 'x'"
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import click
 
+from mtl.cli.allocator import share_memory
 from mtl.cli.options import (
     check_output,
     choose_rows,
@@ -83,6 +84,7 @@ def embed(
     is kept as OUTPUT.partial, some 2,000 texts at a time, and --resume goes on with it; OUTPUT.made.json says what
     the output was made with, by which --resume knows it again. Of a row, .jsonl, .csv and .parquet keep all fields.
     """
+    share_memory()
     if output is None and (resume or overwrite or output_precision != "float32"):
         raise click.UsageError("--resume, --overwrite and --output-precision go with --output")
     if resume and overwrite:
@@ -136,6 +138,7 @@ def embed_corpus(
     Inputs are .parquet, .jsonl, .csv and .tsv; all but the first may end in .gz behind that. An output appears when
     it is whole. After an interruption, the same command does what is missing.
     """
+    share_memory()
     from mtl.rows.corpus import embed_corpus as embed
 
     options |= {"vectors": vectors} if vectors else {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mtl.cli.allocator import share_memory
 from mtl.cli.options import (
     device_option,
     int8_option,
@@ -73,6 +74,7 @@ def serve(
 
     The same text has the same bytes as from `mtl embed`, whatever else is asked for at the same time.
     """
+    share_memory()
     try:
         from mtl.index.index import Index
         from mtl.serve.app import Service, read_keys

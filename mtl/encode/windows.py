@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from mtl.display import counted
 from mtl.encode.engine import prefetch
@@ -148,6 +147,11 @@ def without_bar(progress: bool | None) -> bool | None:
 
 def with_bar(windows: Iterable[Window[R]], total: int | None, progress: bool | None) -> Iterator[Window[R]]:
     """The same windows, with a bar on stderr that moves as they are done; None means only on a terminal."""
+    if without_bar(progress):
+        yield from windows
+        return
+    from tqdm import tqdm
+
     with tqdm(total=total, unit="text", disable=without_bar(progress), leave=False) as bar:
         for window in windows:
             yield window
