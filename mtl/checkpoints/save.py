@@ -106,7 +106,8 @@ def written_family(checkpoint: Checkpoint) -> Family:
 def config_fields(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
     """The content of config.json."""
     same = family is checkpoint.origin.family
-    came = {name: value for name, value in checkpoint.origin.config.items() if same and name not in OUTDATED}
+    outdated = set(OUTDATED) - ({"auto_map"} if family.remote else set())
+    came = {name: value for name, value in checkpoint.origin.config.items() if same and name not in outdated}
     fields = {"pad_token_id": family.defaults.get("pad_token_id", 0), **came}
     fields |= family.write_config(checkpoint.config, came)
     head = head_of(checkpoint)

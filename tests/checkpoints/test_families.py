@@ -249,6 +249,34 @@ HOSTILE = {
         ("hidden_size", 18, "expected an even number"),
         ("type_vocab_size", -1, "type_vocab_size is -1"),
     ],
+    "new": [
+        *(("rope_scaling", value, "rope_scaling is") for value in (
+            {"type": "dynamic", "factor": 2.0}, {"type": "ntk"}, {"factor": 2.0}, {},
+            {"type": "ntk", "factor": 2, "mixed_b": 1}, {"type": ["ntk"], "factor": 2.0},
+            {"type": {}, "factor": 2.0}, "ntk", [], 3)),
+        ("rope_scaling", {"type": "ntk", "factor": "2"}, "ntk_factor is '2'"),
+        ("rope_scaling", {"type": "ntk", "factor": 0.5}, "ntk_factor is 0.5"),
+        ("rope_theta", "x", "theta is 'x'"),
+        ("rope_parameters", ROPE, "rope_parameters is"),
+        ("position_embedding_type", "absolute", "position_embedding_type is 'absolute'"),
+        ("pack_qkv", False, "pack_qkv is False"),
+        ("layer_norm_type", "rms_norm", "layer_norm_type is 'rms_norm'"),
+        ("logn_attention_scale", True, "logn_attention_scale is True"),
+    ],
+    "deberta-v2": [
+        *(("position_buckets", value, "position_buckets is") for value in (1, "x", 2.5, True, 10**12)),
+        *(("max_relative_positions", value, "max_relative_positions is") for value in (2, "x", [], 10**12)),
+        *(("pos_att_type", value, "pos_att_type is") for value in ("c2p|p2p", 3, [3], {"c2p": 1}, ["C2P"])),
+        *(("norm_rel_ebd", value, "norm_rel_ebd is") for value in ("layer_norm|x", 3, {})),
+        *(("relative_attention", value, "relative_attention is") for value in (False, None, 1, "yes")),
+        ("share_att_key", "yes", "share_att_key is 'yes'"),
+        ("position_biased_input", 1, "position_biased_input is 1"),
+        ("conv_kernel_size", 3, "conv_kernel_size is 3; expected 0"),
+        ("embedding_size", 8, "embedding_size is 8"),
+        ("attention_head_size", 4, "attention_head_size is 4"),
+        ("type_vocab_size", -1, "type_vocab_size is -1"),
+    ],
+    "electra": [("embedding_size", value, "embedding_dim is") for value in (0, -1, "x", [], 1.5, True, 10**12)],
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "deberta of keys": ("deberta-v2", {**V3, "pos_att_type": ["p2c"], "share_att_key": False}),
     "deberta of neither": ("deberta-v2", {**V3, "pos_att_type": None}),
 }  # fmt: skip
-CASES = {**{family: (family, OWN.get(family, {})) for family in FAMILIES}, **VARIANTS}
+LINEAR = {"rope_type": "linear", "rope_theta": 8.0 * 20000.0, "factor": 8.0 ** (2 / 16)}
+# As published beside code of its own: what transformers' GTE is to write instead to compute the same
+PUBLISHED = {"model_type": "new", "rope_theta": 20000, "rope_scaling": {"factor": 8.0, "type": "ntk"}, "pack_qkv": True,
+             "position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False,
+             "logn_attention_clip1": False, "unpad_inputs": False, "rope_parameters": None}  # fmt: skip
+CASES = {**{family: (family, OWN.get(family, {})) for family in FAMILIES if family != "new"}, **VARIANTS}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -72,6 +78,28 @@ def test_as_near_to_float64_as_transformers(case: str, tokenizer: Tokenizer, tmp
     allowed = max(1.5 * distance(expected, exact), 5e-6)
     assert distance(ours, exact) <= allowed
     assert distance(resaved, exact) <= max(allowed, 1e-5)
+
+
+@pytest.mark.parametrize("types", [0, 1])
+def test_gte_as_published(types: int, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Scaled by NTK: theta times a factor, and every rate over a power of it, which transformers calls linear."""
+    torch.manual_seed(0)
+    shape = {**SHAPE, "rope_parameters": LINEAR, "type_vocab_size": types, "vocab_size": 300}
+    theirs = randomized(transformers.AutoModel.from_config(transformers.AutoConfig.for_model("gte", **shape)))
+    theirs.save_pretrained(tmp_path)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **PUBLISHED}))
+    model = SentenceEncoder.from_pretrained(tmp_path)
+    model.save(tmp_path / "ours")
+    again = SentenceEncoder.from_pretrained(tmp_path / "ours")
+    rows = [torch.randint(5, 300, (length,)).tolist() for length in (3, 9, 40, 157)]
+    with torch.no_grad():
+        exact = [states(theirs.double(), row) for row in rows]
+        expected = [states(theirs.float(), row) for row in rows]
+        for found in (model, again):
+            ours = found.program().encoder(PackedBatch.pack(rows)).split(list(map(len, rows)))
+            assert distance(ours, exact) <= max(1.5 * distance(expected, exact), 5e-6)
 
 
 def states(model: Any, row: list[int]) -> torch.Tensor:

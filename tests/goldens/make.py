@@ -67,6 +67,12 @@ FAMILIES = {
     "nomic_bert": {"pad_token_id": 0, "layer_norm_eps": 1e-5},
     "gte": {"pad_token_id": 0, "hidden_dropout_prob": 0.0, "layer_norm_eps": 1e-5},
 }
+# GTE's own form, which transformers' class computes where positions are scaled so
+NEW = {"model_type": "new", "rope_theta": 1000.0, "rope_scaling": {"type": "ntk", "factor": 3.0},
+       "position_embedding_type": "rope", "pack_qkv": True, "layer_norm_type": "layer_norm", "type_vocab_size": 0,
+       "auto_map": {"AutoModel": "org/name--modeling.NewModel"},
+       "architectures": ["NewForSequenceClassification"]}  # fmt: skip
+LINEAR = {"rope_type": "linear", "rope_theta": 3.0 * 1000.0, "factor": 3.0 ** (2 / 8)}
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
@@ -106,6 +112,9 @@ def main() -> None:
         torch.manual_seed(0)
         config = AutoConfig.for_model(name, **(SHAPE if "dim" not in fields else {**SMALL, "num_labels": 3}) | fields)
         write_classifier(name, AutoModelForSequenceClassification.from_config(config))
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gte", **SHAPE | FAMILIES["gte"], rope_parameters=LINEAR, type_vocab_size=0)
+    write_classifier("new", AutoModelForSequenceClassification.from_config(config), NEW)
 
 
 def write(name: str, model: torch.nn.Module) -> None:
@@ -118,8 +127,11 @@ def write(name: str, model: torch.nn.Module) -> None:
     save_file(tensors, HERE / f"{name}.safetensors", metadata={"config": json.dumps(model.config.to_dict())})
 
 
-def write_classifier(name: str, model: torch.nn.Module) -> None:
-    """Without padding inside, of which each family thinks differently: a text is computed alone."""
+def write_classifier(name: str, model: torch.nn.Module, own: dict | None = None) -> None:
+    """Without padding inside, of which each family thinks differently: a text is computed alone.
+
+    ``own`` are fields of a config.json that transformers does not write.
+    """
     randomize(model)
     _, mask = batch()
     lengths = (11, 7, 7, 3, 1)
@@ -135,6 +147,9 @@ def write_classifier(name: str, model: torch.nn.Module) -> None:
         model.save_pretrained(folder)
         tensors = load_file(f"{folder}/model.safetensors")
         config = Path(folder, "config.json").read_text()
+    if own:
+        tensors = {re.sub(r"^gte\.", "new.", key): tensor for key, tensor in tensors.items()}
+        config = json.dumps({k: v for k, v in json.loads(config).items() if k != "rope_parameters"} | own)
     tensors |= {"ids": ids, "mask": mask, "hidden": hidden, "logits": torch.stack(logits)}
     save_file(tensors, HERE / "families" / f"{name}.safetensors", metadata={"config": config})
 

@@ -9,9 +9,9 @@ from mtl.checkpoints.families.electra import ELECTRA
 from mtl.checkpoints.families.family import Family, Head
 from mtl.checkpoints.families.mpnet import MPNET
 from mtl.checkpoints.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
-from mtl.checkpoints.families.rotary import GTE, MODERNBERT, NOMIC
+from mtl.checkpoints.families.rotary import GTE, MODERNBERT, NEW, NOMIC
 
-ALL = (DISTILBERT, BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, ELECTRA, MPNET, DEBERTA, MODERNBERT, NOMIC, GTE)
+ALL = (DISTILBERT, BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, ELECTRA, MPNET, DEBERTA, MODERNBERT, NOMIC, GTE, NEW)
 FAMILIES = {family.model_type: family for family in ALL}
 
 __all__ = ["BERT", "DISTILBERT", "FAMILIES", "Family", "Head"]

@@ -23,22 +23,23 @@ ATTENTION = {
 }
 
 
-def listed(value: Any, name: str, known: tuple[str, ...]) -> list[str]:
+def listed(fields: Mapping[str, Any], name: str, *known: str) -> list[str]:
     """The parts of a field such as "p2c|c2p".
 
     Raises:
         ConfigError: it has others than those that are known.
     """
+    value = [] if fields.get(name) is None else fields[name]
     parts = [part.strip() for part in value.lower().split("|")] if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(part in known for part in parts):
         raise ConfigError(f"{name} is {shown(value)}; expected {' or '.join(known)}, with | between them")
     return parts
 
 
-def count(fields: Mapping[str, Any], name: str) -> Any:
-    """A number of which those below 1 mean none."""
+def count(fields: Mapping[str, Any], name: str, none: Any) -> Any:
+    """A number, where one below 1 means none."""
     value = fields.get(name)
-    return 0 if value is None or (type(value) is int and value < 1) else value
+    return none if value is None or (type(value) is int and value < 1) else value
 
 
 def read(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,11 +51,12 @@ def read(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name, expected in (("embedding_size", dim), ("attention_head_size", width)):
         if fields.get(name) not in (None, expected):
             raise ConfigError(f"{name} is {shown(fields[name])}; expected {shown(expected)}: what it is without a word")
-    compared = listed(fields.get("pos_att_type") or [], "pos_att_type", ("c2p", "p2c"))
-    norms = listed(fields.get("norm_rel_ebd") or "none", "norm_rel_ebd", ("none", "layer_norm"))
+    compared = listed(fields, "pos_att_type", "c2p", "p2c")
+    norms = listed(fields, "norm_rel_ebd", "none", "layer_norm")
+    places = fields.get("max_position_embeddings")
     return {
-        "position_buckets": count(fields, "position_buckets"),
-        "max_relative_positions": count(fields, "max_relative_positions") or fields.get("max_position_embeddings", 512),
+        "position_buckets": count(fields, "position_buckets", 0),
+        "max_relative_positions": count(fields, "max_relative_positions", 512 if places is None else places),
         "c2p": "c2p" in compared,
         "p2c": "p2c" in compared,
         "norm_rel_ebd": "layer_norm" in norms,

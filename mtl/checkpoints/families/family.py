@@ -76,6 +76,7 @@ class Family:
     tokenizer: The class that transformers takes where no file names one.
     inputs: What their model takes of a tokenizer's results (``model_input_names``).
     beside: Tensors under the prefix that belong to no trunk; ``unread`` are more of them, of config.json's fields.
+    remote: transformers knows it by code from the hub alone, which config.json's ``auto_map`` names.
     """
 
     model_type: str
@@ -101,6 +102,7 @@ class Family:
     token_types: str | None = None
     unread: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda fields: ()
     beside: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
+    remote: bool = False
 
     @property
     def words(self) -> str:

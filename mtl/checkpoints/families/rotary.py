@@ -2,7 +2,7 @@
 et al. 2024, arXiv 2407.19669): rotary positions and gated feed-forward networks.
 
 Both forms of config.json are read, transformers 4's and 5's, which has ``rope_parameters`` and ``layer_types``; and
-both are written, where the first can say it. Rotary positions that are scaled are refused.
+both are written, where the first can say it. Rotary positions that are scaled are refused, but for GTE's own, by NTK.
 """
 
 from __future__ import annotations
@@ -86,6 +86,24 @@ def turned(standard: float) -> dict[str, Any]:
         return {"rope_parameters": {"rope_type": "default", "rope_theta": config.theta}, "rope_theta": config.theta}
 
     return {"translate": translate, "express": express}
+
+
+def scaled(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The theta of GTE's own code, and how it scales positions."""
+    scaling, plain = fields.get("rope_scaling"), fields.get("rope_theta")
+    found = {"theta": 10000.0 if plain is None else plain}
+    if scaling is None:
+        return found
+    said = {k: v for k, v in scaling.items() if v is not None} if isinstance(scaling, Mapping) else {}
+    factor, kinds = said.pop("factor", None), [said.pop(key) for key in ("type", "rope_type") if key in said]
+    if said or factor is None or not kinds or any(kind != "ntk" for kind in kinds):
+        raise ConfigError(f"rope_scaling is {shown(scaling)}; expected null, or no more than type 'ntk' and a factor")
+    return {**found, "ntk_factor": factor}
+
+
+def as_scaled(config: RotaryConfig) -> dict[str, Any]:
+    scaling = {"type": "ntk", "factor": config.ntk_factor} if config.ntk_factor != 1 else None
+    return {"rope_theta": config.theta, "rope_scaling": scaling, "position_embedding_type": "rope", "pack_qkv": True}
 
 
 MODERNBERT = Family(
@@ -189,4 +207,19 @@ GTE = dataclasses.replace(
     defaults={**POST_NORM, "vocab_size": 250048, "max_position_embeddings": 8192, "theta": 160000.0, "dropout": 0.1,
               "attention_bias": True, "mlp_bias": True, "pad_token_id": 1, "type_vocab_size": 1},
     **turned(160000.0),
+)  # fmt: skip
+# As published, with code of its own, which names it so
+NEW = dataclasses.replace(
+    GTE,
+    model_type="new",
+    classes="New",
+    prefix="new.",
+    remote=True,
+    defaults={**GTE.defaults, "vocab_size": 30528, "max_position_embeddings": 2048, "pad_token_id": 0},
+    fixed={"position_embedding_type": ("rope",), "pack_qkv": (True,), "layer_norm_type": ("layer_norm",),
+           "logn_attention_scale": (False,), "logn_attention_clip1": (False,), "rope_parameters": ()},
+    inert=("pad_token_id", "type_vocab_size", "rope_theta", "rope_scaling", "head_dim", "unpad_inputs",
+           "use_memory_efficient_attention", "auto_map"),
+    translate=scaled,
+    express=as_scaled,
 )  # fmt: skip
