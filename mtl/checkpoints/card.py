@@ -26,6 +26,7 @@ DATA = re.compile(rf"hf://datasets/({HUB_ID})(?:@[^/]+)?(?:/(.+))?")
 # The hub's name of what tasks of a kind do; the last part's are those that train the embeddings themselves
 HUB_TASKS = {
     **dict.fromkeys(("single-label", "multi-label", "regression"), "text-classification"),
+    "relevance": "text-ranking",
     "tokens": "token-classification",
     **dict.fromkeys(("similarity", "few-shot", "contrastive", "distillation"), "sentence-similarity"),
 }

@@ -57,7 +57,8 @@ class File:
 
 CONFIG = File(
     "config.json",
-    "model_type tokenizer_class id2label problem_type architectures",
+    "model_type tokenizer_class id2label problem_type architectures sentence_transformers "
+    "sbert_ce_default_activation_function",
     "_name_or_path transformers_version torch_dtype dtype return_dict output_hidden_states output_attentions "
     "output_past torchscript use_bfloat16 attn_implementation _attn_implementation _attn_implementation_autoset "
     "_attn_implementation_internal _experts_implementation gradient_checkpointing label2id num_labels _num_labels "
@@ -68,7 +69,7 @@ CONFIG = File(
     "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
     "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
     "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens tf_legacy_loss "
-    "sentence_transformers model_name tie_encoder_decoder name_or_path use_return_dict is_composition",
+    "model_name tie_encoder_decoder name_or_path use_return_dict is_composition",
     {
         "quantization_config": (),
         "adapters": ({}, {"adapters": {}, "config_map": {}, "fusion_config_map": {}, "fusions": {}}),
@@ -117,6 +118,28 @@ PROMPTS = File(
     "__version__ requirements",
     {"model_type": ("SentenceTransformer",)},
 )
+CROSS_ENCODER = File(
+    "config_sentence_transformers.json of a CrossEncoder",
+    "activation_fn model_type",
+    "__version__ prompts requirements",
+    {"default_prompt_name": (), "keep_in_fp32_modules": ([],)},
+)
+CROSS_SENTENCE = File(
+    "sentence_bert_config.json of a CrossEncoder",
+    "max_seq_length processor_kwargs transformer_task",
+    "unpad_inputs __version__",
+    {
+        "do_lower_case": (False,),
+        "modality_config": ({"text": {"method": "forward", "method_output_name": "logits"}},),
+        "module_output_name": ("scores",),
+        "processing_kwargs": ({},),
+        "model_args": ({},),
+        "model_kwargs": ({},),
+        "config_args": ({},),
+        "config_kwargs": ({},),
+    },
+    strict=True,
+)
 MODULES = File("modules.json", "type path", "idx name", {"kwargs": ([],)})
 POOLING = File(
     "1_Pooling/config.json",
@@ -135,7 +158,18 @@ DENSE = File(
     strict=True,
 )
 NORMALIZE = File("2_Normalize/config.json", "", "__version__", SENTENCE, strict=True)
-FILES = (CONFIG, TOKENIZER_CONFIG, SENTENCE_CONFIG, PROMPTS, MODULES, POOLING, DENSE, NORMALIZE)
+FILES = (
+    CONFIG,
+    TOKENIZER_CONFIG,
+    SENTENCE_CONFIG,
+    PROMPTS,
+    CROSS_ENCODER,
+    CROSS_SENTENCE,
+    MODULES,
+    POOLING,
+    DENSE,
+    NORMALIZE,
+)
 
 
 def table() -> str:

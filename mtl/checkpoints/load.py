@@ -22,8 +22,16 @@ from torch import Tensor
 from mtl.checkpoints.families import FAMILIES, Family
 from mtl.checkpoints.fields import CONFIG, PROMPTS, SENTENCE_CONFIGS
 from mtl.checkpoints.files import check_tensors, inside, read_json, read_object, read_tensors, read_weights
-from mtl.checkpoints.modules import load_after, pooling_modes, read_modules, read_prompts, read_sentence_config
-from mtl.checkpoints.tokenizer import class_of, encodings, load_tokenizer, read_options
+from mtl.checkpoints.modules import (
+    load_after,
+    pooling_modes,
+    read_cross_encoder,
+    read_modules,
+    read_prompts,
+    read_sentence_config,
+    score_activation,
+)
+from mtl.checkpoints.tokenizer import class_of, encodings, load_tokenizer, read_options, takes_segments
 from mtl.display import counted
 from mtl.errors import ConfigError, MtlError, WeightsError, printable, shown
 from mtl.kernels.uninitialized import uninitialized
@@ -37,11 +45,15 @@ TASKS, BRANCHES = "tasks.json", "tasks.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a model came with that no module holds: its family, config.json, and tokenizer_config.json's options."""
+    """What a model came with that no module holds: its family, config.json, and tokenizer_config.json's options.
+
+    ``types`` are what the segments of a pair's texts add to their tokens, (segments, dim), the first 0.
+    """
 
     model_type: str = "distilbert"
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    types: Tensor | None = dataclasses.field(default=None, compare=False)
 
     @property
     def family(self) -> Family:
@@ -53,8 +65,8 @@ class Classifier:
     """A classifier of sequences, by their first token or the mean of all, or of all tokens, if a folder holds one.
 
     ``kind`` is its form, as TaskSpec.head has it, or "tokens"; ``tensors`` are float32, under our head's names;
-    ``labels`` the names of its outputs; ``problem_type`` is config.json's word for what they are. Where ``problem``
-    says what is wrong, nothing else counts.
+    ``labels`` the names of its outputs; ``problem_type`` is config.json's word for what they are. A cross-encoder's
+    scores are the ``activation`` of its logits. Where ``problem`` says what is wrong, nothing else counts.
     """
 
     kind: str = "distilbert"
@@ -63,6 +75,7 @@ class Classifier:
     problem_type: str = "single_label_classification"
     pooling: str = "cls"
     problem: str = ""
+    activation: str = ""
 
     @property
     def outputs(self) -> int:
@@ -80,7 +93,8 @@ class Checkpoint:
     """All that a folder says of a model.
 
     ``after`` are the layers behind the pooling. ``tasks`` are the fields of our own tasks (mtl.tasks.spec.TaskSpec),
-    ``branches`` the tensors of their poolings and heads. All tensors are float32.
+    ``branches`` the tensors of their poolings and heads. All tensors are float32. ``segments``: the tokenizer tells
+    the texts of a pair apart.
     """
 
     encoder: Encoder
@@ -94,6 +108,7 @@ class Checkpoint:
     similarity_fn_name: str = "cosine"
     truncate_dim: int | None = None
     truncate_left: bool = False
+    segments: bool = False
     classifier: Classifier | None = None
     tasks: tuple[dict[str, Any], ...] = ()
     branches: dict[str, Tensor] = dataclasses.field(default_factory=dict)
@@ -174,8 +189,11 @@ def check_layers(config: Any, tensors: Mapping[str, Tensor], source: Path) -> No
         raise WeightsError(f"{source} holds {held} layers, but its config says {config.n_layers}")
 
 
-def load_encoder(folder: Path, part: str = "") -> tuple[Encoder, Classifier | None, dict[str, Any]]:
-    """The encoder in a model's folder, in eval mode; its classifier, if it has one; config.json's content.
+def load_encoder(
+    folder: Path, part: str = "", cross: Mapping[str, Any] | None = None
+) -> tuple[Encoder, Classifier | None, dict[str, Any], Tensor | None]:
+    """The encoder in a model's folder, in eval mode; its classifier, if it has one; config.json's content; and what
+    its token types are beyond the first. ``cross`` is what the folder says of a cross-encoder.
 
     Raises:
         ConfigError, WeightsError: see the functions that it calls.
@@ -195,10 +213,10 @@ def load_encoder(folder: Path, part: str = "") -> tuple[Encoder, Classifier | No
         )
     shapes = family.shapes({name: tuple(x.shape) for name, x in encoder.state_dict().items()}, config, fields)
     encoder.load_state_dict(family.fold(check_tensors(trunk, shapes, path), config, fields), assign=True)
-    classifier = read_classifier(beside, family, fields, config.dim, source, path)
+    classifier = read_classifier(beside, family, fields, config.dim, source, path, cross or {})
     used = classifier.names(family).values() if classifier and not classifier.problem else ()
     say_left_out([name for name in beside if name not in used], family, path)
-    return encoder, classifier, fields
+    return encoder, classifier, fields, family.types_apart(trunk)
 
 
 def ends(name: str) -> set[str]:
@@ -217,7 +235,13 @@ def say_left_out(names: list[str], family: Family, source: Path) -> None:
 
 
 def read_classifier(
-    beside: Mapping[str, Tensor], family: Family, fields: Mapping[str, Any], dim: int, source: Path, path: Path
+    beside: Mapping[str, Tensor],
+    family: Family,
+    fields: Mapping[str, Any],
+    dim: int,
+    source: Path,
+    path: Path,
+    cross: Mapping[str, Any],
 ) -> Classifier | None:
     """The classifier among the tensors beside a trunk; none where they hold nothing of the kind.
 
@@ -252,7 +276,8 @@ def read_classifier(
             raise ConfigError(f"{source}: problem_type is {shown(problem_type)}; expected {expected}")
         # One output without a word is a sigmoid's, as transformers' pipeline takes it
         labels = head_labels(fields, outputs, source)
-        return Classifier(kind, tensors, labels, problem_type or by_default, pooling)
+        activation = "" if of_tokens else score_activation(fields, cross, outputs, source)
+        return Classifier(kind, tensors, labels, problem_type or by_default, pooling, activation=activation)
     except MtlError as error:
         return Classifier(problem=str(error))
 
@@ -309,7 +334,9 @@ def load(folder: Path) -> Checkpoint:
     """
     modules = read_modules(folder)
     part = modules[0][1]
-    unread = [name for name in (*SENTENCE_CONFIGS, PROMPTS.name) if len(modules) == 1 and inside(folder, name).exists()]
+    bare = not inside(folder, "modules.json").exists()
+    cross, inner = read_cross_encoder(folder, part) if len(modules) == 1 and not bare else ({}, {})
+    unread = [name for name in (*SENTENCE_CONFIGS, PROMPTS.name) if bare and inside(folder, name).exists()]
     if unread:  # as sentence-transformers does
         log.warning("%s has no modules.json: passed over: %s", folder, ", ".join(unread))
     if inside(folder, part, "adapter_config.json").exists():
@@ -317,9 +344,9 @@ def load(folder: Path) -> Checkpoint:
             f"{folder / part} holds an adapter; merge it into the model (merge_and_unload) and save that"
         )
     pooling = pooling_modes(inside(folder, modules[1][1], "config.json")) if len(modules) > 1 else ("mean",)
-    encoder, classifier, config = load_encoder(folder, part)
+    encoder, classifier, config, types = load_encoder(folder, part, cross)
     family = FAMILIES[config["model_type"]]
-    sentence, source = read_sentence_config(folder, part) if len(modules) > 1 else ({}, folder)
+    sentence, source = read_sentence_config(folder, part) if len(modules) > 1 else (inner, folder)
     options = read_options(folder, part, sentence.get("processor_kwargs"))
     name = class_of(options, config, family.tokenizer, inside(folder, part, "tokenizer.json").exists())
     tokenizer = load_tokenizer(folder, part, options, name)
@@ -338,8 +365,9 @@ def load(folder: Path) -> Checkpoint:
         after=load_after(folder, modules[2:], len(pooling) * encoder.config.dim),
         **(read_prompts(folder) if len(modules) > 1 else {}),
         truncate_left=options.get("truncation_side") == "left",
+        segments=takes_segments(options, name),
         classifier=classifier,
         tasks=tasks,
         branches=read_tensors(inside(folder, BRANCHES)) if tasks else {},
-        origin=Origin(family.model_type, config, {**options, "tokenizer_class": name}),
+        origin=Origin(family.model_type, config, {**options, "tokenizer_class": name}, types),
     )

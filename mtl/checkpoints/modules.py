@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl.checkpoints.fields import DENSE, MODULES, NORMALIZE, POOLING, PROMPTS, SENTENCE_CONFIG, SENTENCE_CONFIGS
+from mtl.checkpoints.fields import (
+    CROSS_ENCODER,
+    CROSS_SENTENCE,
+    DENSE,
+    MODULES,
+    NORMALIZE,
+    POOLING,
+    PROMPTS,
+    SENTENCE_CONFIG,
+    SENTENCE_CONFIGS,
+)
 from mtl.checkpoints.files import check_tensors, field, inside, positive, read_json, read_object, read_weights, strings
 from mtl.errors import ConfigError, shown
 from mtl.kernels.uninitialized import uninitialized
@@ -21,6 +31,7 @@ POOLING_SWITCHES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+SCORES = ("identity", "sigmoid", "softmax")  # what a cross-encoder's scores are of its logits
 KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
 # The packages, over its versions, in which these classes are its own. A class of that name elsewhere is another one
 PACKAGES = ("sentence_transformers", "models", "base", "modules", "sentence_transformer", *map(str.lower, KINDS))
@@ -42,7 +53,8 @@ def module_kind(name: str, source: Path) -> str:
 
 
 def read_modules(folder: Path) -> list[tuple[str, str]]:
-    """The kind and the place of each module; a bare transformer is the only one, and has no pooling of its own.
+    """The kind and the place of each module; a bare transformer is the only one, as a cross-encoder's is, and has no
+    pooling of its own.
 
     Raises:
         ConfigError: a module that is unknown or stands in the wrong place. None is ever passed over.
@@ -57,10 +69,57 @@ def read_modules(folder: Path) -> list[tuple[str, str]]:
         MODULES.review(entry, path)
     kinds = [module_kind(field(entry, "type", str, "", path), path) for entry in entries]
     places = [field(entry, "path", str, "", path) for entry in entries]
+    if kinds == ["Transformer"] and is_cross_encoder(folder):
+        return [("Transformer", places[0])]
     if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
         found = ", ".join(kinds) or "none"
         raise ConfigError(f"{path}: modules are {found}; expected Transformer, Pooling, then the others")
     return list(zip(kinds, places, strict=True))
+
+
+def is_cross_encoder(folder: Path) -> bool:
+    """Whether sentence-transformers 6 wrote a folder as a CrossEncoder."""
+    return read_object(inside(folder, PROMPTS.name), optional=True).get("model_type") == "CrossEncoder"
+
+
+def read_cross_encoder(folder: Path, part: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What sentence-transformers 6 says of a CrossEncoder: of the model, and of its transformer.
+
+    Raises:
+        ConfigError: something that would make its scores others.
+    """
+    path, inner = inside(folder, PROMPTS.name), inside(folder, part, SENTENCE_CONFIGS[0])
+    fields, sentence = read_object(path), read_object(inner, optional=True)
+    CROSS_ENCODER.review(fields, path)
+    CROSS_SENTENCE.review(sentence, inner)
+    task = field(sentence, "transformer_task", str, "sequence-classification", inner)
+    if task != "sequence-classification":
+        raise ConfigError(f"{inner}: transformer_task is {shown(task)}; expected 'sequence-classification'")
+    return fields, {**sentence, "processor_kwargs": field(sentence, "processor_kwargs", dict, {}, inner)}
+
+
+def score_activation(config: Mapping[str, Any], more: Mapping[str, Any], outputs: int, source: Path) -> str:
+    """What a cross-encoder's folder does to its logits: "identity", "sigmoid" or "softmax"; "" of another classifier.
+
+    ``config`` is config.json, ``more`` what sentence-transformers 6 writes beside it.
+
+    Raises:
+        ConfigError: another activation.
+    """
+    older = config.get("sbert_ce_default_activation_function")
+    marked = {name: value for name, value in (("sentence_transformers", config.get("sentence_transformers")),
+              ("model_type", more.get("model_type")), ("sbert", older)) if value is not None}  # fmt: skip
+    if not marked:
+        return ""
+    inner = field(config, "sentence_transformers", dict, {}, source)
+    name = next((x for x in (more.get("activation_fn"), inner.get("activation_fn"), older) if x is not None), None)
+    if name is None:  # as sentence-transformers has it
+        return "sigmoid" if outputs == 1 else "identity"
+    package, _, kind = str(name).rpartition(".")
+    if package not in ACTIVATION_PACKAGES or kind.lower() not in SCORES:
+        expected = ", ".join(f"torch.nn.{known.title()}" for known in SCORES)
+        raise ConfigError(f"{source}: a cross-encoder's activation is {shown(name)}; expected one of {expected}")
+    return kind.lower()
 
 
 def read_sentence_config(folder: Path, part: str) -> tuple[dict[str, Any], Path]:

@@ -28,7 +28,7 @@ from mtl.model.pooling import Dense
 MODULES = "sentence_transformers.models"
 # What a config.json said that is no longer so, since weights are written as float32, under names of our own choice
 OUTDATED = ("torch_dtype", "dtype", "_name_or_path", "transformers_version", "auto_map", "num_labels", "id2label",
-            "label2id", "problem_type")  # fmt: skip
+            "label2id", "problem_type", "sentence_transformers", "sbert_ce_default_activation_function")  # fmt: skip
 TOKENIZER_OUTDATED = ("extra_special_tokens", "max_len", "auto_map", "name_or_path", "tokenizer_file", "vocab_file",
                       "merges_file", "special_tokens_map_file", "files_loaded", "is_local", "local_files_only",
                       "backend", "max_length", "stride", "truncation_strategy")  # fmt: skip
@@ -117,12 +117,18 @@ def config_fields(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
         fields["label2id"] = {label: i for i, label in enumerate(labels)}
         name = f"{family.classes}ForTokenClassification"
         if head.kind != "tokens":
-            fields["problem_type"] = head.problem_type
+            fields |= {"problem_type": head.problem_type} if not head.activation else scored(head.activation)
             fields |= {family.head.pooled: head.pooling} if family.head.pooled else {}
             name = f"{family.classes}ForSequenceClassification"
     else:
         name = f"{family.classes}Model"
     return {**fields, "architectures": [name], "model_type": family.model_type}
+
+
+def scored(activation: str) -> dict[str, Any]:
+    """What a cross-encoder's config.json says of its scores, under the names of sentence-transformers 4 and before."""
+    path = f"torch.nn.modules.{'linear' if activation == 'identity' else 'activation'}.{activation.title()}"
+    return {"sentence_transformers": {"activation_fn": path}, "sbert_ce_default_activation_function": path}
 
 
 def write_transformer(checkpoint: Checkpoint, folder: Path, family: Family) -> None:
@@ -131,7 +137,10 @@ def write_transformer(checkpoint: Checkpoint, folder: Path, family: Family) -> N
     Pooler and language-model heads are not written, since they are not loaded.
     """
     fields = config_fields(checkpoint, family)
-    tensors = family.unfold(checkpoint.encoder.state_dict(), checkpoint.config, fields)
+    types = checkpoint.origin.types
+    if family.token_types and types is not None:
+        fields["type_vocab_size"] = max(fields["type_vocab_size"], len(types))
+    tensors = family.unfold(checkpoint.encoder.state_dict(), checkpoint.config, fields, types)
     head = head_of(checkpoint)
     if head and (names := head.names(family, family.prefix)):
         tensors = {f"{family.prefix}{name}": tensor for name, tensor in tensors.items()}
@@ -162,7 +171,11 @@ def tokenizer_options(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
         **held,
         "tokenizer_class": came["tokenizer_class"] if kind else "PreTrainedTokenizerFast",
         "model_max_length": checkpoint.max_length,
-        "model_input_names": [name for name in family.inputs if name in asked or name != "token_type_ids"],
+        "model_input_names": [
+            name
+            for name in family.inputs
+            if name != "token_type_ids" or (name in asked and (checkpoint.segments or not came))
+        ],
     }
 
 

@@ -40,6 +40,8 @@ class Kind:
     model: The kind of vocabulary.
     special: Its special tokens by role, where no file names others.
     ends: The roles of what it puts before and behind a text.
+    between: How often it puts what is behind a text between those of a pair.
+    segments: Whether its model is told which of the two a token belongs to.
     normalizer, pre_tokenizer: What it puts before the vocabulary, by the options and what tokenizer.json has there.
     vocabulary: From the older files and the special tokens' texts, where there is no tokenizer.json; ``files`` are
         their names.
@@ -52,6 +54,8 @@ class Kind:
     ends: tuple[str, str] = ("cls", "sep")
     files: tuple[str, ...] = ()
     vocabulary: Callable[[Path, Mapping[str, str]], Tokenizer] | None = None
+    between: int = 2
+    segments: bool = False
 
 
 def bert_normalizer(options: Options, before: Any) -> Any:
@@ -127,7 +131,7 @@ def bpe_vocabulary(path: Path, special: Mapping[str, str]) -> Tokenizer:
 
 
 BERT = Kind("WordPiece", BERTS, bert_normalizer, lambda options: pre_tokenizers.BertPreTokenizer(),
-            files=("vocab.txt",), vocabulary=wordpiece_vocabulary)  # fmt: skip
+            files=("vocab.txt",), vocabulary=wordpiece_vocabulary, between=1, segments=True)  # fmt: skip
 ROBERTA = Kind("BPE", ROBERTAS, lambda options, before: None,
                lambda options: pre_tokenizers.ByteLevel(add_prefix_space=options.get("add_prefix_space", False)),
                files=("vocab.json", "merges.txt"), vocabulary=bpe_vocabulary)  # fmt: skip
@@ -135,14 +139,17 @@ XLM_ROBERTA = Kind("Unigram", ROBERTAS, charsmap, metaspace, ends=("bos", "eos")
                    vocabulary=partial(pieces_vocabulary, before=("bos", "pad", "eos", "unk"), skip=3))  # fmt: skip
 CAMEMBERTS = ("<s>NOTUSED", "pad", "</s>NOTUSED", "unk", "<unk>NOTUSED")
 KINDS = {
-    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), BERT),
-    "MPNetTokenizer": dataclasses.replace(BERT, special={**ROBERTAS, "unk": "[UNK]", "mask": MASK}),
+    **dict.fromkeys(("BertTokenizer", "ElectraTokenizer"), BERT),
+    "DistilBertTokenizer": dataclasses.replace(BERT, segments=False),
+    "MPNetTokenizer": dataclasses.replace(
+        BERT, special={**ROBERTAS, "unk": "[UNK]", "mask": MASK}, between=2, segments=False
+    ),
     "RobertaTokenizer": ROBERTA,
     "XLMRobertaTokenizer": XLM_ROBERTA,
     "CamembertTokenizer": dataclasses.replace(XLM_ROBERTA, special={**ROBERTAS, "mask": MASK},
                           vocabulary=partial(pieces_vocabulary, before=CAMEMBERTS, skip=1)),
     "DebertaV2Tokenizer": Kind("Unigram", {"bos": "[CLS]", "eos": "[SEP]", **BERTS}, deberta_normalizer, deberta_words,
-                               files=("spm.model",), vocabulary=pieces_vocabulary),
+                               files=("spm.model",), vocabulary=pieces_vocabulary, between=1, segments=True),
 }  # fmt: skip
 
 
@@ -159,7 +166,7 @@ def read_text(path: Path) -> str:
         raise WeightsError(f"{path} cannot be read as UTF-8 text: {one_line(error)}") from None
 
 
-def encodings(encode: Callable[..., list[Encoding]], texts: Sequence[str], special: bool = False) -> list[Encoding]:
+def encodings(encode: Callable[..., list[Encoding]], texts: Sequence[Any], special: bool = False) -> list[Encoding]:
     """What a tokenizer makes of texts, with special tokens around each or without.
 
     Raises:
@@ -380,9 +387,21 @@ def follow(tokenizer: Tokenizer, kind: Kind, options: Options, source: Path) -> 
         log.warning("%s has the %s; not it but tokenizer_config.json is followed, as by transformers", source,
                     " and the ".join(changed)[:300])  # fmt: skip
     first, last = (tokenizer.token_to_id(text) for text in ends)
-    probe = [encodings(tokenizer.encode_batch, ["a"], around)[0].ids for around in (True, False)]
-    if probe[0] != [first, *probe[1], last]:
-        tokenizer.post_processor = processors.BertProcessing((ends[1], last or 0), (ends[0], first or 0))
+    ids = encodings(tokenizer.encode_batch, ["a"])[0].ids
+    one, both = (encodings(tokenizer.encode_batch, [text], True)[0] for text in ("a", ("a", "a")))
+    pair = [first, *ids, *[last] * kind.between, *ids, last]
+    types = [0] * (len(ids) + 2) + [1] * (len(ids) + 1)
+    if one.ids != [first, *ids, last] or both.ids != pair or (kind.segments and both.type_ids != types):
+        around = (ends[1], last or 0), (ends[0], first or 0)
+        bert = kind.between == 1
+        tokenizer.post_processor = processors.BertProcessing(*around) if bert else processors.RobertaProcessing(
+            *around, trim_offsets=False, add_prefix_space=False)  # fmt: skip
+
+
+def takes_segments(options: Options, name: str) -> bool:
+    """Whether a model is told the segments of a pair, as tokenizer_config.json names what it takes, or by its class."""
+    kind, named = KINDS.get(name), options.get("model_input_names")
+    return "token_type_ids" in named if isinstance(named, list) else kind is not None and kind.segments
 
 
 def state(part: Any) -> Any:

@@ -135,8 +135,7 @@ class Engine:
             batch = PackedBatch.pack(rows)
             if self.on_cpu:
                 return self.model(batch)
-            pinned = PackedBatch(batch.ids.pin_memory(), batch.positions.pin_memory(), batch.lengths)
-            return self.model(pinned.to(self.device))
+            return self.model(batch.pinned().to(self.device))
 
 
 def prefetch(items: Iterable[S], step: Callable[[S], T]) -> Iterator[T]:

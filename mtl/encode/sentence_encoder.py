@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mtl import search
 from mtl.checkpoints import load
 from mtl.checkpoints import save as export
+from mtl.checkpoints.families.family import TYPES
 from mtl.checkpoints.fetch import fetch
 from mtl.checkpoints.publish import PushOptions, push_saved
 from mtl.encode.compat import THEIR_METHODS, accepts_their_keywords
@@ -122,7 +123,13 @@ class SentenceEncoder(nn.Module):
         """The model that a folder's content describes, of the very modules that it holds, in eval mode."""
         model = cls(
             checkpoint.encoder,
-            Tokenizer(checkpoint.tokenizer, checkpoint.max_length, checkpoint.lowercase, checkpoint.truncate_left),
+            Tokenizer(
+                checkpoint.tokenizer,
+                checkpoint.max_length,
+                checkpoint.lowercase,
+                checkpoint.truncate_left,
+                checkpoint.segments,
+            ),
             Pooling(*checkpoint.pooling),
             checkpoint.after,
             checkpoint.prompts,
@@ -158,8 +165,16 @@ class SentenceEncoder(nn.Module):
             similarity_fn_name=self.similarity_fn_name,
             truncate_dim=self.truncate_dim,
             truncate_left=self.tokenizer.keep_last,
+            segments=self.tokenizer.segments,
             origin=self.origin,
         )
+
+    def read_pairs(self) -> None:
+        """Have the encoder tell the texts of a pair apart, where its checkpoint did and its tokenizer says them."""
+        types = self.origin.types
+        if types is not None and self.encoder.config.segments == 1:
+            self.encoder.tell_segments_apart(types)
+        self.tokenizer.segments = self.tokenizer.segments and self.encoder.config.segments > 1
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that ``from_pretrained``, transformers and sentence-transformers load.
@@ -216,6 +231,8 @@ class SentenceEncoder(nn.Module):
         """
         weights = hashlib.sha256(repr(self.encoder.config).encode())
         for name, tensor in sorted(self.state_dict().items()):
+            if name == f"encoder.{TYPES}":  # of the second text of a pair; what is one text has the first row, zero
+                continue
             weights.update(f"{name} {tuple(tensor.shape)}".encode())
             weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         words = f"{self.tokenizer.lowercase} {self.tokenizer.backend.to_str()}"

@@ -8,8 +8,9 @@ is counted, and dealt with as the caller says.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from itertools import chain, islice
+from typing import Any, Literal, TypeVar, get_args
 
 import tokenizers
 from tokenizers.normalizers import Lowercase
@@ -18,7 +19,11 @@ from tokenizers.normalizers import Sequence as Normalizers
 from mtl.checkpoints.tokenizer import encodings
 from mtl.errors import InputError, WeightsError, is_unicode, shown
 
+T = TypeVar("T")
+
 Overflow = Literal["warn", "truncate", "error", "chunk"]
+Pair = tuple[str, str]
+Text = str | Pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,23 +67,74 @@ class Pieces:
     begins: list[bool]
 
 
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """The special tokens before, between and behind the texts of a pair, and whether the second's own tokens are of
+    the second segment: those are ``~id`` (see mtl/model/packing.py)."""
+
+    before: list[int]
+    between: list[int]
+    behind: list[int]
+    second: bool
+
+    @classmethod
+    def of(cls, tokenizer: tokenizers.Tokenizer, segments: bool) -> Template:
+        """A tokenizer's own; ``segments`` says whether the model is told them.
+
+        Raises:
+            InputError: its pairs are not one text and then the other, in at most two segments.
+        """
+        found = encodings(tokenizer.encode_batch, [("a", "a")], True)[0]
+        parts: list[list[int]] = [[], [], []]
+        marks, order = [*map(str, found.sequence_ids)], 0
+        own: dict[str, set[int]] = {"0": set(), "1": set()}
+        for token, segment, mark in zip(found.ids, found.type_ids, marks, strict=True):
+            if mark == "None":
+                parts[order].append(~token if segments and segment else token)
+            else:
+                order = int(mark) + 1
+                own[mark].add(segment)
+        as_one = {*found.type_ids} <= {0, 1} and own["0"] == {0} and len(own["1"]) == 1
+        texts = [mark for mark in marks if mark != "None"]
+        if texts != sorted(texts) or len({*texts}) < 2 or (segments and not as_one):
+            raise InputError("the tokenizer's template for pairs is not understood; expected one text, then the other")
+        before, between, behind = parts
+        return cls(before, between, behind, segments and 1 in own["1"])
+
+
+def shares(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of each text of a pair are kept: the longer one is cut until it is as short as the other, then
+    both alike, as in transformers ("longest_first")."""
+    shorter, longer = sorted((first, second))
+    longer = min(longer, max(shorter, room - shorter))
+    if shorter + longer > room:
+        shorter, longer = room // 2, room - room // 2
+    return (shorter, longer) if first <= second else (longer, shorter)
+
+
 class Tokenizer:
     """A tokenizer with a limit of ``max_length`` tokens a text, special tokens included.
 
     ``lowercase`` lowers texts before whatever the tokenizer does with them; its special tokens keep their capitals.
-    ``keep_last`` cuts a text that is over the limit at its beginning instead of its end.
+    ``keep_last`` cuts a text that is over the limit at its beginning instead of its end. ``segments`` says whether the
+    model tells the texts of a pair apart.
 
     Raises:
         InputError: the limit leaves no room for a token between the special ones.
     """
 
     def __init__(
-        self, tokenizer: tokenizers.Tokenizer, max_length: int, lowercase: bool = False, keep_last: bool = False
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        max_length: int,
+        lowercase: bool = False,
+        keep_last: bool = False,
+        segments: bool = False,
     ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.backend = tokenizer
-        self.lowercase, self.keep_last = lowercase, keep_last
+        self.lowercase, self.keep_last, self.segments = lowercase, keep_last, segments
         before: Any = tokenizer.normalizer
         parts: list[Any] = list(before) if isinstance(before, Normalizers) else [before] * bool(before)  # type: ignore[call-overload]
         if lowercase and not any(isinstance(part, Lowercase) for part in parts):
@@ -140,6 +196,42 @@ class Tokenizer:
             owners += [owner] * (len(rows) - len(owners))
         return Tokenized(rows, owners, cuts)
 
+    def pairs(
+        self,
+        pairs: Sequence[Pair],
+        overflow: Overflow = "warn",
+        max_length: int | None = None,
+        numbers: Sequence[int] | None = None,
+        keep_last: bool | None = None,
+    ) -> Tokenized:
+        """Tokenize pairs of texts, each to one row. Of one that is over the limit the longer text is cut first.
+
+        Raises:
+            InputError: something that is no pair of texts, with its index; another policy than "warn", "truncate" and
+                "error"; a pair over the limit under the last; a limit that leaves no room for a token of each.
+        """
+        if overflow not in ("warn", "truncate", "error"):
+            raise InputError(f"overflow is {overflow!r}; expected warn, truncate or error for pairs of texts")
+        template, limit = Template.of(self.backend, self.segments), max_length or self.max_length
+        least = len(template.before) + len(template.between) + len(template.behind) + 2
+        if limit < least:
+            raise InputError(f"max_length is {limit}; expected at least {least} for pairs: special tokens and two more")
+        room = limit - least + 2
+        rows, cuts = [], []
+        last = self.keep_last if keep_last is None else keep_last
+        check_pairs(pairs)
+        both = zip(*(self.ids([pair[side] for pair in pairs]) for side in (0, 1)), strict=True)
+        for place, (one, other) in enumerate(both):
+            kept = shares(len(one), len(other), room)
+            cuts.append(len(one) + len(other) - sum(kept))
+            if cuts[-1] and overflow == "error":
+                number, has = numbers[place] if numbers else place, len(one) + len(other) + limit - room
+                raise InputError(f"pair {number} has {has} tokens; the limit is {limit}: {shown(pairs[place][0])}")
+            first, second = (cut(ids, n, last) for ids, n in zip((one, other), kept, strict=True))
+            second = [~token for token in second] if template.second else second
+            rows.append([*template.before, *first, *template.between, *second, *template.behind])
+        return Tokenized(rows, [*range(len(rows))], cuts)
+
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, whole, without special tokens."""
         check_texts(texts)
@@ -196,7 +288,7 @@ def filled(rows: Sequence[Sequence[int]]) -> list[list[int]]:
     return [[*row] or [0] for row in rows]
 
 
-def several(texts: Iterable[str]) -> Iterable[str]:
+def several(texts: Iterable[T]) -> Iterable[T]:
     """The texts themselves, if they come one after another: a list, a tuple, an array, a column, a generator.
 
     Raises:
@@ -215,6 +307,25 @@ def several(texts: Iterable[str]) -> Iterable[str]:
         kind = type(texts).__name__
         raise InputError(f"texts is of type {kind}; expected a list, an array, a column or an iterator of strings")
     return texts
+
+
+def pairs_or_texts(texts: Iterable[Any]) -> tuple[bool, Iterable[Any]]:
+    """Whether these are pairs of texts, as the first of them says; and all of them, pairs as tuples."""
+    iterator = iter(texts)
+    begin = list(islice(iterator, 1))
+    if not any(isinstance(text, (tuple, list)) for text in begin):
+        return False, texts if isinstance(texts, Sized) else chain(begin, iterator)
+    return True, (tuple(text) if isinstance(text, list) else text for text in chain(begin, iterator))
+
+
+def check_pairs(pairs: Sequence[Any], start: int = 0) -> Sequence[Pair]:
+    """As ``check_texts``, for pairs of texts."""
+    for i, pair in enumerate(pairs, start):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise InputError(f"texts[{i}] is {shown(pair)}; expected a pair of strings")
+        if not all(map(is_unicode, pair)):
+            raise InputError(f"texts[{i}] holds half of a surrogate pair: {shown(pair)}; expected Unicode")
+    return pairs
 
 
 def check_texts(texts: Sequence[str], start: int = 0) -> Sequence[str]:

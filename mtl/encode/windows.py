@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtl.display import counted
 from mtl.encode.engine import prefetch
-from mtl.encode.tokenizer import Overflow, Tokenized, Tokenizer, check_texts, filled
+from mtl.encode.tokenizer import Overflow, Text, Tokenized, Tokenizer, check_pairs, check_texts, filled
 from mtl.errors import WeightsError, shown
 
 R = TypeVar("R")
@@ -28,7 +28,7 @@ log = logging.getLogger("mtl")
 class Block(NamedTuple, Generic[R]):
     """Consecutive texts, and what travels with them: the rows that they come from."""
 
-    texts: list[str]
+    texts: list[Any]  # strings, or pairs of them
     rows: R
 
 
@@ -41,7 +41,7 @@ class Window(Generic[R]):
     """
 
     start: int
-    texts: list[str]
+    texts: list[Any]
     rows: R
     tokenized: Tokenized
     inverse: list[int]
@@ -68,7 +68,7 @@ class Window(Generic[R]):
         return vectors
 
 
-def check_finite(vectors: Tensor, texts: Sequence[str], start: int = 0) -> None:
+def check_finite(vectors: Tensor, texts: Sequence[Text], start: int = 0) -> None:
     """Raise a WeightsError that names the first text whose vector, a row of (texts, dim), is not finite."""
     finite = torch.isfinite(vectors).all(dim=1)
     if not finite.all():
@@ -79,11 +79,11 @@ def check_finite(vectors: Tensor, texts: Sequence[str], start: int = 0) -> None:
         )
 
 
-def in_blocks(rows: Iterable[T], size: int, text: Callable[[T], str] | None = None) -> Iterator[Block[list[T]]]:
+def in_blocks(rows: Iterable[T], size: int, text: Callable[[T], Text] | None = None) -> Iterator[Block[list[T]]]:
     """Blocks of at most ``size`` rows; ``text`` gives a row's text, where the row is not itself one."""
     iterator = iter(rows)
     while part := list(islice(iterator, size)):
-        yield Block(part if text is None else list(map(text, part)), part)  # type: ignore[arg-type]
+        yield Block(part if text is None else list(map(text, part)), part)
 
 
 def numbered(blocks: Iterable[Block[R]]) -> Iterator[tuple[int, Block[R]]]:
@@ -101,16 +101,23 @@ def tokenized_windows(
     overflow: Overflow = "warn",
     max_length: int | None = None,
     ahead: bool = True,
+    pairs: bool = False,
 ) -> Iterator[Window[R]]:
-    """Blocks as windows, tokenized with the prompt before each text; ``ahead``, the next while one is computed."""
+    """Blocks as windows, tokenized with the prompt before each text; ``ahead``, the next while one is computed.
+
+    With ``pairs`` the blocks hold pairs of texts, each of which becomes one row, without a prompt.
+    """
 
     def window(block: tuple[int, Block[R]]) -> Window[R]:
         start, (texts, rows) = block
-        check_texts(texts, start)
-        known: dict[str, int] = {}
+        (check_pairs if pairs else check_texts)(texts, start)
+        known: dict[Any, int] = {}
         inverse = [known.setdefault(text, len(known)) for text in texts]
         numbers = (np.unique(inverse, return_index=True)[1] + start).tolist()  # where each of them stands first
-        tokenized = tokenizer(list(known), overflow, max_length, numbers, prompt)
+        if pairs:
+            tokenized = tokenizer.pairs(list(known), overflow, max_length, numbers)
+        else:
+            tokenized = tokenizer(list(known), overflow, max_length, numbers, prompt)
         blank = frozenset(owner for owner, ids in zip(tokenized.owners, tokenized.rows, strict=True) if not ids)
         tokenized = dataclasses.replace(tokenized, rows=filled(tokenized.rows)) if blank else tokenized
         return Window(start, texts, rows, tokenized, inverse, blank)
@@ -158,13 +165,13 @@ def with_bar(windows: Iterable[Window[R]], total: int | None, progress: bool | N
             bar.update(len(window.texts))
 
 
-def cuts_in_words(texts: int, tokens: int, limit: int) -> str:
+def cuts_in_words(texts: int, tokens: int, limit: int, noun: str = "text") -> str:
     """What was cut, as "2 texts were longer than 256 tokens and lost 31 tokens"."""
-    longer = f"{counted(texts, 'text')} {'was' if texts == 1 else 'were'} longer than {limit} tokens"
+    longer = f"{counted(texts, noun)} {'was' if texts == 1 else 'were'} longer than {limit} tokens"
     return f"{longer} and lost {counted(tokens, 'token')}"
 
 
-def warn_of_cuts(windows: Iterable[Window[R]], limit: int, advice: str = "") -> Iterator[Window[R]]:
+def warn_of_cuts(windows: Iterable[Window[R]], limit: int, advice: str = "", noun: str = "text") -> Iterator[Window[R]]:
     """The same windows, and after the last one line in the log, with advice, if anything was cut."""
     texts = tokens = 0
     for window in windows:
@@ -172,4 +179,4 @@ def warn_of_cuts(windows: Iterable[Window[R]], limit: int, advice: str = "") -> 
         texts, tokens = texts + more_texts, tokens + more_tokens
         yield window
     if texts:
-        log.warning("%s%s", cuts_in_words(texts, tokens, limit), advice)
+        log.warning("%s%s", cuts_in_words(texts, tokens, limit, noun), advice)

@@ -236,7 +236,10 @@ def sample_rows(model: SentenceEncoder | MultiTaskModel) -> list[list[int]]:
         words = " ".join(sentences[(i + j) % len(sentences)] for j in range(1 + i % 3)).split()
         texts.append(" ".join(words[: 1 + (7 * i) % len(words)]))
     limit = min(embedder.tokenizer.max_length, LONGEST)
-    return [row for row in embedder.tokenizer(texts, "truncate", limit).rows if row]
+    rows = embedder.tokenizer(texts, "truncate", limit).rows
+    if isinstance(model, MultiTaskModel) and model.pair_heads:
+        rows += embedder.tokenizer.pairs([*zip(texts[::9], texts[1::9], strict=False)], "truncate", limit).rows
+    return [row for row in rows if row]
 
 
 def padded(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -260,7 +263,9 @@ def graph_outputs(path: Path, rows: Sequence[list[int]]) -> Iterator[tuple[list[
     names = [output.name for output in session.get_outputs()]
     for batch in batches(rows):
         ids, mask = padded(batch)
-        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        second = ids < 0  # of the second segment; see mtl/model/packing.py
+        types = second.astype(np.int64)
+        given = {"input_ids": np.where(second, ~ids, ids), "attention_mask": mask, "token_type_ids": types}
         found = session.run(names, {each.name: given[each.name] for each in session.get_inputs()})
         yield batch, {name: x[mask == 1] if x.ndim == 3 else x for name, x in zip(names, found, strict=True)}
 

@@ -39,15 +39,17 @@ class PaddedBatch:
     counts: The tokens of each text, (texts, 1) int64.
     unseen: What is added to the scores of attention, (texts, 1, 1, length).
     apart: How far each key stands behind each query, (length, length) int64.
+    segments: Of each token, which text of a pair it is of, (tokens,) int64, where the encoder tells them apart.
     """
 
-    def __init__(self, ids: Tensor, mask: Tensor) -> None:
+    def __init__(self, ids: Tensor, mask: Tensor, types: Tensor | None = None) -> None:
         self.texts, self.length = ids.shape
         self.groups = (Group(self.texts, self.length),)
         self.kept = mask != 0
         self.places = (self.kept.long().cumsum(dim=1) - 1).clamp(min=0)
         self.counts = self.kept.long().sum(dim=1, keepdim=True)
         self.ids, self.positions = ids.flatten(), self.places.flatten()
+        self.segments = None if types is None else types.flatten()
         self.unseen = torch.where(self.kept, 0.0, LEAST)[:, None, None]
         numbers = torch.arange(self.length)
         self.apart = numbers[None] - numbers[:, None]
@@ -199,8 +201,8 @@ class Padded(nn.Module):
     """ids and mask, (texts, length) int64 each, to the last hidden states (texts, length, dim), the embeddings (texts,
     dimensions), and each branch's logits: (texts, outputs), or of each token (texts, length, outputs).
 
-    ``in_units`` turns what a branch gives into the units of its data. What comes between ids and mask, as token types
-    do, changes nothing: there is one text.
+    ``in_units`` turns what a branch gives into the units of its data. What comes between ids and mask are token types,
+    which change something where the encoder tells the texts of a pair apart.
 
     Raises:
         WeightsError: an architecture or a pooling that is none of this project's.
@@ -220,10 +222,10 @@ class Padded(nn.Module):
             raise WeightsError(f"a {type(model).__name__} has no padded form; expected one of this project's encoders")
         self.trunk, self.pooling, self.after = TRUNKS[type(model)](model), pooling, after
         self.branches = nn.ModuleDict(branches)
-        self.dimensions, self.in_units = dimensions, in_units
+        self.dimensions, self.in_units, self.segments = dimensions, in_units, model.config.segments
 
     def forward(self, ids: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        batch: Any = PaddedBatch(ids, rest[-1])
+        batch: Any = PaddedBatch(ids, rest[-1], rest[0] if self.segments > 1 else None)
         (x,) = batch.split(self.trunk(batch))
         some = batch.counts > 0
         vectors = torch.where(some, self.after(pooled(self.pooling, x, batch)), 0.0)

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtl.kernels import encoder
-from mtl.kernels.encoder import Norm
+from mtl.kernels.encoder import Norm, table_of
 from mtl.kernels.int8 import Ranges
 from mtl.kernels.linear import Product, product, release, rounded
 from mtl.model.deberta import Deberta, DebertaBlock, rows_of
 from mtl.model.packing import PackedBatch
+from mtl.model.positions import with_segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +75,15 @@ class Program:
         self.config = model.config
         self.words = parts.word_embeddings.weight.detach().to(dtype)
         self.positions = None if places is None else places.weight.detach().to(dtype)
+        self.types = table_of(parts.token_type_embeddings, dtype)
         self.norm = Norm.of(parts.LayerNorm, dtype)
         self.make = make  # as in encoder.py
         self.blocks = [make(i) for i in range(len(model.blocks))]
 
     def embed(self, batch: PackedBatch) -> Tensor:
         x = F.embedding(batch.ids, self.words)
-        return self.norm(x if self.positions is None else x + F.embedding(batch.positions, self.positions))
+        x = x if self.positions is None else x + F.embedding(batch.positions, self.positions)
+        return self.norm(with_segments(x, self.types, batch))
 
     def run(
         self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None, first: bool = False

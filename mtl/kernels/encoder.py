@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from mtl.model.deberta import Deberta, DebertaBlock
 from mtl.model.encoder import DistilBert, TransformerBlock
 from mtl.model.mpnet import MPNet, biases
 from mtl.model.packing import PackedBatch
+from mtl.model.positions import with_segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+def table_of(types: nn.Embedding | None, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+    """The table of segments in a number format, as a function of segments."""
+    return None if types is None else partial(F.embedding, weight=types.weight.detach().to(dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +91,7 @@ class Program:
         parts = encoder.embeddings
         self.words = parts.word_embeddings.weight.detach().to(dtype)
         self.positions = parts.position_embeddings.weight.detach().to(dtype)
+        self.types = table_of(parts.token_type_embeddings, dtype)
         self.norm = Norm.of(parts.LayerNorm, dtype)
         wider = parts.project
         self.project = product(wider.weight, wider.bias, dtype) if isinstance(wider, nn.Linear) else nn.Identity()
@@ -93,7 +101,7 @@ class Program:
 
     def embed(self, batch: PackedBatch) -> Tensor:
         x = F.embedding(batch.ids, self.words) + F.embedding(batch.positions, self.positions)
-        return self.project(self.norm(x))
+        return self.project(self.norm(with_segments(x, self.types, batch)))
 
     def run(
         self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None, first: bool = False

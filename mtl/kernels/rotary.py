@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from mtl.kernels.activations import inplace
 from mtl.kernels.attention import attend, attend_first
-from mtl.kernels.encoder import Norm
+from mtl.kernels.encoder import Norm, table_of
 from mtl.kernels.int8 import Ranges, smoothed
 from mtl.kernels.linear import Product, product, release, rounded
 from mtl.kernels.threads import alone
 from mtl.model.packing import PackedBatch
-from mtl.model.positions import angles
+from mtl.model.positions import angles, with_segments
 from mtl.model.rotary import RotaryBlock, RotaryEncoder
 
 ROWS = 1024  # positions that are computed at once; the longest texts decide how many times as many
@@ -103,13 +103,14 @@ class Program:
 
     def __init__(self, encoder: RotaryEncoder, dtype: torch.dtype, make: Callable[[int], Block]) -> None:
         self.words = encoder.embeddings.tok_embeddings.weight.detach().to(dtype)
+        self.types = table_of(encoder.embeddings.token_type_embeddings, dtype)
         self.norm = Norm.of(encoder.embeddings.norm, dtype)
         self.make = make  # as in encoder.py
         self.blocks = [make(i) for i in range(len(encoder.blocks))]
         self.final_norm = normed(encoder.final_norm, dtype)
 
     def embed(self, batch: PackedBatch) -> Tensor:
-        return self.norm(F.embedding(batch.ids, self.words))
+        return self.norm(with_segments(F.embedding(batch.ids, self.words), self.types, batch))
 
     def run(
         self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None, first: bool = False

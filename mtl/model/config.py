@@ -64,17 +64,18 @@ class EncoderConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = LAYER_NORM_EPS
     embedding_dim: int | None = None
+    segments: int = dataclasses.field(default=1, repr=False)  # of a pair of texts; what is one text has the first
 
     def __repr__(self) -> str:
         """As a dataclass's own, without what came later and is as in BERT: fingerprints of models are made of it."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.repr}
         later = {"layer_norm_eps": LAYER_NORM_EPS, "embedding_dim": None}
         shown = (f"{name}={x!r}" for name, x in fields.items() if name not in later or x != later[name])
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __post_init__(self) -> None:
         check_sizes(self, "vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim",
-                    *["embedding_dim"] * (self.embedding_dim is not None))  # fmt: skip
+                    "segments", *["embedding_dim"] * (self.embedding_dim is not None))  # fmt: skip
         check_shares(self, "dropout", "attention_dropout", "layer_norm_eps")
         check_shares(self, "initializer_range", most=LARGEST)
         check_flags(self, "sinusoidal_pos_embds")
@@ -175,10 +176,11 @@ class RotaryConfig:
     mlp_dropout: float = 0.0
     dropout: float = 0.0
     initializer_range: float = 0.02
+    segments: int = dataclasses.field(default=1, repr=False)  # as in EncoderConfig
 
     def __post_init__(self) -> None:
         check_sizes(self, "vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim",
-                    "local_attention")  # fmt: skip
+                    "local_attention", "segments")  # fmt: skip
         check_shares(self, "norm_eps", "embedding_dropout", "attention_dropout", "mlp_dropout", "dropout")
         check_shares(self, "initializer_range", "theta", "local_theta", "ntk_factor", most=LARGEST)
         check_flags(self, "pre_norm", "norm_bias", "attention_bias", "gate_bias", "mlp_bias")

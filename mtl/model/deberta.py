@@ -21,6 +21,7 @@ from mtl.model.dropout import Dropout
 from mtl.model.encoder import FeedForward, attention
 from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
+from mtl.model.positions import segment_table, with_segments
 
 
 def buckets(distances: Tensor, config: DebertaConfig) -> Tensor:
@@ -47,6 +48,7 @@ class Embeddings(nn.Module):
         self.position_embeddings = None  # v3 has no other positions than distances
         if config.position_biased_input:
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.dim)
+        self.token_type_embeddings = segment_table(config.segments, config.dim)
         self.LayerNorm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
 
@@ -54,7 +56,7 @@ class Embeddings(nn.Module):
         x = self.word_embeddings(batch.ids)  # (tokens, dim)
         if self.position_embeddings is not None:
             x = x + self.position_embeddings(batch.positions)
-        return self.dropout(self.LayerNorm(x))
+        return self.dropout(self.LayerNorm(with_segments(x, self.token_type_embeddings, batch)))
 
 
 class DisentangledAttention(nn.Module):

@@ -1,8 +1,8 @@
 """DistilBERT, from the token ids to the last hidden state.
 
-The model of Sanh et al. 2019 (arXiv 1910.01108): BERT (Devlin et al. 2018, arXiv 1810.04805) with fewer layers, one
-segment and no pooler. Its blocks are those of Vaswani et al. 2017 (arXiv 1706.03762), with LayerNorm after each
-residual sum. Submodules carry their checkpoint's names: a published DistilBERT loads by stripping a prefix.
+The model of Sanh et al. 2019 (arXiv 1910.01108): BERT (Devlin et al. 2018, arXiv 1810.04805) with fewer layers and no
+pooler. Its blocks are those of Vaswani et al. 2017 (arXiv 1706.03762), with LayerNorm after each residual sum.
+Submodules carry their checkpoint's names: a published DistilBERT loads by stripping a prefix.
 
 Shapes: ``tokens`` counts all tokens of a packed batch, text after text with no padding (see packing.py); ``dim`` is the
 width of a hidden state, split into ``heads`` of ``head_dim`` for attention.
@@ -22,14 +22,13 @@ from mtl.model.config import EncoderConfig
 from mtl.model.dropout import Dropout, dropout
 from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
-from mtl.model.positions import sinusoids
+from mtl.model.positions import segment_table, sinusoids, with_segments
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, bias: Tensor | None = None) -> Tensor:
     """softmax(q kT / sqrt(head_dim) + bias) v within texts of one length (Vaswani et al. 2017, equation 1).
 
-    q, k, v and the result are (texts, length, heads, head_dim), a bias (1, heads, length, length); a weight is dropped
-    with probability p.
+    q, k, v and the result are (texts, length, heads, head_dim), a bias (1, heads, length, length); p is of a dropout.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (texts, heads, length, head_dim)
     if p:
@@ -46,13 +45,14 @@ class Embeddings(nn.Module):
         width = config.embedding_dim or config.dim
         self.word_embeddings = nn.Embedding(config.vocab_size, width)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.token_type_embeddings = segment_table(config.segments, width)  # BERT's; DistilBERT has none
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
         self.project = nn.Linear(width, config.dim) if config.embedding_dim else nn.Identity()
 
     def forward(self, batch: PackedBatch) -> Tensor:
         x = self.word_embeddings(batch.ids) + self.position_embeddings(batch.positions)  # (tokens, width)
-        return self.project(self.dropout(self.LayerNorm(x)))  # (tokens, dim)
+        return self.project(self.dropout(self.LayerNorm(with_segments(x, self.token_type_embeddings, batch))))
 
 
 class SelfAttention(nn.Module):

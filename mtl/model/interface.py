@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from mtl.model.packing import PackedBatch
+from mtl.model.positions import segment_table
 
 
 class Encoder(nn.Module):
@@ -42,13 +44,26 @@ class Encoder(nn.Module):
         """Blocks ``start`` up to ``stop``, not included, and what stands above the last: (tokens, dim) in and out."""
         raise NotImplementedError
 
+    def tell_segments_apart(self, types: Tensor) -> None:
+        """Have the second text of a pair told apart: ``types``, (segments, dim), are added to its tokens' embeddings.
+
+        Row 0 is 0, so that what is one text keeps its bits.
+        """
+        self.config = dataclasses.replace(self.config, segments=len(types))
+        table = segment_table(*types.shape)
+        assert table is not None
+        table.weight = nn.Parameter(types.to(self.device, copy=True))
+        self.get_submodule("embeddings").token_type_embeddings = table.train(self.training)
+
     def initialize(self, std: float) -> None:
-        """Draw all matrices anew, with a standard deviation; linear biases are 0."""
+        """Draw all matrices anew, with a standard deviation; linear biases are 0, and what stands for nothing."""
         for part in self.modules():
             if isinstance(part, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(part.weight, std=std)
             if isinstance(part, nn.Linear) and part.bias is not None:
                 nn.init.zeros_(part.bias)
+            if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+                nn.init.zeros_(part.weight[part.padding_idx])
 
     @property
     def device(self) -> torch.device:

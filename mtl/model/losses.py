@@ -67,6 +67,12 @@ def binary_cross_entropy(
     return found, weight_sum(targets, weights)
 
 
+def pairwise(logits: Tensor) -> tuple[Tensor, int]:
+    """-log sigmoid(positive - negative) for each negative (Burges et al. 2005, RankNet): logits (queries, texts), of
+    which the first is the positive's."""
+    return F.softplus(logits[:, 1:] - logits[:, :1]).sum(), logits[:, 1:].numel()
+
+
 def squared_error(values: Tensor, targets: Tensor) -> tuple[Tensor, int]:
     """Values against numbers: both (texts, outputs)."""
     return F.mse_loss(values, targets, reduction="sum"), targets.numel()

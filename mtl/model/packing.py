@@ -9,12 +9,16 @@ What is computed for each token by itself (embeddings, Linear, LayerNorm, GELU) 
 never sees where a text ends. Attention and pooling do see it: they walk over ``groups``, the runs of
 neighbours of equal length, each of which is a dense (texts, length, dim) view with nothing to mask.
 Any order of texts is right; sorting them by length makes the groups few.
+
+A pair of texts in one row (BERT's "sentence A" and "sentence B") is a text like any other. Where an encoder tells the
+two apart, a row has each token of the second segment as ``~id``, a negative number, so that rows stay plain lists of
+numbers; ``pack`` turns them into ids and segments.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import groupby
 
@@ -32,11 +36,15 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class PackedBatch:
-    """Token ids and positions, (tokens,) int64 each, and the length of every text, all at least 1."""
+    """Token ids and positions, (tokens,) int64 each, and the length of every text, all at least 1.
+
+    ``segments`` is 0 or 1 for each token, (tokens,) int64, where a row has a second segment.
+    """
 
     ids: Tensor
     positions: Tensor
     lengths: tuple[int, ...]
+    segments: Tensor | None = None
 
     def __post_init__(self) -> None:
         tokens = sum(self.lengths)
@@ -48,10 +56,13 @@ class PackedBatch:
 
     @classmethod
     def pack(cls, texts: Sequence[Sequence[int]]) -> PackedBatch:
-        """From one list of token ids per text, special tokens included."""
+        """From one list of token ids per text, special tokens included, those of a second segment as ``~id``."""
         ids = torch.tensor([token for text in texts for token in text], dtype=torch.long, device="cpu")
         positions = torch.tensor([i for text in texts for i in range(len(text))], dtype=torch.long, device="cpu")
-        return cls(ids, positions, tuple(map(len, texts)))
+        second, lengths = ids < 0, tuple(map(len, texts))
+        if second.any():
+            return cls(torch.where(second, ~ids, ids), positions, lengths, second.long())
+        return cls(ids, positions, lengths)
 
     @classmethod
     def from_padded(cls, ids: Tensor, mask: Tensor) -> PackedBatch:
@@ -84,5 +95,12 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on a device. From pinned memory, the copy does not wait for the device."""
-        ids, positions = (x.to(device, non_blocking=True) for x in (self.ids, self.positions))
-        return PackedBatch(ids, positions, self.lengths)
+        return self.each(lambda x: x.to(device, non_blocking=True))
+
+    def pinned(self) -> PackedBatch:
+        """The same batch in pinned memory."""
+        return self.each(Tensor.pin_memory)
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
+        ids, positions = function(self.ids), function(self.positions)
+        return PackedBatch(ids, positions, self.lengths, None if self.segments is None else function(self.segments))

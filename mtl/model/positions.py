@@ -1,9 +1,34 @@
-"""How a token's place in its text is told to an encoder."""
+"""How an encoder is told a token's place in its text, and which text of a pair it belongs to."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from mtl.model.packing import PackedBatch
+
+
+def segment_table(segments: int, dim: int) -> nn.Embedding | None:
+    """What a token's segment adds to its embedding, (segments, dim); none where there is one segment alone.
+
+    Row 0 is 0, and stays 0 in training: what the first segment has stands in the table of positions, or of words.
+    """
+    return nn.Embedding(segments, dim, padding_idx=0) if segments > 1 else None
+
+
+def with_segments(x: Tensor, table: Callable[[Tensor], Tensor] | None, batch: PackedBatch) -> Tensor:
+    """Embeddings (tokens, dim), with what each token's segment adds.
+
+    Raises:
+        ValueError: a row has a second segment, of which the encoder knows nothing.
+    """
+    if batch.segments is None:
+        return x
+    if table is None:
+        raise ValueError("the batch has a second segment, but the encoder has one; see Encoder.tell_segments_apart")
+    return x + table(batch.segments)
 
 
 def sinusoids(positions: int, dim: int) -> Tensor:

@@ -19,7 +19,7 @@ from mtl.model.config import RotaryConfig
 from mtl.model.dropout import Dropout
 from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
-from mtl.model.positions import angles
+from mtl.model.positions import angles, segment_table, with_segments
 
 QUERIES = 128  # of a text that are computed at once where there is a window
 
@@ -72,11 +72,13 @@ class Embeddings(nn.Module):
     def __init__(self, config: RotaryConfig) -> None:
         super().__init__()
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.token_type_embeddings = segment_table(config.segments, config.dim)  # NomicBERT's
         self.norm = norm(config)
         self.drop = Dropout(config.embedding_dropout)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        return self.drop(self.norm(self.tok_embeddings(batch.ids)))  # (tokens, dim)
+        x = self.tok_embeddings(batch.ids)  # (tokens, dim)
+        return self.drop(self.norm(with_segments(x, self.token_type_embeddings, batch)))
 
 
 class RotaryAttention(nn.Module):

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from mtl.encode.tokenizer import Pair
 from mtl.errors import InputError, MtlError, one_line
 from mtl.index.index import Index
 from mtl.serve.contracts import CHARACTERS, Fields, Limits, Refused, dumps, read_fields
@@ -106,6 +107,24 @@ class Call:
         """
         options = self.given if options is None else options
         self.count(len(texts), field)
+        self.check(texts, field, empty)
+        truncate, side = self.cutting(options)
+        make = functools.partial(self.served.tokenize, texts, options.get("prompt_name"), truncate, side, query)
+        return await self.made(make, field)
+
+    async def tokenized_pairs(self, pairs: Sequence[Pair], field: str) -> tuple[Row, ...]:
+        """As ``tokenized``, a row for each pair of texts."""
+        self.count(len(pairs), field)
+        for pair in pairs:
+            self.check(pair, field)
+        return await self.made(functools.partial(self.served.tokenize_pairs, pairs, *self.cutting(self.given)), field)
+
+    def check(self, texts: Sequence[str], field: str, empty: bool = False) -> None:
+        """Note how many characters texts have.
+
+        Raises:
+            Refused: one is empty or too long.
+        """
         most = self.served.limit * CHARACTERS
         for i, text in enumerate(texts):
             if not text and not empty:
@@ -113,9 +132,10 @@ class Call:
             if len(text) > most:
                 given = f"text {i} has {len(text)} characters"
                 raise Refused(self.status, f"Input validation error: {given}; expected at most {most}", field)
-        self.characters = sum(map(len, texts))
-        truncate, side = self.cutting(options)
-        make = functools.partial(self.served.tokenize, texts, options.get("prompt_name"), truncate, side, query)
+        self.characters += sum(map(len, texts))
+
+    async def made(self, make: Callable[[], Tokens], field: str) -> tuple[Row, ...]:
+        """As ``keep``, in a thread of its own where there is much to do."""
         if self.characters <= INLINE:
             return self.keep(make, field)
         loop = asyncio.get_running_loop()

@@ -132,32 +132,28 @@ def read_fields(body: bytes, status: int) -> Fields:
     return Fields(values, status)
 
 
-def to_classify(fields: Fields) -> tuple[list[str], bool]:
-    """The texts of TEI's /predict, and whether they came as a batch: "a", or [["a"], ["b"]].
+def to_classify(fields: Fields) -> tuple[list[list[str]], bool]:
+    """The texts of TEI's /predict, and whether they came as a batch: "a", or [["a"], ["b"]]; a pair is ["a", "b"].
 
     Raises:
-        Refused: pairs of texts, or something else.
+        Refused: single texts beside pairs, or something else.
     """
     value = fields.get("inputs")
     if isinstance(value, str):
-        return [value], False
+        return [[value]], False
     if not isinstance(value, list):
         raise fields.wrong("inputs", value, "a string, or a list of lists of one string each")
     if value and all(isinstance(text, str) for text in value):
         if len(value) == 2:
-            raise pairs(fields)
+            return [value], False
         wanted = 'a batch has each text in a list of its own, as [["a"], ["b"]]'
         raise fields.wrong("inputs", value, f"a text, or several: {wanted}")
     for i, item in enumerate(value):
         if not isinstance(item, list) or not item or len(item) > 2 or not all(isinstance(text, str) for text in item):
-            raise fields.wrong(f"inputs[{i}]", item, "a list of one string")
-        if len(item) == 2:
-            raise pairs(fields)
-    return [item[0] for item in value], True
-
-
-def pairs(fields: Fields) -> Refused:
-    return Refused(424, "the model takes one text at a time; `inputs` holds a pair of texts", "inputs")
+            raise fields.wrong(f"inputs[{i}]", item, "a list of one string, or of a pair")
+        if len(item) != len(value[0]):
+            raise fields.wrong(f"inputs[{i}]", item, "single texts alone, or pairs alone")
+    return value, True
 
 
 def ranked(names: Sequence[str], values: NDArray[np.float32]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from mtl.encode.batching import in_order
 from mtl.encode.engine import Engine
 from mtl.encode.precision import Precision
 from mtl.encode.sentence_encoder import QUERY, SentenceEncoder
-from mtl.encode.tokenizer import check_texts, cut, filled
+from mtl.encode.tokenizer import Pair, check_texts, cut, filled
 from mtl.errors import InputError, WeightsError, shown
 from mtl.kernels.int8 import LEAST_COSINE
 from mtl.kernels.threads import computing_with
@@ -33,7 +33,7 @@ from mtl.tasks.kinds.tokens import Tokens as Tagger
 from mtl.tasks.multitask import MultiTaskModel, with_heads
 from mtl.tasks.spans import in_units
 
-VECTORS, HEADS, TOKENS = "vectors", "heads", "tokens"  # the programs
+VECTORS, HEADS, TOKENS, PAIRS = "vectors", "heads", "tokens", "pairs"  # the programs
 NOT_FINITE = (
     "has a value that is not finite; compute in fp32, and if that gives the same, look for damage in the weights"
 )
@@ -71,6 +71,7 @@ class Served:
     def __init__(self, model: SentenceEncoder | MultiTaskModel, name: str, threads: int | None = None) -> None:
         self.name = name
         self.heads = model if isinstance(model, MultiTaskModel) and model.text_heads else None
+        self.judge = model if isinstance(model, MultiTaskModel) and model.pair_heads else None
         self.encoder = model.embedder if isinstance(model, MultiTaskModel) else model
         self.tokenizer = self.encoder.tokenizer
         self.vocabulary = self.tokenizer.vocab_size
@@ -83,6 +84,10 @@ class Served:
             self.programs[HEADS] = self.all_heads
             together = side_by_side(self.heads.program(), self.tasks, [*self.taggers])
             self.heads_engine = Engine(together, self.encoder.device, threads=threads)
+        if self.judge:
+            self.programs[PAIRS] = self.pairs
+            judged = side_by_side(self.judge.program(), self.judges, [])
+            self.pairs_engine = Engine(judged, self.encoder.device, threads=threads)
         for program in self.programs:  # what the first call makes is there before the first request
             self.compute(program, self.tokenize(["a", "a b"]).rows)
 
@@ -113,6 +118,11 @@ class Served:
         return self.heads.text_heads if self.heads else []
 
     @property
+    def judges(self) -> list[str]:
+        """The names of the tasks that read a pair of texts."""
+        return self.judge.pair_heads if self.judge else []
+
+    @property
     def taggers(self) -> dict[str, Tagger]:
         """The tasks that find spans."""
         known = self.heads.tasks.items() if self.heads else ()
@@ -135,11 +145,16 @@ class Served:
 
     def about(self) -> dict[str, Any]:
         """What the model is."""
-        known = self.heads.tasks if self.heads else {}
+        model = self.heads or self.judge
         tasks = {
-            name: {"kind": task.kind, "labels": list(task.labels), **task.handler.about()}
-            for name, task in known.items()
-            if name in self.tasks or name in self.taggers
+            name: {
+                "kind": task.kind,
+                "labels": list(task.labels),
+                **task.handler.about(),
+                **({"pairs": True} if name in self.judges else {}),
+            }
+            for name, task in (model.tasks if model else {}).items()
+            if name in self.tasks or name in self.taggers or name in self.judges
         }
         return {
             "precision": self.encoder.precision,
@@ -178,6 +193,14 @@ class Served:
                 ids, shorter = [*cut(ids, room, (side or self.side) == "left")], shorter + 1
             rows.append((*prefix, *ids, *suffix))
         return Tokens(rows, shorter)
+
+    def tokenize_pairs(self, pairs: Sequence[Pair], truncate: bool = False, side: Side | None = None) -> Tokens:
+        """The rows of pairs of texts, a row for each; see ``tokenize``."""
+        found = self.tokenizer.pairs(pairs, "truncate", keep_last=(side or self.side) == "left")
+        if found.cut_texts and not truncate:
+            i = next(i for i, cut in enumerate(found.cuts) if cut)
+            raise TooLong(i, len(found.rows[i]) + found.cuts[i])
+        return Tokens([*map(tuple, found.rows)], found.cut_texts)
 
     def check_ids(self, rows: Sequence[Sequence[int]], truncate: bool = False, side: Side | None = None) -> Tokens:
         """Rows that came as ids, special ones included as the client put them.
@@ -249,6 +272,12 @@ class Served:
         of_tokens = in_order(tokens, order, lengths).cpu().split(lengths)
         return [np.concatenate([x, own.flatten().numpy()]) for x, own in zip(found, of_tokens, strict=True)]
 
+    def pairs(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """The logits of all tasks that read pairs, side by side, (pairs, outputs)."""
+        order, parts = self.pairs_engine.computed(rows)
+        found = in_order([texts for texts, _ in parts], order).cpu().numpy()
+        return found[:, self.encoder.width :]
+
     def hidden(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """The last hidden states of each row, (tokens, dim)."""
         program = self.encoder.program()
@@ -286,12 +315,19 @@ class Served:
         }
         return [dict(zip(found, each, strict=True)) for each in zip(*found.values(), strict=True)]
 
+    def of_pairs(self, values: Sequence[Vector]) -> dict[str, Tensor]:
+        """The logits of each task that reads pairs, of what ``pairs`` gave."""
+        assert self.judge
+        columns = torch.from_numpy(np.stack(values)).split([*map(self.judge.outputs, self.judges)], dim=1)
+        return dict(zip(self.judges, columns, strict=True))
+
     def said(self, logits: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """What the tasks say of each text: by task its label, and scores and logits by label."""
-        assert self.heads
+        model = self.heads or self.judge
+        assert model
         tasks: dict[str, list[dict[str, Any]]] = {}
         for name, x in logits.items():
-            kind = self.heads.head_kind(name)
+            kind = model.head_kind(name)
             scores = kind.scores(x)
             answers = zip(kind.words(scores), scores.numpy(), x.contiguous().numpy(), strict=True)
             tasks[name] = [
@@ -300,13 +336,13 @@ class Served:
             ]
         return [dict(zip(tasks, rows, strict=True)) for rows in zip(*tasks.values(), strict=True)]
 
-    def task(self, name: str | None) -> str:
-        """The one task that a question about one task is for.
+    def task(self, name: str | None, pairs: bool = False) -> str:
+        """The one task that a question about one task is for, of texts or of pairs.
 
         Raises:
             InputError: it is unknown; or it is not named, and there are several.
         """
-        names = self.tasks
+        names = self.judges if pairs else self.tasks
         if name is None and len(names) != 1:
             raise InputError(
                 f'the model has the tasks {", ".join(names)}; name one as "task", or ask /v1/predict for all'

@@ -147,9 +147,9 @@ class Kinds:
         return Field(read, {"anyOf": [self.row, self.several(self.row)]}, said, required=True)
 
     def classified(self, said: str) -> Field:
-        """A text, or several of them, each in a list of its own."""
-        alone = {"type": "array", "items": self.text(), "minItems": 1, "maxItems": 1}
-        schema = {"anyOf": [self.text(), self.several(alone)]}
+        """A text or a pair of texts, or several of them, each in a list of its own."""
+        alone, pair = ({"type": "array", "items": self.text(), "minItems": n, "maxItems": n} for n in (1, 2))
+        schema = {"anyOf": [self.text(), pair, self.several(alone), self.several(pair)]}
         return Field(lambda fields, name: to_classify(fields), schema, said, required=True)
 
     def source(self, said: str) -> Field:

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mtl.index.index import Hit
+from mtl.kernels.activations import sigmoid
 from mtl.rows.vector_files import json_line
 from mtl.serve.app import Call, Service, not_served
 from mtl.serve.contracts import Refused, dumps, embedding, ranked
-from mtl.serve.model import HEADS, TOKENS, VECTORS
+from mtl.serve.model import HEADS, PAIRS, TOKENS, VECTORS
 from mtl.serve.openapi import docs, document
 from mtl.serve.questions import (
     LABELS,
@@ -79,21 +80,32 @@ async def embed_all(call: Call) -> Any:
 
 async def predict(call: Call) -> Any:
     """One task's labels with their probabilities, the likeliest first."""
-    name = head(call)
-    raw, (texts, batch) = call.given["raw_scores"], call.given["inputs"]
-    found = await all_heads(call, await call.tokenized(texts, "inputs"), texts, [name])
+    if not call.served.heads and not call.served.judge:
+        raise Refused(424, "model is not a classifier model: it has no task heads")
+    raw, (items, batch) = call.given["raw_scores"], call.given["inputs"]
+    pairs = len(items[0]) == 2 if items else not call.served.heads
+    name = head(call, pairs)
+    if pairs:
+        rows = await call.tokenized_pairs([(one, other) for one, other in items], "inputs")
+        tasks = call.served.said({name: call.served.of_pairs(await call.values(PAIRS, rows))[name]})
+        note_labels(call, tasks)
+    else:
+        texts = [text for (text,) in items]
+        _, tasks = await all_heads(call, await call.tokenized(texts, "inputs"), texts, [name])
     answers = [
         ranked(list(said["scores"]), said["logits"] if raw else np.array(list(said["scores"].values())))
-        for said in (tasks[name] for tasks in found[1])
+        for said in (task[name] for task in tasks)
     ]
     return answers if batch else answers[0]
 
 
-def head(call: Call) -> str:
+def head(call: Call, pairs: bool) -> str:
     """The task of a question about one."""
-    if not call.served.heads:
-        raise Refused(424, "model is not a classifier model: it has no task heads")
-    return call.served.task(call.given["task"])
+    if pairs and not call.served.judge:
+        raise Refused(424, "the model takes one text at a time; `inputs` holds a pair of texts", "inputs")
+    if not pairs and not call.served.heads:
+        raise Refused(424, 'the model takes pairs of texts; `inputs` holds one text; expected ["a", "b"]', "inputs")
+    return call.served.task(call.given["task"], pairs)
 
 
 async def all_heads(
@@ -110,19 +122,37 @@ async def all_heads(
     if taggers:
         for tasks, spans in zip(said, served.spans(texts, values), strict=True):
             tasks.update((name, spans[name]) for name in taggers)
-    for tasks in said:
+    note_labels(call, said)
+    return embeddings, said
+
+
+def note_labels(call: Call, answers: Sequence[Mapping[str, Any]]) -> None:
+    """Count the labels that were predicted."""
+    for tasks in answers:
         for name, task in tasks.items():
             found = [span["label"] for span in task["spans"]] if "spans" in task else task["label"]
             labels = found if isinstance(found, list) else [found]
             for label in labels:
                 if isinstance(label, str):
                     call.service.metrics.add("mtl_predicted_labels", task=name, label=label)
-    return embeddings, said
 
 
 async def rerank(call: Call) -> Any:
-    """Only a model that reads pairs of texts can."""
-    raise Refused(424, "model is not a re-ranker model; /similarity compares embeddings")
+    """Texts by how well each goes with the query, the best first: the logits, or their sigmoids, as TEI has them."""
+    served, given = call.served, call.given
+    if not served.judge or all(served.judge.outputs(name) > 1 for name in served.judges):
+        raise Refused(424, "model is not a re-ranker model; /similarity compares embeddings")
+    name, query, texts = served.judge.ranker(given["task"]), given["query"], given["texts"]
+    raw, with_text = given["raw_scores"], given["return_text"]
+    call.count(len(texts), "texts")
+    call.check([query], "query")
+    call.check(texts, "texts")
+    call.characters = 0
+    rows = await call.tokenized_pairs([(query, text) for text in texts], "texts")
+    logits = served.of_pairs(await call.values(PAIRS, rows))[name]
+    scores = (logits if raw else sigmoid(logits))[:, 0].contiguous().numpy()
+    order = np.argsort(-scores, kind="stable").tolist()
+    return [{"index": i, "score": scores[i], **({"text": texts[i]} if with_text else {})} for i in order]
 
 
 async def embed_sparse(call: Call) -> Any:
@@ -162,10 +192,10 @@ async def info(call: Call) -> Any:
     """What the model is, and the server's limits."""
     served, limits, about, index = call.served, call.service.limits, call.served.about(), call.service.index
     kind: dict[str, Any] = {"embedding": {"pooling": about["pooling"]}}
-    if len(about["tasks"]) == len(served.tasks) == 1:
+    if len(about["tasks"]) == len({*served.tasks, *served.judges}) == 1:
         labels = next(iter(about["tasks"].values()))["labels"] or ["value"]
         kind = {
-            "classifier": {
+            "classifier" if served.heads or len(labels) > 1 else "reranker": {
                 "id2label": dict(enumerate_strings(labels)),
                 "label2id": {x: i for i, x in enumerate(labels)},
             }
@@ -199,6 +229,8 @@ async def root(call: Call, ask: Callable[[Handler], Awaitable[Any]]) -> Any:
     values = call.fields.values
     if isinstance(values.get("inputs"), dict):
         return await ask(similarity)
+    if "query" in values:
+        return await ask(rerank)
     if "parameters" in values:
         parameters = PIPELINE.read(call.fields, "parameters")
         raw = parameters["function_to_apply"] == "none"
@@ -208,7 +240,8 @@ async def root(call: Call, ask: Callable[[Handler], Awaitable[Any]]) -> Any:
             labels[: parameters["top_k"]] for labels in (found if found and isinstance(found[0], list) else [found])
         ]
     embeds = values.keys() & {"normalize", "dimensions", "prompt_name", "encoding_format"}
-    return await ask(predict if call.served.heads and not embeds else embed)
+    classifies = call.served.heads or call.served.judge
+    return await ask(predict if classifies and not embeds else embed)
 
 
 # OpenAI, and ours beside it
@@ -307,14 +340,26 @@ def questions(service: Service) -> list[Question]:
             ("/predict",),
             predict,
             {
-                "inputs": kinds.classified("A text, or several, each in a list of its own."),
+                "inputs": kinds.classified("A text or a pair of texts, or several, each in a list of its own."),
                 "task": string("Which of several tasks."),
                 "raw_scores": flag("Logits instead of probabilities.", False),
                 **cutting,
             },
             {"anyOf": [LABELS, a_list(LABELS)]},
         ),
-        Question(("/rerank",), rerank, {}, a_list({})),
+        Question(
+            ("/rerank",),
+            rerank,
+            {
+                "query": kinds.source("What is asked."),
+                "texts": kinds.texts("A text or several, that are ranked."),
+                "task": string("Which of several tasks."),
+                "raw_scores": flag("Logits instead of their sigmoids.", False),
+                "return_text": flag("With the texts.", False),
+                **{name: cutting[name] for name in ("truncate", "truncation_direction")},
+            },
+            a_list(a_record(index=WHOLE, score=NUMBER)),
+        ),
         Question(
             ("/similarity",),
             similarity,

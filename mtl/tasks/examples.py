@@ -79,6 +79,16 @@ class Split:
             self.cut = cuts_in_words(found.cut_texts, found.cut_tokens, limit)
         return found.rows
 
+    def tokenize_pairs(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each pair of neighbours, in one row, special tokens included."""
+        limit = self.embedder.length_limit(self.max_length)
+        pairs = list(zip(texts[::2], texts[1::2], strict=True))
+        found = self.embedder.tokenizer.pairs(pairs, "truncate", limit)
+        self.check_rows(found.rows)
+        if found.cut_texts:
+            self.cut = cuts_in_words(found.cut_texts, found.cut_tokens, limit, "pair")
+        return found.rows
+
     def check_rows(self, rows: Sequence[Sequence[int]]) -> None:
         """That each text's row has a token.
 

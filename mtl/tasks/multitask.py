@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar, Unpack
+from typing import Any, NamedTuple, NotRequired, Self, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ from mtl.encode.batching import in_order
 from mtl.encode.engine import Engine, usable
 from mtl.encode.precision import Precision, effective
 from mtl.encode.sentence_encoder import WINDOW, SentenceEncoder
-from mtl.encode.tokenizer import several
+from mtl.encode.tokenizer import Text, check_texts, pairs_or_texts, several
 from mtl.encode.windows import Block, in_blocks, tokenized_windows, warn_of_cuts
-from mtl.errors import ConfigError, RecipeError, WeightsError, check_counts, one_line
+from mtl.errors import ConfigError, InputError, RecipeError, WeightsError, check_counts, one_line, shown
 from mtl.kernels.compile import Plain, check_saveable, overridden
 from mtl.kernels.int8 import LEAST_COSINE
 from mtl.kernels.vectors import Pooled, Vectors, plain
@@ -50,6 +50,7 @@ PROBLEMS = {
     "single-label": "single_label_classification",
     "multi-label": "multi_label_classification",
     "regression": "regression",
+    "relevance": "",  # its activation says more
 }
 
 
@@ -64,6 +65,14 @@ class Prediction:
     logits: dict[str, Any]
     scores: dict[str, Any]
     labels: dict[str, list[Any]]  # a label, a list of labels or of spans, or a number for each text
+
+
+class Ranked(TypedDict):
+    """A text's place among those that were ranked, its score, and the text itself where it is asked for."""
+
+    corpus_id: int
+    score: float
+    text: NotRequired[str]
 
 
 class Outputs(NamedTuple):
@@ -115,6 +124,8 @@ class MultiTaskModel(nn.Module):
             if max(task.matryoshka, default=0) > embedder.width:
                 given = f"task {task.name!r}: matryoshka is {list(task.matryoshka)}"
                 raise RecipeError(f"{given}; expected at most {embedder.width}, the model's dimensions", "matryoshka")
+        if any(task.handler.joint for task in tasks):
+            embedder.read_pairs()
         dim = embedder.encoder.config.dim
         with embedder.device:  # and not on whatever default device the caller has set
             branches = {task.name: branch for task in tasks if (branch := task.handler.branch(dim))}
@@ -241,7 +252,9 @@ class MultiTaskModel(nn.Module):
                 head = load.Classifier("tokens", task.handler.folded(own), task.handler.tags)
             elif task.pooling in readable and task.head != "linear" and task.kind in PROBLEMS:
                 own = task.handler.folded(own)
-                head = load.Classifier(task.head, own, task.labels, PROBLEMS[task.kind], task.pooling[0])
+                activation = self.head_kind(name).activation
+                head = load.Classifier(task.head, own, task.labels, PROBLEMS[task.kind], task.pooling[0],
+                                       activation=activation)  # fmt: skip
         checkpoint = dataclasses.replace(checkpoint, classifier=head, tasks=specs, branches=tensors)
         export.save(checkpoint, Path(folder))
 
@@ -302,67 +315,151 @@ class MultiTaskModel(nn.Module):
         """What a task's branch gives, in the units of its data."""
         return self.tasks[task].handler.in_units(outputs)
 
-    def predict(self, texts: str | Iterable[str], threads: int | None = None) -> Prediction:
+    def predict(self, texts: str | Iterable[Text], threads: int | None = None) -> Prediction:
         """Embeddings, logits, probabilities and labels of texts. A text beyond the limit is cut, with a warning.
 
-        ``labels`` are, by the task's kind, a label per text, the labels from their thresholds on, or a value.
+        ``labels`` are, by the task's kind, a label per text, the labels from their thresholds on, or a value. Of
+        pairs, as in [("premise", "hypothesis")], the tasks answer that read two texts in one row ("joint"), and there
+        are no embeddings, (pairs, 0); of texts, the others.
 
         Raises:
-            InputError: something in texts is no string, or ``threads`` is no number of threads.
+            InputError: something in texts is no string or no pair, no task reads such, or ``threads`` is no number of
+                threads.
         """
-        listed = [texts] if isinstance(texts, str) else several(texts)
-        ahead = not isinstance(listed, Sized) or len(listed) > WINDOW
-        parts = [outputs for _, outputs in self._outputs(in_blocks(listed, WINDOW), threads, ahead)]
-        none = torch.empty(0, sum(self._widths), dtype=torch.float32, device="cpu")
-        words = {name: [found for part in parts for found in part.words[name]] for name in self._taggers}
-        return self._prediction(Outputs(torch.cat([none, *(part.texts for part in parts)]), words))
+        several_texts = [texts] if isinstance(texts, str) else several(texts)
+        ahead = not isinstance(several_texts, Sized) or len(several_texts) > WINDOW
+        pairs, listed = pairs_or_texts(several_texts)
+        pairs = pairs or (several_texts == [] and not self.text_heads and bool(self.pair_heads))
+        parts = [outputs for _, outputs in self._outputs(in_blocks(listed, WINDOW), threads, ahead, pairs)]
+        none = torch.empty(0, sum(self._widths(pairs)), dtype=torch.float32, device="cpu")
+        words = {name: [found for part in parts for found in part.words[name]] for name in self._taggers(pairs)}
+        return self._prediction(Outputs(torch.cat([none, *(part.texts for part in parts)]), words), pairs)
+
+    def rank(
+        self,
+        query: str,
+        texts: Iterable[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        *,
+        task: str | None = None,
+        threads: int | None = None,
+    ) -> list[Ranked]:
+        """Texts by how well each goes with a query, the best first; of equal scores the first of the texts is first.
+
+        Each text is read together with the query, in one row. ``top_k``: no more than so many; ``task``: which of
+        several that give pairs a score.
+
+        Raises:
+            InputError: the query is no string, or no task gives a pair of texts one score, or several do.
+        """
+        if not isinstance(query, str):
+            raise InputError(f"query is {shown(query)}; expected a string")
+        check_counts(top_k=top_k)
+        name, listed = self.ranker(task), list(check_texts(list(several(texts))))
+        found = self.predict([(query, text) for text in listed], threads).scores[name] if listed else np.empty((0, 1))
+        order = np.argsort(-found[:, 0], kind="stable")[:top_k].tolist()
+        ranked = [Ranked(corpus_id=i, score=float(found[i, 0])) for i in order]
+        return [{**hit, "text": listed[hit["corpus_id"]]} for hit in ranked] if return_documents else ranked
+
+    def ranker(self, task: str | None = None) -> str:
+        """The task that gives a pair of texts one score.
+
+        Raises:
+            InputError: there is none, or another one is named, or none of several.
+        """
+        names = [name for name in self.pair_heads if self.outputs(name) == 1]
+        if not names:
+            given = "several outputs for a pair" if self.pair_heads else "tasks that read one text at a time"
+            given = given if self.tasks else "no tasks"
+            raise InputError(f"the model has {given}; expected a cross-encoder, which gives a pair of texts one score")
+        if task is not None and task not in names:
+            raise InputError(f"task is {shown(task)}; expected one of {', '.join(names)}")
+        if task is None and len(names) > 1:
+            raise InputError(f"the tasks {', '.join(names)} give a pair one score; name one as task")
+        return task or names[0]
 
     def predict_stream(
-        self, texts: Iterable[str], threads: int | None = None, *, window: int = WINDOW
+        self, texts: Iterable[Text], threads: int | None = None, *, window: int = WINDOW
     ) -> Iterator[Prediction]:
         """As ``predict``, for texts that need not fit in memory: a prediction per window of texts, in order."""
-        return (found for _, found in self.predict_rows(several(texts), None, threads, window=window))
+        check_counts(window=window)
+        pairs, listed = pairs_or_texts(several(texts))
+        found = self._outputs(in_blocks(listed, window), threads, True, pairs)
+        return (self._prediction(outputs, pairs) for _, outputs in found)
 
     def predict_rows(
-        self, rows: Iterable[R], text: Callable[[R], str] | None, threads: int | None = None, *, window: int = WINDOW
+        self,
+        rows: Iterable[R],
+        text: Callable[[R], Text],
+        threads: int | None = None,
+        *,
+        window: int = WINDOW,
+        pairs: bool = False,
     ) -> Iterator[tuple[list[R], Prediction]]:
-        """Rows of any kind with what is said of them, a window at a time; ``text`` gives a row's text."""
+        """Rows of any kind with what is said of them, a window at a time; ``text`` gives a row's text, or with
+        ``pairs`` its pair of texts."""
         check_counts(window=window)
-        found = self._outputs(in_blocks(rows, window, text), threads)
-        return ((part, self._prediction(outputs)) for part, outputs in found)
+        found = self._outputs(in_blocks(rows, window, text), threads, True, pairs)
+        return ((part, self._prediction(outputs, pairs)) for part, outputs in found)
 
-    @property
-    def _widths(self) -> list[int]:
-        """Of the embeddings and of each branch's logits of texts, as they stand side by side."""
-        return [self.embedder.width, *(self.outputs(name) for name in self.text_heads)]
+    def _widths(self, pairs: bool = False) -> list[int]:
+        """Of the embeddings and of each branch's logits of texts or pairs, as they stand side by side."""
+        heads = self.pair_heads if pairs else self.text_heads
+        return [0 if pairs else self.embedder.width, *map(self.outputs, heads)]
 
     @property
     def text_heads(self) -> list[str]:
         """The tasks that have a branch with an output for each text."""
-        return [name for name in self.branches if self.tasks[name].handler.level == "text"]
+        heads = [name for name in self.branches if self.tasks[name].handler.level == "text"]
+        return [name for name in heads if self.tasks[name].handler.joint is not True]
 
     @property
-    def _taggers(self) -> dict[str, Tokens]:
-        """The handlers of the tasks that have an output for each token."""
-        return {name: task.handler for name, task in self.tasks.items() if isinstance(task.handler, Tokens)}
+    def pair_heads(self) -> list[str]:
+        """The tasks that have a branch with an output for each pair of texts."""
+        return [name for name in self.branches if self.tasks[name].handler.joint]
+
+    def _taggers(self, pairs: bool = False) -> dict[str, Tokens]:
+        """The handlers of the tasks that have an output for each token of a text."""
+        tasks = {} if pairs else self.tasks
+        return {name: task.handler for name, task in tasks.items() if isinstance(task.handler, Tokens)}
+
+    def _check_reads(self, pairs: bool) -> None:
+        """That a task reads pairs, or texts.
+
+        Raises:
+            InputError: none does.
+        """
+        if pairs and not self.pair_heads:
+            raise InputError("the model has no task that reads pairs of texts; expected texts, each a string")
+        if not pairs and self.pair_heads and not self.text_heads and not self._taggers():
+            raise InputError('the model reads pairs of texts; expected such, as in [("a text", "another")]')
 
     def _outputs(
-        self, blocks: Iterable[Block[R]], threads: int | None, ahead: bool = True
+        self, blocks: Iterable[Block[R]], threads: int | None, ahead: bool = True, pairs: bool = False
     ) -> Iterator[tuple[R, Outputs]]:
         """Each block's rows, with what is computed of them, on the CPU."""
         check_counts(threads=threads)
-        program, taggers = self.program(), self._taggers
+        self._check_reads(pairs)
+        return self._computed(blocks, threads, ahead, pairs)
+
+    def _computed(
+        self, blocks: Iterable[Block[R]], threads: int | None, ahead: bool, pairs: bool
+    ) -> Iterator[tuple[R, Outputs]]:
+        program, taggers = self.program(), self._taggers(pairs)
+        heads = self.pair_heads if pairs else self.text_heads
         tokenizer, prompt = self.embedder.tokenizer, self.embedder.default_prompt
 
         def all_at_once(batch: PackedBatch) -> tuple[Tensor, Tensor]:
             embeddings, logits = program(batch)
-            of_tokens = [logits.pop(name) for name in taggers]
-            return torch.cat([embeddings, *logits.values()], dim=1), torch.cat(of_tokens or [embeddings[:0]], dim=1)
+            of_tokens = [logits[name] for name in taggers]
+            of_texts = [embeddings[:, : 0 if pairs else None], *(logits[name] for name in heads)]
+            return torch.cat(of_texts, dim=1), torch.cat(of_tokens or [embeddings[:0]], dim=1)
 
         engine = Engine(all_at_once, self.embedder.device, threads=threads)
-        windows = tokenized_windows(blocks, tokenizer, prompt, ahead=ahead)
+        windows = tokenized_windows(blocks, tokenizer, prompt, ahead=ahead, pairs=pairs)
         advice = "; tags are of whole texts" if taggers else ""
-        for part in warn_of_cuts(windows, tokenizer.max_length, advice):
+        for part in warn_of_cuts(windows, tokenizer.max_length, advice, "pair" if pairs else "text"):
             rows, units = part.tokenized.rows, []
             if taggers:
                 units = in_units(tokenizer, [*dict.fromkeys(part.texts)], tokenizer.max_length, prompt)
@@ -383,15 +480,15 @@ class MultiTaskModel(nn.Module):
         for i, found in enumerate(units):
             numbers += [i] if len(found.rows) == 1 else [next(behind) for _ in found.rows]
         tokens = torch.cat([rows[number] for number in numbers])
-        columns = tokens.split([handler.outputs for handler in self._taggers.values()], dim=1)
-        named = zip(self._taggers.items(), columns, strict=True)
+        columns = tokens.split([handler.outputs for handler in self._taggers().values()], dim=1)
+        named = zip(self._taggers().items(), columns, strict=True)
         return {name: [*handler.logits(x, units)] for (name, handler), x in named}
 
-    def _prediction(self, outputs: Outputs) -> Prediction:
+    def _prediction(self, outputs: Outputs, pairs: bool = False) -> Prediction:
         """What embeddings and logits say."""
-        embeddings, *columns = outputs.texts.split(self._widths, dim=1)
-        taggers = self._taggers
-        logits = dict(zip(self.text_heads, columns, strict=True))
+        embeddings, *columns = outputs.texts.split(self._widths(pairs), dim=1)
+        taggers = self._taggers(pairs)
+        logits = dict(zip(self.pair_heads if pairs else self.text_heads, columns, strict=True))
         kinds = {name: self.head_kind(name) for name in logits}
         scores = {name: kinds[name].scores(x) for name, x in logits.items()}
         return Prediction(
@@ -449,6 +546,11 @@ def classification(head: load.Classifier) -> TaskSpec:
         raise WeightsError(head.problem)
     if head.kind == "tokens":
         return TaskSpec("tokens", kind="tokens", tags=head.labels)
+    form: dict[str, Any] = {"pooling": (head.pooling,), "head": head.kind}
+    if head.activation:
+        labels = head.labels if head.outputs > 1 else ()
+        return TaskSpec("classification", labels, "relevance", text_field=("query", "text"), joint=True,
+                        activation=head.activation, **form)  # fmt: skip
     kind = next(kind for kind, name in PROBLEMS.items() if name == head.problem_type)
     labels = () if kind == "regression" else head.labels
-    return TaskSpec("classification", labels, kind, pooling=(head.pooling,), head=head.kind)
+    return TaskSpec("classification", labels, kind, joint="either", **form)

@@ -23,7 +23,7 @@ TAKEN = {"mean", *dir(nn.ModuleDict()), *dir(nn.ParameterDict())}  # a submodule
 # Fields that are written only where they are set: what was saved before has them not
 LATER = {
     "target_scale", "tags", "class_weights", "label_smoothing", "calibrate", "temperature", "thresholds",
-    "fit_thresholds", "several", "options",
+    "fit_thresholds", "several", "options", "joint", "activation",
 }  # fmt: skip
 
 
@@ -32,8 +32,8 @@ class TaskSpec:
     """One task, as data.
 
     labels: The classes' names in the order of the logits; none for a regression.
-    kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression", "tokens", "similarity", "few-shot",
-        "contrastive" or "distillation". What its rows are and what it does is
+    kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression", "relevance", "tokens",
+        "similarity", "few-shot", "contrastive" or "distillation". What its rows are and what it does is
         said of each (mtl/tasks/kinds, docs/api.md).
     train, dev, test: Files of rows (.jsonl, .csv, .tsv, .parquet or .conll), beside the recipe: one, a glob, a folder,
         a dataset on the hub (``hf://datasets/owner/name@revision/path``, or ``owner/name``), or a list of these. Of a
@@ -41,6 +41,8 @@ class TaskSpec:
     dev, test: Also a share of train, as 0.1, which is taken away from it: each label's share, and of equal texts all or
         none.
     text_field, label_field: The names of a row's fields; as many for its texts as the kind takes.
+    joint: Two texts, as in text_field = ["premise", "hypothesis"], become one row of tokens, which the encoder reads as
+        a whole (a cross-encoder). "either": a published classifier, whose folder does not say whether it reads pairs.
     weight: The loss is multiplied by it.
     freeze: Blocks held fixed, counted from the embeddings, which are held with the first: a number, "encoder" for
         all or "none"; or a table that says so from an epoch on, as {1 = "encoder", 2 = 4, 3 = "none"}.
@@ -83,6 +85,8 @@ class TaskSpec:
     thresholds: tuple[float, ...] = ()
     fit_thresholds: bool = False
     several: bool | None = None
+    joint: bool | Literal["either"] = False
+    activation: str | None = None
     options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:

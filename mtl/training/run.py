@@ -268,7 +268,7 @@ class Run:
         """The ids of all words of a window, in order."""
         data = self.data["train"]
         rows = (data[micro.task].rows[at] for micro in window for at in data[micro.task].places(micro.rows))
-        ids = sorted({word for row in rows for word in row})
+        ids = sorted({max(word, ~word) for row in rows for word in row})  # ~word is in a second segment
         return torch.tensor(ids, dtype=torch.int64, device=self.device)
 
     def gradients(self, window: Sequence[MicroBatch], objective: Objective, mapped: Map = map) -> Found:

@@ -15,6 +15,7 @@ from mtl.model.encoder import DistilBert
 from mtl.model.interface import Encoder
 
 POSITIONS = "embeddings.position_embeddings.weight"
+TYPES = "embeddings.token_type_embeddings.weight"  # ours, where an encoder tells the texts of a pair apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Family:
     inert: Fields of config.json that change nothing here.
     tensors, layers: Our name -> theirs: of single tensors, and of the modules of layer {i}, which have weight and bias.
     first_position: The row of their position table at which a text begins, of config.json's fields.
-    token_types: Their table of token types, of which a single text sees row 0: folded into our positions.
+    token_types: Their table of token types, of which a single text sees row 0: folded into our positions. What the
+        other rows are beyond it stays apart, for pairs of texts.
     joined: Our module of layer {i} -> those of theirs, whose rows it has one after another.
     swapped: Our modules of layer {i} of which theirs have the second half of the rows first.
     encoder: The architecture.
@@ -150,7 +152,9 @@ class Family:
         if type(encoder) is not self.encoder:
             return False
         try:
-            return bool(self.read_config(self.write_config(encoder.config, {})) == encoder.config)
+            read = self.read_config(self.write_config(encoder.config, {}))
+            same = read == dataclasses.replace(encoder.config, segments=read.segments)
+            return same and (encoder.config.segments == 1 or self.token_types is not None)
         except ConfigError:
             return False
 
@@ -237,8 +241,20 @@ class Family:
             folded[table] = folded[table] + tensors[self.token_types][0]
         return folded
 
-    def unfold(self, tensors: Mapping[str, Tensor], config: Any, fields: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The inverse, but for the token type: it stays folded in, and its table is zero, as are unused positions."""
+    def types_apart(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """What their token types are beyond the first, (types, dim); none where there are no others."""
+        table = tensors.get(self.token_types or "")
+        return None if table is None or len(table) < 2 else table - table[0]
+
+    def unfold(
+        self, tensors: Mapping[str, Tensor], config: Any, fields: Mapping[str, Any], types: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The inverse, but for the first token type: it stays folded in, and is zero, as are unused positions.
+
+        ``types`` are those that stayed apart, where the encoder has not its own.
+        """
+        tensors = dict(tensors)
+        types = tensors.pop(TYPES, types)
         names, parts, halves = self.names(config.n_layers), self.parts(config.n_layers), self.halves(config.n_layers)
         renamed: dict[str, Tensor] = {}
         for ours, tensor in tensors.items():
@@ -251,5 +267,8 @@ class Family:
             positions = tensors[POSITIONS]
             renamed[names[POSITIONS]] = torch.cat([positions.new_zeros(unused, positions.shape[1]), positions])
         if self.token_types and self.types(fields):
-            renamed[self.token_types] = tensors[self.words].new_zeros(self.types(fields), tensors[self.words].shape[1])
+            table = tensors[self.words].new_zeros(self.types(fields), tensors[self.words].shape[1])
+            if types is not None:
+                table[: len(types)] = types
+            renamed[self.token_types] = table
         return renamed

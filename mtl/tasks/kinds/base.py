@@ -95,6 +95,11 @@ class Kind(ABC):
         """The names of the options."""
         return [field.name for field in dataclasses.fields(cls.Options)]
 
+    @property
+    def joint(self) -> bool | Literal["either"]:
+        """Whether it reads a pair of texts in one row; "either": it reads both pairs and single texts."""
+        return False
+
     def check_labels(self) -> None:
         labels, least = self.labels, self.least_labels
         if len(labels) < (least or 0) or (labels and least is None):
@@ -344,13 +349,17 @@ class HeadOptions:
     head: "linear", or a hidden layer before it with ReLU ("distilbert"), tanh ("bert") or GELU ("electra"), as the own
         classifiers of DistilBERT, of BERT and RoBERTa, and of ELECTRA have it.
     dropout: The share of the features that the head drops in training.
+    joint: The two texts of a row become one row of tokens.
     """
 
     pooling: tuple[str, ...] = ("mean",)
     head: str = "linear"
     dropout: float = 0.1
+    joint: bool | Literal["either"] = False
 
     def __post_init__(self) -> None:
+        if self.joint not in (True, False, "either") or type(self.joint) not in (bool, str):
+            raise RecipeError(f"joint is {shown(self.joint)}; expected true or false", "joint")
         one_of("head", self.head, ("linear", *BETWEEN))
         if self.pooling != ("attention",) and not (self.pooling and set(self.pooling) <= set(MODES)):
             expected = f"one or more of {', '.join(MODES)}, or attention"
@@ -362,6 +371,35 @@ class HeadKind(Kind):
     """A kind with a pooling and a head: logits (texts, outputs)."""
 
     Options: ClassVar[type] = HeadOptions
+
+    @property
+    def activation(self) -> str:
+        """What a cross-encoder's score is of its logit, where the folder has to say it."""
+        return ""
+
+    @property
+    def joint(self) -> bool | Literal["either"]:
+        found: bool | Literal["either"] = self.options.joint
+        return found
+
+    def check_texts(self) -> None:
+        fields = self.task.text_field
+        if self.joint is True and len(fields) != 2:
+            given = f"text_field is {shown(list(fields))}"
+            raise RecipeError(f"{given}; expected 2 fields, since joint has two texts in one row", "text_field")
+        if not self.joint and len(fields) == 2 == self.texts + 1:
+            given = f"text_field is {shown(list(fields))}"
+            expected = f"1 field for a {self.name} task, or joint = true, which has two texts in one row"
+            raise RecipeError(f"{given}; expected {expected}", "text_field")
+        if not self.joint:
+            super().check_texts()
+        elif len(set(fields)) < len(fields):
+            raise RecipeError(f"text_field is {list(fields)}; expected each of them once", "text_field")
+
+    def examples(self, texts: Sequence[str], targets: Any, split: Split) -> Examples:
+        if len(self.task.text_field) == 1:
+            return super().examples(texts, targets, split)
+        return Examples(split.tokenize_pairs(texts), targets)
 
     def branch(self, dim: int) -> Branch:
         attention = self.options.pooling == ("attention",)

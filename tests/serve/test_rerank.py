@@ -1,0 +1,75 @@
+"""/rerank and pairs in /predict, of a model that reads two texts in one row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from conftest import randomized
+from serve.conftest import Client, letters, running
+
+from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
+from mtl.serve.app import Service
+from mtl.serve.model import Served
+
+SCORE = TaskSpec("score", kind="relevance", text_field=("query", "text"), activation="identity")
+NLI = TaskSpec("nli", ["no", "yes"], text_field=("one", "other"), joint=True)
+TEXTS = ["b c", "a", "d e f", "a"]
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> MultiTaskModel:
+    embedder = SentenceEncoder.from_checkpoint(letters(tmp_path_factory.mktemp("judge")))
+    return randomized(MultiTaskModel(embedder, [SCORE, NLI]))
+
+
+@pytest.fixture(scope="module")
+def judged(judge: MultiTaskModel) -> Iterator[Client]:
+    with running(Service(Served(judge, "judge"))) as found:
+        yield found
+
+
+def test_rerank_has_the_models_bits(judged: Client, judge: MultiTaskModel) -> None:
+    body = {"query": "a b", "texts": TEXTS, "raw_scores": True, "return_text": True}
+    reply = judged.post("/rerank", body).json
+    wanted = judge.rank("a b", TEXTS, return_documents=True, task="score")
+    assert [(hit["index"], hit["text"]) for hit in reply] == [(hit["corpus_id"], hit["text"]) for hit in wanted]
+    assert [np.float32(hit["score"]) for hit in reply] == [np.float32(hit["score"]) for hit in wanted]
+    sigmoids = judged.post("/rerank", {"query": "a b", "texts": TEXTS}).json
+    assert [set(hit) for hit in sigmoids] == [{"index", "score"}] * 4
+    logits = np.array([hit["score"] for hit in reply])
+    np.testing.assert_allclose([hit["score"] for hit in sigmoids], 1 / (1 + np.exp(-logits)), rtol=0, atol=1e-6)
+    assert judged.post("/", body).json == reply
+
+
+def test_pairs_are_classified(judged: Client, judge: MultiTaskModel) -> None:
+    scores = judge.predict([("a", "b c")]).scores["nli"][0]
+    reply = judged.post("/predict", {"inputs": ["a", "b c"], "task": "nli"}).json
+    assert {row["label"]: np.float32(row["score"]) for row in reply} == dict(zip(["no", "yes"], scores, strict=True))
+    assert judged.post("/predict", {"inputs": [["a", "b c"], ["d", "e"]], "task": "nli"}).json[0] == reply
+
+
+def test_the_server_says_that_it_reads_pairs(judged: Client) -> None:
+    tasks = judged.get("/info").json["mtl"]["tasks"]
+    assert tasks["score"] == {"kind": "relevance", "labels": [], "pairs": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("/rerank", {"texts": ["b"]}, 422, "`query` is missing"),
+        ("/rerank", {"query": ["a"], "texts": ["b"]}, 422, "a string"),
+        ("/rerank", {"query": "", "texts": ["b"]}, 422, "cannot be empty"),
+        ("/rerank", {"query": "a", "texts": [""]}, 422, "cannot be empty"),
+        ("/rerank", {"query": "a", "texts": []}, 400, "cannot be empty"),
+        ("/rerank", {"query": "a", "texts": [1]}, 422, "a string"),
+        ("/rerank", {"query": "a", "texts": ["b " * 20]}, 422, "must have less than 17 tokens"),
+        ("/predict", {"inputs": "a", "task": "nli"}, 424, "takes pairs"),
+        ("/predict", {"inputs": [["a"], ["a", "b"]], "task": "nli"}, 422, "pairs alone"),
+        ("/predict", {"inputs": [["a", "b"]]}, 422, "name one"),
+    ],
+)
+def test_bad_requests(judged: Client, path: str, body: object, status: int, said: str) -> None:
+    reply = judged.post(path, body)
+    assert (reply.status, said in reply.json["error"]) == (status, True), reply.body
