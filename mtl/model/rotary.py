@@ -119,8 +119,7 @@ class RotaryBlock(nn.Module):
     def __init__(self, config: RotaryConfig, layer: int) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
-        # The first block's input comes from a norm already
-        self.attn_norm = nn.Identity() if config.pre_norm and layer == 0 else norm(config)
+        self.attn_norm = nn.Identity() if config.pre_norm and layer == 0 else norm(config)  # embeddings are normed
         self.attn = RotaryAttention(config, layer)
         self.mlp_norm = norm(config)
         self.mlp = GatedFeedForward(config)
