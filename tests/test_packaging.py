@@ -86,7 +86,7 @@ def test_the_image_gets_every_file_that_it_copies() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built of the source distribution, as `make dist` does it, which is built from a copy: no build folder stays in the
+    """Built of the source distribution, as `make dist` does it, and that of a copy: no build folder stays in the
     checkout, and none from before gets in."""
     source = tmp_path_factory.mktemp("source")
     for name in ("mtl", "weights"):
