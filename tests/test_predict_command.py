@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from tokenizers import processors
 
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.checkpoints.load import Checkpoint
+from mtl.tasks import predictions
 from mtl.tasks.predictions import answers, write_answers
 from mtl.tasks.spec import TaskSpec
 
@@ -174,3 +175,46 @@ def test_what_nobody_foresaw_is_one_line(mtl: Callable[..., Done], monkeypatch: 
     hint = "this was not foreseen: please report it, with what `mtl --debug ...` shows"
     assert (done.returncode, done.stderr) == (1, f"error: ZeroDivisionError: once in a while; {hint}\n")
     assert "Traceback (most recent call last)" in mtl("--debug", "embed", "a").stderr
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_resume(
+    mtl: Callable[..., Done], run: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an interrupted run has said is kept; the end is the same to the byte, and other input is refused."""
+    rows = [{"id": i, "body": "abcdefg"[i % 7] * (i % 5 + 1)} for i in range(20)]
+    source, output = tmp_path / "in.jsonl", tmp_path / f"o{suffix}"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["predict", "--model", run, "--input", source, "--field", "body", "--threads", 1, "--output"]
+    assert mtl(*given, tmp_path / f"whole{suffix}").returncode == 0
+    whole, real = (tmp_path / f"whole{suffix}").read_bytes(), predictions.answers
+
+    def dies(*arguments: object) -> Iterator[tuple]:
+        for number, answer in enumerate(real(*arguments)):
+            if number == 7:
+                raise KeyboardInterrupt
+            yield answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mtl.cli.predict.answers", dies)
+        assert mtl(*given, output, "--resume").returncode == 130
+    partial = tmp_path / f"o{suffix}.partial"
+    assert partial.read_bytes().count(b"\n") == 7
+    with partial.open("ab") as file:
+        file.write(b'{"id": 7, "bo')  # as after a kill in the middle of a line
+    source.write_text(source.read_text().replace('"id": 3', '"id": 33'))
+    assert f"the input differs in row 4 from what is in {partial}" in mtl(*given, output, "--resume").stderr
+    source.write_text(source.read_text().replace('"id": 33', '"id": 3'))
+    other = mtl(*given, output, "--resume", "--precision", "bf16").stderr
+    assert "was made otherwise: precision was 'fp32', is 'bf16'" in other
+    done = mtl(*given, output, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert output.read_bytes() == whole
+    assert not partial.exists()
+    assert f"nothing is left to do for {output}: 20 rows" in mtl(*given, output, "--resume").stderr
+    with source.open("a") as file:
+        file.write('{"id": 20, "body": "a"}\n')
+    assert "the input differs from what" in mtl(*given, output, "--resume").stderr
+    assert "which would say how the output was made, is missing" in mtl(*given, tmp_path / f"whole{suffix}",
+                                                                        "--resume").stderr  # fmt: skip
+    assert mtl("predict", "--model", run, "a", "--resume").returncode == 2

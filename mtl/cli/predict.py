@@ -27,7 +27,7 @@ from mtl.errors import shown
 from mtl.rows.read import Quoting
 from mtl.rows.vector_files import json_line
 from mtl.tasks.predictions import SUFFIXES as ANSWERS
-from mtl.tasks.predictions import answers, said, write_answers
+from mtl.tasks.predictions import answers, fingerprint, resume_answers, said, write_answers
 
 if TYPE_CHECKING:
     from mtl.encode.precision import Precision
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @field_option
 @quoting_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(ANSWERS)}.")
+@click.option("--resume", is_flag=True, help="Keep what is done of the output, and go on with what there is of it.")
 @overwrite_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per text, with embedding and logits.")
 @device_option
@@ -53,6 +54,7 @@ def predict(
     field: str | None,
     quoting: Quoting,
     output: Path | None,
+    resume: bool,
     overwrite: bool,
     as_json: bool,
     device: str,
@@ -64,8 +66,10 @@ def predict(
 
     Without --output, a table for each text. Of a row, all fields are kept; .jsonl has embeddings and logits too.
     """
-    if overwrite and output is None:
-        raise click.UsageError("--overwrite goes with --output")
+    if (overwrite or resume) and output is None:
+        raise click.UsageError("--overwrite and --resume go with --output")
+    if overwrite and resume:
+        raise click.UsageError("--resume and --overwrite are given; expected one of the two")
     rows = choose_rows(texts, source, field, quoting)
     if output:
         check_output(output, source, ANSWERS)
@@ -76,6 +80,14 @@ def predict(
     loaded = MultiTaskModel.from_pretrained(model, None, usable(device), precision, int8_least_cosine)
     settings(model=model, device=device, precision=said_precision(loaded.embedder),
              threads=threads or default_threads())  # fmt: skip
+    if output and resume:
+        about = {"model": fingerprint(loaded), "precision": said_precision(loaded.embedder), "field": field or "text"}
+        count, before = resume_answers(
+            output, rows, lambda left: (each for _, each in answers(loaded, left, threads)), about
+        )
+        said = "nothing is left to do for" if before else "wrote"
+        click.echo(f"{said} {output}: {counted(count, 'row')}", err=True)
+        return
     found = answers(loaded, rows, threads)
     if output:
         count = write_answers(output, (answer for _, answer in found), overwrite)

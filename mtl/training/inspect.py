@@ -168,7 +168,7 @@ class Look:
 
     def split(self, split: str) -> Found:
         """All that is in one split."""
-        found = Found()
+        found = Found(labels=Counter(dict.fromkeys(self.task.labels, 0)))  # in the order that they are declared in
         for block in in_blocks(self.rows(split), WINDOW):
             texts = [text for row in block.rows for text in row.texts]
             tokens = self.encoder.tokenizer(texts, "truncate", self.limit, prompt=self.encoder.default_prompt)
@@ -235,15 +235,16 @@ class Look:
         train = self.splits.get("train")
         counts = train.labels if train else Counter[str]()
         declared = self.task.labels or [*counts]
-        if train and counts:
+        if train and any(counts.values()):
             if missing := [label for label in declared if not counts[label]]:
                 yield f"train has no row of {', '.join(missing)}"
-            (most, highest), (least, lowest) = counts.most_common(1)[0], counts.most_common()[-1]
+            (most, highest), (least, lowest) = counts.most_common(1)[0], (+counts).most_common()[-1]
             if highest > UNEVEN * lowest:
                 yield f"train is uneven: {most} has {highest} rows, {least} {lowest}; see class_weights"
         for split in ("dev", "test"):
-            found = self.splits.get(split)
-            if found and found.labels and (missing := [label for label in declared if not found.labels[label]]):
+            held = self.splits[split].labels if split in self.splits else Counter[str]()
+            missing = [label for label in declared if not held[label]]
+            if any(held.values()) and missing:
                 yield f"{split} has no row of {', '.join(missing)}"
 
     # What is there twice
@@ -305,6 +306,8 @@ class Look:
                     value, place = near[0]
                     where = self.splits[other].seen[keys[i]][1], self.splits[one].seen[theirs[place]][1]
                     pairs.append((value, *where))
+            if same:  # each pair once
+                pairs = [(value, *where) for where, value in {tuple(sorted(w)): value for value, *w in pairs}.items()]
             pairs = sorted(pairs, key=lambda pair: -pair[0])[:EXAMPLES]
         if count:
             to = f"another of {one}" if same else f"one of {one}"
@@ -375,10 +378,11 @@ def draw_lengths(axes: Any, name: str, splits: Mapping[str, Found], limit: int) 
 
 def draw_labels(axes: Any, name: str, splits: Mapping[str, Found]) -> None:
     """A group of bars for each label, a bar for each split."""
-    labels = sorted({label for found in splits.values() for label in found.labels})
+    labels = list(dict.fromkeys(label for found in splits.values() for label in found.labels))
     for i, (split, found) in enumerate(splits.items()):
         places = [at + 0.8 * i / len(splits) for at in range(len(labels))]
         axes.barh(places, [found.labels[label] for label in labels], 0.8 / len(splits), label=split)
     axes.set_yticks([at + 0.4 for at in range(len(labels))], [shown(label, 30).strip("'") for label in labels])
+    axes.invert_yaxis()
     axes.set(xlabel="times", title=f"{name}: labels" if labels else f"{name}: no labels")
     axes.legend()

@@ -47,7 +47,7 @@ def test_what_is_odd_is_found(recipe: Path) -> None:
     train, dev = (report.splits["topic"][split].as_dict() for split in ("train", "dev"))
     counts = {key: train[key] for key in ("rows", "wrong", "empty", "duplicates", "conflicting", "labels_by_place")}
     assert counts == {"rows": 29, "wrong": 3, "empty": 1, "duplicates": 2, "conflicting": 1, "labels_by_place": 1}
-    assert (train["labels"], dev["labels"]) == ({"bar": 27, "Caf\u00e9": 2}, {"bar": 3})
+    assert (train["labels"], dev["labels"]) == ({"Caf\u00e9": 2, "bar": 27}, {"Caf\u00e9": 0, "bar": 3})
     assert (train["cut_texts"], train["cut_tokens"]) == (1, 16)
     assert train["tokens"] == {"least": 2, "median": 8, "p95": 8, "most": 32}
     notes = "\n".join(report.notes)
