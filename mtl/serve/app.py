@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from mtl.encode.tokenizer import Pair
-from mtl.errors import InputError, MtlError, one_line
+from mtl.errors import InputError, MtlError, one_line, shown
 from mtl.index.index import Index
 from mtl.serve.contracts import CHARACTERS, Fields, Limits, Refused, dumps, read_fields
 from mtl.serve.metrics import SIZES, Metrics
@@ -319,12 +319,14 @@ class Service:
         """A request's body.
 
         Raises:
-            Refused: it is too large, comes too slowly, or is not called JSON.
+            Refused: it is too large, comes too slowly, is not called JSON, or is compressed.
             ClientDisconnect: the rest of it does not come.
         """
         headers = call.request.headers
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refused(415, "expected the header `Content-Type: application/json`")
+        if (coding := headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+            raise Refused(415, f"Content-Encoding is {shown(coding)}; expected the JSON as it is")
         declared = headers.get("content-length", "0")
         self.hold(call, int(declared) if declared.isdecimal() and len(declared) < 19 else 0)
         parts: list[bytes] = []

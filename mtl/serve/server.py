@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import httptools
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -18,6 +19,37 @@ from mtl.serve.app import Service
 HEAD_BYTES = 64 << 10  # of a request's line and headers
 KEEP_ALIVE = 60  # seconds that a connection may rest between requests
 LINGER = 0.3  # seconds after SIGTERM in which requests on their way are told to go elsewhere
+
+
+class Steady:
+    """A parser that goes on with HTTP/1.1 where a client would rather speak another protocol, as RFC 9110 (7.8) allows.
+
+    Java's client asks for HTTP/2 with each of its requests. httptools would take the body for the other protocol's, and
+    the request for one without a body.
+    """
+
+    def __init__(self, parser: Any, protocol: HttpToolsProtocol) -> None:
+        self.parser, self.protocol = parser, protocol
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.parser, name)
+
+    def feed_data(self, data: bytes) -> None:
+        while True:
+            try:
+                return self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as stopped:
+                if self.get_method() == b"CONNECT":
+                    return None
+                data = self.head() + data[stopped.args[0] :]
+                self.parser = httptools.HttpRequestParser(self.protocol)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def head(self) -> bytes:
+        """The request's head again, without the wish."""
+        line = b"%s %s HTTP/%s" % (self.get_method(), self.protocol.url, self.get_http_version().encode())
+        kept = [b"%s: %s" % header for header in self.protocol.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([line, *kept, b"", b""])
 
 
 class Patient(HttpToolsProtocol):
@@ -31,6 +63,7 @@ class Patient(HttpToolsProtocol):
     head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.parser: Any = Steady(self.parser, self)
         super().connection_made(transport)
         self.wait()
 
@@ -61,10 +94,19 @@ class Patient(HttpToolsProtocol):
         self.partial = self.in_head = True
 
     def on_headers_complete(self) -> None:
+        if self.leaving:
+            return
         super().on_headers_complete()
         self.in_head = False
 
+    @property
+    def leaving(self) -> bool:
+        """Whether the client asks for another protocol; the head comes again without that."""
+        return bool(self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT")
+
     def on_message_complete(self) -> None:
+        if self.leaving:
+            return
         super().on_message_complete()
         self.partial, self.head_bytes = False, 0
 

@@ -107,6 +107,33 @@ def test_connections_that_say_nothing_or_too_much(
         assert raw.recv(100_000).count(b"HTTP/1.1 200") >= 1
 
 
+def test_clients_that_would_rather_speak_http_2(serving: Callable[..., Client]) -> None:
+    """Java's client asks with each request; its body is the request's all the same, however it comes."""
+    client = serving()
+    expected = client.post("/embed", {"inputs": "a b"}).body
+    wish = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+    body = b'{"inputs": "a b"}'
+    plain = HEAD + wish + b"Content-Length: 17\r\n\r\n" + body
+    chunked = HEAD + wish + b"Transfer-Encoding: chunked\r\n\r\n11\r\n" + body + b"\r\n0\r\n\r\n"
+    for parts in ((plain,), (chunked,), (plain[:-17], body), (plain[:80], plain[80:]), (plain + chunked + plain,)):
+        times = 3 if len(parts[0]) > 600 else 1
+        with connected(client, *parts) as raw:
+            found = b""
+            while found.count(expected) < times:
+                more = raw.recv(100_000)
+                assert more, found
+                found += more
+            assert found.count(b"HTTP/1.1 200") == times
+    with connected(client, b"CONNECT /embed HTTP/1.1\r\nHost: x\r\n\r\n") as raw:
+        assert raw.recv(1000).startswith(b"HTTP/1.1 405")
+
+
+def test_a_compressed_body(serving: Callable[..., Client]) -> None:
+    reply = serving().post("/embed", b"x", **{"Content-Encoding": "gzip"})
+    assert reply.status == 415
+    assert reply.json["error"] == "Content-Encoding is 'gzip'; expected the JSON as it is"
+
+
 def test_a_body_that_is_cut_off(serving: Callable[..., Client]) -> None:
     client = serving()
     for _ in range(3):
