@@ -114,6 +114,13 @@ def test_hostile_configs(family: str, case: Golden, value: object) -> None:
         assert str(error.value).isprintable()
 
 
+@pytest.mark.parametrize("value", [-41, 40, 10**12, "1", 1.5, True, [], {}])
+def test_padding_beyond_the_words(case: Golden, value: object) -> None:
+    """transformers could not load it, and what we save has the same field."""
+    with pytest.raises(ConfigError, match="config.json: pad_token_id is"):
+        encoder_config({**case.config, "pad_token_id": value}, Path("config.json"))
+
+
 def test_heads_of_unequal_width(family: str, case: Golden) -> None:
     name = next(theirs for theirs, ours in FAMILIES[family].config.items() if ours == "n_heads")
     with pytest.raises(ConfigError, match="n_heads 3 does not divide dim 16"):

@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import golden
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from mtl import SentenceEncoder
 from mtl.checkpoints.families import FAMILIES
+from mtl.checkpoints.load import load_encoder
+from mtl.errors import MtlError
 from mtl.model.packing import PackedBatch
 
 transformers = pytest.importorskip("transformers", reason="needs the reference extra")
@@ -100,6 +106,81 @@ def test_gte_as_published(types: int, tokenizer: Tokenizer, tmp_path: Path) -> N
         for found in (model, again):
             ours = found.program().encoder(PackedBatch.pack(rows)).split(list(map(len, rows)))
             assert distance(ours, exact) <= max(1.5 * distance(expected, exact), 5e-6)
+
+
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 20), st.sampled_from([40, 10**9, 10**30, 0.5, 1.0, 2.0, 1e-5, 0.3, -0.1]),
+    st.sampled_from(["", "gelu", "relu", "silu", "gelu_new", "tanh", "absolute", "rope", "alibi", "none", "layer_norm",
+                     "c2p", "p2c|c2p", "default", "ntk", "1", "mean", "swish"]),
+    st.lists(st.sampled_from(["full_attention", "sliding_attention", "chunked_attention", "c2p", 1]), max_size=4),
+    st.dictionaries(
+        st.sampled_from(["type", "rope_type", "rope_theta", "factor", "full_attention", "partial_rotary_factor"]),
+        st.sampled_from(["default", "linear", "ntk", 2.0, 500.0, {"rope_type": "default", "rope_theta": 9.0}]),
+        max_size=3,
+    ),
+)  # fmt: skip
+
+
+def fields_of(family: str) -> list[str]:
+    """What config.json may say that could change a vector: of the family, and of others."""
+    own = FAMILIES[family]
+    mine = {*own.config, *own.aliases, *own.fixed, *own.inert, "type_vocab_size", "head_dim", "tie_word_embeddings"}
+    return sorted(mine - {"auto_map"})
+
+
+def near(value: Any) -> st.SearchStrategy[Any]:
+    """What a field could well be where it is something of this kind."""
+    kinds: dict[type, st.SearchStrategy[Any]] = {
+        bool: st.booleans(),
+        int: st.integers(0, 20),
+        float: st.sampled_from([0.0, 1e-12, 1e-6, 0.3, 1]),
+        str: st.sampled_from(["gelu", "relu", "silu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "none"]),
+    }
+    return kinds.get(type(value), st.just(value))
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "new"])
+def test_any_config_is_the_same_vectors_or_one_line(family: str, tmp_path: Path) -> None:
+    """Whatever one or two fields say, we compute what transformers does, or refuse it in one line."""
+    case = golden(f"families/{family}")
+    prefix = FAMILIES[family].prefix
+    trunk = {k.removeprefix(prefix): x for k, x in case.weights.items() if k.startswith(prefix)}
+    save_file(trunk, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    rows = [row[mask.bool()].tolist() for row, mask in zip(case.ids, case.mask, strict=True)]
+    equal = 0
+
+    @settings(max_examples=40, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
+    @given(
+        st.lists(
+            st.sampled_from(fields_of(family)).flatmap(
+                lambda name: st.tuples(st.just(name), st.one_of(near(case.config.get(name)), ODD))
+            ),
+            min_size=1,
+            max_size=2,
+        )
+    )
+    def compare(drawn: list[tuple[str, Any]]) -> None:
+        nonlocal equal
+        changes = dict(drawn)
+        assume(changes.get("pad_token_id") not in [i for row in rows for i in row])  # see families/roberta.py
+        (tmp_path / "config.json").write_text(json.dumps({**case.config, **changes}))
+        try:
+            ours, *_ = load_encoder(tmp_path)
+        except MtlError as error:
+            assert str(error).isprintable()  # noqa: PT017
+            return
+        with torch.no_grad():
+            found = ours(PackedBatch.pack(rows)).split(list(map(len, rows)))
+        try:
+            theirs = transformers.AutoModel.from_pretrained(tmp_path).eval()
+            expected = [states(theirs, row) for row in rows]
+        except Exception:  # theirs refuses it, in whatever way
+            return
+        equal += 1
+        assert distance(found, [x.double() for x in expected]) <= 1e-5, changes
+
+    compare()
+    assert equal > 5
 
 
 def states(model: Any, row: list[int]) -> torch.Tensor:

@@ -130,6 +130,11 @@ class Family:
         known = {field.name for field in dataclasses.fields(self.shape)}
         standard = {name: value for name, value in self.defaults.items() if name in known}
         config = self.shape(**standard | given | dict(self.translate(fields)))
+        padding, rows = fields.get("pad_token_id"), config.vocab_size
+        if padding is not None and (type(padding) is not int or not -rows <= padding < rows):
+            raise ConfigError(
+                f"pad_token_id is {shown(padding)}; expected one of the {rows} rows of the table of words"
+            )
         width = config.dim // config.n_heads
         if fields.get("head_dim") not in (None, width):
             raise ConfigError(f"head_dim is {shown(fields['head_dim'])}; expected {width}, a head's part of the width")
