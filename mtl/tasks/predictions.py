@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from mtl.disk import atomic_write, lock, sweep
 from mtl.errors import InputError, shown
-from mtl.rows.read import TextRow
 from mtl.rows.vector_files import Fields, Vectors, csv_line, json_line
 
 if TYPE_CHECKING:
@@ -26,8 +25,10 @@ def plain(values: Vectors) -> list[float]:
     return [float(str(value)) for value in values]
 
 
-def answers(model: MultiTaskModel, rows: Iterable[TextRow], threads: int | None = None) -> Iterator[tuple[str, Fields]]:
-    """Each row's text, and its fields with ``embedding`` and ``tasks`` behind them.
+def answers(
+    model: MultiTaskModel, rows: Iterable[tuple[Any, Any]], threads: int | None = None, pairs: bool = False
+) -> Iterator[tuple[Any, Fields]]:
+    """Each row's text, and its fields with ``embedding`` and ``tasks`` behind them; of ``pairs``, without the former.
 
     ``tasks`` has, by task, its ``label``, and ``scores`` and ``logits`` by label (by "value" for a regression); of a
     tagger, its ``spans``.
@@ -35,7 +36,7 @@ def answers(model: MultiTaskModel, rows: Iterable[TextRow], threads: int | None 
     Raises:
         InputError: a row has a field of one of these names already.
     """
-    for part, found in model.predict_rows(rows, itemgetter(0), threads):
+    for part, found in model.predict_rows(rows, itemgetter(0), threads, pairs=pairs):
         for i, (text, fields) in enumerate(part):
             if taken := {"embedding", "tasks"} & fields.keys():
                 raise InputError(f"a row has a field {min(taken)!r} already; rename it: {shown(text)}")
@@ -49,7 +50,8 @@ def answers(model: MultiTaskModel, rows: Iterable[TextRow], threads: int | None 
                 }
                 for name, label in found.labels.items()
             }
-            yield text, {**fields, "embedding": plain(found.embeddings[i]), "tasks": tasks}
+            vector = {} if pairs else {"embedding": plain(found.embeddings[i])}
+            yield text, {**fields, **vector, "tasks": tasks}
 
 
 def said(label: Any) -> str:
