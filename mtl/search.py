@@ -185,6 +185,12 @@ def search_metrics(
     measure: Similarity = "cosine",
 ) -> dict[str, float]:  # fmt: skip
     """Those of exact search. ``same[i]`` is the place of query i itself in the corpus, which does not count."""
+    return ranking_metrics(rankings(queries, corpus, same, measure), relevant)
+
+
+def rankings(
+    queries: Tensor, corpus: Iterable[Tensor], same: Sequence[int | None], measure: Similarity = "cosine"
+) -> list[list[int]]:
+    """The places of each query's nearest, as far as metrics look, without ``same[i]``, the query's own."""
     found = nearest(queries, corpus, DEPTH + 1, measure)[1].tolist()
-    others = [[place for place in places if place != own][:DEPTH] for places, own in zip(found, same, strict=True)]
-    return ranking_metrics(others, relevant)
+    return [[place for place in places if place != own][:DEPTH] for places, own in zip(found, same, strict=True)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from mtl.cli import check, embed, evaluate, index, inspect, mine, models, predict, publish, serve, sweep, train
+from mtl.cli import check, embed, evaluate, index, inspect, mine, models, predict, publish, rerank, serve, sweep, train
 from mtl.errors import MtlError, one_line
 
 INTERRUPTED = 130  # the exit code
@@ -35,6 +35,7 @@ for command in (
     train.train,
     sweep.sweep,
     predict.predict,
+    rerank.rerank,
     evaluate.evaluate,
     inspect.inspect,
     check.check,

@@ -22,6 +22,8 @@ from mtl.errors import InputError
     "--retrieval", type=click.Path(path_type=Path),
     help="Instead of a recipe: a folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv (BEIR).",
 )  # fmt: skip
+@click.option("--rerank", help="A cross-encoder that orders the first results of each query of --retrieval anew.")
+@click.option("--depth", type=click.IntRange(1, 100), default=100, show_default=True, help="How many of them.")
 @click.option("--fields", help="The fields of the --sts file: A,B,SCORE.  [default: its own three]")
 @click.option(
     "--bootstrap", type=click.IntRange(0), default=1000, show_default=True,
@@ -41,6 +43,8 @@ def evaluate(
     recipe: str | None,
     sts: Path | None,
     retrieval: Path | None,
+    rerank: str | None,
+    depth: int,
     fields: str | None,
     bootstrap: int,
     seed: int,
@@ -58,24 +62,36 @@ def evaluate(
         raise click.UsageError("expected one of --recipe, --sts and --retrieval; --fields goes with --sts")
     if against and not (recipe and bootstrap):
         raise click.UsageError("--against goes with --recipe, and --bootstrap above 0")
+    if rerank and not retrieval:
+        raise click.UsageError("--rerank goes with --retrieval")
     if plot and retrieval:
         raise click.UsageError("--plot goes with --recipe and --sts; a search has no picture")
     if retrieval:
-        show_retrieval(model, retrieval, split, device, threads)
+        show_retrieval(model, retrieval, split, device, threads, rerank, depth)
     elif sts:
         show_sts(model, sts, fields.split(",") if fields else [], device, threads, plot)
     else:
         show_evaluation(model, str(recipe), split, device, threads, plot, bootstrap, seed, against)
 
 
-def show_retrieval(model: str, folder: Path, split: str, device: str, threads: int | None) -> None:
-    """How well a model's vectors find what is relevant."""
+def show_retrieval(
+    model: str, folder: Path, split: str, device: str, threads: int | None, rerank: str | None, depth: int
+) -> None:
+    """How well a model's vectors find what is relevant, and how well a cross-encoder orders it then."""
     from mtl.cli.terminal import metrics_table
     from mtl.encode.sentence_encoder import SentenceEncoder
-    from mtl.training.embeddings import retrieval
+    from mtl.tasks.multitask import MultiTaskModel
+    from mtl.training.embeddings import reranked, searched
 
-    found = retrieval(SentenceEncoder.from_pretrained(model, device=device), folder, split, threads=threads)
-    click.echo(metrics_table({folder.resolve().name: found}))
+    reranker = MultiTaskModel.from_pretrained(rerank, device=device) if rerank else None
+    if reranker:
+        reranker.ranker()  # what is wrong with it is said before the search
+    name = folder.resolve().name
+    found = searched(SentenceEncoder.from_pretrained(model, device=device), folder, split, threads=threads)
+    metrics = {name: found.metrics}
+    if reranker:
+        metrics[f"{name}, reranked"] = reranked(found, reranker, depth, threads).metrics
+    click.echo(metrics_table(metrics))
 
 
 def show_sts(

@@ -14,7 +14,7 @@ from mtl.encode.tokenizer import Overflow
 from mtl.errors import InputError
 from mtl.rows.outputs import refuse_input_as_output
 from mtl.rows.parquet import import_pyarrow
-from mtl.rows.read import INPUTS, Quoting, TextRow, kind_of, open_lines, read_rows, text_rows, texts_of
+from mtl.rows.read import INPUTS, Quoting, TextRow, kind_of, open_lines, pairs_of, read_rows, text_rows, texts_of
 
 if TYPE_CHECKING:
     from mtl.encode.sentence_encoder import SentenceEncoder
@@ -117,6 +117,24 @@ def choose_rows(
     if sys.stdin is None or (source is None and sys.stdin.isatty()):
         raise click.UsageError('no texts; expected arguments ("..."), --input FILE, or lines on standard input')
     return texts_of(text_rows(open_lines(sys.stdin.buffer, STDIN), STDIN), STDIN)
+
+
+def choose_pairs(
+    texts: tuple[str, ...], source: Path | None, names: tuple[str, str], quoting: Quoting = "auto"
+) -> Iterator[tuple[Any, Any]]:
+    """Pairs of texts from the arguments, two by two, or from two fields of a file's rows, with all fields."""
+    if texts and source:
+        raise click.UsageError("texts and --input are given; expected one of the two")
+    if len(texts) % 2:
+        raise click.UsageError(f"the model reads pairs of texts, but {len(texts)} are given; expected them two by two")
+    if texts:
+        given = [*map(decoded, texts)]
+        return (((one, other), dict(zip(names, (one, other), strict=True)))
+                for one, other in zip(given[::2], given[1::2], strict=True))  # fmt: skip
+    if source is None or str(source) == "-":
+        raise click.UsageError('the model reads pairs of texts; expected "ONE" "OTHER" as arguments, or --input FILE')
+    choose_rows((), source, names[0], quoting)  # what is wrong with the file is said as for texts
+    return pairs_of(read_rows(source, None, quoting), str(source), names)
 
 
 def is_file(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import click
 
 from mtl.cli.options import (
     check_output,
+    choose_pairs,
     choose_rows,
     device_option,
     field_option,
@@ -64,13 +65,17 @@ def predict(
 ) -> None:
     """Every task's label and probabilities of TEXTS, of a file's texts, or of the lines on standard input.
 
-    Without --output, a table for each text. Of a row, all fields are kept; .jsonl has embeddings and logits too.
+    A model that reads pairs takes TEXTS two by two, or two fields of a file, as --field premise,hypothesis. Without
+    --output, a table for each text. Of a row, all fields are kept; .jsonl has embeddings and logits too.
     """
     if (overwrite or resume) and output is None:
         raise click.UsageError("--overwrite and --resume go with --output")
     if overwrite and resume:
         raise click.UsageError("--resume and --overwrite are given; expected one of the two")
-    rows = choose_rows(texts, source, field, quoting)
+    names = tuple(field.split(",")) if field and "," in field else ()
+    if len(names) not in (0, 2):
+        raise click.UsageError(f"--field names {len(names)} fields; expected one, or two of a pair")
+    rows: Iterator[tuple[Any, Any]] | None = None if names else choose_rows(texts, source, field, quoting)
     if output:
         check_output(output, source, ANSWERS)
     from mtl.encode.engine import usable
@@ -80,15 +85,20 @@ def predict(
     loaded = MultiTaskModel.from_pretrained(model, None, usable(device), precision, int8_least_cosine)
     settings(model=model, device=device, precision=said_precision(loaded.embedder),
              threads=threads or default_threads())  # fmt: skip
+    pairs = rows is None or loaded.only_pairs
+    if rows is None or pairs:
+        rows = choose_pairs(texts, source, names or loaded.pair_fields, quoting)  # type: ignore[arg-type]
+
+    def answered(rows: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        return answers(loaded, rows, threads, pairs)
+
     if output and resume:
         about = {"model": fingerprint(loaded), "precision": said_precision(loaded.embedder), "field": field or "text"}
-        count, before = resume_answers(
-            output, rows, lambda left: (each for _, each in answers(loaded, left, threads)), about
-        )
+        count, before = resume_answers(output, rows, lambda left: (each for _, each in answered(left)), about)
         said = "nothing is left to do for" if before else "wrote"
         click.echo(f"{said} {output}: {counted(count, 'row')}", err=True)
         return
-    found = answers(loaded, rows, threads)
+    found = answered(rows)
     if output:
         count = write_answers(output, (answer for _, answer in found), overwrite)
         click.echo(f"wrote {output}: {counted(count, 'row')}", err=True)
@@ -98,14 +108,14 @@ def predict(
         click.echo(line if as_json else answer_table(text, answer))
 
 
-def answer_table(text: str, answer: dict[str, Any]) -> str:
-    """What the tasks say of a text, as a table."""
-    values = answer["embedding"]
+def answer_table(text: Any, answer: dict[str, Any]) -> str:
+    """What the tasks say of a text or a pair, as a table."""
+    values = answer.get("embedding", ())
     spans = {name: task["spans"] for name, task in answer["tasks"].items() if "spans" in task}
     answer = {**answer, "tasks": {name: task for name, task in answer["tasks"].items() if name not in spans}}
     rows: list[list[object]] = [["task", "says", "label", "probability", "logit"]]
     for name, task in answer["tasks"].items():
-        says = "" if "value" in task["scores"] else said(task["label"]) or "(none)"
+        says = "" if isinstance(task["label"], float) else said(task["label"]) or "(none)"
         for (label, score), logit in zip(task["scores"].items(), task["logits"], strict=True):
             rows.append([name, says, label, score, logit])
             name, says = "", ""
@@ -117,7 +127,8 @@ def answer_table(text: str, answer: dict[str, Any]) -> str:
             marked(text, found),
             *table([[name, *keys], *(["", *map(span.get, keys)] for span in found)]).splitlines(),
         ]
-    return "\n".join([shown(text, 100), first, *(f"  {line}" for line in lines), ""])
+    head = [shown(text, 100), first] if "embedding" in answer else [shown(part, 100) for part in text]
+    return "\n".join([*head, *(f"  {line}" for line in lines), ""])
 
 
 def marked(text: str, spans: Sequence[Mapping[str, Any]]) -> str:

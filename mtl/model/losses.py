@@ -148,6 +148,19 @@ def distillation(vectors: Tensor, teacher: Tensor, loss: str) -> tuple[Tensor, i
     return distance.sum() * teacher.shape[-1], teacher.numel()  # each text counts as many labels as it has dimensions
 
 
+def margins(vectors: Tensor) -> Tensor:
+    """By how much the first text of a row goes better with the second than with each other: dot products, of vectors
+    (rows, texts, dim): (rows, texts - 2)."""
+    scores = (vectors[:, :1] * vectors[:, 1:]).sum(dim=-1)
+    return scores[:, :1] - scores[:, 1:]
+
+
+def margin_error(vectors: Tensor, teacher: Tensor, scale: float) -> tuple[Tensor, int]:
+    """The squared error of the scaled margins (Hofstaetter et al. 2020, arXiv 2010.02666, Margin-MSE): those of the
+    teacher (rows, texts - 2)."""
+    return F.mse_loss(scale * margins(vectors), teacher, reduction="sum"), teacher.numel()
+
+
 def similarity(vectors: Tensor, targets: Tensor, loss: str, scale: float) -> tuple[Tensor, int]:
     """Of vectors (rows, 2, dim) and scores (rows, 1) from 0 to 1: CoSENT, or the squared error of the cosine."""
     cosine = cosines(vectors)

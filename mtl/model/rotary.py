@@ -77,8 +77,7 @@ class Embeddings(nn.Module):
         self.drop = Dropout(config.embedding_dropout)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        x = self.tok_embeddings(batch.ids)  # (tokens, dim)
-        return self.drop(self.norm(with_segments(x, self.token_type_embeddings, batch)))
+        return self.drop(self.norm(with_segments(self.tok_embeddings(batch.ids), self.token_type_embeddings, batch)))
 
 
 class RotaryAttention(nn.Module):

@@ -269,3 +269,10 @@ def texts_of(rows: Iterable[Row], name: str, field: str = "text") -> Iterator[Te
             has = f"it has {', '.join(fields)}; say with --field which holds the text"
             raise InputError(f"{name}, line {number}: no field {field!r}; {has}")
         yield check_text(fields[field], field, f"{name}, line {number}"), fields
+
+
+def pairs_of(rows: Iterable[Row], name: str, fields: tuple[str, str]) -> Iterator[tuple[tuple[str, str], Any]]:
+    """As ``texts_of``, for the two texts of each row."""
+    for number, row in rows:
+        first, second = (next(texts_of([(number, row)], name, field))[0] for field in fields)
+        yield (first, second), row

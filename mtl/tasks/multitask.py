@@ -329,7 +329,7 @@ class MultiTaskModel(nn.Module):
         several_texts = [texts] if isinstance(texts, str) else several(texts)
         ahead = not isinstance(several_texts, Sized) or len(several_texts) > WINDOW
         pairs, listed = pairs_or_texts(several_texts)
-        pairs = pairs or (several_texts == [] and not self.text_heads and bool(self.pair_heads))
+        pairs = pairs or (several_texts == [] and self.only_pairs)
         parts = [outputs for _, outputs in self._outputs(in_blocks(listed, WINDOW), threads, ahead, pairs)]
         none = torch.empty(0, sum(self._widths(pairs)), dtype=torch.float32, device="cpu")
         words = {name: [found for part in parts for found in part.words[name]] for name in self._taggers(pairs)}
@@ -419,6 +419,17 @@ class MultiTaskModel(nn.Module):
         """The tasks that have a branch with an output for each pair of texts."""
         return [name for name in self.branches if self.tasks[name].handler.joint]
 
+    @property
+    def only_pairs(self) -> bool:
+        """Whether it has heads for pairs of texts, and none for single ones."""
+        return bool(self.pair_heads) and not self.text_heads and not self._taggers()
+
+    @property
+    def pair_fields(self) -> tuple[str, str]:
+        """What the two texts of a pair are called."""
+        named = [self.tasks[name].text_field for name in self.pair_heads]
+        return next(((one, other) for one, other, *_ in (fields for fields in named if len(fields) > 1)), ("a", "b"))
+
     def _taggers(self, pairs: bool = False) -> dict[str, Tokens]:
         """The handlers of the tasks that have an output for each token of a text."""
         tasks = {} if pairs else self.tasks
@@ -432,7 +443,7 @@ class MultiTaskModel(nn.Module):
         """
         if pairs and not self.pair_heads:
             raise InputError("the model has no task that reads pairs of texts; expected texts, each a string")
-        if not pairs and self.pair_heads and not self.text_heads and not self._taggers():
+        if not pairs and self.only_pairs:
             raise InputError('the model reads pairs of texts; expected such, as in [("a text", "another")]')
 
     def _outputs(

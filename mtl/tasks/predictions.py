@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from mtl.disk import atomic_write, beside, lock, remove, sweep, writing
 from mtl.errors import InputError, differences, shown
 from mtl.rows.outputs import ANEW
-from mtl.rows.read import TextRow
 from mtl.rows.vector_files import Fields, Vectors, csv_line, json_line
 
 if TYPE_CHECKING:
@@ -28,8 +27,10 @@ def plain(values: Vectors) -> list[float]:
     return [float(str(value)) for value in values]
 
 
-def answers(model: MultiTaskModel, rows: Iterable[TextRow], threads: int | None = None) -> Iterator[tuple[str, Fields]]:
-    """Each row's text, and its fields with ``embedding`` and ``tasks`` behind them.
+def answers(
+    model: MultiTaskModel, rows: Iterable[tuple[Any, Any]], threads: int | None = None, pairs: bool = False
+) -> Iterator[tuple[Any, Fields]]:
+    """Each row's text, and its fields with ``embedding`` and ``tasks`` behind them; of ``pairs``, without the former.
 
     ``tasks`` has, by task, its ``label``, and ``scores`` and ``logits`` by label (by "value" for a regression); of a
     tagger, its ``spans``.
@@ -37,7 +38,7 @@ def answers(model: MultiTaskModel, rows: Iterable[TextRow], threads: int | None 
     Raises:
         InputError: a row has a field of one of these names already.
     """
-    for part, found in model.predict_rows(rows, itemgetter(0), threads):
+    for part, found in model.predict_rows(rows, itemgetter(0), threads, pairs=pairs):
         for i, (text, fields) in enumerate(part):
             if taken := {"embedding", "tasks"} & fields.keys():
                 raise InputError(f"a row has a field {min(taken)!r} already; rename it: {shown(text)}")
@@ -51,7 +52,8 @@ def answers(model: MultiTaskModel, rows: Iterable[TextRow], threads: int | None 
                 }
                 for name, label in found.labels.items()
             }
-            yield text, {**fields, "embedding": plain(found.embeddings[i]), "tasks": tasks}
+            vector = {} if pairs else {"embedding": plain(found.embeddings[i])}
+            yield text, {**fields, **vector, "tasks": tasks}
 
 
 def said(label: Any) -> str:
@@ -118,7 +120,10 @@ def write_answers(path: Path, found: Iterable[Fields], overwrite: bool = False) 
 
 
 def resume_answers(
-    path: Path, rows: Iterator[TextRow], answer: Callable[[Iterator[TextRow]], Iterable[Fields]], about: dict[str, Any]
+    path: Path,
+    rows: Iterator[tuple[Any, Any]],
+    answer: Callable[[Iterator[tuple[Any, Any]]], Iterable[Fields]],
+    about: dict[str, Any],
 ) -> tuple[int, bool]:
     """As ``write_answers``, but what is done is kept in PATH.partial, and gone on with; an output that is whole stays.
 
@@ -139,7 +144,7 @@ def resume_answers(
                 temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         digest = hashlib.sha256()
 
-        def noted() -> Iterator[TextRow]:
+        def noted() -> Iterator[tuple[Any, Any]]:
             for row in rows:
                 digest.update((json_line(dict(row[1])) + "\n").encode(errors="backslashreplace"))
                 yield row

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mtl.checkpoints.files import read_tensors
 from mtl.disk import atomic_write, expanded, user_cache
 from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.tokenizer import Pair
 from mtl.errors import RecipeError, TrainingError
 
 if TYPE_CHECKING:
@@ -41,6 +43,41 @@ def teacher_vectors(task: TaskSpec, split: str, texts: Sequence[str], folder: Pa
     return vectors.float()
 
 
+def teacher_scores(task: TaskSpec, split: str, texts: Sequence[str], folder: Path) -> Tensor:
+    """A cross-encoder's logit of each query with each of its texts, which stand behind it: (rows, texts) float32.
+
+    Raises:
+        RecipeError: there are others than one for each of them, or one is not finite.
+        MtlError: the file cannot be read, or the model cannot be loaded or is no cross-encoder.
+    """
+    width = len(task.text_field)
+    source, rows = task.teacher.replace("{split}", split), len(texts) // width
+    if source.endswith(FILES):
+        scores = read_vectors(folder / expanded(source))
+    else:
+        pairs = [(texts[i], text) for i in range(0, len(texts), width) for text in texts[i + 1 : i + width]]
+        scores = computed_scores(source, folder, pairs).view(rows, width - 1)
+    if scores.shape != (rows, width - 1):
+        expected = f"({rows}, {width - 1}): one for each text of {split} behind a query"
+        raise RecipeError(f"task {task.name!r}: {source} has scores {tuple(scores.shape)}; expected {expected}")
+    if not scores.isfinite().all():
+        raise RecipeError(f"task {task.name!r}: {source} has a score that is not finite; expected numbers")
+    return scores.float()
+
+
+def computed_scores(name: str, folder: Path, pairs: Sequence[Pair]) -> Tensor:
+    """A cross-encoder's logits of pairs, (pairs,), remembered as vectors are."""
+    from mtl.tasks.multitask import MultiTaskModel  # which knows of all kinds of task
+
+    beside = folder / expanded(name)
+    model = MultiTaskModel.from_pretrained(beside if beside.is_dir() else name)
+    task, weights = model.ranker(), hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        weights.update(key.encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    about = [weights.hexdigest(), model.embedder.fingerprint, model.embedder.tokenizer.max_length, list(pairs)]
+    return remembered(about, lambda: model.predict(pairs).logits[task][:, 0])
+
+
 def read_vectors(path: Path) -> Tensor:
     """The vectors of a .npy file, or of a .safetensors file that has no other tensor.
 
@@ -63,12 +100,17 @@ def computed(name: str, folder: Path, texts: Sequence[str]) -> Tensor:
     beside = folder / expanded(name)
     model = SentenceEncoder.from_pretrained(beside if beside.is_dir() else name)
     about = [model.fingerprint, model.default_prompt, model.tokenizer.max_length, list(texts)]
+    return remembered(about, lambda: model.encode(texts, overflow="truncate"))
+
+
+def remembered(about: Sequence[Any], compute: Callable[[], NDArray[np.float32]]) -> Tensor:
+    """What is computed, kept in the user's cache folder under a hash of what it is ``about``."""
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
     path = user_cache() / "teachers" / f"{key}.npy"
     if path.is_file():
         with suppress(RecipeError):  # damaged: it is made again
             return read_vectors(path)
-    vectors = model.encode(texts, overflow="truncate")
+    vectors = compute()
     try:
         with atomic_write(path, TrainingError) as partial, partial.open("wb") as file:
             np.save(file, vectors)

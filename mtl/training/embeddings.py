@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from mtl.encode.options import EncodeOptions
 from mtl.encode.sentence_encoder import DOCUMENT, SentenceEncoder
 from mtl.errors import InputError, shown
 from mtl.rows.read import read_rows
-from mtl.search import BLOCK, search_metrics
+from mtl.search import BLOCK, DEPTH, ranking_metrics, rankings
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.tasks.spec import TaskSpec
 from mtl.training.data import load_data
@@ -115,15 +116,34 @@ def judgements(path: Path, queries: Mapping[str, str], documents: dict[str, int]
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Searched:
+    """The results of a search: by query, its text, the places of its results in ``texts``, and what is relevant."""
+
+    queries: list[str]
+    texts: list[str]
+    rankings: list[list[int]]
+    relevant: list[dict[int, float]]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return ranking_metrics(self.rankings, self.relevant)
+
+
 def retrieval(
     model: SentenceEncoder, folder: Path, split: str = "test", **options: Unpack[EncodeOptions]
 ) -> dict[str, float]:
-    """How well a model finds what is relevant, by exact search in a folder of BEIR's layout.
+    """How well a model finds what is relevant: the metrics of ``searched``."""
+    return searched(model, folder, split, **options).metrics
+
+
+def searched(model: SentenceEncoder, folder: Path, split: str = "test", **options: Unpack[EncodeOptions]) -> Searched:
+    """What a model finds, by exact search in a folder of BEIR's layout.
 
     The folder has corpus.jsonl, queries.jsonl and qrels/<split>.tsv. The checkpoint's prompts for queries and documents
     go before the texts, and vectors are compared by the model's own measure. Queries without a relevant document are
     left out, relevant documents that are not there are never found, and a document with the query's own id is no
-    result. Memory holds the queries' vectors and one window of the corpus's.
+    result. Memory holds the texts, the queries' vectors and one window of the corpus's.
 
     Raises:
         InputError: a file cannot be read, or a row is wrong; it names the line.
@@ -131,8 +151,32 @@ def retrieval(
     corpus, queries = (texts_by_id(folder / name) for name in ("corpus.jsonl", "queries.jsonl"))
     places = {key: place for place, key in enumerate(corpus)}
     relevant = judgements(folder / "qrels" / f"{split}.tsv", queries, places)
-    vectors = torch.from_numpy(model.encode_query([queries[key] for key in relevant], **options))
+    asked, texts = [queries[key] for key in relevant], [*corpus.values()]
+    vectors = torch.from_numpy(model.encode_query(asked, **options))
     of_documents = model.prompted(DOCUMENT, options)
-    blocks = map(torch.from_numpy, model.encode_stream(corpus.values(), window=BLOCK, **of_documents))
-    return search_metrics(vectors, blocks, [*relevant.values()], [places.get(key) for key in relevant],
-                          model.similarity_fn_name)  # fmt: skip
+    blocks = map(torch.from_numpy, model.encode_stream(texts, window=BLOCK, **of_documents))
+    found = rankings(vectors, blocks, [places.get(key) for key in relevant], model.similarity_fn_name)
+    return Searched(asked, texts, found, [*relevant.values()])
+
+
+def reranked(found: Searched, model: MultiTaskModel, depth: int = DEPTH, threads: int | None = None) -> Searched:
+    """The same results, of which each query's first ``depth`` are in the order of a cross-encoder's scores.
+
+    Raises:
+        InputError: the model is no cross-encoder.
+    """
+    task = model.ranker()
+    rows = [(query, place) for query, ranking in enumerate(found.rankings) for place in ranking[:depth]]
+    scores: list[list[float]] = [[] for _ in found.rankings]
+
+    def pair(row: tuple[int, int]) -> tuple[str, str]:
+        return found.queries[row[0]], found.texts[row[1]]
+
+    for part, predicted in model.predict_rows(rows, pair, threads, pairs=True):
+        for (query, _), score in zip(part, predicted.scores[task][:, 0].tolist(), strict=True):
+            scores[query].append(score)
+    again = []
+    for ranking, own in zip(found.rankings, scores, strict=True):
+        order = sorted(range(len(own)), key=own.__getitem__, reverse=True)  # stable: equal ones stay as they were
+        again.append([ranking[i] for i in order] + ranking[depth:])
+    return dataclasses.replace(found, rankings=again)

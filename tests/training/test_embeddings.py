@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from conftest import randomized
 from scipy.stats import pearsonr, spearmanr
 from test_cli import Done, mtl
 
-from mtl import SentenceEncoder
+from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
+from mtl.cli import cli
 from mtl.errors import MtlError
-from mtl.training.embeddings import retrieval, sts
+from mtl.training.embeddings import reranked, retrieval, searched, sts
 
 __all__ = ["mtl"]  # the fixture
 
@@ -156,3 +159,24 @@ def test_the_command(mtl: Callable[..., Done], folder: Path, file: Path, beir: P
     done = mtl("evaluate", "--model", folder, "--retrieval", beir, "--plot", "a.png")
     assert done.returncode == 2
     assert "--plot goes with --recipe and --sts; a search has no picture" in done.stderr
+
+
+def test_a_search_is_reranked(tiny: SentenceEncoder, beir: Path, tmp_path: Path) -> None:
+    """What a cross-encoder of these results says by hand, of the first two and of all."""
+    task = TaskSpec("score", kind="relevance", text_field=("query", "text"), activation="identity")
+    judge = randomized(MultiTaskModel(tiny, [task]))
+    first = searched(tiny, beir)
+    for depth in (2, 100):
+        again = reranked(first, judge, depth)
+        for query, before, after in zip(first.queries, first.rankings, again.rankings, strict=True):
+            texts = [first.texts[place] for place in before[:depth]]
+            order = [hit["corpus_id"] for hit in judge.rank(query, texts)]
+            assert after == [before[i] for i in order] + before[depth:]
+    judge.save(tmp_path / "judge")
+    tiny.save(tmp_path / "encoder")
+    arguments = ["-m", str(tmp_path / "encoder"), "--retrieval", str(beir), "--rerank", str(tmp_path / "judge")]
+    out = CliRunner().invoke(cli, ["evaluate", *arguments])
+    assert out.exit_code == 0, out.output
+    assert "search, reranked" in out.stdout
+    wrong = CliRunner().invoke(cli, ["evaluate", *arguments[:4], "--rerank", str(tmp_path / "encoder")])
+    assert isinstance(wrong.exception, MtlError)

@@ -379,8 +379,7 @@ class HeadKind(Kind):
 
     @property
     def joint(self) -> bool | Literal["either"]:
-        found: bool | Literal["either"] = self.options.joint
-        return found
+        return self.options.joint if isinstance(self.options, HeadOptions) else False
 
     def check_texts(self) -> None:
         fields = self.task.text_field
