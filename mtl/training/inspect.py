@@ -173,8 +173,9 @@ class Look:
             texts = [text for row in block.rows for text in row.texts]
             tokens = self.encoder.tokenizer(texts, "truncate", self.limit, prompt=self.encoder.default_prompt)
             found.lengths.update(len(row) + cut for row, cut in zip(tokens.rows, tokens.cuts, strict=True))
-            found.cut += tokens.cut_texts
-            found.cut_tokens += tokens.cut_tokens
+            if self.task.handler.level == "text":  # a text to be tagged is gone through in windows, and not cut
+                found.cut += tokens.cut_texts
+                found.cut_tokens += tokens.cut_tokens
             for row in block.rows:
                 self.note(found, row)
         return found
