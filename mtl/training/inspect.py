@@ -23,6 +23,7 @@ from mtl.checkpoints import load
 from mtl.checkpoints.fetch import fetch
 from mtl.display import counted
 from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.tokenizer import Tokenized
 from mtl.encode.windows import cuts_in_words, in_blocks
 from mtl.errors import RecipeError, shown
 from mtl.search import BLOCK, nearest
@@ -170,8 +171,7 @@ class Look:
         """All that is in one split."""
         found = Found(labels=Counter(dict.fromkeys(self.task.labels, 0)))  # in the order that they are declared in
         for block in in_blocks(self.rows(split), WINDOW):
-            texts = [text for row in block.rows for text in row.texts]
-            tokens = self.encoder.tokenizer(texts, "truncate", self.limit, prompt=self.encoder.default_prompt)
+            tokens = self.tokens([row.texts for row in block.rows])
             found.lengths.update(len(row) + cut for row, cut in zip(tokens.rows, tokens.cuts, strict=True))
             if self.task.handler.level == "text":  # a text to be tagged is gone through in windows, and not cut
                 found.cut += tokens.cut_texts
@@ -179,6 +179,14 @@ class Look:
             for row in block.rows:
                 self.note(found, row)
         return found
+
+    def tokens(self, texts: Sequence[Sequence[str]]) -> Tokenized:
+        """The tokens of rows' texts as training takes them: each by itself, or the first with each other in one row."""
+        if self.task.handler.joint is True:
+            pairs = [(row[0], other) for row in texts for other in row[1:]]
+            return self.encoder.tokenizer.pairs(pairs, "truncate", self.limit)
+        each = [text for row in texts for text in row]
+        return self.encoder.tokenizer(each, "truncate", self.limit, prompt=self.encoder.default_prompt)
 
     def note(self, found: Found, row: Read) -> None:
         """Count one row in."""
@@ -207,6 +215,7 @@ class Look:
 
     def notes(self) -> Iterator[str]:
         """What is odd, in words; ``similar`` has what is twice."""
+        noun = "pair" if self.task.handler.joint is True else "text"
         for split, found in self.splits.items():
             if not found.rows:
                 yield f"{split} has no row with a label that is right"
@@ -219,7 +228,7 @@ class Look:
             if found.empty:
                 yield f"{split}: {counted(found.empty, 'row')} with an empty text"
             if found.cut:
-                yield f"{split}: {cuts_in_words(found.cut, found.cut_tokens, self.limit)}"
+                yield f"{split}: {cuts_in_words(found.cut, found.cut_tokens, self.limit, noun)}"
             if found.conflicts:
                 yield f"{split}: {counted(found.conflicts, 'text')} with different labels"
         spelled = sum((found.spelled for found in self.splits.values()), Counter())

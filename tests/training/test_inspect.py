@@ -104,6 +104,15 @@ def test_the_command(recipe: Path, mtl: Done) -> None:
     assert bad.returncode == 2
 
 
+def test_joint_pairs_are_measured_in_one_row(recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace('dev = "dev.jsonl"', 'text_field = ["text", "other"]\njoint = true'))
+    rows = [{"text": "a b", "other": "c", "label": "bar"}, {"text": "a " * 9, "other": "b " * 9, "label": "bar"}]
+    (recipe.parent / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = inspect(recipe, near=1)
+    assert report.splits["topic"]["train"].lengths == {6: 1, 21: 1}
+    assert "topic: train: 1 pair was longer than 16 tokens and lost 5 tokens" in report.notes
+
+
 @given(name=st.text(min_size=1).filter(str.strip))
 def test_spellings(name: str) -> None:
     """Another case, other blanks: the same label; but another name is another."""
