@@ -46,7 +46,7 @@ def test_the_recipes_are_some(tmp_path: Path) -> None:
     for block in blocks("toml"):
         (tmp_path / "my.toml").write_text(block)
         kinds += [task.kind for task in read_recipe(tmp_path / "my.toml").tasks]
-    assert kinds == ["single-label", "multi-label", "regression"]
+    assert kinds == ["single-label", "regression"]
 
 
 def test_the_first_command_prints_what_is_shown() -> None:
@@ -115,10 +115,8 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "corpus").mkdir()
     for name in ("rows.jsonl", "corpus/part-1.jsonl", "topic-train.jsonl", "topic-dev.jsonl"):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    about = "".join(json.dumps({"text": row["text"], "label": []}) + "\n" for row in rows)
     stars = "text,label\n" + "".join(f'"{row["text"]}",{i % 5}\n' for i, row in enumerate(rows))
     for part in ("", "-dev"):
-        (tmp_path / f"about{part}.jsonl").write_text(about)
         (tmp_path / f"stars{part}.csv").write_text(stars)
     pairs = [{"text_a": rows[i - 1]["text"], "text_b": rows[i]["text"], "score": i % 3} for i in range(len(rows))]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))

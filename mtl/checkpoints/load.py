@@ -19,6 +19,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from mtl.checkpoints.encodings import encodings
 from mtl.checkpoints.families import FAMILIES, Family
 from mtl.checkpoints.fields import CONFIG, PROMPTS, SENTENCE_CONFIGS
 from mtl.checkpoints.files import check_tensors, inside, read_json, read_object, read_tensors, read_weights
@@ -31,7 +32,7 @@ from mtl.checkpoints.modules import (
     read_sentence_config,
     score_activation,
 )
-from mtl.checkpoints.tokenizer import class_of, encodings, load_tokenizer, read_options, takes_segments
+from mtl.checkpoints.tokenizer import class_of, load_tokenizer, read_options, takes_segments
 from mtl.display import counted
 from mtl.errors import ConfigError, MtlError, WeightsError, printable, shown
 from mtl.kernels.uninitialized import uninitialized

@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from mtl.checkpoints.encodings import encodings
 from mtl.checkpoints.fields import TOKENIZER_CONFIG
 from mtl.checkpoints.files import field, inside, read_json, read_object
 from mtl.checkpoints.sentencepiece import read as read_pieces
@@ -164,20 +165,6 @@ def read_text(path: Path) -> str:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path} cannot be read as UTF-8 text: {one_line(error)}") from None
-
-
-def encodings(encode: Callable[..., list[Encoding]], texts: Sequence[Any], special: bool = False) -> list[Encoding]:
-    """What a tokenizer makes of texts, with special tokens around each or without.
-
-    Raises:
-        WeightsError: it cannot, since its vocabulary lacks a token, which stands for all that it does not know.
-    """
-    try:
-        return encode(list(texts), add_special_tokens=special)
-    except BaseException as error:  # tokenizers raises Exception itself, or where it panics what is none
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise WeightsError(f"the tokenizer fails at a text ({one_line(error)}); look for damage in its files") from None
 
 
 def read_options(folder: Path, part: str = "", more: Options | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 
-from mtl.checkpoints.tokenizer import encodings
+from mtl.checkpoints.encodings import encodings
 from mtl.errors import InputError, WeightsError, is_unicode, shown
 
 T = TypeVar("T")

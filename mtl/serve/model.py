@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtl.checkpoints.card import public_name as named_by
-from mtl.checkpoints.tokenizer import encodings
+from mtl.checkpoints.encodings import encodings
 from mtl.encode.batching import in_order
 from mtl.encode.engine import Engine
 from mtl.encode.precision import Precision

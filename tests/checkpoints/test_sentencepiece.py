@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from mtl.checkpoints.encodings import encodings
 from mtl.checkpoints.families import FAMILIES
 from mtl.checkpoints.sentencepiece import read
-from mtl.checkpoints.tokenizer import class_of, encodings, load_tokenizer, read_options
+from mtl.checkpoints.tokenizer import class_of, load_tokenizer, read_options
 from mtl.errors import WeightsError
 
 PLACE = GOLDENS / "spm"
