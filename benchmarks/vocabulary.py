@@ -25,7 +25,7 @@ from mtl.display import table
 
 WORDS, DIM, HIDDEN = 250_002, 768, 3072
 NAMES = ["<s>", "<pad>", "</s>", "<unk>"]
-BOUND_MIB = 1.6e9 / 2**20  # beyond weights and moments
+BOUND_MIB = 1.6 * 2**10  # beyond weights and moments
 
 
 def tokenizer(words: int) -> Tokenizer:
@@ -63,6 +63,7 @@ def prepare(folder: Path, layers: int, rows: int) -> None:
 def work(folder: Path, epochs: int, stop: int, threads: int) -> dict[str, Any]:
     """Train up to a step, or with ``stop`` 0 to the end, in this process: its peak, and what of it is beyond."""
     from mtl import train
+    from mtl.cli.allocator import keep_memory
     from mtl.errors import TrainingStopped
     from mtl.tasks.spec import TaskSpec
     from mtl.training.recipe import Recipe, Training
@@ -82,6 +83,7 @@ def work(folder: Path, epochs: int, stop: int, threads: int) -> dict[str, Any]:
     task = TaskSpec("letter", ("a", "b"), train=str(folder / "rows.jsonl"))
     recipe = Recipe(str(folder / "model"), (task,), Training(epochs=epochs, batch_size=32))
     watch = Watch()
+    keep_memory()  # as `mtl train`
     with suppress(TrainingStopped):
         train(recipe, folder / "run", resume=not stop, threads=threads, report=watch)
     run = watch.run

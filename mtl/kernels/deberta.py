@@ -114,7 +114,7 @@ def compile(model: Deberta, dtype: torch.dtype, ranges: Ranges, mapped: bool) ->
         p2c = [product(of_head / compared / width, None, number) for of_head in pos_q] if model.config.p2c else []
         made = Block(**vars(make_inner(i, plain)), compared=compared, c2p=c2p, p2c=p2c)
         if mapped:
-            release(block)
+            release(block.parameters())
         return made
 
     return Program(model, number, make)

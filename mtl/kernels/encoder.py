@@ -127,7 +127,7 @@ def compile(encoder: DistilBert, dtype: torch.dtype, ranges: Ranges, mapped: boo
     def make(i: int, plain: bool = False) -> Block:
         made = make_block(i, plain)
         if mapped:
-            release(encoder.blocks[i])
+            release(encoder.blocks[i].parameters())
         return made
 
     return Program(encoder, torch.float32 if dtype == torch.int8 else dtype, make)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -92,13 +92,13 @@ def joined(*layers: nn.Linear) -> tuple[Tensor, Tensor | None]:
     return torch.cat(weights), torch.cat(biases) if biases else None
 
 
-def release(module: nn.Module) -> None:
-    """Tell Linux that a module's memory-mapped weights need not stay in memory; what reads them reads the file again.
+def release(tensors: Iterable[Tensor]) -> None:
+    """Tell Linux that memory-mapped tensors need not stay in memory; what reads them reads the file again.
 
     Nothing is lost by it, whatever the memory is.
     """
     advise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
-    for weight in module.parameters():
+    for weight in tensors:
         first = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         size = (weight.data_ptr() + weight.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
         if advise and size > 0 and weight.device.type == "cpu":

@@ -161,7 +161,7 @@ def compile(encoder: RotaryEncoder, dtype: torch.dtype, ranges: Ranges, mapped: 
             linear("mlp.Wo", mlp.Wo),
         )
         if mapped:
-            release(block)
+            release(block.parameters())
         return made
 
     return Program(encoder, number, make)

@@ -6,7 +6,8 @@ where a loss compares all rows of the window with each other.
 
 A window is divided into shares, and these into pieces, by its rows alone. A thread, or a process, computes whole
 shares; their gradients are added in a fixed tree, 0 + 1, 2 + 3, then both. So the outcome is the same to the bit on any
-number of threads, and of processes that is a power of two.
+number of threads, and of processes that is a power of two. A matrix's gradient is added as soon as it is there, while
+autograd goes on to those below it, so that few are in memory at once.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import reduce
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial, reduce
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,6 +45,7 @@ class Piece:
     seeds: tuple[int, ...]
 
 
+T = TypeVar("T")
 Share = Sequence[Piece]
 Gradients = list[Tensor | None]  # for each parameter
 Map = Callable[..., Iterable[Any]]  # as the builtin, perhaps side by side
@@ -140,10 +143,86 @@ def added(total: Gradients, other: Gradients) -> Gradients:
     return [plus(one, two) for one, two in zip(total, other, strict=True)]
 
 
-def summed(pieces: Share, labels: Mapping[str, float], objective: Objective) -> Found:
-    """Of pieces whose losses are sums over their rows; a window has so many ``labels`` of each task."""
+class Tree(Generic[T]):
+    """What shares give of one thing, added two by two until at most two sums are left; the second to be ready adds."""
+
+    def __init__(self, shares: range, plus: Callable[[T, T], T]) -> None:
+        self.plus, self.levels = plus, max(0, len(shares).bit_length() - 2)
+        self.ready: dict[tuple[int, int], T] = {}  # by level and number of a node of the tree
+        self.lock = threading.Lock()
+
+    def add(self, number: int, value: T) -> None:
+        for level in range(self.levels + 1):
+            with self.lock:
+                if level == self.levels or (level, number ^ 1) not in self.ready:
+                    self.ready[level, number] = value
+                    return
+                other = self.ready.pop((level, number ^ 1))
+            value = self.plus(other, value) if number % 2 else self.plus(value, other)
+            number //= 2
+
+    @property
+    def sums(self) -> list[T]:
+        return [self.ready[node] for node in sorted(self.ready, key=lambda node: node[1] << node[0])]
+
+
+class Part:
+    """The gradients of some of a share's pieces, and which of them have gone to their trees already."""
+
+    def __init__(self, number: int, trees: Sequence[Tree[Tensor | None]]) -> None:
+        self.number, self.trees = number, trees
+        self.total: Gradients = [None] * len(trees)
+        self.given: set[int] = set()
+
+    def add(self, gradients: Gradients) -> None:
+        self.total = added(self.total, gradients)
+
+    def give(self, i: int, gradient: Tensor) -> None:
+        """What the last piece adds to one parameter's goes into its tree."""
+        self.given.add(i)
+        total, self.total[i] = self.total[i], None
+        self.trees[i].add(self.number, plus(total, gradient))
+
+
+class Early(threading.local):
+    """Hands over each matrix's gradient as soon as there is one, in the thread that has set to whom.
+
+    What autograd keeps in its place takes no memory.
+    """
+
+    to: Part | None = None
+
+    def hook(self, i: int, gradient: Tensor) -> Tensor | None:
+        if self.to is None:
+            return None
+        self.to.give(i, gradient)
+        return gradient.new_zeros(()).expand(gradient.shape)
+
+    @contextmanager
+    def hooked(self, objective: Objective) -> Iterator[None]:
+        """Within it, the matrices have hooks; autograd gives no other tensor their gradients."""
+        matrices = [(i, x) for i, x in enumerate(objective.parameters) if x.ndim == 2 and x.requires_grad]
+        handles = [x.register_hook(partial(self.hook, i)) for i, x in matrices if i != objective.of_words]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def handing(self, part: Part | None) -> Iterator[None]:
+        self.to = part
+        try:
+            yield
+        finally:
+            self.to = None
+
+
+def summed(
+    pieces: Share, labels: Mapping[str, float], objective: Objective, part: Part, early: Early | None
+) -> dict[str, float]:
+    """The losses of pieces that are sums over their rows; a window has so many ``labels`` of each task."""
     losses: dict[str, float] = defaultdict(float)
-    total: Gradients = [None] * len(objective.parameters)
     for piece in pieces:
         task, count = piece.task, labels[piece.task] or 1  # a window of texts may have no word
         outputs = objective.forward(piece)
@@ -151,8 +230,9 @@ def summed(pieces: Share, labels: Mapping[str, float], objective: Objective) -> 
         losses[task] += float(loss.detach()) / count
         weighted = objective.weights(task, loss / count, own / count)
         # not bound to a name, which would keep these gradients alive while the next piece is computed
-        total = added(total, objective.gradients(task, weighted))
-    return Found(losses, total)
+        with early.handing(part) if early and piece is pieces[-1] else nullcontext():
+            part.add(objective.gradients(task, weighted))
+    return losses
 
 
 # GradCache (Gao et al. 2021, arXiv 2101.06983), for losses that compare all rows of a window with each other: every
@@ -161,13 +241,16 @@ def summed(pieces: Share, labels: Mapping[str, float], objective: Objective) -> 
 # then, dropping the same.
 
 
-def joint(pieces: Share, vectors: Sequence[Tensor], of_vectors: Mapping[int, Tensor], objective: Objective) -> Found:
-    """Of pieces whose losses have these gradients with respect to their vectors, by the pieces' ids."""
-    total: Gradients = [None] * len(objective.parameters)
-    for piece, known in zip(pieces, vectors, strict=True):
+def joint(
+    pieces: Share, vectors: list[Tensor], of_vectors: Mapping[int, Tensor], objective: Objective, part: Part,
+    early: Early | None,
+) -> None:  # fmt: skip
+    """Pieces whose losses have these gradients with respect to their vectors, by the pieces' ids."""
+    for piece in pieces:
+        known = vectors.pop(0)
         outputs = known if known.requires_grad else objective.forward(piece)
-        total = added(total, objective.gradients(piece.task, outputs, of_vectors[id(piece)]))
-    return Found({}, total)
+        with early.handing(part) if early and piece is pieces[-1] else nullcontext():
+            part.add(objective.gradients(piece.task, outputs, of_vectors[id(piece)]))
 
 
 def compared(
@@ -197,33 +280,8 @@ def compared(
     return Found(losses, total), of_vectors
 
 
-def sum_of(one: Found, other: Found) -> Found:
-    names = one.losses | other.losses
-    losses = {name: one.losses.get(name, 0.0) + other.losses.get(name, 0.0) for name in names}
-    return Found(losses, added(one.gradients, other.gradients))
-
-
-def tree(make: Callable[[int], Found], shares: range, mapped: Map) -> list[Found]:
-    """What ``make`` gives of each share, added two by two until at most two sums are left, in order.
-
-    The thread that is the second to be ready adds: few gradients are in memory at once.
-    """
-    ready: dict[tuple[int, int], Found] = {}  # by level and number of a node of the tree
-    lock, levels = threading.Lock(), max(0, len(shares).bit_length() - 2)
-
-    def work(number: int) -> None:
-        found = make(number)
-        for level in range(levels + 1):
-            with lock:
-                other = ready.pop((level, number ^ 1), None) if level < levels else None
-                if other is None:
-                    ready[level, number] = found
-                    return
-            found = sum_of(other, found) if number % 2 else sum_of(found, other)
-            number //= 2
-
-    list(mapped(work, shares))
-    return [ready[node] for node in sorted(ready, key=lambda node: node[1] << node[0])]
+def sum_of(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in one | other}
 
 
 def backward(
@@ -249,13 +307,27 @@ def backward(
     own = {id(piece): x.detach() for i in mine for piece, x in zip(together[i], vectors[i], strict=True)}
     of_losses, of_vectors = compared(together, own, objective, ranks)
 
-    def of_share(number: int) -> Found:
-        found = summed(alone[number], labels, objective)
-        return sum_of(found, joint(together[number], vectors.pop(number), of_vectors, objective))
+    losses = Tree[dict[str, float]](mine, sum_of)
+    trees = [Tree[Tensor | None](mine, plus) for _ in objective.parameters]
+    early = Early()
 
-    parts = [of_losses, *tree(of_share, mine, mapped)]
+    def add(number: int) -> None:
+        """A share's losses and gradients to their sums."""
+        one, other = Part(number, trees), Part(number, trees)
+        single = early if not (alone[number] and together[number]) else None
+        found = summed(alone[number], labels, objective, one, single)
+        joint(together[number], vectors.pop(number), of_vectors, objective, other, single)
+        for i, (total, rest) in enumerate(zip(one.total, other.total, strict=True)):
+            if i not in one.given | other.given:
+                trees[i].add(number, plus(total, rest))
+        losses.add(number, found)
+
+    with early.hooked(objective):
+        list(mapped(add, mine))
     every = range(len(objective.parameters))
-    gradients = list(mapped(lambda i: reduce(plus, [part.gradients[i] for part in parts]), every))
+    gradients = list(mapped(lambda i: reduce(plus, [of_losses.gradients[i], *trees[i].sums]), every))
     drawn = {piece.task for share in shares for piece in share}
-    losses = {name: sum(part.losses.get(name, 0.0) for part in parts) for name in objective.tasks if name in drawn}
-    return Found(losses, gradients)
+    parts = [of_losses.losses, *losses.sums]
+    return Found(
+        {name: sum(part.get(name, 0.0) for part in parts) for name in objective.tasks if name in drawn}, gradients
+    )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mtl.encode.precision import effective
 from mtl.errors import CheckpointError
+from mtl.kernels.linear import release
 from mtl.kernels.training_linear import faster
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint
@@ -171,9 +172,11 @@ class Run:
         return digest.hexdigest()[:16]
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        weights = {key.removeprefix("weights."): x for key, x in tensors.items() if key.startswith("weights.")}
-        self.model.load_state_dict({key: x for key, x in tensors.items() if not key.startswith("weights.")})
-        self.weights.load_state_dict(weights)
+        own = self.tensors()
+        assert own.keys() == tensors.keys()
+        for name, x in own.items():
+            x.copy_(tensors[name])
+            release([tensors[name]])  # the file need not be in memory as a whole
 
     def restore(self) -> list[str]:
         """Go back to the newest whole checkpoint; gives a line for each that was not whole.
@@ -198,6 +201,7 @@ class Run:
         for name, parameter in self.parameters():
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq", "rows") if f"{name}.{key}" in moments]
             kept = {key: moments[f"{name}.{key}"].clone().to(parameter.device) for key in keys}
+            release(moments[f"{name}.{key}"] for key in keys)
             if kept and parameter is self.of_words.table:
                 self.of_words.restore(kept)
             elif kept:

@@ -1,7 +1,7 @@
 """The outcome of training follows from recipe, data and seed: neither threads, limits nor the company change a bit."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from training.test_session import recipe
 from mtl.checkpoints.fetch import sha256_of
 from mtl.model.dropout import Draws, drawing_from, dropout
 from mtl.training import gradients
-from mtl.training.gradients import divide, share_count, tree
+from mtl.training.gradients import Tree, divide, plus, share_count
 from mtl.training.run import Run
 from mtl.training.schedule import MicroBatch
 from mtl.training.session import train
@@ -132,15 +132,22 @@ def test_the_tree_is_the_same_in_any_order() -> None:
     pairs = values[::2] + values[1::2]
     expected = (pairs[0] + pairs[1]) + (pairs[2] + pairs[3])
 
-    def make(i: int) -> gradients.Found:
-        return gradients.Found({"a": float(i)}, [values[i].clone(), None])
+    def sums(numbers: Iterable[int], count: int = 8) -> list[Tensor]:
+        tree = Tree[Tensor | None](range(count), plus)
+        for i in numbers:
+            tree.add(i, values[i].clone())
+        return tree.sums
 
-    for mapped in (map, lambda work, numbers: [work(i) for i in reversed(numbers)]):
-        roots = tree(make, range(8), mapped)
-        assert len(roots) == 2
-        assert torch.equal(roots[0].gradients[0] + roots[1].gradients[0], expected)
-        assert roots[0].losses == {"a": 6.0}
-    assert [len(tree(make, range(n), map)) for n in (0, 1, 2, 4)] == [0, 1, 2, 2]
+    for order in (range(8), reversed(range(8)), (3, 7, 0, 5, 2, 1, 6, 4)):
+        one, other = sums(order)
+        assert torch.equal(one + other, expected)
+    assert [len(sums(range(n), n)) for n in (0, 1, 2, 4)] == [0, 1, 2, 2]
+    tree = Tree[Tensor | None](range(4), plus)  # nothing is nothing, and not missing
+    for i, value in enumerate((None, None, None, values[3])):
+        tree.add(i, value)
+    none, last = tree.sums
+    assert none is None
+    assert torch.equal(last, values[3])
 
 
 def test_the_command_on_other_threads(mtl, recipe: Path, tmp_path: Path) -> None:
