@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import randomized
 
-from benchmarks import bench, gpu, machine, measure, readme, search, workloads
+from benchmarks import bench, gpu, machine, measure, readme, search, serving, workloads
 from benchmarks.processes import Place, Setting, Worker
 from mtl.checkpoints.load import Checkpoint
 from mtl.checkpoints.save import save
@@ -191,3 +192,17 @@ def test_a_batch_of_1024_pairs_takes_the_memory_of_its_pieces() -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     peaks = json.loads(done.stdout.splitlines()[-1])["peak_mib"]
     assert peaks["1024"] <= 1.3 * peaks["512"]
+
+
+def test_what_is_said_of_servers(tmp_path: Path) -> None:
+    """The middle of the rounds, and how often the peer's; to a peer that answered nothing there is no ratio."""
+    rounds = [{"per second": rate, "p50": 9.0, "p99": 99.0, "refused": 1} for rate in (30.0, 10.0, 20.0)]
+    slow = [dict(each, **{"per second": each["per second"] / 4}) for each in rounds]
+    said = serving.shown({"1 client": {"mtl fp32": rounds, serving.PEER: slow}}).splitlines()
+    assert said[1].split() == ["1", "client", "mtl", "fp32", "20.0", "4.00", "9", "99", "3"]
+    none = [dict(each, **{"per second": 0.0}) for each in rounds]
+    assert "4.00" not in serving.shown({"1 client": {"mtl fp32": rounds, serving.PEER: none}})
+    lines = serving.bodies(["a", "b", "c"], 2, tmp_path / "x").read_text().splitlines()
+    assert [json.loads(line)["input"] for line in lines] == [["a", "b"], ["c"]]
+    assert json.loads(serving.bodies(["a"], 1, tmp_path / "y").read_text())["input"] == "a"
+    assert 0 < serving.resident(os.getpid()) < 10**6

@@ -156,7 +156,8 @@ def write_graph(model: SentenceEncoder | MultiTaskModel, path: Path) -> list[str
     import onnx_ir
 
     embedder, heads = parts(model)
-    types = ("token_type_ids",) if "token_type_ids" in embedder.origin.family.inputs else ()
+    told = "token_type_ids" in embedder.origin.family.inputs or embedder.encoder.config.segments > 1
+    types = ("token_type_ids",) if told else ()
     inputs = ["input_ids", *types, "attention_mask"]
     outputs = ["last_hidden_state", "sentence_embedding", *heads]
     example = torch.zeros(2, 7, dtype=torch.int64), *(torch.ones(2, 7, dtype=torch.int64) for _ in inputs[1:])
