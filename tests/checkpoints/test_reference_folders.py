@@ -782,6 +782,15 @@ def test_padding_around_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert "the token 0 stands around every text, and is pad_token_id" in caplog.text
 
 
+def test_padding_in_a_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """RoBERTa's positions count the tokens that are no padding, in transformers."""
+    model = SentenceEncoder.from_pretrained(of_family(tmp_path, "Roberta"))
+    model.encode(["a b", "c"])
+    assert "the token of padding" not in caplog.text
+    model.encode(["a <pad> b", "c", "a <pad> b"])
+    assert "1 text with the token of padding, which takes a place here, and none in transformers" in caplog.text
+
+
 def test_a_bare_folder_with_a_chat_template(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """sentence-transformers 6 puts texts into it, others do not."""
     (bert(tmp_path) / "chat_template.jinja").write_text("x")
