@@ -7,6 +7,7 @@ Only shapes that keep their bits are divided (`mtl check` tries them out); all o
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -18,6 +19,9 @@ from mtl.kernels.threads import alone
 from mtl.model.packing import PackedBatch
 from mtl.model.rotary import near, windows
 
+SHORTEST, LONGEST = 64, 1024  # tokens of a text, between which products are faster; of longer ones scores are many
+STEP = 16  # tokens; the kernels of 16 lengths are one
+SCORES = 2**18  # computed at once: 0.5 MB
 LEAST_HEAD = 16  # the width of a head from which on a fused call was seen to keep its bits on any number of threads
 
 
@@ -56,23 +60,81 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, reach: int) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
+class Scratch(threading.local):
+    """Memory of the calling thread that products write to, kept from text to text."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0, dtype=torch.bfloat16, device="cpu")
+
+    def parts(self, *shapes: tuple[int, int, int]) -> list[Tensor]:
+        """Tensors of these shapes, with whatever was there."""
+        sizes = [a * b * c for a, b, c in shapes]
+        if len(self.memory) < sum(sizes):
+            with torch.inference_mode(False):  # else it could be written to in no other mode
+                self.memory = torch.empty(sum(sizes), dtype=torch.bfloat16, device="cpu")
+        parts = self.memory[: sum(sizes)].split(sizes)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+scratch = Scratch()
+
+
+def has_products() -> bool:
+    """Whether this processor multiplies in bfloat16 itself, and torch's products of matrices have oneDNN do so."""
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+
+
+def by_products(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    """As ``fused`` of one text in bfloat16, by oneDNN's products, into ``out``; all are (length, heads, head_dim).
+
+    Scores are computed of a few heads at once, as many as leave them in the cache. The length is rounded up to a
+    multiple of ``STEP``, so that few kernels are made; what a text gets depends on its length alone.
+    """
+    length, heads, width = q.shape
+    padded = -(-length // STEP) * STEP
+    most = max(1, SCORES // padded**2)
+    some = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= most)
+    queries, keys, values, contexts, scores = scratch.parts(
+        (heads, padded, width), (heads, width, padded), (heads, padded, width), (heads, padded, width),
+        (some, padded, padded),
+    )  # fmt: skip
+    torch.mul(q.transpose(0, 1), width**-0.5, out=queries[:, :length])
+    queries[:, length:] = 0
+    keys[:, :, :length] = k.permute(1, 2, 0)
+    keys[:, :, length:] = 0
+    values[:, :length] = v.transpose(0, 1)
+    values[:, length:] = 0
+    for i in range(0, heads, some):
+        torch.bmm(queries[i : i + some], keys[i : i + some], out=scores)
+        scores[:, :, length:] = -torch.inf
+        torch.softmax(scores, dim=-1, out=scores)
+        torch.bmm(scores, values[i : i + some], out=contexts[i : i + some])
+    out.copy_(contexts[:, :length].transpose(0, 1))
+
+
 def grouped(
     q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = (), reach: int | None = None
 ) -> Tensor:
-    """One fused call for each group of equally long texts, which needs no mask, or one for each part of a window."""
-    out = []
-    tokens = len(batch.ids)
-    groups = zip(*(batch.split(x[:tokens]) for x in (q, k, v)), strict=True)
-    for group, bias in zip(groups, biases or [None] * len(batch.groups), strict=True):
+    """One fused call for each group of equally long texts, which needs no mask, or one for each part of a window; in
+    bfloat16 on a CPU products for each text instead, where these are faster."""
+    tokens, out = len(batch.ids), q.new_empty(q.shape)
+    out[tokens:] = 0
+    products = q.dtype == torch.bfloat16 and not q.is_cuda and q.shape[2] % 16 == 0 and not biases and has_products()
+    groups = zip(*(batch.split(x[:tokens]) for x in (q, k, v, out)), strict=True)
+    for (*group, found), bias in zip(groups, biases or [None] * len(batch.groups), strict=True):
+        length = found.shape[1]
+        windows = reach is not None and length > reach + 1
+        if products and not windows and SHORTEST <= length <= LONGEST:
+            for text in zip(*group, found, strict=True):
+                by_products(*text)
+            continue
         q_group, k_group, v_group = (x.transpose(1, 2) for x in group)  # (texts, heads, length, head_dim)
-        if reach is not None and q_group.shape[2] > reach + 1:
+        if reach is not None and windows:
             context = windowed(q_group, k_group, v_group, reach)
         else:
             context = fused(q_group, k_group, v_group, bias)
-        out.append(context.transpose(1, 2).flatten(0, 1))
-    if tokens < len(q):
-        out.append(torch.zeros_like(q[tokens:]))
-    return torch.cat(out) if out else q
+        found.copy_(context.transpose(1, 2))
+    return out
 
 
 def attend(
