@@ -84,8 +84,11 @@ class Classifier:
 
     def names(self, family: Family, prefix: str = "") -> dict[str, str]:
         """Our head's tensors -> those of a family's; none where the family has no such head."""
-        if self.kind == "tokens":  # one layer; where a norm stands before it, a tagger is another than ours
-            return {} if family.head.norm else {name: name for name in ("classifier.weight", "classifier.bias")}
+        if self.kind == "tokens":  # one layer, or where a norm stands before it the hidden one too
+            hidden = "pre_classifier.weight" in self.tensors if self.tensors else bool(family.head.norm)
+            if hidden != bool(family.head.norm):
+                return {}
+            return family.head.names() if hidden else {name: name for name in ("classifier.weight", "classifier.bias")}
         return family.head.names(prefix) if self.kind == family.head.kind else {}
 
 
@@ -265,9 +268,10 @@ def read_classifier(
               "classifier.weight": (outputs, dim), "classifier.bias": (outputs,)}  # fmt: skip
     shapes = {name: shapes[name] for name in names}
     try:
-        if of_tokens and not family.head.pooler and f"{family.head.hidden}.weight" in beside:
+        linear = of_tokens and not family.head.norm
+        if linear and not family.head.pooler and f"{family.head.hidden}.weight" in beside:
             raise ConfigError(f"{path} has {family.head.hidden} before its tagger; expected one linear layer alone")
-        pooling = "cls" if of_tokens else family.head.pooling(fields)
+        pooling = "cls" if linear else family.head.pooling(fields)
         tensors = check_tensors(held, shapes, path)
         problem_type = fields.get("problem_type")
         by_default = "multi_label_classification" if outputs == 1 else "single_label_classification"

@@ -556,7 +556,8 @@ def classification(head: load.Classifier) -> TaskSpec:
     if head.problem:
         raise WeightsError(head.problem)
     if head.kind == "tokens":
-        return TaskSpec("tokens", kind="tokens", tags=head.labels)
+        layers = "modernbert" if "pre_classifier.weight" in head.tensors else "linear"
+        return TaskSpec("tokens", kind="tokens", tags=head.labels, head=layers)
     form: dict[str, Any] = {"pooling": (head.pooling,), "head": head.kind}
     if head.activation:
         labels = head.labels if head.outputs > 1 else ()

@@ -28,6 +28,12 @@ def word_pieces() -> Any:
     return transformers.BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)})
 
 
+def mpnet_pieces() -> Any:
+    words = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", *"abcdefghijklmnopqrstuvwxyz,.!()'-"]
+    vocabulary = [*words, *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"), "ann", "new", "par", "##is"]
+    return transformers.MPNetTokenizer(vocab={word: i for i, word in enumerate(vocabulary)})
+
+
 def bytes_() -> Any:
     """Byte pairs of a blank and the character behind it, as any large vocabulary has them, and of little else."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -63,6 +69,8 @@ CASES = [
     ("Electra", word_pieces, {**SHAPE, "embedding_size": 32}),
     ("Roberta", bytes_, {**SHAPE, "pad_token_id": 1}),
     ("XLMRoberta", pieces, {**SHAPE, "pad_token_id": 1}),
+    ("MPNet", mpnet_pieces, {**SHAPE, "pad_token_id": 1}),
+    ("ModernBert", bytes_, {**SHAPE, "pad_token_id": 1, "cls_token_id": 0, "sep_token_id": 2, "local_attention": 8}),
 ]
 
 
@@ -106,7 +114,8 @@ def test_published_taggers(tmp_path: Path, kind: str, tokenizer: Any, shape: dic
     model.save(tmp_path / "again")
     check_spans(model, "tokens", tmp_path / "again")
     assert f"{kind}ForTokenClassification" in (tmp_path / "again" / "config.json").read_text()
-    begun = Recipe(str(tmp_path / "theirs"), [TaskSpec("ner", kind="tokens", tags=tuple(TAGS))])
+    head = "modernbert" if kind == "ModernBert" else "linear"
+    begun = Recipe(str(tmp_path / "theirs"), [TaskSpec("ner", kind="tokens", tags=tuple(TAGS), head=head)])
     from mtl.training.start import create
 
     assert torch.equal(create(begun).branches["ner"].head.classifier.weight, reference.classifier.weight)

@@ -18,9 +18,10 @@ from mtl import MultiTaskModel, Recipe, SentenceEncoder, TaskSpec, Training, tra
 from mtl.checkpoints.load import Checkpoint
 from mtl.cli import cli
 from mtl.encode.tokenizer import Tokenizer
-from mtl.errors import RecipeError
+from mtl.errors import RecipeError, TrainingStopped
 from mtl.model.losses import NO_LABEL
 from mtl.tasks.spans import agreement, bio, in_units, runs, tagged, windows
+from mtl.training import loop
 from mtl.training.data import completed, load_data
 from mtl.training.metrics import all_logits, measure
 
@@ -355,3 +356,21 @@ def test_words_without_a_token_are_said(folder: Path, tmp_path: Path) -> None:
     embedder.tokenizer.prefix = embedder.tokenizer.suffix = []
     with pytest.raises(RecipeError, match="text 2 of train has no tokens; expected one or more"):
         load_data(recipe, embedder, ["train"])
+
+
+def test_any_threads_and_going_on_give_the_same_bits(folder: Path, data: str, tmp_path: Path, monkeypatch) -> None:
+    """With weights of tags, a temperature and dropout; and stopped in the middle of an epoch."""
+    options = {"class_weights": "balanced", "label_smoothing": 0.1, "calibrate": True}
+    training = Training(epochs=3, batch_size=1, accumulate=2, learning_rate=1e-3, save_steps=1)
+    recipe = Recipe(str(folder), [tagger(train=data, dev=data, **options)], training)
+    for threads in (1, 2):
+        train(recipe, tmp_path / str(threads), threads=threads)
+    whole = loop.train
+    monkeypatch.setattr(loop, "train", lambda run, log, threads: whole(run, log, threads, until=4) and False)
+    with pytest.raises(TrainingStopped):
+        train(recipe, tmp_path / "on")
+    monkeypatch.undo()
+    train(recipe, tmp_path / "on", resume=True)
+    for name in ("model/model.safetensors", "model/tasks.safetensors", "model/tasks.json", "metrics.jsonl"):
+        first = (tmp_path / "1" / name).read_bytes()
+        assert first == (tmp_path / "2" / name).read_bytes() == (tmp_path / "on" / name).read_bytes(), name

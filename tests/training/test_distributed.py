@@ -221,3 +221,29 @@ def test_a_restart_does_not_go_on_with_another_run(mtl: Callable[..., Done], rec
     _, err = done(torchrun(2, "-m", "mtl", "train", recipe, "--output", run, options=("--max-restarts", 1)), 1)
     assert f"{run} exists and is not empty; go on there with --resume" in err
     assert (run / "metrics.jsonl").stat() == before
+
+
+@pytest.mark.slow
+def test_a_tagger_in_two_processes_is_that_of_one(recipe: Path, tmp_path: Path) -> None:
+    """With weights of tags, whose sum is the window's in all processes together."""
+    rows = [{"tokens": [*"abcdefgh"[i:], "a"], "tags": ["B-x", *["O"] * (7 - i), "B-y"]} for i in range(7)]
+    (tmp_path / "marked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (model,) = [line for line in recipe.read_text().splitlines() if line.startswith("model = ")]
+    tagger = tmp_path / "tagger.toml"
+    tagger.write_text(f"""{model}
+[training]
+batch_size = 2
+accumulate = 2
+[[task]]
+name = "ner"
+kind = "tokens"
+train = "{tmp_path / "marked.jsonl"}"
+dev = "{tmp_path / "marked.jsonl"}"
+class_weights = "balanced"
+calibrate = true
+""")
+    tagger = tagger.rename(recipe.parent / "tagger.toml")
+    for processes in (1, 2):
+        done(torchrun(processes, "-m", "mtl", "train", tagger, "--output", tmp_path / str(processes)))
+    for name in ("metrics.jsonl", "model/model.safetensors", "model/tasks.json", "model/tasks.safetensors"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name

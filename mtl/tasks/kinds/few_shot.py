@@ -77,7 +77,9 @@ class FewShot(CosineKind, HeadKind):
     def check_labels(self) -> None:
         super().check_labels()
         if len(self.labels) == 1:
-            raise RecipeError(f"labels are {shown(list(self.labels))}; expected at least 2", "labels")
+            raise RecipeError(
+                f"labels are {shown(list(self.labels))}; expected at least 2 for a few-shot task", "labels"
+            )
 
     # Data
 

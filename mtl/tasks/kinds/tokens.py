@@ -16,10 +16,11 @@ from mtl.display import counted
 from mtl.encode.batching import in_order
 from mtl.encode.tokenizer import filled
 from mtl.errors import RecipeError, is_unicode, shown
-from mtl.model.heads import Branch, LinearHead
+from mtl.model.heads import BETWEEN, Branch, HiddenHead, LinearHead
 from mtl.model.losses import NO_LABEL, token_cross_entropy, weight_sum
 from mtl.model.pooling import EachToken
 from mtl.tasks.examples import Examples, Split
+from mtl.tasks.fields import one_of
 from mtl.tasks.kinds.base import check_dropout
 from mtl.tasks.kinds.classes import ClassKind, ClassOptions, evenly, slope_of_softmax
 from mtl.tasks.spans import (
@@ -48,16 +49,19 @@ class TokenOptions(ClassOptions):
 
     tags: A name for each output, where they are not O, and B- and I- of each label: as a published tagger has them, or
         the labels of single words, without "O", as NOUN and VERB.
+    head: "linear", or one with a hidden layer, as of other kinds: ModernBERT's own taggers have "modernbert".
     dropout: The share of the features that the head drops in training.
     """
 
     tags: tuple[str, ...] = ()
+    head: str = "linear"
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(set(self.tags)) < len(self.tags) or "" in self.tags:
             raise RecipeError(f"tags are {shown(list(self.tags))}; expected a name for each output, each once", "tags")
+        one_of("head", self.head, ("linear", *BETWEEN))
         check_dropout(self.dropout)
 
 
@@ -207,6 +211,7 @@ class Tokens(ClassKind):
 
     def continued(self, before: TaskSpec) -> TaskSpec | None:
         same = before.kind == self.name and isinstance(before.handler, Tokens) and before.handler.tags == self.tags
+        same = same and before.head == self.task.head
         return self.task if same else None
 
     def begins_with(self, theirs: Classifier) -> bool:
@@ -265,7 +270,8 @@ class Tokens(ClassKind):
             raise RecipeError(
                 f"task {self.task.name!r}: its labels are not known; name them in labels = [...]", "labels"
             )
-        return Branch(EachToken(), LinearHead(dim, self.outputs, self.options.dropout))
+        sizes, head = (dim, self.outputs, self.options.dropout), self.options.head
+        return Branch(EachToken(), LinearHead(*sizes) if head == "linear" else HiddenHead(*sizes, kind=head))
 
     def by_row(self, outputs: Tensor, order: Sequence[int], lengths: Sequence[int]) -> Tensor:
         """(rows, longest, tags): each row's tokens, filled up with 0."""
