@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from mtl.cli.options import (
     check_output,
@@ -71,6 +70,8 @@ def rerank(
     rows = choose_rows(texts, source, field, quoting)
     if output:
         check_output(output, source, (".jsonl",))
+    import numpy as np
+
     from mtl.encode.engine import usable
     from mtl.kernels.cores import default_threads
     from mtl.tasks.multitask import MultiTaskModel

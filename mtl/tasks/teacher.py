@@ -19,6 +19,7 @@ from mtl.disk import atomic_write, expanded, user_cache
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tokenizer import Pair
 from mtl.errors import RecipeError, TrainingError
+from mtl.tasks.predictions import fingerprint
 
 if TYPE_CHECKING:
     from mtl.tasks.spec import TaskSpec
@@ -71,11 +72,8 @@ def computed_scores(name: str, folder: Path, pairs: Sequence[Pair]) -> Tensor:
 
     beside = folder / expanded(name)
     model = MultiTaskModel.from_pretrained(beside if beside.is_dir() else name)
-    task, weights = model.ranker(), hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        weights.update(key.encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    about = [weights.hexdigest(), model.embedder.fingerprint, model.embedder.tokenizer.max_length, list(pairs)]
-    return remembered(about, lambda: model.predict(pairs).logits[task][:, 0])
+    task = model.ranker()
+    return remembered([fingerprint(model), list(pairs)], lambda: model.predict(pairs).logits[task][:, 0])
 
 
 def read_vectors(path: Path) -> Tensor:

@@ -21,6 +21,9 @@ pytestmark = pytest.mark.reference
 TEXTS = ["Ann Lee went to New-York, by train.", "x", "ab cab a.b (Paris) zz", "é café! and naïve Ann's", " a b ", ""]
 PAIRS = [(a, b) for a in TEXTS for b in TEXTS if a] + [("ab " * n, "cd " * m) for n, m in ((30, 9), (9, 30), (40, 41))]
 MODERN = {**SHAPE, "pad_token_id": 1, "cls_token_id": 0, "sep_token_id": 2, "bos_token_id": 0, "eos_token_id": 2}
+DEBERTA = {**SHAPE, "relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"],
+           "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False, "type_vocab_size": 2,
+           "pooler_hidden_size": 32}  # fmt: skip
 CASES = [
     ("Bert", word_pieces, {**SHAPE, "type_vocab_size": 3}),
     ("Electra", word_pieces, {**SHAPE, "embedding_size": 32}),
@@ -28,6 +31,8 @@ CASES = [
     ("Roberta", bytes_, {**SHAPE, "pad_token_id": 1}),
     ("XLMRoberta", pieces, {**SHAPE, "pad_token_id": 1}),
     ("ModernBert", bytes_, MODERN),
+    ("MPNet", word_pieces, SHAPE),
+    ("DebertaV2", word_pieces, DEBERTA),
 ]
 IDENTITY = "torch.nn.modules.linear.Identity"
 SAYS: list[dict[str, Any]] = [

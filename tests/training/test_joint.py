@@ -61,10 +61,12 @@ def recipe(folder: Path, *tasks: TaskSpec, **training: object) -> Recipe:
     return Recipe("bert", tasks, Training(**settings), folder=folder)
 
 
-def started(made: Recipe) -> Run:
+def started(made: Recipe, name: str = "") -> Run:
     model = create(made)
     data, _ = load_data(made, model.embedder, ["train", "dev"])
-    return Run(prepare(made, model, {**data, "test": {}}), made.folder / f"run-{len([*made.folder.glob('run-*')])}")
+    return Run(
+        prepare(made, model, {**data, "test": {}}), made.folder / (name or f"run-{len([*made.folder.glob('run-*')])}")
+    )
 
 
 def test_every_loss_learns_and_no_thread_changes_a_bit(bert: Path) -> None:
@@ -78,6 +80,19 @@ def test_every_loss_learns_and_no_thread_changes_a_bit(bert: Path) -> None:
     table = runs[0].model.encoder.embeddings.token_type_embeddings.weight
     assert torch.equal(table[0], torch.zeros(12))
     assert not torch.equal(table[1], before[1])
+
+
+def test_resume_to_the_bit(bert: Path) -> None:
+    made = recipe(bert, NLI, ORDER, ALONE, save_steps=2)
+    whole = started(made, "whole")
+    go(whole)
+    go(started(made, "torn"), steps=4)
+    again = started(made, "torn")
+    again.restore()
+    assert again.step == 4
+    go(again)
+    one, two = whole.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_the_pairwise_loss_by_hand() -> None:
