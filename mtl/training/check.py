@@ -31,7 +31,7 @@ from mtl.training.run import Run, prepare
 from mtl.training.threads import computing
 
 ROWS = 16  # of each task
-CONFIG = EncoderConfig(vocab_size=1000, n_layers=2, n_heads=12, dim=384, hidden_dim=1536)
+CONFIG = EncoderConfig(vocab_size=1000, n_layers=2, n_heads=12, dim=384, hidden_dim=1536, segments=2)
 TWO = {"text_field": ("a", "b"), "train": "-"}
 TASKS = (
     TaskSpec("classes", ("a", "b", "c"), train="-"),
@@ -42,14 +42,18 @@ TASKS = (
     TaskSpec("belong", kind="contrastive", **TWO),  # type: ignore[arg-type]
     TaskSpec("few", ("a", "b"), kind="few-shot", train="-"),
     TaskSpec("learn", kind="distillation", text_field=("a",), train="-", teacher="-"),
+    TaskSpec("judge", kind="relevance", **TWO),  # type: ignore[arg-type]
 )
 
 
 def examples(task: TaskSpec, generator: torch.Generator) -> Examples:
     """Random token ids and targets for a task."""
-    width = 2 if task.kind == "few-shot" else len(task.text_field)
+    joint = task.handler.joint
+    width = 2 if task.kind == "few-shot" else 1 if joint else len(task.text_field)
     lengths = torch.randint(2, 40, (ROWS * width,), generator=generator).tolist()
     rows = [torch.randint(1, CONFIG.vocab_size, (length,), generator=generator).tolist() for length in lengths]
+    if joint:  # ~id is a token of the second text
+        rows = [[*row[: len(row) // 2], *(~each for each in row[len(row) // 2 :])] for row in rows]
     if task.kind == "single-label":
         targets = torch.randint(len(task.labels), (ROWS,), generator=generator)
     elif task.kind == "tokens":

@@ -14,7 +14,7 @@ from mtl.training.gradients import share_count
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wide enough for oneDNN's product to be taken, and quick."""
     assert check.CONFIG.dim >= 48 >= training_linear.SMALLEST
-    config = EncoderConfig(100, max_position_embeddings=64, n_layers=2, n_heads=3, dim=48, hidden_dim=96)
+    config = EncoderConfig(100, max_position_embeddings=64, n_layers=2, n_heads=3, dim=48, hidden_dim=96, segments=2)
     monkeypatch.setattr(check, "CONFIG", config)
 
 

@@ -47,6 +47,7 @@ def test_train_and_evaluate_from_python(recipe: Recipe, tmp_path: Path, capfd, c
         "checkpoints",
         "metrics.jsonl",
         "model",
+        "recipe.json",
         "results.json",
     ]
     assert not any(part.training for part in model.modules())
@@ -235,6 +236,6 @@ def test_a_full_disk_at_the_end(recipe: Recipe, tmp_path: Path, monkeypatch: pyt
             mtl.train(recipe, tmp_path / "run")
     monkeypatch.undo()
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == ["checkpoints", "metrics.jsonl", "results.json"]
+    assert names == ["checkpoints", "metrics.jsonl", "recipe.json", "results.json"]
     mtl.train(recipe, tmp_path / "run", resume=True)
     assert MultiTaskModel.from_pretrained(tmp_path / "run").tasks.keys() == {"vowel", "size"}

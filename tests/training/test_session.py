@@ -120,7 +120,7 @@ def test_train_evaluate_predict(mtl: Callable[..., Done], recipe: Path, tmp_path
     assert "vowel" in done.stdout
     done = mtl("predict", "--model", run, "a b", "c", "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert rows[0]["tasks"].keys() == {"vowel", "length"}
+    assert rows[0]["tasks"].keys() == {"vowel", "length", "same"}
     assert abs(sum(rows[0]["tasks"]["vowel"]["scores"].values()) - 1) < 1e-6
     assert len(rows[1]["embedding"]) == 12
     done = mtl("predict", "--model", run, "a b")
