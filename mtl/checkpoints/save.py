@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from mtl.disk import atomic_write, write_parts
 from mtl.errors import WeightsError
 from mtl.model.pooling import Dense
 
+log = logging.getLogger("mtl")
+
 MODULES = "sentence_transformers.models"
+NEWER = {"layer_types", "rope_parameters"}  # fields of config.json that transformers 5 reads, and 4 does not
 # What a config.json said that is no longer so, since weights are written as float32, under names of our own choice
 OUTDATED = ("torch_dtype", "dtype", "_name_or_path", "transformers_version", "auto_map", "num_labels", "id2label",
             "label2id", "problem_type", "sentence_transformers", "sbert_ce_default_activation_function")  # fmt: skip
@@ -110,6 +114,10 @@ def config_fields(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
     came = {name: value for name, value in checkpoint.origin.config.items() if same and name not in outdated}
     fields = {"pad_token_id": family.defaults.get("pad_token_id", 0), **came}
     fields |= family.write_config(checkpoint.config, came)
+    older = {name: value for name, value in fields.items() if name not in NEWER}
+    if family.read_config(older) != family.read_config(fields):
+        log.warning("transformers 4 does not read %s, without which this model has other vectors; transformers 5 does",
+                    " and ".join(sorted(NEWER & fields.keys())))  # fmt: skip
     head = head_of(checkpoint)
     if head and head.names(family):
         labels = head.labels or tuple(f"LABEL_{i}" for i in range(head.outputs))

@@ -23,7 +23,7 @@ from mtl import MultiTaskModel, SentenceEncoder, TaskSpec, embed_corpus
 from mtl.checkpoints.families import FAMILIES
 from mtl.checkpoints.listing import FAMILIES as MODELS
 from mtl.checkpoints.listing import known_families
-from mtl.checkpoints.load import encoder_config, load_encoder
+from mtl.checkpoints.load import encoder_config, load, load_encoder
 from mtl.errors import ConfigError, WeightsError
 from mtl.model.packing import PackedBatch
 from mtl.training.data import load_data
@@ -227,6 +227,20 @@ def test_fewer_layers_and_other_formats(folder: Path, data: Path) -> None:
     embed_corpus([data / "train.jsonl"], data / "corpus", model=data / "upper", id_column=None)
     (path,) = (data / "corpus").glob("*.parquet")
     assert pq.read_table(path)["embedding"].to_pylist() == expected.tolist()
+
+
+@pytest.mark.parametrize(("kinds", "lines"), [("full sliding sliding full", 0), ("full sliding full full", 1)])
+def test_what_transformers_4_cannot_read_is_said(kinds: str, lines: int, tokenizer, tmp_path: Path, caplog) -> None:
+    """Its ModernBERT lets the first block and every n-th see whole texts."""
+    checkpoint = load(written(golden("families/modernbert"), tokenizer, tmp_path / "theirs"))
+    named = tuple(f"{kind}_attention" for kind in kinds.split())
+    config = dataclasses.replace(checkpoint.config, n_layers=len(named), layer_types=named)
+    caplog.clear()
+    changed = dataclasses.replace(checkpoint, encoder=type(checkpoint.encoder)(config))
+    SentenceEncoder.from_checkpoint(changed).save(tmp_path / "changed")
+    said = [line for line in caplog.messages if line.startswith("transformers 4 does not read layer_types")]
+    assert len(said) == lines
+    assert SentenceEncoder.from_pretrained(tmp_path / "changed").encoder.config == config
 
 
 ROPE = {"rope_type": "default", "rope_theta": 1000.0}

@@ -45,10 +45,7 @@ def modernbert(fields: Mapping[str, Any]) -> dict[str, Any]:
     every = 3 if every is None else every
     if type(every) is not int or every < 1:
         raise ConfigError(f"global_attn_every_n_layers is {shown(every)}; expected a whole number of 1 or more")
-    local, half = (
-        fields.get("local_attention"),
-        fields.get("sliding_window"),
-    )  # one side of it, as transformers 5 has it
+    local, half = fields.get("local_attention"), fields.get("sliding_window")  # transformers 5's is of one side
     if half is not None and half != (whole := local if type(local) is int else RotaryConfig.local_attention) // 2:
         raise ConfigError(f"sliding_window is {shown(half)}; expected half of local_attention, {whole // 2}")
     kinds = fields.get("layer_types")
