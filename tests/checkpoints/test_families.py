@@ -243,6 +243,18 @@ def test_what_transformers_4_cannot_read_is_said(kinds: str, lines: int, tokeniz
     assert SentenceEncoder.from_pretrained(tmp_path / "changed").encoder.config == config
 
 
+def test_another_encoder_is_saved_in_the_place_of_what_came(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Of another width: what the second segment added to the first encoder's tokens does not belong to it."""
+    checkpoint = load(written(golden("families/bert"), tokenizer, tmp_path / "theirs"))
+    assert checkpoint.origin.types is not None
+    config = dataclasses.replace(checkpoint.config, dim=8, hidden_dim=12, n_heads=2)
+    other = dataclasses.replace(checkpoint, encoder=type(checkpoint.encoder)(config), classifier=None)
+    model = SentenceEncoder.from_checkpoint(other)
+    model.save(tmp_path / "other")
+    texts = ["a b", "c"]
+    assert np.array_equal(SentenceEncoder.from_pretrained(tmp_path / "other").encode(texts), model.encode(texts))
+
+
 ROPE = {"rope_type": "default", "rope_theta": 1000.0}
 HOSTILE = {
     "roberta": [("pad_token_id", value, "pad_token_id is") for value in (None, -1, 17, 18, 10**9, "1", 1.5, True)],

@@ -273,7 +273,7 @@ class Family:
             renamed[names[POSITIONS]] = torch.cat([positions.new_zeros(unused, positions.shape[1]), positions])
         if self.token_types and self.types(fields):
             table = tensors[self.words].new_zeros(self.types(fields), tensors[self.words].shape[1])
-            if types is not None:
+            if types is not None and types.shape[1] == table.shape[1]:  # else they came with another encoder
                 table[: len(types)] = types
             renamed[self.token_types] = table
         return renamed
