@@ -11,11 +11,13 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from mtl.errors import CheckpointError, RecipeError, differences, one_line
+from mtl.tasks.spec import TaskSpec
 from mtl.training.changes import changed, kept
 from mtl.training.data import completed, fingerprints, load_data
 from mtl.training.metrics import chosen_metric, metric_sign
@@ -50,10 +52,15 @@ class Trial:
         """Its settings but the seed, as words."""
         return tuple((name, said(value)) for name, value in self.settings.items() if name != SEED)
 
+    @cached_property
+    def tasks(self) -> dict[str, TaskSpec]:
+        """The tasks as they are trained and measured, with the labels of their training data."""
+        return {task.name: task for task in completed(self.recipe)[0].tasks}
+
     @property
     def measured(self) -> dict[str, str]:
         """The main metric of each task that has dev data."""
-        return {task.name: task.handler.main_metric for task in self.recipe.tasks if task.dev}
+        return {name: task.handler.main_metric for name, task in self.tasks.items() if task.dev}
 
     @property
     def compared(self) -> str:
@@ -71,11 +78,11 @@ class Trial:
             CheckpointError: its results are damaged.
         """
         path = self.folder / "results.json"
-        tasks, best = {task.name: task for task in self.recipe.tasks}, self.recipe.training.best
+        best = self.recipe.training.best
         try:
             found = json.loads(path.read_text(encoding="utf-8"))["metrics"]["dev"]
             main = {f"{name} {metric}": float(found[name][metric]) for name, metric in self.measured.items()}
-            return {**main, self.compared: chosen_metric(best, tasks, found) * metric_sign(best, tasks)}
+            return {**main, self.compared: chosen_metric(best, self.tasks, found) * metric_sign(best, self.tasks)}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged ({one_line(error)}); delete {self.folder}") from None
 
@@ -194,8 +201,8 @@ def sweep(
     for trial in trials:
         for metric, value in trial.metrics().items():
             values.setdefault(trial.combination, {}).setdefault(metric, []).append(value)
-    tasks = {task.name: task for task in trials[0].recipe.tasks}
-    return Outcome(folder, values, trials[0].compared, metric_sign(trials[0].recipe.training.best, tasks))
+    first = trials[0]
+    return Outcome(folder, values, first.compared, metric_sign(first.recipe.training.best, first.tasks))
 
 
 def check_same(trial: Trial, known: dict[str, Any]) -> None:

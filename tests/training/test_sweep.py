@@ -211,3 +211,10 @@ def test_seeds_begin_at_the_recipe_s(recipe: Path, tmp_path: Path) -> None:
     read = read_recipe(recipe)
     read = dataclasses.replace(read, training=dataclasses.replace(read.training, seed=7))
     assert [trial.recipe.training.seed for trial in plan(read, {}, 3, tmp_path)] == [7, 8, 9]
+
+
+def test_few_shot_tasks_are_compared_by_what_they_become(recipe: Path, tmp_path: Path) -> None:
+    text = recipe.read_text().replace('labels = ["yes", "no"]', 'kind = "few-shot"').replace("epochs = 2", "epochs = 1")
+    recipe.write_text(text.replace("save_steps = 1", ""))
+    outcome = sweep(recipe, {"task.vowel.pairs": [1, 2]}, folder=tmp_path / "few")
+    assert [*next(iter(outcome.values.values()))] == ["vowel accuracy"]
