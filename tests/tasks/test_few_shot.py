@@ -18,7 +18,7 @@ from mtl.tasks.kinds.few_shot import partners
 from mtl.tasks.logistic import fit
 from mtl.tasks.spec import TaskSpec
 from mtl.training import loop
-from mtl.training.data import load_data
+from mtl.training.data import load_data, read_files
 from mtl.training.recipe import Recipe
 
 TASK = TaskSpec("near", ("x", "y", "z"), kind="few-shot", train="rows.jsonl", pairs=3)
@@ -190,3 +190,20 @@ def test_rows_that_give_no_classifier(folder: Path, tmp_path: Path, rows: dict, 
         mtl.train(recipe(folder, few(tmp_path, rows, **options)), tmp_path / "run")
     with pytest.raises(RecipeError, match=r"labels are \['x'\]; expected at least 2"):
         few(tmp_path, ONE, labels=("x",))
+
+
+@pytest.mark.parametrize(("rows", "kind"), [(ONE, "single-label"), (SETS, "multi-label")])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_share_is_the_same_rows_once_it_is_a_classifier(
+    tmp_path: Path, rows: dict[str, object], kind: str, named: bool
+) -> None:
+    """Before labels are known (inspect), with them (training), and as the classifier (evaluate)."""
+    labels = ("x", "y", "z") if named else ()
+    task = few(tmp_path, rows, labels=labels)
+    found = read_files(task, "train", tmp_path)
+    complete = dataclasses.replace(task, labels=("x", "y", "z"), several=kind == "multi-label")
+    become = complete.handler.becomes
+    assert become.kind == kind
+    expected = become.handler.strata(read_files(become, "train", tmp_path).targets)
+    assert task.handler.strata(found.targets) == expected
+    assert complete.handler.strata(read_files(complete, "train", tmp_path).targets) == expected

@@ -108,6 +108,15 @@ class FewShot(CosineKind, HeadKind):
     def by_place(self, value: Any) -> bool:
         return is_place(value, self.labels)
 
+    def strata(self, targets: Sequence[tuple[Any, ...]]) -> list[str]:
+        """As the classifier that it becomes has them, so that this one's shares are the same rows."""
+        labels = range(len(self.labels)) if self.labels else sorted({label for own in targets for label in own})
+        several = self.options.several
+        several = any(len(own) != 1 for own in targets) if several is None else several
+        if several:
+            return [repr([float(label in own) for label in labels]) for own in targets]
+        return [repr(labels.index(own[0])) if len(own) == 1 else repr(own) for own in targets]
+
     def stacked(self, targets: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
         return targets
 
