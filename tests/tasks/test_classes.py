@@ -190,6 +190,12 @@ def test_no_threshold_has_a_higher_f1(rows: list[tuple[int, bool]]) -> None:
         assert best == 0.5
 
 
+def test_a_threshold_of_many_scores() -> None:
+    """In memory that grows with the scores, of which all are different here."""
+    scores = torch.arange(200_000) / 200_000
+    assert best_threshold(scores, (scores > 0.7).float()) == pytest.approx(0.7, abs=1e-5)
+
+
 def test_thresholds_decide_over_labels() -> None:
     task = dataclasses.replace(SETS, thresholds=[0.2, 0.5, 0.9])
     scores = torch.tensor([[0.2, 0.49, 0.9], [0.19, 0.5, 0.89]])

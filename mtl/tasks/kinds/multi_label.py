@@ -203,12 +203,16 @@ def best_threshold(scores: Tensor, targets: Tensor) -> float:
 
     Of several it is the one nearest to 0.5, which is also that of a label that no row has.
     """
-    values = scores.unique()  # in order
-    if not (targets > 0.5).any():
-        return 0.5
     given = targets > 0.5
+    if not given.any():
+        return 0.5
+    values = scores.unique()  # in order
     cuts = torch.cat([values[:1], (values[:-1] + values[1:]) / 2, scores.new_tensor([0.5])])
-    found = scores[None, :] >= cuts[:, None]  # (cuts, rows)
-    f1 = 2 * (found & given).sum(dim=1).double() / (found.sum(dim=1) + given.sum())
+
+    def from_on(sorted_scores: Tensor) -> Tensor:
+        """How many of the scores are found by each cut."""
+        return len(sorted_scores) - torch.searchsorted(sorted_scores, cuts)
+
+    f1 = 2 * from_on(scores[given].sort()[0]).double() / (from_on(scores.sort()[0]) + given.sum())
     best = cuts[f1 >= f1.max() - 1e-12]
     return float(best[(best - 0.5).abs().argmin()])
