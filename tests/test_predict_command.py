@@ -182,7 +182,7 @@ def test_resume(
     mtl: Callable[..., Done], run: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What an interrupted run has said is kept; the end is the same to the byte, and other input is refused."""
-    rows = [{"id": i, "body": "abcdefg"[i % 7] * (i % 5 + 1)} for i in range(20)]
+    rows = [{"id": i, "body": "abcdefg"[i % 7] * (i % 5 + 1), "half": "\ud800"} for i in range(20)]
     source, output = tmp_path / "in.jsonl", tmp_path / f"o{suffix}"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = ["predict", "--model", run, "--input", source, "--field", "body", "--threads", 1, "--output"]

@@ -176,7 +176,7 @@ def resume_answers(
         with ExitStack() as stack:
             temporary = stack.enter_context(atomic_write(path, InputError))
             lines = stack.enter_context(partial.open(encoding="utf-8", newline="\n"))
-            target = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
+            target = stack.enter_context(temporary.open("w", encoding="utf-8", errors="backslashreplace", newline=""))
             if path.suffix == ".csv":
                 write_csv(target, map(flat, map(json.loads, lines)), path.parent)
             else:
