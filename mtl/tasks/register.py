@@ -70,7 +70,7 @@ def register_loss(
         InputError: the name, the function or a kind is not what it should be.
     """
     taken = {loss for kind in ALL for loss in getattr(kind.Options, "losses", ())}
-    check_name("loss", name, taken | {"squared", "cosine"})
+    check_name("loss", name, taken)
     LOSSES[name] = Own(checked("loss", name, function), checked_kinds("loss", name, kinds))
 
 

@@ -152,6 +152,8 @@ class Bare(HeadOptions):
         (lambda: mtl.register_kind(kind(name="k", Options=int)), "kind 'k' has Options that are no dataclass"),
         (lambda: mtl.register_kind(kind(name="k", Options=Bare)), "kind 'k' has no default for needed; expected one"),
         (lambda: mtl.register_loss("cosent", by_row), "loss has the name 'cosent', which is one of ours"),
+        (lambda: mtl.register_loss("pairwise", by_row, "relevance"), "loss has the name 'pairwise', which is one of"),
+        (lambda: mtl.register_loss("margin", by_row, "distillation"), "loss has the name 'margin', which is one of"),
         (lambda: mtl.register_loss("", by_row), "loss has the name ''; expected letters"),
         (lambda: mtl.register_loss("mine", "focal"), "loss 'mine' is 'focal'; expected a function of outputs"),
         (lambda: mtl.register_loss("mine", lambda x: x), "loss 'mine' is <function .*; expected a function"),

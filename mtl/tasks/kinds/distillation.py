@@ -33,10 +33,11 @@ class DistillationOptions(VectorOptions):
     teacher: str = ""
     loss: str = "squared"
     scale: float = 1.0
+    losses: ClassVar[tuple[str, ...]] = ("squared", "cosine", "margin")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("loss", self.loss, ("squared", "cosine", "margin"))
+        one_of("loss", self.loss, self.losses)
         check_scale(self.scale)
         if self.loss != "margin" and self.scale != 1.0:
             raise RecipeError(f"scale is {self.scale}; expected it with loss = 'margin' alone", "scale")
