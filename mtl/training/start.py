@@ -38,9 +38,9 @@ class DrawingFrom(TorchFunctionMode):
 def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel:
     """The recipe's pretrained trunk with new heads; what is random follows from the recipe's seed.
 
-    A task with the form of head of the checkpoint's classifier, over the first token, and its labels starts from that,
-    and one that the checkpoint has too, with the same labels, pooling and form of head, from that one's. Its embedder
-    has the recipe's ``max_length``, which the model is saved with.
+    A task with the form of head of the checkpoint's classifier, over the first token, and its labels, or like it one
+    number, starts from that, and one that the checkpoint has too, with the same labels, pooling and form of head, from
+    that one's. Its embedder has the recipe's ``max_length``, which the model is saved with.
     """
     with DrawingFrom(torch.Generator().manual_seed(recipe.training.seed)):
         return created(recipe).to(device)

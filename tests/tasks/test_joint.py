@@ -25,6 +25,8 @@ from mtl.export.onnx import padded, sample_rows, twin_of
 from mtl.model.config import EncoderConfig
 from mtl.model.encoder import DistilBert
 from mtl.model.packing import PackedBatch
+from mtl.training.recipe import Recipe
+from mtl.training.start import create
 
 PAIRS = [("a b c", "d"), ("e", "f g"), ("a b c", "d e"), ("h", "")]
 LONG = [("a b c d e f g h i", "j"), ("a", "b c d e f g h i j k l m n o p q r"), ("a b c d e f g h i j", "k l m n o p")]
@@ -182,6 +184,8 @@ def refusals(bert: Checkpoint) -> list[tuple[Callable[[], Any], str]]:
         (lambda: TaskSpec("t", kind="relevance", text_field=("a", "b"), loss="mse"), "binary, pairwise"),
         (lambda: TaskSpec("t", kind="relevance", text_field=("a", "b"), loss="pairwise"), "one negative or more"),
         (lambda: TaskSpec("t", kind="relevance", text_field=("a", "b"), activation="tanh"), "sigmoid"),
+        (lambda: dataclasses.replace(SCORE, activation="softmax", train="x.jsonl"), "of one score softmax is always 1"),
+        (lambda: dataclasses.replace(SCORE, labels=("p", "q"), train="x.jsonl"), "of one score for a pair"),
         (lambda: JOINT.handler.read({"one": "a", "label": "no"}), "no field 'other'"),
         (lambda: JOINT.handler.read({"one": "a", "other": " ", "label": "no"}), "field 'other' is empty"),
         (lambda: SCORE.handler.read({"query": "a", "text": "b", "label": 2}), "from 0 to 1"),
@@ -242,3 +246,30 @@ def test_a_published_classifier_reads_both(bert: Checkpoint, tmp_path: Path) -> 
     assert json.loads((tmp_path / "again" / "tasks.json").read_text())[0]["joint"] == "either"
     again = MultiTaskModel.from_pretrained(tmp_path / "again")
     assert again.rank("a", ["b", "c"]) == model.rank("a", ["b", "c"])
+
+
+@pytest.mark.parametrize("kind", ["relevance", "regression"])
+def test_training_begins_with_a_published_head_of_one_number(bert: Checkpoint, tmp_path: Path, kind: str) -> None:
+    task = TaskSpec("t", kind=kind, head="bert", pooling=("cls",), text_field=("a", "b"), joint=True)
+    expected = judge(bert, task)
+    expected.save(tmp_path / "m")
+    for file in ("tasks.json", "tasks.safetensors"):
+        (tmp_path / "m" / file).unlink()
+    begun = create(Recipe(str(tmp_path / "m"), [task])).own_branch("t").head.state_dict()
+    theirs = expected.own_branch("t").head.state_dict()
+    assert all(torch.equal(theirs[name], x) for name, x in begun.items())
+    other = TaskSpec("t", kind="regression" if kind == "relevance" else "relevance", head="bert", pooling=("cls",),
+                     text_field=("a", "b"), joint=True)  # fmt: skip
+    drawn = create(Recipe(str(tmp_path / "m"), [other])).own_branch("t").head.state_dict()
+    assert not any(torch.equal(theirs[name], x) for name, x in drawn.items())
+
+
+@pytest.mark.parametrize("task", [JOINT, SCORE])
+def test_a_page_shows_pairs_where_a_model_reads_no_texts(bert: Checkpoint, tmp_path: Path, task: TaskSpec) -> None:
+    judge(bert, dataclasses.replace(task, head="bert", pooling=("cls",))).save(tmp_path / "m")
+    page = (tmp_path / "m" / "README.md").read_text()
+    assert 'model.predict([("How was' in page
+    assert 'PLACE")({"text": "How' in page.replace("OWNER/NAME", "PLACE")
+    assert 'model.encode(["The train' in page
+    judge(bert, task, ALONE).save(tmp_path / "both")
+    assert 'model.predict(["The train' in (tmp_path / "both" / "README.md").read_text()

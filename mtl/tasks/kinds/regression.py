@@ -19,6 +19,7 @@ from mtl.tasks.shares import levels
 from mtl.tasks.tally import Sampled, Weights
 
 if TYPE_CHECKING:
+    from mtl.checkpoints.load import Classifier
     from mtl.tasks.spec import TaskSpec
 
 LARGEST = torch.finfo(torch.float32).max
@@ -91,6 +92,10 @@ class Regression(HeadKind):
         if super().continued(before) is None or (self.task.target_scale or scale) != scale:
             return None
         return dataclasses.replace(self.task, target_scale=scale)
+
+    def begins_with(self, theirs: Classifier) -> bool:
+        same = theirs.problem_type == "regression" and not theirs.activation
+        return same and super().begins_with(dataclasses.replace(theirs, labels=()))  # a number has no label
 
     def fitted(self, examples: Examples) -> TaskSpec:
         """The task, with the mean and the deviation of these numbers; numbers that are all equal have a deviation of 1.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from mtl.tasks.examples import Examples, Split
 from mtl.tasks.fields import one_of
 from mtl.tasks.kinds.base import HeadKind, HeadOptions
 from mtl.tasks.kinds.regression import finite_number
+
+if TYPE_CHECKING:
+    from mtl.checkpoints.load import Classifier
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": sigmoid,
@@ -37,10 +40,11 @@ class RelevanceOptions(HeadOptions):
     joint: bool | Literal["either"] = True
     loss: str = "binary"
     activation: str = "sigmoid"
+    losses: ClassVar[tuple[str, ...]] = ("binary", "pairwise")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("loss", self.loss, ("binary", "pairwise"))
+        one_of("loss", self.loss, self.losses)
         one_of("activation", self.activation, ACTIVATIONS)
 
 
@@ -79,6 +83,19 @@ class Relevance(HeadKind):
         if len(fields) < 3 or len({*fields}) < len(fields):
             expected = "a query, its positive, and one negative or more, each once"
             raise RecipeError(f"text_field is {shown(list(fields))}; expected {expected}", "text_field")
+
+    def check_labels(self) -> None:
+        super().check_labels()
+        if self.task.train and self.labels:
+            expected = "none: training is of one score for a pair"
+            raise RecipeError(f"labels are {shown(list(self.labels))}; expected {expected}", "labels")
+        if self.task.train and self.activation == "softmax":
+            expected = "sigmoid or identity: of one score softmax is always 1"
+            raise RecipeError(f"activation is 'softmax'; expected {expected}", "activation")
+
+    def begins_with(self, theirs: Classifier) -> bool:
+        judges = theirs.outputs == 1 and (theirs.activation != "" or theirs.problem_type != "regression")
+        return judges and super().begins_with(dataclasses.replace(theirs, labels=()))  # a score has no label
 
     def target(self, value: Any) -> list[float]:
         number = finite_number(value)
