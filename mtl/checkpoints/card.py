@@ -32,6 +32,8 @@ HUB_TASKS = {
 }
 PACKAGES = ("mtl", "torch", "tokenizers", "safetensors")
 TEXTS = '["The train was late.", "The view was worth it."]'
+PAIRS = '[("How was the trip?", "The train was late."), ("How was the trip?", "It rains.")]'
+PAIR = '{"text": "How was the trip?", "text_pair": "The train was late."}'
 USES = {
     "MultiTaskModel": f"""from mtl import MultiTaskModel
 
@@ -45,6 +47,9 @@ print(model.encode({TEXTS}).shape)""",
 
 print(pipeline("text-classification", "{PLACEHOLDER}")({TEXTS}))""",
 }
+# Of a model that reads pairs alone; its vectors are of texts
+USES_OF_PAIRS = {**USES, "MultiTaskModel": USES["MultiTaskModel"].replace(TEXTS, PAIRS),
+                 "pipeline": USES["pipeline"].replace(TEXTS, PAIR)}  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -224,8 +229,12 @@ def said(checkpoint: Checkpoint) -> str:
 
 def usage(checkpoint: Checkpoint, classifier: bool) -> list[str]:
     """How it is used with the libraries that load it."""
+    heads = {name.partition(".")[0] for name in checkpoint.branches}
+    of_texts = any(task["name"] in heads and task.get("joint") is not True and task.get("kind") != "relevance"
+                   for task in checkpoint.tasks)  # fmt: skip
+    uses = USES if of_texts else USES_OF_PAIRS
     kept = ("MultiTaskModel" if checkpoint.branches else "", "SentenceTransformer", "pipeline" if classifier else "")
-    return [f"```python\n{USES[name]}\n```" for name in kept if name]
+    return [f"```python\n{uses[name]}\n```" for name in kept if name]
 
 
 def scores(results: Mapping[str, Any]) -> Iterator[str]:
