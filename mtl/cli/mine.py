@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mtl.cli.options import (
     check_output,
     device_option,
+    int8_option,
     model_option,
     overwrite_option,
     precision_option,
+    said_precision,
     settings,
     threads_option,
 )
@@ -35,11 +38,12 @@ from mtl.cli.options import (
 @overwrite_option
 @device_option
 @precision_option
+@int8_option
 @threads_option
 def mine(
     pairs: Path, corpus: Path, output: Path, model: str, guide: str | None, negatives: int, skip_top: int,
     margin: float | None, fields: str | None, field: str, resume: bool, overwrite: bool, device: str, precision: str,
-    threads: int | None,
+    int8_least_cosine: float, threads: int | None,
 ) -> None:  # fmt: skip
     """Find hard negatives of PAIRS, a query and what answers it, by exact search in a corpus: a row for each.
 
@@ -54,10 +58,11 @@ def mine(
     from mtl.encode.sentence_encoder import SentenceEncoder
     from mtl.index.mine import mine as run
 
-    loaded = [SentenceEncoder.from_pretrained(name, None, usable(device), precision)  # type: ignore[arg-type]
+    given: Any = precision
+    loaded = [SentenceEncoder.from_pretrained(name, None, usable(device), given, int8_least_cosine)
               for name in (model, guide) if name]  # fmt: skip
     settings(model=model, guide=guide or "none", negatives=negatives, skip_top=skip_top, margin=margin,
-             measure=loaded[0].similarity_fn_name, device=device, precision=loaded[0].precision)  # fmt: skip
+             measure=loaded[0].similarity_fn_name, device=device, precision=said_precision(loaded[0]))  # fmt: skip
     found = run(
         pairs, corpus, output, loaded[0], guide=loaded[1] if guide else None, negatives=negatives, skip_top=skip_top,
         margin=margin, fields=fields.split(",") if fields else (), field=field, resume=resume, overwrite=overwrite,

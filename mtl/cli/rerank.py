@@ -14,9 +14,11 @@ from mtl.cli.options import (
     device_option,
     field_option,
     input_option,
+    int8_option,
     overwrite_option,
     precision_option,
     quoting_option,
+    said_precision,
     settings,
     threads_option,
 )
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per text.")
 @device_option
 @precision_option
+@int8_option
 @threads_option
 def rerank(
     texts: tuple[str, ...],
@@ -59,6 +62,7 @@ def rerank(
     as_json: bool,
     device: str,
     precision: Precision,
+    int8_least_cosine: float,
     threads: int | None,
 ) -> None:
     """TEXTS, a file's texts, or the lines on standard input, by how well each goes with a query: the best first.
@@ -76,9 +80,10 @@ def rerank(
     from mtl.kernels.cores import default_threads
     from mtl.tasks.multitask import MultiTaskModel
 
-    loaded = MultiTaskModel.from_pretrained(model, device=usable(device), precision=precision)
+    loaded = MultiTaskModel.from_pretrained(model, None, usable(device), precision, int8_least_cosine)
     name = loaded.ranker(task)
-    settings(model=model, task=name, device=device, precision=precision, threads=threads or default_threads())
+    settings(model=model, task=name, device=device, precision=said_precision(loaded.embedder),
+             threads=threads or default_threads())  # fmt: skip
     listed = list(rows)
     for text, fields in listed:
         if taken := {"rank", "score"} & fields.keys():

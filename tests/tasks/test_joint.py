@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Backend
 
 from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
 from mtl.checkpoints.load import Checkpoint, Origin
+from mtl.cli import main
 from mtl.encode.tokenizer import Tokenizer, shares
 from mtl.errors import InputError, MtlError, RecipeError
 from mtl.export.onnx import padded, sample_rows, twin_of
@@ -273,3 +274,12 @@ def test_a_page_shows_pairs_where_a_model_reads_no_texts(bert: Checkpoint, tmp_p
     assert 'model.encode(["The train' in page
     judge(bert, task, ALONE).save(tmp_path / "both")
     assert 'model.predict(["The train' in (tmp_path / "both" / "README.md").read_text()
+
+
+def test_rerank_in_int8(bert: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judge(bert, SCORE).save(tmp_path / "m")
+    given = ["rerank", "-m", str(tmp_path / "m"), "-q", "a", "b", "c d", "--precision", "int8", "--threads", "1"]
+    with pytest.raises(SystemExit) as done:
+        main([*given, "--int8-least-cosine", "-1"])
+    assert not done.value.code
+    assert "precision=int8 (" in capsys.readouterr().err
