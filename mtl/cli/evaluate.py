@@ -127,7 +127,7 @@ def show_evaluation(
     from mtl.encode.engine import usable
     from mtl.tasks.kinds import KINDS
     from mtl.tasks.multitask import MultiTaskModel
-    from mtl.training.evaluate import bootstrap, split_of
+    from mtl.training.evaluate import as_held_out, bootstrap, split_of
     from mtl.training.metrics import all_logits, confusions, measure
     from mtl.training.plots import check_picture, plot_vectors
     from mtl.training.recipe import as_recipe
@@ -135,8 +135,12 @@ def show_evaluation(
     if picture:
         check_picture(picture)
     loaded = MultiTaskModel.from_pretrained(model, device=usable(device))
-    data, notes = split_of(loaded, as_recipe(recipe)[0], split)
-    for note in notes:
+    read, notes = as_held_out(as_recipe(recipe)[0], model, split)
+    if against and (differs := as_held_out(read, against, split)[1]):
+        expected = f"by which {model} is measured; expected runs of one seed, or {split} = a file"
+        raise InputError(f"{differs[0]}, {expected}")
+    data, more = split_of(loaded, read, split)
+    for note in notes + more:
         say(note)
     if picture and not any(loaded.tasks[name].handler.has_picture for name in data):
         kinds = ", ".join(kind.name for kind in KINDS.values() if kind.has_picture)
@@ -151,7 +155,7 @@ def show_evaluation(
         click.echo(f"\n{title}\n{intervals_table(found, 'value')}")
     if against:
         other = MultiTaskModel.from_pretrained(against, device=usable(device))
-        rows, notes = split_of(other, as_recipe(recipe)[0], split)
+        rows, _ = split_of(other, read, split)
         theirs = all_logits(other, rows, threads)
         found = bootstrap([loaded, other], [logits, theirs], data, samples, seed)
         click.echo(f"\n{model} less {against}, on the same samples\n{intervals_table(found, 'difference')}")

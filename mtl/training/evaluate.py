@@ -9,11 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mtl.checkpoints.fetch import local_folder
 from mtl.errors import RecipeError
 from mtl.tasks.examples import Examples
 from mtl.tasks.fields import one_of
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.tasks.tally import intervals
+from mtl.training.changes import kept
 from mtl.training.data import SPLITS, load_data
 from mtl.training.metrics import all_logits, measure
 from mtl.training.recipe import Recipe, as_recipe
@@ -44,8 +46,11 @@ def evaluate(
         MtlError: see mtl.errors.
     """
     loaded = model if isinstance(model, MultiTaskModel) else MultiTaskModel.from_pretrained(model)
-    data, notes = split_of(loaded, as_recipe(recipe)[0], split)
-    for note in notes:
+    read, notes = as_recipe(recipe)[0], []
+    if not isinstance(model, MultiTaskModel):
+        read, notes = as_held_out(read, model, split)
+    data, more = split_of(loaded, read, split)
+    for note in notes + more:
         log.warning("%s", note)
     return measure(loaded.tasks, all_logits(loaded, data, threads), data, closely)
 
@@ -69,6 +74,27 @@ def bootstrap(
         if known:
             found[name] = intervals(known, examples.measured_rows, count, seed)
     return found
+
+
+def as_held_out(recipe: Recipe, model: str | Path, split: str) -> tuple[Recipe, list[str]]:
+    """A recipe with the seed by which the run of a model's folder held out a split; a line, if it has another.
+
+    By another seed, rows that were trained on would be measured. A split that is files of its own needs none.
+    """
+    seed, own = seed_of(model), recipe.training.seed
+    if seed in (None, own) or not any(split in (*task.shares, "train") for task in recipe.tasks if task.shares):
+        return recipe, []
+    note = f"{split} is what {model} held out of train by seed {seed}, and not the recipe's {own}"
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, seed=seed)), [note]
+
+
+def seed_of(model: str | Path) -> int | None:
+    """The seed of the run that trained a model; None of one that is in no run's folder."""
+    folder = local_folder(str(model))
+    if folder is None or folder.resolve().name != "model":
+        return None
+    seed = kept(folder.resolve().parent).get("recipe", {}).get("training", {}).get("seed")
+    return seed if isinstance(seed, int) else None
 
 
 def split_of(model: MultiTaskModel, recipe: Recipe, split: str) -> tuple[dict[str, Examples], list[str]]:

@@ -16,6 +16,7 @@ from test_cli import Done, mtl
 from mtl.errors import CheckpointError, MtlError, RecipeError
 from mtl.training import sweep as sweeping
 from mtl.training.changes import changed, read_changes, read_values
+from mtl.training.evaluate import evaluate
 from mtl.training.recipe import read_recipe
 from mtl.training.report import Reporter
 from mtl.training.sweep import folder_name, plan, sweep
@@ -218,3 +219,23 @@ def test_few_shot_tasks_are_compared_by_what_they_become(recipe: Path, tmp_path:
     recipe.write_text(text.replace("save_steps = 1", ""))
     outcome = sweep(recipe, {"task.vowel.pairs": [1, 2]}, folder=tmp_path / "few")
     assert [*next(iter(outcome.values.values()))] == ["vowel accuracy"]
+
+
+def test_a_run_of_another_seed_is_evaluated_on_what_it_held_out(recipe: Path, tmp_path: Path, mtl, caplog) -> None:
+    recipe.write_text(recipe.read_text().replace("epochs = 2", "epochs = 1"))
+    sweep(recipe, {}, seeds=2, folder=tmp_path / "runs")
+    first, second = (tmp_path / "runs" / f"training.seed={seed}" for seed in (0, 1))
+    for run in (first, second):
+        expected = json.loads((run / "results.json").read_text())["metrics"]["dev"]
+        assert evaluate(run, recipe, "dev") == expected
+    assert [record.getMessage() for record in caplog.records if "held out" in record.getMessage()] == [
+        f"dev is what {second} held out of train by seed 1, and not the recipe's 0"
+    ]
+    common = ("evaluate", "-r", recipe, "--split", "dev", "--threads", 1, "--bootstrap", 10)
+    assert f"note: dev is what {second} held out" in mtl(*common, "-m", second).stderr
+    both = mtl(*common, "-m", first, "--against", second)
+    assert both.returncode == 1
+    assert f"by which {first} is measured; expected runs of one seed, or dev = a file" in both.stderr
+    (tmp_path / "dev.jsonl").write_bytes((tmp_path / "vowel.jsonl").read_bytes())
+    recipe.write_text(recipe.read_text().replace("dev = 0.3", 'dev = "dev.jsonl"'))
+    assert mtl(*common, "-m", first, "--against", second).returncode == 0
