@@ -46,7 +46,7 @@ def evaluate(
         MtlError: see mtl.errors.
     """
     loaded = model if isinstance(model, MultiTaskModel) else MultiTaskModel.from_pretrained(model)
-    read, notes = as_recipe(recipe)[0], []
+    read, notes = as_recipe(recipe)[0], list[str]()
     if not isinstance(model, MultiTaskModel):
         read, notes = as_held_out(read, model, split)
     data, more = split_of(loaded, read, split)
