@@ -85,6 +85,8 @@ def embed(
     the output was made with, by which --resume knows it again. Of a row, .jsonl, .csv and .parquet keep all fields.
     """
     share_memory()
+    from mtl.encode.precision import number_format
+
     if output is None and (resume or overwrite or output_precision != "float32"):
         raise click.UsageError("--resume, --overwrite and --output-precision go with --output")
     if resume and overwrite:
@@ -99,7 +101,7 @@ def embed(
         return
     made_with = {key: options[key] for key in ("normalize", "truncate_dim", "overflow")} | {
         "model": model,
-        "precision": encoder.precision,
+        **number_format(encoder.precision, encoder.int8_least_cosine),
         "prompt": encoder.prompt_for(options["prompt"], options["prompt_name"]),
         "max_length": encoder.length_limit(options["max_length"]),
         **encoder.fingerprint,
