@@ -85,8 +85,6 @@ def embed(
     the output was made with, by which --resume knows it again. Of a row, .jsonl, .csv and .parquet keep all fields.
     """
     share_memory()
-    from mtl.encode.precision import number_format
-
     if output is None and (resume or overwrite or output_precision != "float32"):
         raise click.UsageError("--resume, --overwrite and --output-precision go with --output")
     if resume and overwrite:
@@ -95,6 +93,8 @@ def embed(
     rows = choose_rows(texts, source, field, quoting, whole)
     if output:
         check_output(output, source, tuple(WRITERS))
+    from mtl.encode.precision import number_format
+
     encoder = load_encoder(model, device, precision, int8_least_cosine, options)
     if output is None:
         print_table(encoder.encode_rows(rows, itemgetter(0), window=WINDOW, **options))
