@@ -93,13 +93,15 @@ def embed(
     rows = choose_rows(texts, source, field, quoting, whole)
     if output:
         check_output(output, source, tuple(WRITERS))
+    from mtl.encode.precision import number_format
+
     encoder = load_encoder(model, device, precision, int8_least_cosine, options)
     if output is None:
         print_table(encoder.encode_rows(rows, itemgetter(0), window=WINDOW, **options))
         return
     made_with = {key: options[key] for key in ("normalize", "truncate_dim", "overflow")} | {
         "model": model,
-        "precision": encoder.precision,
+        **number_format(encoder.precision, encoder.int8_least_cosine),
         "prompt": encoder.prompt_for(options["prompt"], options["prompt_name"]),
         "max_length": encoder.length_limit(options["max_length"]),
         **encoder.fingerprint,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -53,6 +53,11 @@ def effective(precision: str, device: torch.device, int8_least_cosine: float = L
     if precision == "bf16" and not native_bf16(device):
         log.warning("bf16 is not native to this processor and will be slow; precision='fp32' is faster")
     return precision  # type: ignore[return-value]
+
+
+def number_format(precision: str, int8_least_cosine: float) -> dict[str, Any]:
+    """What decides in which numbers a vector is computed: of int8 also the bar for which products stay in float32."""
+    return {"precision": precision, **({"int8_least_cosine": int8_least_cosine} if precision == "int8" else {})}
 
 
 def calibration_texts() -> list[str]:

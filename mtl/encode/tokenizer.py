@@ -221,7 +221,9 @@ class Tokenizer:
         rows, cuts = [], []
         last = self.keep_last if keep_last is None else keep_last
         check_pairs(pairs)
-        both = zip(*(self.ids([pair[side] for pair in pairs]) for side in (0, 1)), strict=True)
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # one query may stand in all of them
+        known = dict(zip(texts, self.ids(texts), strict=True))
+        both = ((known[one], known[other]) for one, other in pairs)
         for place, (one, other) in enumerate(both):
             kept = shares(len(one), len(other), room)
             cuts.append(len(one) + len(other) - sum(kept))

@@ -12,6 +12,7 @@ from typing import Any, Self, cast, get_args
 
 from mtl import search
 from mtl.disk import lock, writing
+from mtl.encode.precision import number_format
 from mtl.encode.sentence_encoder import DOCUMENT, SentenceEncoder
 from mtl.errors import InputError, check_counts, differences, shown
 from mtl.index.store import (
@@ -41,6 +42,7 @@ SAME = (
     "tokenizer",
     "pooling",
     "precision",
+    "int8_least_cosine",
     "prompt",
     "max_length",
 )  # what makes equal vectors of equal texts
@@ -113,7 +115,6 @@ class Index:
                 "model": model if isinstance(model, str) else model_name,
                 "field": field,
                 "id_field": id_field,
-                **({"int8_least_cosine": encoder.int8_least_cosine} if encoder.precision == "int8" else {}),
                 **made_with(encoder),
             }
             write_state(folder, State(form, encoder.dim, encoder.similarity_fn_name, settings))
@@ -159,7 +160,9 @@ class Index:
 
     def check_model(self, model: SentenceEncoder) -> None:
         """Raise an InputError that says what differs, if a model's vectors do not go with those of the index."""
-        before = {key: self.state.settings.get(key) for key in SAME}
+        settings = self.state.settings
+        before = {key: settings.get(key) for key in SAME}
+        before |= number_format(settings.get("precision", "fp32"), settings.get("int8_least_cosine", LEAST_COSINE))
         if different := differences(before, made_with(model)):
             raise InputError(f"{self.folder} was made with another model: {'; '.join(different)}")
 
@@ -284,7 +287,7 @@ class Index:
 def made_with(model: SentenceEncoder) -> dict[str, Any]:
     """What a text's vector depends on."""
     return {
-        "precision": model.precision,
+        **number_format(model.precision, model.int8_least_cosine),
         "prompt": model.prompted(DOCUMENT, {})["prompt"],
         "max_length": model.max_seq_length,
         **model.fingerprint,

@@ -33,6 +33,7 @@ from mtl.search import Similarity, scores
 
 BLOCK = 1024  # pairs whose negatives are found, and kept, at once
 NEGATIVE = "negative"  # the field of what is found
+SETTINGS = "settings.json"  # of what is under way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,9 +270,11 @@ def mine(
     with lock(output, InputError):
         if overwrite:
             remove(under_way)
-        elif output.exists():
+        elif output.exists() and (made.exists() or not (under_way / SETTINGS).exists()):
             counts = check_made(made, output, about, resume)
+            remove(under_way)
             return Mined(output, counts, before=True)
+        remove(made)  # it is of another output, or of none; a run that is killed before it writes its own goes on
         check_under_way(under_way, about, resume)
         counts = Counter(twice=among.twice, blank=among.blank)
         sides = [Side(under_way / name, encoder, read, among, threads)
@@ -308,7 +311,7 @@ def check_made(made: Path, output: Path, about: Mapping[str, Any], resume: bool)
 
 def check_under_way(folder: Path, about: Mapping[str, Any], resume: bool) -> None:
     """Begin a run's folder, or see that the one that is there is of the same run."""
-    path = folder / "settings.json"
+    path = folder / SETTINGS
     before = read_json(path)
     if before is not None and not resume:
         raise InputError(f"{folder} holds what an interrupted run has found; --resume goes on with it, {ANEW}")

@@ -123,13 +123,13 @@ def grouped(
     groups = zip(*(batch.split(x[:tokens]) for x in (q, k, v, out)), strict=True)
     for (*group, found), bias in zip(groups, biases or [None] * len(batch.groups), strict=True):
         length = found.shape[1]
-        windows = reach is not None and length > reach + 1
-        if products and not windows and SHORTEST <= length <= LONGEST:
+        divided = reach is not None and length > reach + 1
+        if products and not divided and SHORTEST <= length <= LONGEST:
             for text in zip(*group, found, strict=True):
                 by_products(*text)
             continue
         q_group, k_group, v_group = (x.transpose(1, 2) for x in group)  # (texts, heads, length, head_dim)
-        if reach is not None and windows:
+        if reach is not None and divided:
             context = windowed(q_group, k_group, v_group, reach)
         else:
             context = fused(q_group, k_group, v_group, bias)

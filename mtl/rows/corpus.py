@@ -24,7 +24,7 @@ from mtl.display import counted
 from mtl.encode.compat import own_keywords
 from mtl.encode.engine import usable
 from mtl.encode.options import OPTIONS, EncodeOptions
-from mtl.encode.precision import Precision
+from mtl.encode.precision import Precision, number_format
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.windows import without_bar
 from mtl.kernels.int8 import LEAST_COSINE
@@ -168,7 +168,7 @@ def plan(
     overflow = options.get("overflow", "warn")
     settings = {
         "fingerprint": encoder.fingerprint,
-        "precision": encoder.precision,
+        **number_format(encoder.precision, encoder.int8_least_cosine),
         "max_length": int(options.get("max_length") or encoder.tokenizer.max_length),
         "overflow": "truncate" if overflow == "warn" else overflow,
         "prompt": encoder.prompt_for(options.get("prompt"), options.get("prompt_name")),

@@ -30,6 +30,7 @@ from mtl.errors import differences as differences
 from mtl.errors import differing as differing
 
 KEPT = 2
+ADVICE = "put back a copy of it, or delete it to choose among the epochs from here on"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +135,11 @@ def save_best(
     return Best(epoch, value, path.name, sha256_of_tensors(trained), file)
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file is what its name says."""
+    return sha256_of(path) == path.stem.removeprefix("frozen-")
+
+
 def read_frozen(folder: Path, name: str | None) -> dict[str, Tensor]:
     """The tensors of a file that is named after its hash.
 
@@ -142,7 +148,7 @@ def read_frozen(folder: Path, name: str | None) -> dict[str, Tensor]:
     """
     if name is None:
         return {}
-    if sha256_of(folder / name) != name.removeprefix("frozen-").removesuffix(".safetensors"):
+    if not is_whole(folder / name):
         raise CheckpointError(f"{folder / name} is not what was written")
     return read_tensors(folder / name)
 
@@ -160,10 +166,14 @@ def read_best(folder: Path, best: Best) -> dict[str, Tensor] | None:
                 return read_frozen(folder, best.frozen) | read_tensors(path)
         if not own.exists():
             return None
+    except FileNotFoundError:  # what its phase did not train
+        return None
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {ADVICE}") from None
     except (OSError, WeightsError) as error:
         raise CheckpointError(f"{own} cannot be read: {one_line(error)}") from None
     given = f"{own}, the weights of epoch {best.epoch}, the best so far, is not what was written"
-    raise CheckpointError(f"{given}; put back a copy of it, or delete it to choose among the epochs from here on")
+    raise CheckpointError(f"{given}; {ADVICE}")
 
 
 def read(path: Path) -> State:
@@ -189,18 +199,32 @@ def read(path: Path) -> State:
 def latest(folder: Path) -> tuple[State, list[str]]:
     """The newest checkpoint that is whole, and a line for each newer one that is not.
 
-    One that is not is set aside under another name.
+    These are set aside under another name, and so is a damaged file of what is frozen, which would be named again else.
+    Where none is whole all stay as they are, so that a copy of a file can be put back.
 
     Raises:
         CheckpointError: there is none.
     """
-    notes: list[str] = []
+    damaged: list[tuple[Path, CheckpointError]] = []
     for path in saved(folder):
         try:
-            return read(path), notes
+            state = read(path)
         except CheckpointError as error:
-            aside = path.with_name(f"damaged-{path.name}")
-            remove(aside)
-            path.rename(aside)
-            notes.append(f"{error}; it is set aside as {aside.name}, and the one before it is used")
-    raise CheckpointError(f"{folder} holds no whole checkpoint; start again in another folder")
+            damaged.append((path, error))
+            continue
+        notes = [f"{error}; it is set aside as {set_aside(each).name}, and the one before it is used"
+                 for each, error in damaged]  # fmt: skip
+        for frozen in folder.glob("frozen-*.safetensors") if damaged else ():
+            if not is_whole(frozen):
+                set_aside(frozen)
+        return state, notes
+    why = f" ({damaged[0][1]})" if damaged else ""
+    raise CheckpointError(f"{folder} holds no whole checkpoint; start again in another folder{why}")
+
+
+def set_aside(path: Path) -> Path:
+    """Give what is damaged another name; gives that."""
+    aside = path.with_name(f"damaged-{path.name}")
+    remove(aside)
+    path.rename(aside)
+    return aside

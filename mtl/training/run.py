@@ -160,7 +160,8 @@ class Run:
     def frozen(self) -> set[str]:
         """The names of the weights that the last step could not change."""
         epoch = max(0, self.step - 1) // self.schedule.steps_per_epoch + 1
-        trained = {self.parameters()[i][0] for indices in self.trained(epoch).values() for i in indices}
+        names = [name for name, _ in self.parameters()]
+        trained = {names[i] for indices in self.trained(epoch).values() for i in indices}
         return self.tensors().keys() - trained
 
     @property

@@ -199,6 +199,12 @@ def test_what_is_no_index(tiny: SentenceEncoder, tmp_path: Path) -> None:
     tiny.max_seq_length = 7
     with pytest.raises(InputError, match="made with another model: max_length was 16, is 7"):
         Index.open(tmp_path / "idx", tiny)
+    tiny.precision, tiny.int8_least_cosine = "int8", 0
+    made(tmp_path / "int8", tiny)
+    Index.open(tmp_path / "int8", tiny)
+    tiny.int8_least_cosine = 0.1
+    with pytest.raises(InputError, match=r"made with another model: int8_least_cosine was 0, is 0\.1"):
+        Index.open(tmp_path / "int8", tiny)
     state = (tmp_path / "idx" / "index.json").read_text()
     for text in ("{", "[]", "{}", state.replace("fp32", "fp64"), state.replace("segment-", "../segment-")):
         (tmp_path / "idx" / "index.json").write_text(text)

@@ -154,6 +154,34 @@ def test_killed_and_gone_on_with(
     mine(*data, output, tiny, **options, overwrite=True)
 
 
+def test_killed_between_the_output_and_what_says_how_it_was_made(
+    tmp_path: Path, data: tuple[Path, Path], tiny: SentenceEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on, also where it replaces an older one, of which nothing is taken for its own."""
+    options = {"fields": ("query", "answer"), "threads": 1}
+    output = tmp_path / "triplets.jsonl"
+
+    def dies(output: Path, blocks: list[Path]) -> None:
+        finish(output, blocks)
+        raise KeyboardInterrupt
+
+    for n, overwrite in ((3, False), (2, True)):
+        with monkeypatch.context() as patch:
+            finish = mining.finish
+            patch.setattr(mining, "finish", dies)
+            with pytest.raises(KeyboardInterrupt):
+                mine(*data, output, tiny, negatives=n, overwrite=overwrite, **options)
+        with pytest.raises(InputError, match=f"was made otherwise: negatives was {n}, is 4"):
+            mine(*data, output, tiny, negatives=4, resume=True, **options)
+        assert not mine(*data, output, tiny, negatives=n, resume=True, **options).before
+        assert mine(*data, output, tiny, negatives=n, resume=True, **options).before
+        assert not (tmp_path / "triplets.jsonl.mining").exists()
+    (tmp_path / "triplets.jsonl.made.json").unlink()
+    (tmp_path / "triplets.jsonl.mining").mkdir()  # of a run that was killed before it began
+    with pytest.raises(InputError, match=r"triplets\.jsonl exists; --overwrite replaces it"):
+        mine(*data, output, tiny, **options)
+
+
 def test_the_command_and_training_on_its_output(
     mtl: Callable[..., Done], tmp_path: Path, data: tuple[Path, Path], folder: Path
 ) -> None:

@@ -210,6 +210,10 @@ def test_a_folder_of_another_model_or_settings(
     other.save(tmp_path / "other")
     with pytest.raises(InputError, match=r"otherwise with the model .*tiny': fingerprint.encoder was .*; choose"):
         embed(source, model=tmp_path / "other")
+    int8 = {"output": tmp_path / "int8", "precision": "int8"}
+    embed(source, int8_least_cosine=0, **int8)  # which decides what stays in float32
+    with pytest.raises(InputError, match=r"was made otherwise: int8_least_cosine was 0, is 0\.1"):
+        embed(source, int8_least_cosine=0.1, **int8)
     assert embed(source, threads=1, batch_tokens=64, overflow="truncate").there == 1  # these change no bit
     manifest = tmp_path / "out" / "manifest.json"
     for damaged in (manifest.read_text()[:-20], manifest.read_text().replace("false", "true"), "[]"):

@@ -43,6 +43,16 @@ def test_rerank_has_the_models_bits(judged: Client, judge: MultiTaskModel) -> No
     assert judged.post("/", body).json == reply
 
 
+def test_a_query_is_tokenized_once(judge: MultiTaskModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long query beside many texts would take its length times their number of memory."""
+    tokenizer, seen = judge.embedder.tokenizer, list[str]()
+    alone = [tokenizer.pairs([("a b", text)]).rows[0] for text in TEXTS]
+    ids = tokenizer.ids
+    monkeypatch.setattr(tokenizer, "ids", lambda texts: (seen.extend(texts), ids(texts))[1])
+    assert tokenizer.pairs([("a b", text) for text in TEXTS]).rows == alone
+    assert sorted(seen) == sorted({"a b", *TEXTS})
+
+
 def test_pairs_are_classified(judged: Client, judge: MultiTaskModel) -> None:
     scores = judge.predict([("a", "b c")]).scores["nli"][0]
     reply = judged.post("/predict", {"inputs": ["a", "b c"], "task": "nli"}).json

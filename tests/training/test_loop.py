@@ -406,8 +406,48 @@ def test_what_is_frozen_is_written_once(start, monkeypatch) -> None:
     again.take_best()
     assert run.fingerprint == again.fingerprint
     damaged(max(run.checkpoints.glob("frozen-*"), key=lambda path: path.stat().st_size))
-    with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="holds no whole checkpoint; .*frozen-.* is not what was written"):
         start((task,), **options).restore()
+
+
+def test_a_damaged_file_of_what_is_frozen_is_written_again(start) -> None:
+    """Else all later checkpoints would name it, and none of them could be read."""
+    task = dataclasses.replace(A, freeze={"1": "encoder", "2": "none", "3": "encoder"})
+    options = {"epochs": 4, "save_steps": 1, "best": "topic.accuracy"}
+    run = start((task,), **options)
+    steps = run.schedule.steps_per_epoch
+    go(run, 2 * steps + 1)  # of the two checkpoints, only the last one has something that is frozen
+    paths = [path for path in run.checkpoints.glob("frozen-*") if path.name != run.best.frozen]
+    for path in paths:
+        damaged(path)
+    again = start((task,), **options)
+    (note,) = again.restore()
+    assert paths
+    assert "frozen-" in note
+    assert again.step == 2 * steps
+    go(again)
+    assert start((task,), **options).restore() == []
+    go(run)
+    assert run.fingerprint == again.fingerprint
+
+
+def test_frozen_weights_of_the_best_epoch(start) -> None:
+    """Damaged, they are refused by a line that says what to do; deleted, the epochs from here on count."""
+    task = dataclasses.replace(A, freeze={"1": "encoder", "2": "none"})
+    options = {"epochs": 3, "save_steps": 1, "best": "topic.accuracy"}
+    run = start((task,), **options)
+    steps = run.schedule.steps_per_epoch
+    go(run, steps)
+    assert run.best.frozen
+    best = run.best
+    go(run, 2)
+    run.best = best  # whatever the dev data say
+    path = run.checkpoints / best.frozen
+    damaged(path)
+    with pytest.raises(CheckpointError, match="frozen-.* is not what was written; put back a copy of it, or delete it"):
+        checkpoints.read_best(run.checkpoints, best)
+    path.unlink()
+    assert checkpoints.read_best(run.checkpoints, best) is None
 
 
 def damaged(path: Path) -> None:
