@@ -329,7 +329,7 @@ class MultiTaskModel(nn.Module):
         several_texts = [texts] if isinstance(texts, str) else several(texts)
         ahead = not isinstance(several_texts, Sized) or len(several_texts) > WINDOW
         pairs, listed = pairs_or_texts(several_texts)
-        pairs = pairs or (several_texts == [] and self.only_pairs)
+        pairs = pairs or (isinstance(several_texts, Sized) and not len(several_texts) and self.only_pairs)
         parts = [outputs for _, outputs in self._outputs(in_blocks(listed, WINDOW), threads, ahead, pairs)]
         none = torch.empty(0, sum(self._widths(pairs)), dtype=torch.float32, device="cpu")
         words = {name: [found for part in parts for found in part.words[name]] for name in self._taggers(pairs)}

@@ -79,12 +79,13 @@ def each_row(task: TaskSpec, split: str, folder: Path) -> Iterator[Read]:
     """
     handler = task.handler
     for path in files_of(getattr(task, split), split, folder):
+        is_table = kind_of(path) not in (".jsonl", ".conll")  # where a field may be left blank
         named = handler.labelled and class_names(path, task.label_field)
         as_names = named if named and {*named} == {*task.labels} else ()
         for number, fields in read_rows(path):
             given, place = fields.get(task.label_field), False
-            empty = "" if given is None and kind_of(path) == ".parquet" else given  # in a table, no value is a blank
-            if task.label_field in fields and handler.is_blank(empty):
+            blank = "" if given is None and kind_of(path) == ".parquet" else given
+            if is_table and task.label_field in fields and handler.is_blank(blank):
                 yield Read((path, number), fields, [], blank=True)
                 continue
             if as_names and isinstance(given, int) and 0 <= given < len(as_names):
