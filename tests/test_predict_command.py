@@ -207,6 +207,10 @@ def test_resume(
     source.write_text(source.read_text().replace('"id": 33', '"id": 3'))
     other = mtl(*given, output, "--resume", "--precision", "bf16").stderr
     assert "was made otherwise: precision was 'fp32', is 'bf16'" in other
+    kept = partial.read_bytes()
+    partial.write_bytes(b"\0\0\n" + kept)
+    assert f"{partial} is damaged in line 1" in mtl(*given, output, "--resume").stderr
+    partial.write_bytes(kept)
     done = mtl(*given, output, "--resume")
     assert done.returncode == 0, done.stderr
     assert output.read_bytes() == whole

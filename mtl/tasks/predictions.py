@@ -161,7 +161,10 @@ def resume_answers(
             for line in file:
                 if not line.endswith(b"\n"):  # it was killed in the middle of it
                     break
-                done = json.loads(line)
+                try:
+                    done = dict(json.loads(line))
+                except (RecursionError, ValueError, TypeError):
+                    raise InputError(f"{partial} is damaged in line {count + 1}; {ANEW}") from None
                 _, fields = next(given, ("", None))
                 if fields is None or json.loads(json_line(dict(fields))) != without_answer(done):
                     raise InputError(f"the input differs in row {count + 1} from what is in {partial}; {ANEW}")
