@@ -149,7 +149,7 @@ def test_any_config_is_the_same_vectors_or_one_line(family: str, tmp_path: Path)
     rows = [row[mask.bool()].tolist() for row, mask in zip(case.ids, case.mask, strict=True)]
     equal = 0
 
-    @settings(max_examples=40, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
+    @settings(max_examples=80, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
     @given(
         st.lists(
             st.sampled_from(fields_of(family)).flatmap(
@@ -180,7 +180,7 @@ def test_any_config_is_the_same_vectors_or_one_line(family: str, tmp_path: Path)
         assert distance(found, [x.double() for x in expected]) <= 1e-5, changes
 
     compare()
-    assert equal > 5
+    assert equal > 3
 
 
 def states(model: Any, row: list[int]) -> torch.Tensor:
