@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +121,7 @@ def config_fields(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
     head = head_of(checkpoint)
     if head and head.names(family):
         labels = head.labels or tuple(f"LABEL_{i}" for i in range(head.outputs))
-        fields["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        fields["label2id"] = {label: i for i, label in enumerate(labels)}
+        fields |= label_fields(labels)
         name = f"{family.classes}ForTokenClassification"
         if head.kind != "tokens":
             fields |= {"problem_type": head.problem_type} if not head.activation else scored(head.activation)
@@ -131,6 +130,12 @@ def config_fields(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
     else:
         name = f"{family.classes}Model"
     return {**fields, "architectures": [name], "model_type": family.model_type}
+
+
+def label_fields(labels: Sequence[str]) -> dict[str, Any]:
+    """What config.json says of a head's outputs."""
+    return {"id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)}}  # fmt: skip
 
 
 def scored(activation: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from torch import nn
 from mtl.checkpoints.card import README, public_name
 from mtl.checkpoints.fetch import fetch
 from mtl.checkpoints.publish import page
-from mtl.checkpoints.save import write_json
+from mtl.checkpoints.save import label_fields, write_json
 from mtl.disk import atomic_write
 from mtl.encode.precision import calibration_texts
 from mtl.encode.sentence_encoder import SentenceEncoder
@@ -90,9 +90,10 @@ def export_onnx(model: str | Path, output: str | Path, task: str | None = None) 
         graph, quantized = partial / "onnx" / "model.onnx", partial / "onnx" / "model_quantized.onnx"
         names = write_graph(loaded, graph)
         rows = sample_rows(loaded)
-        difference = compared(loaded, graph, names, rows)
+        expected = [own_outputs(loaded, batch) for batch in batches(rows)]
+        difference = compared(expected, graph, names, rows)
         write_quantized(graph, quantized)
-        cosine = least_cosine(loaded, quantized, rows)
+        cosine = least_cosine(expected, quantized, rows)
     places = output / "onnx" / graph.name, output / "onnx" / quantized.name
     return Exported(*places, tuple(names), len(rows), difference, cosine)
 
@@ -127,11 +128,9 @@ def add_labels(model: SentenceEncoder | MultiTaskModel, config: Path) -> None:
     (name,) = model.branches
     task = model.tasks[name]
     labels = task.handler.tags if isinstance(task.handler, Tokens) else task.labels or ("LABEL_0",)
-    fields = json.loads(config.read_text(encoding="utf-8"))
-    fields["id2label"] = {str(i): label for i, label in enumerate(labels)}
-    fields["label2id"] = {label: i for i, label in enumerate(labels)}
-    if task.kind in PROBLEMS:
-        fields["problem_type"] = PROBLEMS[task.kind]
+    fields = json.loads(config.read_text(encoding="utf-8")) | label_fields(labels)
+    if problem := PROBLEMS.get(task.kind):
+        fields["problem_type"] = problem
     write_json(config, fields)
 
 
@@ -256,7 +255,7 @@ def batches(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
     return (list(rows[i : i + AT_ONCE]) for i in range(0, len(rows), AT_ONCE))
 
 
-def graph_outputs(path: Path, rows: Sequence[list[int]]) -> Iterator[tuple[list[list[int]], Outputs]]:
+def graph_outputs(path: Path, rows: Sequence[list[int]]) -> Iterator[Outputs]:
     """What onnxruntime makes of rows, a batch at a time; of tokens, those that are no padding, one after another."""
     import onnxruntime
 
@@ -268,7 +267,7 @@ def graph_outputs(path: Path, rows: Sequence[list[int]]) -> Iterator[tuple[list[
         types = second.astype(np.int64)
         given = {"input_ids": np.where(second, ~ids, ids), "attention_mask": mask, "token_type_ids": types}
         found = session.run(names, {each.name: given[each.name] for each in session.get_inputs()})
-        yield batch, {name: x[mask == 1] if x.ndim == 3 else x for name, x in zip(names, found, strict=True)}
+        yield {name: x[mask == 1] if x.ndim == 3 else x for name, x in zip(names, found, strict=True)}
 
 
 def own_outputs(model: SentenceEncoder | MultiTaskModel, rows: Sequence[list[int]]) -> Outputs:
@@ -283,17 +282,14 @@ def own_outputs(model: SentenceEncoder | MultiTaskModel, rows: Sequence[list[int
     return {name: x.numpy() for name, x in found.items()}
 
 
-def compared(
-    model: SentenceEncoder | MultiTaskModel, path: Path, names: Sequence[str], rows: Sequence[list[int]]
-) -> float:
-    """The largest difference between the graph's outputs and the model's.
+def compared(expected: Sequence[Outputs], path: Path, names: Sequence[str], rows: Sequence[list[int]]) -> float:
+    """The largest difference between the graph's outputs and the model's, which are ``expected`` of each batch of rows.
 
     Raises:
         WeightsError: it is over the bar.
     """
     worst = dict.fromkeys(names, 0.0)
-    for batch, found in graph_outputs(path, rows):
-        own = own_outputs(model, batch)
+    for own, found in zip(expected, graph_outputs(path, rows), strict=True):
         for name in names:
             difference = np.abs(found[name] - own[name]).max() / max(1.0, np.abs(own[name]).max())
             worst[name] = float(np.maximum(worst[name], difference))  # NaN stays
@@ -305,11 +301,11 @@ def compared(
     return max(worst.values())
 
 
-def least_cosine(model: SentenceEncoder | MultiTaskModel, path: Path, rows: Sequence[list[int]]) -> float:
+def least_cosine(expected: Sequence[Outputs], path: Path, rows: Sequence[list[int]]) -> float:
     """The least cosine between an embedding of a graph and the model's own."""
     least = 1.0
-    for batch, found in graph_outputs(path, rows):
-        a, b = found["sentence_embedding"].astype(float), own_outputs(model, batch)["sentence_embedding"].astype(float)
+    for own, found in zip(expected, graph_outputs(path, rows), strict=True):
+        a, b = (x["sentence_embedding"].astype(float) for x in (found, own))
         lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         least = float(np.minimum(least, ((a * b).sum(axis=1) / np.maximum(lengths, 1e-30)).min()))
     return least

@@ -28,7 +28,7 @@ from mtl.cli import main
 from mtl.errors import InputError, WeightsError
 from mtl.export import onnx as export
 from mtl.export import twin
-from mtl.export.onnx import Exported, export_onnx, padded, twin_of
+from mtl.export.onnx import Exported, add_labels, export_onnx, padded, twin_of
 from mtl.export.twin import TRUNKS
 from mtl.model.config import FULL, SLIDING, DebertaConfig, EncoderConfig, RotaryConfig
 from mtl.model.deberta import Deberta
@@ -276,3 +276,14 @@ def test_refusals(folder: Path, tiny: SentenceEncoder, tmp_path: Path, monkeypat
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError, match=r"needs onnxruntime; install it with: pip install 'mtl\[onnx\]'"):
         export_onnx(folder, tmp_path / "out")
+
+
+def test_a_cross_encoder_has_no_problem_type(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """transformers 4 refuses a config.json that has one it does not know, as the empty one."""
+    judge = TaskSpec("judge", kind="relevance", text_field=("a", "b"))
+    model = MultiTaskModel(SentenceEncoder.from_checkpoint(checkpoint), [judge]).eval()
+    model.save(tmp_path / "model")
+    add_labels(model, tmp_path / "model" / "config.json")
+    fields = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert "problem_type" not in fields
+    assert fields["id2label"] == {"0": "LABEL_0"}
