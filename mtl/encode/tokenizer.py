@@ -8,7 +8,7 @@ is counted, and dealt with as the caller says.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, islice
 from typing import Any, Literal, TypeVar, get_args
 
@@ -264,7 +264,7 @@ def ends(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
     Raises:
         WeightsError: it does more than that with a text, which we would not do.
     """
-    for text in ("a", *tokenizer.get_vocab()):
+    for text in candidates(tokenizer):
         if inner := encodings(tokenizer.encode_batch, [text])[0].ids:
             break
     else:
@@ -276,6 +276,12 @@ def ends(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
         raise WeightsError(f"the tokenizer makes {shown(whole.tokens)} of {shown(text)}; expected its tokens once, "
                            "with special ones around them")  # fmt: skip
     return whole.ids[:first], whole.ids[last:]
+
+
+def candidates(tokenizer: tokenizers.Tokenizer) -> Iterator[str]:
+    """Texts of which a tokenizer makes a token, sooner or later; the vocabulary is asked for where "a" is none."""
+    yield "a"
+    yield from tokenizer.get_vocab()
 
 
 def cut(ids: Sequence[int], room: int, keep_last: bool) -> Sequence[int]:
