@@ -135,18 +135,26 @@ def held_out(task: TaskSpec, rows: Rows, seed: int) -> dict[str, list[int]]:
     return found
 
 
-def split_rows(task: TaskSpec, split: str, folder: Path, seed: int = 0) -> Rows:
-    """The rows of one split of a task: of its files, or a share of train's, of which train has what is left.
+def splits_of(task: TaskSpec, splits: Sequence[str], folder: Path, seed: int = 0) -> dict[str, Rows]:
+    """The rows of splits of a task: of their files, or shares of train's, of which train has what is left.
 
     Raises:
-        InputError, RecipeError, WeightsError: as ``read_files``; or the share has no rows.
+        InputError, RecipeError, WeightsError: as ``read_files``; or a share has no rows.
     """
-    if split not in task.shares and not (split == "train" and task.shares):
-        return read_files(task, split, folder)
-    rows = read_files(task, "train", folder)
-    held = held_out(task, rows, seed)
-    out = {i for part in held.values() for i in part}
-    return rows.take(held[split] if split in held else [i for i in range(len(rows.texts)) if i not in out])
+    shared = {"train", *task.shares} & {*splits} if task.shares else set()
+    found = {split: read_files(task, split, folder) for split in splits if split not in shared}
+    if shared:
+        rows = read_files(task, "train", folder)
+        held = held_out(task, rows, seed)
+        out = {i for part in held.values() for i in part}
+        held["train"] = [i for i in range(len(rows.texts)) if i not in out]
+        found |= {split: rows.take(held[split]) for split in shared}
+    return found
+
+
+def split_rows(task: TaskSpec, split: str, folder: Path, seed: int = 0) -> Rows:
+    """As ``splits_of``, the rows of one split."""
+    return splits_of(task, [split], folder, seed)[split]
 
 
 def read_split(task: TaskSpec, split: str, folder: Path, seed: int = 0) -> tuple[list[str], Any]:
@@ -180,13 +188,17 @@ def load_data(
         InputError, RecipeError: data are wrong, or a task has no training data where that is asked for.
     """
     data: dict[str, dict[str, Examples]] = {split: {} for split in splits}
+    shared: dict[str, dict[str, Rows]] = {}  # by task; train is read once for all of its shares
     notes = []
     for split, task in product(splits, recipe.tasks):
         if getattr(task, split) is None:
             if split == "train":
                 raise RecipeError(f"task {task.name!r} has no training data; expected train = a file")
             continue
-        rows = split_rows(task, split, recipe.folder, recipe.training.seed)
+        if task.shares and task.name not in shared:
+            given = [each for each in splits if getattr(task, each) is not None]
+            shared[task.name] = splits_of(task, given, recipe.folder, recipe.training.seed)
+        rows = shared[task.name].pop(split) if task.shares else split_rows(task, split, recipe.folder)
         texts, targets = rows.stacked(task)
         reading = Split(split, recipe.folder, embedder, recipe.training.max_length, recipe.training.seed)
         data[split][task.name] = task.handler.examples(texts, targets, reading)
