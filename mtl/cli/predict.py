@@ -95,8 +95,8 @@ def predict(
     if output and resume:
         about = {"model": fingerprint(loaded), "precision": said_precision(loaded.embedder), "field": field or "text"}
         count, before = resume_answers(output, rows, lambda left: (each for _, each in answered(left)), about)
-        said = "nothing is left to do for" if before else "wrote"
-        click.echo(f"{said} {output}: {counted(count, 'row')}", err=True)
+        done = "nothing is left to do for" if before else "wrote"
+        click.echo(f"{done} {output}: {counted(count, 'row')}", err=True)
         return
     found = answered(rows)
     if output:

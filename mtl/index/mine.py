@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
@@ -24,10 +23,10 @@ from torch import Tensor
 from mtl.disk import atomic_write, beside, lock, remove, writing
 from mtl.display import counted
 from mtl.encode.sentence_encoder import DOCUMENT, QUERY, SentenceEncoder
-from mtl.errors import InputError, check_counts, differences
+from mtl.errors import InputError, check_counts
 from mtl.index.index import WINDOW, Index, is_index, made_with
-from mtl.rows.outputs import ANEW, open_output
-from mtl.rows.read import check_text, read_rows, texts_of
+from mtl.rows.outputs import ANEW, check_made_alike, open_output
+from mtl.rows.read import check_text, folded, read_rows, texts_of
 from mtl.rows.vector_files import json_line
 from mtl.search import Similarity, scores
 
@@ -87,8 +86,7 @@ class Mined:
 
 def plain(text: str) -> bytes:
     """What stands for a text, the same for texts that differ in case, blanks and forms of Unicode alone."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return hashlib.blake2b(" ".join(folded.split()).encode(), digest_size=16).digest()
+    return hashlib.blake2b(folded(text).encode(), digest_size=16).digest()
 
 
 @dataclasses.dataclass
@@ -305,7 +303,7 @@ def check_made(made: Path, output: Path, about: Mapping[str, Any], resume: bool)
     before = read_json(made)
     if before is None:
         raise InputError(f"{output} exists, and {made}, which would say how it was made, does not; {ANEW}")
-    check_same(output, before.get("settings", {}), about)
+    check_made_alike(output, before.get("settings", {}), json.loads(json.dumps(about)))
     return {name: int(count) for name, count in before.get("counts", {}).items()}
 
 
@@ -320,13 +318,7 @@ def check_under_way(folder: Path, about: Mapping[str, Any], resume: bool) -> Non
         with atomic_write(path, InputError) as partial:
             partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     else:
-        check_same(folder, before, about)
-
-
-def check_same(path: Path, before: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Raise an InputError that says what differs between two runs."""
-    if different := differences(before, json.loads(json.dumps(about))):
-        raise InputError(f"{path} was made otherwise: {'; '.join(different)}; {ANEW}")
+        check_made_alike(folder, before, json.loads(json.dumps(about)))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

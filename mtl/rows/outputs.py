@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -64,6 +64,12 @@ def read_state(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, RecursionError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} is damaged; {ANEW}") from None
+
+
+def check_made_alike(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise an InputError that says what differs, if what is at a path was made with other settings than now."""
+    if different := differences(before, now):
+        raise InputError(f"{path} was made otherwise: {'; '.join(different)}; {ANEW}")
 
 
 class Output:
@@ -121,10 +127,8 @@ class Output:
     def check_settings(self, before: dict[str, Any]) -> None:
         """Raise an InputError that says what differs, if vectors made with these settings would not be the same."""
         before = {key: before.get(key) for key in self.settings}  # an older version may have had others
-        different = differences({**before, NAME: None}, {**self.settings, NAME: None})
-        if different:
-            path = self.path if self.complete else self.partial
-            raise InputError(f"{path} was made otherwise: {'; '.join(different)}; {ANEW}")
+        path = self.path if self.complete else self.partial
+        check_made_alike(path, {**before, NAME: None}, {**self.settings, NAME: None})
 
     def remaining(self, rows: Iterator[TextRow]) -> Iterator[TextRow]:
         """The rows that are still to do, once those that are done were passed over.

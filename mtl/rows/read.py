@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import select
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -269,6 +270,12 @@ def texts_of(rows: Iterable[Row], name: str, field: str = "text") -> Iterator[Te
             has = f"it has {', '.join(fields)}; say with --field which holds the text"
             raise InputError(f"{name}, line {number}: no field {field!r}; {has}")
         yield check_text(fields[field], field, f"{name}, line {number}"), fields
+
+
+def folded(text: str) -> str:
+    """A text's form that is the same for all that differ in case, blanks and forms of Unicode alone."""
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(plain.split())
 
 
 def pairs_of(rows: Iterable[Row], name: str, fields: tuple[str, str]) -> Iterator[tuple[tuple[str, str], Any]]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl.disk import atomic_write, beside, lock, remove, sweep, writing
-from mtl.errors import InputError, differences, shown
-from mtl.rows.outputs import ANEW
+from mtl.errors import InputError, shown
+from mtl.rows.outputs import ANEW, check_made_alike
 from mtl.rows.vector_files import Fields, Vectors, csv_line, json_line
 
 if TYPE_CHECKING:
@@ -217,5 +217,4 @@ def read_made(path: Path) -> dict[str, Any]:
 def check_made(path: Path, about: dict[str, Any], output: Path) -> None:
     """Raise an InputError that says what differs, if answers with these settings would not be the same."""
     before = {name: value for name, value in read_made(path).items() if name != "input"}
-    if different := differences(before, json.loads(json.dumps(about))):
-        raise InputError(f"{output} was made otherwise: {'; '.join(different)}; {ANEW}")
+    check_made_alike(output, before, json.loads(json.dumps(about)))

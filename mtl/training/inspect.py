@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -26,11 +25,13 @@ from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tokenizer import Tokenized
 from mtl.encode.windows import cuts_in_words, in_blocks
 from mtl.errors import RecipeError, shown
+from mtl.rows.read import folded
 from mtl.search import BLOCK, nearest
 from mtl.tasks.spec import TaskSpec
 from mtl.training.data import SPLITS, Read, Rows, each_row, held_out
 from mtl.training.recipe import Recipe, as_recipe
 from mtl.training.report import drawing
+from mtl.training.start import trunk_of
 
 WINDOW = 2048  # rows that are looked at together
 NEAR, MOST = 0.95, 20_000  # a cosine from which on rows are near; rows of a split up to which such are sought
@@ -126,9 +127,7 @@ def inspect(
     if not 0 < near <= 1:
         raise RecipeError(f"near is {near:g}; expected a cosine above 0, at most 1")
     read = as_recipe(recipe)[0]
-    beside = read.folder / read.model
-    name = str(beside if beside.is_dir() and not Path(read.model).is_dir() else read.model)
-    encoder = SentenceEncoder.from_checkpoint(load.load(fetch(name))).to(device)
+    encoder = SentenceEncoder.from_checkpoint(load.load(fetch(trunk_of(read)))).to(device)
     limit = encoder.length_limit(read.training.max_length)
     report = Report(read.model, limit, {}, [])
     for task in read.tasks:
@@ -357,8 +356,7 @@ def alike(names: Sequence[str]) -> list[list[str]]:
     """Different names that are one but for case, blanks and forms of Unicode, in groups."""
     groups: dict[str, dict[str, None]] = {}
     for name in names:
-        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-        groups.setdefault(unicodedata.normalize("NFKC", plain), {})[name] = None
+        groups.setdefault(folded(name), {})[name] = None
     return [[*group] for group in groups.values() if len(group) > 1]
 
 

@@ -46,10 +46,14 @@ def create(recipe: Recipe, device: str | torch.device = "cpu") -> MultiTaskModel
         return created(recipe).to(device)
 
 
+def trunk_of(recipe: Recipe) -> str:
+    """What the recipe's model is called: a folder beside the recipe where there is none here, else as it is said."""
+    beside = recipe.folder / recipe.model
+    return str(beside if beside.is_dir() and not Path(recipe.model).is_dir() else recipe.model)
+
+
 def created(recipe: Recipe) -> MultiTaskModel:
-    source = Path(recipe.model)
-    beside = recipe.folder / source
-    pretrained = load.load(fetch(str(beside if beside.is_dir() and not source.is_dir() else recipe.model)))
+    pretrained = load.load(fetch(trunk_of(recipe)))
     if recipe.layers:
         keep_layers(pretrained.encoder, recipe.layers)
     embedder = SentenceEncoder.from_checkpoint(pretrained)

@@ -501,6 +501,17 @@ def check_dropout(dropout: float) -> None:
         raise RecipeError(f"dropout is {dropout}; expected a number from 0 up to, not including, 1", "dropout")
 
 
+def check_ranked_fields(fields: Sequence[str]) -> None:
+    """That ``text_field`` names a query, what answers it, and texts that do not.
+
+    Raises:
+        RecipeError: it names others.
+    """
+    if len(fields) < 3 or len({*fields}) < len(fields):
+        expected = "a query, its positive, and one negative or more, each once"
+        raise RecipeError(f"text_field is {shown(list(fields))}; expected {expected}", "text_field")
+
+
 def check_scale(scale: float) -> None:
     """That cosines can be multiplied by it.
 

@@ -9,12 +9,12 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from mtl.errors import RecipeError, shown
+from mtl.errors import RecipeError
 from mtl.model import losses
 from mtl.tasks.correlation import correlations
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.fields import one_of
-from mtl.tasks.kinds.base import VectorKind, VectorOptions, check_scale
+from mtl.tasks.kinds.base import VectorKind, VectorOptions, check_ranked_fields, check_scale
 from mtl.tasks.teacher import teacher_scores, teacher_vectors
 
 
@@ -64,12 +64,9 @@ class Distillation(VectorKind):
         return bool(self.options.loss == "margin")
 
     def check_texts(self) -> None:
-        fields = self.task.text_field
         if not self.of_margins:
             return super().check_texts()
-        if len(fields) < 3 or len({*fields}) < len(fields):
-            expected = "a query, its positive, and one negative or more, each once"
-            raise RecipeError(f"text_field is {shown(list(fields))}; expected {expected}", "text_field")
+        check_ranked_fields(self.task.text_field)
 
     @property
     def own_metrics(self) -> Mapping[str, int]:  # type: ignore[override]

@@ -16,7 +16,7 @@ from mtl.search import ranking_metrics
 from mtl.tasks.correlation import correlations
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.fields import one_of
-from mtl.tasks.kinds.base import HeadKind, HeadOptions
+from mtl.tasks.kinds.base import HeadKind, HeadOptions, check_ranked_fields
 from mtl.tasks.kinds.regression import finite_number
 
 if TYPE_CHECKING:
@@ -74,15 +74,12 @@ class Relevance(HeadKind):
         return not self.pairwise
 
     def check_texts(self) -> None:
-        fields = self.task.text_field
         if self.options.joint is not True:
             given = f"joint is {shown(self.options.joint)}"
             raise RecipeError(f"{given}; a {self.name} task has both texts in one row", "joint")
         if not self.pairwise:
             return super().check_texts()
-        if len(fields) < 3 or len({*fields}) < len(fields):
-            expected = "a query, its positive, and one negative or more, each once"
-            raise RecipeError(f"text_field is {shown(list(fields))}; expected {expected}", "text_field")
+        check_ranked_fields(self.task.text_field)
 
     def check_labels(self) -> None:
         super().check_labels()
