@@ -31,6 +31,7 @@ from mtl.training.optim import LossWeights
 from mtl.training.schedule import MicroBatch, one_seed
 
 SHARE_TOKENS = 128  # of a share at least: below it, making and adding up its gradients costs more than it saves
+TOKEN_BYTES = 3 * 2**19  # of a share's gradients, some of which are in memory at once, to each of its tokens at most
 MOST_SHARES = 8  # a power of two
 PIECE_TOKENS = {"cpu": 1024, "cuda": 8192}  # of a piece at most, unless one row has more: its graph is in memory
 
@@ -58,10 +59,10 @@ class Found(NamedTuple):
     gradients: Gradients
 
 
-def share_count(window: Sequence[MicroBatch], data: Mapping[str, Examples], device: str = "cpu") -> int:
-    """In how many shares a window is computed: a power of two; 1 on a GPU."""
+def share_count(window: Sequence[MicroBatch], data: Mapping[str, Examples], size: int = 0, device: str = "cpu") -> int:
+    """In how many shares, of gradients of ``size`` bytes, a window is computed: a power of two; 1 on a GPU."""
     tokens = sum(data[micro.task].tokens(row) for micro in window for row in micro.rows)
-    most = min(MOST_SHARES, max(1, tokens // SHARE_TOKENS)) if device == "cpu" else 1
+    most = min(MOST_SHARES, max(1, tokens // max(SHARE_TOKENS, size // TOKEN_BYTES))) if device == "cpu" else 1
     return 1 << (most.bit_length() - 1)
 
 
@@ -128,10 +129,18 @@ class Objective:
         places, values = torch.searchsorted(self.words, gradient._indices()[0]), gradient._values()
         return values.new_zeros(len(self.words), values.shape[1]).index_add_(0, places, values)
 
+    def part(self, i: int) -> Tensor:
+        """What of a parameter a gradient is kept of."""
+        parameter = self.parameters[i]
+        return parameter[: len(self.words)] if i == self.of_words else parameter
+
     def zeros(self, i: int) -> Tensor:
         """A gradient of a parameter, all 0."""
-        parameter = self.parameters[i]
-        return torch.zeros_like(parameter[: len(self.words)] if i == self.of_words else parameter)
+        return torch.zeros_like(self.part(i))
+
+    def size(self, tasks: Iterable[str]) -> int:
+        """The bytes that the gradients of these tasks take."""
+        return sum(self.part(i).nbytes for i in {i for task in tasks for i in self.trained[task]})
 
 
 def plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -279,7 +279,9 @@ class Run:
     def gradients(self, window: Sequence[MicroBatch], objective: Objective, mapped: Map = map) -> Found:
         """A window's losses, as far as this process computes them, and its gradients, added up over all processes."""
         data, training, most = self.data["train"], self.recipe.training, PIECE_TOKENS[self.device.type]
-        shares = divide(window, data, share_count(window, data, self.device.type), most, (training.seed, self.step))
+        size = objective.size({micro.task for micro in window})
+        count = share_count(window, data, size, self.device.type)
+        shares = divide(window, data, count, most, (training.seed, self.step))
         tokens = sum(data[piece.task].tokens(row) for share in shares for piece in share for row in piece.rows)
         graphs = tokens <= (training.micro_tokens or GRAPHS * most)
         losses, gradients = backward(shares, objective, mapped, self.ranks, graphs)

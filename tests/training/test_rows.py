@@ -80,10 +80,14 @@ def test_moments_of_all_rows_are_taken_as_such() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_memory_that_a_large_vocabulary_takes() -> None:
-    """XLM-RoBERTa-base's shape, from its start and gone on: measured 1,523 and 1,529 MiB beyond weights and moments."""
-    from benchmarks.vocabulary import BOUND_MIB, measured
+    """XLM-RoBERTa-base's shape, from its start and gone on: 1,480 to 1,580 MiB beyond weights and moments.
+
+    How far the two threads are apart when one of them is kept waiting decides how much of it there is; a gradient of
+    the whole table would take 730 MiB more, its moments 1,460.
+    """
+    from benchmarks.vocabulary import measured
 
     for found in measured(rows=64):
-        assert found["beyond"] < BOUND_MIB, found
+        assert found["beyond"] < 2**11, found
         assert found["rows"] < 2000  # of 250,002
         assert found["moments"] < found["weights"]
