@@ -19,7 +19,8 @@ from tokenizers import processors
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.checkpoints.load import Checkpoint
 from mtl.tasks import predictions
-from mtl.tasks.predictions import answers, write_answers
+from mtl.tasks.answer_files import write_answers
+from mtl.tasks.predictions import answers
 from mtl.tasks.spec import TaskSpec
 
 __all__ = ["mtl"]  # the fixture

@@ -27,8 +27,8 @@ from mtl.display import counted, table
 from mtl.errors import shown
 from mtl.rows.read import Quoting
 from mtl.rows.vector_files import json_line
-from mtl.tasks.predictions import SUFFIXES as ANSWERS
-from mtl.tasks.predictions import answers, fingerprint, resume_answers, said, write_answers
+from mtl.tasks.answer_files import SUFFIXES, resume_answers, write_answers
+from mtl.tasks.predictions import answers, fingerprint, said
 
 if TYPE_CHECKING:
     from mtl.encode.precision import Precision
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @input_option
 @field_option
 @quoting_option
-@click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(ANSWERS)}.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(SUFFIXES)}.")
 @click.option("--resume", is_flag=True, help="Keep what is done of the output, and go on with what there is of it.")
 @overwrite_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per text, with embedding and logits.")
@@ -77,7 +77,7 @@ def predict(
         raise click.UsageError(f"--field names {len(names)} fields; expected one, or two of a pair")
     rows: Iterator[tuple[Any, Any]] | None = None if names else choose_rows(texts, source, field, quoting)
     if output:
-        check_output(output, source, ANSWERS)
+        check_output(output, source, SUFFIXES)
     from mtl.encode.engine import usable
     from mtl.kernels.cores import default_threads
     from mtl.tasks.multitask import MultiTaskModel

@@ -26,7 +26,7 @@ from mtl.display import counted, table
 from mtl.errors import InputError, shown
 from mtl.rows.read import Quoting
 from mtl.rows.vector_files import json_line
-from mtl.tasks.predictions import write_answers
+from mtl.tasks.answer_files import write_answers
 
 if TYPE_CHECKING:
     from mtl.encode.precision import Precision

@@ -1,0 +1,55 @@
+"""Files of answers: what is there is gone on with only where it is what it would be now."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtl.errors import InputError
+from mtl.tasks.answer_files import resume_answers, write_answers
+
+ROWS = [(text, {"text": text}) for text in "abc"]
+
+
+def resumed(path: Path, model: str, interrupted_after: int | None = None) -> tuple[int, bool]:
+    def answer(rows: Iterable[tuple[Any, Any]]) -> Iterator[dict[str, Any]]:
+        for number, (_, fields) in enumerate(rows):
+            if number == interrupted_after:
+                raise KeyboardInterrupt
+            yield {**fields, "tasks": {"topic": {"label": model, "scores": {}}}}
+
+    return resume_answers(path, iter(ROWS), answer, {"model": model})
+
+
+def labelled(model: str) -> list[dict[str, Any]]:
+    return [{**fields, "tasks": {"topic": {"label": model, "scores": {}}}} for _, fields in ROWS]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_an_output_that_another_model_took_the_place_of(tmp_path: Path, suffix: str) -> None:
+    """What was said of the older output says nothing of the one that replaced it."""
+    path = tmp_path / f"o{suffix}"
+    assert resumed(path, "first") == (3, False)
+    assert resumed(path, "first") == (3, True)
+    assert write_answers(path, labelled("second"), overwrite=True) == 3
+    with pytest.raises(InputError, match="is missing or damaged; --overwrite starts anew"):
+        resumed(path, "first")
+    assert path.read_text().count("second") == 3
+
+
+def test_an_interrupted_run_is_not_thrown_away_unasked(tmp_path: Path) -> None:
+    path, partial = tmp_path / "o.jsonl", tmp_path / "o.jsonl.partial"
+    with pytest.raises(KeyboardInterrupt):
+        resumed(path, "first", interrupted_after=2)
+    before = partial.read_bytes()
+    with pytest.raises(InputError, match="--resume goes on with them, --overwrite starts anew"):
+        write_answers(path, labelled("second"))
+    assert (partial.read_bytes(), path.exists()) == (before, False)
+    assert resumed(path, "first") == (3, False)
+    partial.write_bytes(before)  # as where a process is killed before it has removed it
+    assert resumed(path, "first") == (3, True)
+    assert not partial.exists()
+    partial.write_bytes(before)
+    assert write_answers(path, labelled("second"), overwrite=True) == 3
+    assert {x.name for x in tmp_path.iterdir()} == {path.name}
