@@ -154,7 +154,9 @@ def distilbert_shape(model: SentenceEncoder) -> SentenceEncoder:
     return shape.eval()
 
 
-def every_level(model: str, training: bool = False) -> Iterator[tuple[str, str, str, int, list[str]]]:
+def every_level(
+    model: str, int8_least_cosine: float, training: bool = False
+) -> Iterator[tuple[str, str, str, int, list[str]]]:
     """Runs the check in processes of its own: instruction set, model, precision, number of ways, those that differ.
 
     Raises:
@@ -164,7 +166,7 @@ def every_level(model: str, training: bool = False) -> Iterator[tuple[str, str, 
     for level, environment in levels().items():
         bf16 = ("bf16",) if not environment and native_bf16(torch.device("cpu")) else ()
         for name, precision in product(names, (*precisions, *bf16)):
-            what = ["--training"] if training else ["--model", name]
+            what = ["--training"] if training else ["--model", name, "--int8-least-cosine", str(int8_least_cosine)]
             command = [sys.executable, "-m", "mtl", "check", *what, "--precision", precision]
             done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
             lines = done.stdout.splitlines()

@@ -195,6 +195,28 @@ def test_failures_are_one_line_and_write_nothing(mtl: Callable[..., Done], folde
 
 
 @pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("check --all --precision bf16", "--precision goes with a check without --all"),
+        ("check --training -m x", "--model goes with a check without --training"),
+        ("embed a --quoting none", "--quoting goes with --input FILE, a .csv or .tsv file"),
+        ("embed a --output-precision float32", "--output-precision goes with --output"),
+        ("embed-corpus x -o y --number-rows --id-column id", "--id-column and --number-rows are given"),
+        ("evaluate -m x --sts y --split dev", "--split goes with --recipe and --retrieval"),
+        ("evaluate -m x --retrieval y --seed 1 --bootstrap 2", "--bootstrap and --seed go with --recipe"),
+        ("evaluate -m x --retrieval y --depth 3", "--depth goes with --rerank"),
+        ("index -o x --delete y --form int8", "--form goes with a FILE of rows to add"),
+        ("index x -o y --resume --overwrite", "--resume and --overwrite are given; expected one of the two"),
+        ("predict -m x a -o y.csv --json", "--output and --json are given; expected one of the two"),
+        ("serve --api-keys x --without-key", "--api-keys and --without-key are given; expected one of the two"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(mtl: Callable[..., Done], given: str, message: str) -> None:
+    done = mtl(*given.split())
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(
     ("output", "code", "message"),
     [
         ("out.pkl", 2, "expected one of .npy, .safetensors, .jsonl, .csv, .parquet"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -17,14 +17,20 @@ from mtl.cli.options import (
     field_option,
     input_option,
     load_encoder,
+    not_both,
+    only_with,
     overwrite_option,
     quoting_option,
+    resume_option,
     settings,
 )
 from mtl.errors import shown
 from mtl.rows.outputs import open_output
 from mtl.rows.read import Quoting, TextRow
 from mtl.rows.vector_files import WITH_ROWS, WRITERS, OutputPrecision, Vectors
+
+if TYPE_CHECKING:
+    from mtl.encode.precision import Precision
 
 WINDOW = 2048  # texts of an output that are finished and kept at once
 SHOWN = 10  # texts up to which a table shows all cosines
@@ -60,7 +66,7 @@ def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
     help="Number format of the output; int8 and uint8 have 256 steps over the range of all vectors in each dimension, "
     "and write these ranges as OUTPUT.ranges.npy.",
 )  # fmt: skip
-@click.option("--resume", is_flag=True, help="Go on with what there is of the output: nothing, a part, or all of it.")
+@resume_option
 @overwrite_option
 @encoding_options
 def embed(
@@ -74,7 +80,7 @@ def embed(
     resume: bool,
     overwrite: bool,
     device: str,
-    precision: str,
+    precision: Precision,
     int8_least_cosine: float,
     **options: Any,
 ) -> None:
@@ -85,10 +91,8 @@ def embed(
     the output was made with, by which --resume knows it again. Of a row, .jsonl, .csv and .parquet keep all fields.
     """
     share_memory()
-    if output is None and (resume or overwrite or output_precision != "float32"):
-        raise click.UsageError("--resume, --overwrite and --output-precision go with --output")
-    if resume and overwrite:
-        raise click.UsageError("--resume and --overwrite are given; expected one of the two")
+    only_with("--output", output, "resume", "overwrite", "output_precision")
+    not_both("resume", "overwrite")
     whole = output is not None and output.suffix in WITH_ROWS
     rows = choose_rows(texts, source, field, quoting, whole)
     if output:
@@ -141,6 +145,8 @@ def embed_corpus(
     it is whole. After an interruption, the same command does what is missing.
     """
     share_memory()
+    not_both("id_column", "number_rows")
+    not_both("output_precision", "vectors")
     from mtl.rows.corpus import embed_corpus as embed
 
     options |= {"vectors": vectors} if vectors else {}

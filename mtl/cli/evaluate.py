@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from mtl.cli.options import device_option, threads_option
+from mtl.cli.options import device_option, only_with, threads_option
 from mtl.errors import InputError
 
 
@@ -62,8 +62,10 @@ def evaluate(
         raise click.UsageError("expected one of --recipe, --sts and --retrieval; --fields goes with --sts")
     if against and not (recipe and bootstrap):
         raise click.UsageError("--against goes with --recipe, and --bootstrap above 0")
-    if rerank and not retrieval:
-        raise click.UsageError("--rerank goes with --retrieval")
+    only_with("--recipe", recipe, "bootstrap", "seed")
+    only_with("--recipe and --retrieval", not sts, "split")
+    only_with("--retrieval", retrieval, "rerank")
+    only_with("--rerank", rerank, "depth")
     if plot and retrieval:
         raise click.UsageError("--plot goes with --recipe and --sts; a search has no picture")
     if retrieval:
@@ -124,7 +126,6 @@ def show_evaluation(
     """A model's metrics, their intervals and confusion matrices on one split of a recipe's data; its vectors may be
     drawn."""
     from mtl.cli.terminal import intervals_table, say, show_metrics
-    from mtl.encode.engine import usable
     from mtl.tasks.kinds import KINDS
     from mtl.tasks.multitask import MultiTaskModel
     from mtl.training.evaluate import as_held_out, bootstrap, split_of
@@ -134,7 +135,7 @@ def show_evaluation(
 
     if picture:
         check_picture(picture)
-    loaded = MultiTaskModel.from_pretrained(model, device=usable(device))
+    loaded = MultiTaskModel.from_pretrained(model, device=device)
     read, notes = as_held_out(as_recipe(recipe)[0], model, split)
     if against and (differs := as_held_out(read, against, split)[1]):
         expected = f"by which {model} is measured; expected runs of one seed, or {split} = a file"
@@ -154,7 +155,7 @@ def show_evaluation(
         title = f"95 % intervals: percentiles of {samples:,} bootstrap samples of the rows, seed {seed}"
         click.echo(f"\n{title}\n{intervals_table(found, 'value')}")
     if against:
-        other = MultiTaskModel.from_pretrained(against, device=usable(device))
+        other = MultiTaskModel.from_pretrained(against, device=device)
         rows, _ = split_of(other, read, split)
         theirs = all_logits(other, rows, threads)
         found = bootstrap([loaded, other], [logits, theirs], data, samples, seed)

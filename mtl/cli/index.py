@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ import click
 
 from mtl.cli.options import (
     choose_rows,
+    computing_options,
     decoded,
-    device_option,
-    int8_option,
     model_option,
-    precision_option,
+    not_both,
+    only_with,
     said_precision,
     settings,
-    threads_option,
+    written,
 )
 from mtl.display import counted
 from mtl.errors import InputError, shown
@@ -39,10 +40,7 @@ from mtl.rows.vector_files import json_line
 @click.option("--resume", is_flag=True, help="Go on with an addition of the same rows that was interrupted.")
 @click.option("--overwrite", is_flag=True, help="Throw away what an interrupted addition has computed.")
 @click.option("--delete", "deleted", multiple=True, metavar="ID", help="An id to delete; may be given several times.")
-@device_option
-@precision_option
-@int8_option
-@threads_option
+@computing_options
 def index(
     source: Path | None, output: Path, model: str, field: str, id_field: str | None, form: Any, append: bool,
     replace: bool, resume: bool, overwrite: bool, deleted: tuple[str, ...], device: str, precision: Any,
@@ -52,12 +50,14 @@ def index(
 
     A change is there as a whole or not at all. What an interrupted one computed is kept, and --resume goes on.
     """
-    from mtl.encode.engine import usable
     from mtl.encode.sentence_encoder import SentenceEncoder
     from mtl.index.index import Index, is_index
 
     if (source is None) is (not deleted):
         raise click.UsageError("expected a FILE of rows to add, or --delete ID")
+    only_with("a FILE of rows to add", source, "model", "field", "id_field", "form", "append", "replace", "resume",
+              "overwrite", "device", "precision", "int8_least_cosine", "threads")  # fmt: skip
+    not_both("resume", "overwrite")
     if deleted:
         click.echo(f"deleted {counted(Index.open(output).delete(deleted), 'row')}", err=True)
         return
@@ -67,15 +67,19 @@ def index(
     if append and not there:
         raise InputError(f"{output} is no index; without --append, one is made")
     opened = Index.open(output) if there else None
-    made_with = opened.state.settings if opened else {"model": model, "field": field, "precision": precision}
+    if opened:
+        own = {**opened.state.settings, "form": opened.state.form}
+        known = {} if precision == "auto" else {"precision": precision}
+        check_own(output, own, field=field, id_field=id_field, form=form, int8_least_cosine=int8_least_cosine, **known)
+        model = model if written("model") else own["model"]  # where it is now; whether it is the same is checked
+        field, form, precision = own["field"], own["form"], own["precision"]
+        int8_least_cosine = own.get("int8_least_cosine", int8_least_cosine)
+    if model is None:
+        raise InputError(f"{output} was made with a model that has no name; expected --model, which says where it is")
     assert source is not None
-    rows = choose_rows((), source, made_with["field"])
-    encoder = SentenceEncoder.from_pretrained(
-        made_with["model"], None, usable(device), made_with["precision"],
-        made_with.get("int8_least_cosine", int8_least_cosine),
-    )  # fmt: skip
-    settings(model=made_with["model"], form=opened.state.form if opened else form, device=device,
-             precision=said_precision(encoder), threads=threads or "all")  # fmt: skip
+    rows = choose_rows((), source, field)
+    encoder = SentenceEncoder.from_pretrained(model, None, device, precision, int8_least_cosine)
+    settings(model=model, form=form, device=device, precision=said_precision(encoder), threads=threads or "all")
     if opened:
         target = Index.open(output, encoder)
     else:
@@ -84,6 +88,17 @@ def index(
         (fields for _, fields in rows), replace=replace, resume=resume, overwrite=overwrite, threads=threads
     )
     click.echo(f"added {counted(added, 'row')} to {output}, which has {len(target):,}", err=True)
+
+
+def check_own(output: Path, own: Mapping[str, Any], **options: object) -> None:
+    """That an index was made with the options that are given.
+
+    Raises:
+        InputError: it was made with something else.
+    """
+    for name, value in options.items():
+        if (found := written(name)) and name in own and own[name] != value:
+            raise InputError(f"{found[0]} is {value}; {output} was made with {own[name]}, which stays")
 
 
 @click.command()

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mtl.cli.options import (
     check_output,
-    device_option,
-    int8_option,
+    computing_options,
     model_option,
+    not_both,
     overwrite_option,
-    precision_option,
+    resume_option,
     said_precision,
     settings,
-    threads_option,
 )
+
+if TYPE_CHECKING:
+    from mtl.encode.precision import Precision
 
 
 @click.command()
@@ -34,32 +36,26 @@ from mtl.cli.options import (
 )  # fmt: skip
 @click.option("--fields", help="The fields of a pair: QUERY,POSITIVE.  [default: the file's own two]")
 @click.option("--field", default="text", show_default=True, help="Which field of the corpus holds the text.")
-@click.option("--resume", is_flag=True, help="Go on with what there is of the output: nothing, a part, or all of it.")
+@resume_option
 @overwrite_option
-@device_option
-@precision_option
-@int8_option
-@threads_option
+@computing_options
 def mine(
     pairs: Path, corpus: Path, output: Path, model: str, guide: str | None, negatives: int, skip_top: int,
-    margin: float | None, fields: str | None, field: str, resume: bool, overwrite: bool, device: str, precision: str,
-    int8_least_cosine: float, threads: int | None,
+    margin: float | None, fields: str | None, field: str, resume: bool, overwrite: bool, device: str,
+    precision: Precision, int8_least_cosine: float, threads: int | None,
 ) -> None:  # fmt: skip
     """Find hard negatives of PAIRS, a query and what answers it, by exact search in a corpus: a row for each.
 
     A row has the pair's two texts and "negative": a contrastive task with these as its text_field trains on it. A
     query's own positives, and what equals them, are never taken.
     """
-    if resume and overwrite:
-        raise click.UsageError("--resume and --overwrite are given; expected one of the two")
+    not_both("resume", "overwrite")
     check_output(output, pairs, (".jsonl",))
     check_output(output, corpus, (".jsonl",))
-    from mtl.encode.engine import usable
     from mtl.encode.sentence_encoder import SentenceEncoder
     from mtl.index.mine import mine as run
 
-    given: Any = precision
-    loaded = [SentenceEncoder.from_pretrained(name, None, usable(device), given, int8_least_cosine)
+    loaded = [SentenceEncoder.from_pretrained(name, None, device, precision, int8_least_cosine)
               for name in (model, guide) if name]  # fmt: skip
     settings(model=model, guide=guide or "none", negatives=negatives, skip_top=skip_top, margin=margin,
              measure=loaded[0].similarity_fn_name, device=device, precision=said_precision(loaded[0]))  # fmt: skip

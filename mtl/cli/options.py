@@ -5,18 +5,32 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
+from click.core import ParameterSource
 
 from mtl.encode.tokenizer import Overflow
 from mtl.errors import InputError
 from mtl.rows.outputs import refuse_input_as_output
 from mtl.rows.parquet import import_pyarrow
-from mtl.rows.read import INPUTS, Quoting, TextRow, kind_of, open_lines, pairs_of, read_rows, text_rows, texts_of
+from mtl.rows.read import (
+    DELIMITERS,
+    INPUTS,
+    Quoting,
+    TextRow,
+    kind_of,
+    open_lines,
+    pairs_of,
+    read_rows,
+    text_rows,
+    texts_of,
+)
 
 if TYPE_CHECKING:
+    from mtl.encode.precision import Precision
     from mtl.encode.sentence_encoder import SentenceEncoder
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
@@ -51,7 +65,11 @@ set_option = click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE",
     help="Another value of a setting, as training.seed=1 or task.topic.weight=2; may be given several times.",
 )  # fmt: skip
+resume_option = click.option(
+    "--resume", is_flag=True, help="Go on with what there is of the output: nothing, a part, or all of it."
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that is there already.")
+COMPUTING = [device_option, precision_option, int8_option, threads_option]
 ENCODING = [
     model_option,
     click.option("--normalize", is_flag=True, help="Scale vectors to length 1."),
@@ -71,9 +89,40 @@ ENCODING = [
 
 def encoding_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command the options of how texts become vectors."""
-    for option in reversed(ENCODING):
-        command = option(command)
-    return command
+    return reduce(lambda decorated, option: option(decorated), reversed(ENCODING), command)
+
+
+def computing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of what it computes on, and in which numbers."""
+    return reduce(lambda decorated, option: option(decorated), reversed(COMPUTING), command)
+
+
+def written(*names: str) -> list[str]:
+    """Which of the command's options, by their parameters' names, the user gave; each as it is written, --like-this."""
+    context, given = click.get_current_context(), ParameterSource.COMMANDLINE
+    found = [each for each in context.command.params if each.name in names]
+    found = [each for each in found if each.name and context.get_parameter_source(each.name) is given]
+    return [next(name for name in each.opts if name.startswith("--")) for each in found]
+
+
+def only_with(what: str, there: object, *names: str) -> None:
+    """That options which nothing else reads are given only where what reads them is ``there``.
+
+    Raises:
+        UsageError: one is given without it.
+    """
+    if not there and (found := written(*names)):
+        raise click.UsageError(f"{' and '.join(found)} {'go' if found[1:] else 'goes'} with {what}")
+
+
+def not_both(*names: str) -> None:
+    """That no more than one of these options is given.
+
+    Raises:
+        UsageError: two are.
+    """
+    if (found := written(*names))[1:]:
+        raise click.UsageError(f"{' and '.join(found)} are given; expected one of the two")
 
 
 def settings(**values: object) -> None:
@@ -102,6 +151,8 @@ def choose_rows(
     from_file = source is not None and str(source) != "-"
     if field and not from_file:
         raise click.UsageError("--field goes with --input FILE")
+    if quoting != "auto" and (source is None or kind_of(source) not in DELIMITERS):
+        raise click.UsageError("--quoting goes with --input FILE, a .csv or .tsv file")
     if texts:
         for path in {text for text in texts if kind_of(Path(text)) in INPUTS and is_file(text)}:
             click.echo(f"note: {path} is taken as a text; --input {path} reads the file", err=True)
@@ -169,15 +220,13 @@ def said_precision(encoder: SentenceEncoder) -> str:
 
 
 def load_encoder(
-    model: str, device: str, precision: str, int8_least_cosine: float, options: dict[str, Any]
+    model: str, device: str, precision: Precision, int8_least_cosine: float, options: dict[str, Any]
 ) -> SentenceEncoder:
     """The model, once all settings that are in effect were shown."""
-    from mtl.encode.engine import usable
     from mtl.encode.sentence_encoder import SentenceEncoder
     from mtl.kernels.cores import default_threads
 
-    given: Any = precision
-    encoder = SentenceEncoder.from_pretrained(model, None, usable(device), given, int8_least_cosine)
+    encoder = SentenceEncoder.from_pretrained(model, None, device, precision, int8_least_cosine)
     settings(model=model, dim=encoder.dim, max_length=options["max_length"] or encoder.tokenizer.max_length,
              overflow=options["overflow"], device=device, precision=said_precision(encoder),
              threads=options["threads"] or default_threads())  # fmt: skip

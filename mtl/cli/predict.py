@@ -12,16 +12,16 @@ from mtl.cli.options import (
     check_output,
     choose_pairs,
     choose_rows,
-    device_option,
+    computing_options,
     field_option,
     input_option,
-    int8_option,
+    not_both,
+    only_with,
     overwrite_option,
-    precision_option,
     quoting_option,
+    resume_option,
     said_precision,
     settings,
-    threads_option,
 )
 from mtl.display import counted, table
 from mtl.errors import shown
@@ -41,13 +41,10 @@ if TYPE_CHECKING:
 @field_option
 @quoting_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Where to write: {', '.join(SUFFIXES)}.")
-@click.option("--resume", is_flag=True, help="Keep what is done of the output, and go on with what there is of it.")
+@resume_option
 @overwrite_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per text, with embedding and logits.")
-@device_option
-@precision_option
-@int8_option
-@threads_option
+@computing_options
 def predict(
     texts: tuple[str, ...],
     model: str,
@@ -68,21 +65,19 @@ def predict(
     A model that reads pairs takes TEXTS two by two, or two fields of a file, as --field premise,hypothesis. Without
     --output, a table for each text. Of a row, all fields are kept; .jsonl has embeddings and logits too.
     """
-    if (overwrite or resume) and output is None:
-        raise click.UsageError("--overwrite and --resume go with --output")
-    if overwrite and resume:
-        raise click.UsageError("--resume and --overwrite are given; expected one of the two")
+    only_with("--output", output, "resume", "overwrite")
+    not_both("resume", "overwrite")
+    not_both("output", "as_json")
     names = tuple(field.split(",")) if field and "," in field else ()
     if len(names) not in (0, 2):
         raise click.UsageError(f"--field names {len(names)} fields; expected one, or two of a pair")
     rows: Iterator[tuple[Any, Any]] | None = None if names else choose_rows(texts, source, field, quoting)
     if output:
         check_output(output, source, SUFFIXES)
-    from mtl.encode.engine import usable
     from mtl.kernels.cores import default_threads
     from mtl.tasks.multitask import MultiTaskModel
 
-    loaded = MultiTaskModel.from_pretrained(model, None, usable(device), precision, int8_least_cosine)
+    loaded = MultiTaskModel.from_pretrained(model, None, device, precision, int8_least_cosine)
     settings(model=model, device=device, precision=said_precision(loaded.embedder),
              threads=threads or default_threads())  # fmt: skip
     pairs = rows is None or loaded.only_pairs

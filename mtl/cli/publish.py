@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mtl.cli.options import model_option, overwrite_option
+from mtl.cli.options import model_option, only_with, overwrite_option
 from mtl.disk import atomic_write
 from mtl.errors import InputError
 
@@ -23,8 +23,7 @@ def card(model: str, output: Path | None, overwrite: bool) -> None:
     from mtl.checkpoints.fetch import fetch
     from mtl.checkpoints.publish import page
 
-    if overwrite and output is None:
-        raise click.UsageError("--overwrite goes with --output")
+    only_with("--output", output, "overwrite")
     if output and output.exists() and not overwrite:
         raise InputError(f"{output} exists; --overwrite replaces it, or choose another name")
     text = page(fetch(model))

@@ -10,17 +10,16 @@ import click
 from mtl.cli.options import (
     check_output,
     choose_rows,
+    computing_options,
     decoded,
-    device_option,
     field_option,
     input_option,
-    int8_option,
+    not_both,
+    only_with,
     overwrite_option,
-    precision_option,
     quoting_option,
     said_precision,
     settings,
-    threads_option,
 )
 from mtl.display import counted, table
 from mtl.errors import InputError, shown
@@ -44,10 +43,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write: .jsonl.")
 @overwrite_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per text.")
-@device_option
-@precision_option
-@int8_option
-@threads_option
+@computing_options
 def rerank(
     texts: tuple[str, ...],
     model: str,
@@ -69,18 +65,17 @@ def rerank(
 
     Each text is read together with the query. Of a row all fields are kept, with its "rank" and "score" behind them.
     """
-    if overwrite and output is None:
-        raise click.UsageError("--overwrite goes with --output")
+    only_with("--output", output, "overwrite")
+    not_both("output", "as_json")
     rows = choose_rows(texts, source, field, quoting)
     if output:
         check_output(output, source, (".jsonl",))
     import numpy as np
 
-    from mtl.encode.engine import usable
     from mtl.kernels.cores import default_threads
     from mtl.tasks.multitask import MultiTaskModel
 
-    loaded = MultiTaskModel.from_pretrained(model, None, usable(device), precision, int8_least_cosine)
+    loaded = MultiTaskModel.from_pretrained(model, None, device, precision, int8_least_cosine)
     name = loaded.ranker(task)
     settings(model=model, task=name, device=device, precision=said_precision(loaded.embedder),
              threads=threads or default_threads())  # fmt: skip

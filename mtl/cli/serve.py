@@ -11,13 +11,11 @@ import click
 
 from mtl.cli.allocator import share_memory
 from mtl.cli.options import (
-    device_option,
-    int8_option,
+    computing_options,
     model_option,
-    precision_option,
+    not_both,
     said_precision,
     settings,
-    threads_option,
 )
 from mtl.errors import InputError, one_line
 
@@ -45,10 +43,7 @@ EXTRA = "mtl serve needs {}; install it with: pip install 'mtl[serve]'"
 @click.option("--max-requests", type=click.IntRange(1), default=512, show_default=True, help="Requests that may wait.")
 @click.option("--timeout", type=click.IntRange(1), default=120, show_default=True, help="Seconds until an answer.")
 @click.option("--log-json", is_flag=True, help="A line of JSON for each request, on standard output.")
-@device_option
-@precision_option
-@int8_option
-@threads_option
+@computing_options
 def serve(
     model: str,
     name: str | None,
@@ -75,6 +70,7 @@ def serve(
     The same text has the same bytes as from `mtl embed`, whatever else is asked for at the same time.
     """
     share_memory()
+    not_both("api_keys", "without_key")
     try:
         from mtl.index.index import Index
         from mtl.serve.app import Service, read_keys

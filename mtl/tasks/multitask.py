@@ -201,11 +201,11 @@ class MultiTaskModel(nn.Module):
             ConfigError, WeightsError: it cannot be found, is not what it should be, or has no heads.
             InputError: an unknown precision, or one that the device has not.
         """
+        place = usable(device)
+        chosen = effective(precision, place, int8_least_cosine)
         checkpoint = load.load(fetch(str(name), revision))
         if not checkpoint.tasks and not checkpoint.classifier:
             raise WeightsError(f"{name} has no task heads; train some with `mtl train`, or use it as an encoder")
-        place = usable(device)
-        chosen = effective(precision, place, int8_least_cosine)
         model = cls.from_checkpoint(checkpoint).to(place)
         model.embedder.computes(chosen, place, int8_least_cosine)
         return model

@@ -330,7 +330,11 @@ def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "more.txt").write_text("a\n")
     assert "row 1, field 'id': the id is None" in call("index", tmp_path / "more.txt", "-o", idx, "--append")[2]
     source.write_text('{"id": "new", "text": "a b"}\n')
-    assert call("index", source, "-o", idx, "--append", "--overwrite")[2].endswith("which has 9\n")
+    assert (
+        f"--form is int8; {idx} was made with fp32" in call("index", source, "-o", idx, "--append", "--form", "int8")[2]
+    )
+    same = ("--form", "fp32", "--id-field", "id", "-m", folder)
+    assert call("index", source, "-o", idx, "--append", "--overwrite", *same)[2].endswith("which has 9\n")
     assert call("index", "-o", idx, "--delete", "n0", "--delete", "n7")[2] == "deleted 2 rows\n"
     assert json.loads(call("search", idx, "a b", "-k", 1, "--json")[1])["id"] == "new"
     assert call("index", "-o", idx)[0] == 2

@@ -362,4 +362,4 @@ def test_the_input_is_not_overwritten(mtl: Callable[..., Done], folder: Path, tm
 def test_resume_needs_an_output(mtl: Callable[..., Done], folder: Path) -> None:
     done = mtl("embed", "--model", folder, "a", "--resume")
     assert done.returncode == 2
-    assert "go with --output" in done.stderr
+    assert "--resume goes with --output" in done.stderr
