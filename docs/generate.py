@@ -100,8 +100,9 @@ def page() -> str:
 
 
 def purpose(path: Path) -> str:
-    """The first line of a module's docstring; none where it has none."""
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0].rstrip(".:")
+    """What a module's docstring begins with, up to the first line that ends a sentence; none where it has none."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return re.split(r"[.:](?:\n|$)", docstring)[0].replace("\n", " ")
 
 
 def tree() -> str:

@@ -1,6 +1,7 @@
 """The order of the rooms: a module imports what stands before its own room, or beside it, and nothing above."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -100,4 +101,9 @@ def test_every_room_says_what_lives_there():
 
 
 def test_contributing_names_the_rooms():
-    assert " < ".join(ORDER) in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    """And no file that is not there."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert " < ".join(ORDER) in page
+    named = re.findall(r"\b(?:mtl|tests|benchmarks|docs)/[\w/]+\.\w+", page)
+    assert len(named) > 3
+    assert [name for name in named if not (ROOT / name).exists()] == []
