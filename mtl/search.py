@@ -31,19 +31,31 @@ def are_vectors(given: Any) -> TypeGuard[Vectors]:
     return isinstance(given, Tensor) or (isinstance(given, np.ndarray) and given.dtype.kind not in "UOST")
 
 
+def check_vectors(vectors: Any, name: str) -> None:
+    """That these are vectors, (vectors, dim), or a single one.
+
+    Raises:
+        InputError: they have another shape, or are no floating-point numbers.
+    """
+    if not isinstance(vectors, (Tensor, np.ndarray)):
+        raise InputError(f"{name} is {shown(vectors)}; expected an array or a tensor of vectors (vectors, dim)")
+    floating = vectors.is_floating_point() if isinstance(vectors, Tensor) else vectors.dtype.kind == "f"
+    if not floating or vectors.ndim not in (1, 2):
+        kind = str(vectors.dtype).removeprefix("torch.")
+        raise InputError(f"{name} is {kind} {tuple(vectors.shape)}; expected floating-point vectors (vectors, dim)")
+
+
 def as_matrix(vectors: Vectors, name: str) -> Tensor:
     """Vectors as a float32 tensor (vectors, dim); a single one may come as (dim,).
 
     Raises:
         InputError: they have another shape, or are no floating-point numbers.
     """
+    check_vectors(vectors, name)
     if isinstance(vectors, np.ndarray):
-        vectors = torch.from_numpy(vectors.astype(vectors.dtype.newbyteorder("="), copy=not vectors.flags.writeable))
-    tensor = vectors
-    if not tensor.is_floating_point() or tensor.dim() not in (1, 2):
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise InputError(f"{name} is {kind} {tuple(tensor.shape)}; expected floating-point vectors (vectors, dim)")
-    return tensor.float().unsqueeze(0) if tensor.dim() == 1 else tensor.float()
+        kind = vectors.dtype.newbyteorder("=") if vectors.dtype.itemsize <= 8 else np.float64
+        vectors = torch.from_numpy(vectors.astype(kind, copy=not vectors.flags.writeable))
+    return vectors.float().unsqueeze(0) if vectors.ndim == 1 else vectors.float()
 
 
 def unit(x: Tensor) -> Tensor:
@@ -83,7 +95,7 @@ def similarity(a: Vectors, b: Vectors, measure: Similarity = "cosine") -> Any:
     left, right = as_matrix(a, "a"), as_matrix(b, "b")
     check_measure(measure, (left.shape[1], right.shape[1]))
     found = scores(left, right.to(left.device), measure)
-    return found if isinstance(a, Tensor) else found.numpy()
+    return found if isinstance(a, Tensor) else found.detach().numpy()
 
 
 def check_finite(vectors: Tensor, name: str, start: int = 0) -> Tensor:
@@ -112,10 +124,12 @@ def search(
         InputError: k is less than 1; an unknown measure, vectors that do not go together or are not finite.
     """
     check_counts(k=k)
-    wanted = as_matrix(queries, "queries")
+    wanted = as_matrix(queries, "queries").detach()
+    if isinstance(corpus, (Tensor, np.ndarray)) or not hasattr(corpus, "shape"):  # an index's slices are vectors, too
+        check_vectors(corpus, "corpus")
     check_measure(measure, (wanted.shape[1], corpus.shape[-1]))
     corpus = corpus[None] if corpus.ndim == 1 else corpus
-    blocks = (as_matrix(corpus[start : start + BLOCK], "corpus") for start in range(0, len(corpus), BLOCK))
+    blocks = (as_matrix(corpus[start : start + BLOCK], "corpus").detach() for start in range(0, len(corpus), BLOCK))
     found, places = nearest(wanted, blocks, k, measure)
     return found.numpy(), places.numpy()
 

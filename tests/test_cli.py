@@ -21,9 +21,12 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 from safetensors.numpy import load_file
+from tokenizers import processors
 from torch import Tensor
 
 from mtl import SentenceEncoder
+from mtl.checkpoints.load import Checkpoint
+from mtl.checkpoints.save import save
 from mtl.cli import main, options
 from mtl.cli.options import PRECISIONS
 from mtl.encode.precision import Precision
@@ -192,6 +195,24 @@ def test_failures_are_one_line_and_write_nothing(mtl: Callable[..., Done], folde
         assert done.returncode == code, (arguments, done.stderr)
         assert message in done.stderr, (arguments, done.stderr)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_json_is_utf_8_whatever_the_terminal_has() -> None:
+    code = "from mtl.cli.options import echo_json; echo_json({'text': '\U0001f600', 'half': '\\ud800'})"
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert json.loads(done.stdout) == {"text": "\U0001f600", "half": "\ud800"}
+
+
+def test_cosines_of_a_text_without_tokens(
+    checkpoint: Checkpoint, tmp_path: Path, mtl: Callable[..., Done], recwarn: pytest.WarningsRecorder
+) -> None:
+    """They are 0, as those of a vector of zeros are everywhere."""
+    checkpoint.tokenizer.post_processor = processors.Sequence([])
+    save(checkpoint, tmp_path / "bare")
+    done = mtl("embed", "-m", tmp_path / "bare", "a", "")
+    assert done.stdout.splitlines()[-2:] == ["     0  1.0000  0.0000", "     1  0.0000  0.0000"]
+    assert not [each for each in recwarn if issubclass(each.category, RuntimeWarning)]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,42 @@ from mtl.tasks.spec import TaskSpec
 
 A = np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32)
 B = np.array([[4.0, 3.0], [-3.0, -4.0], [3.0, 0.0]], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([[1.0, 2.0]], "is [[1.0, 2.0]]; expected an array or a tensor of vectors"),
+        (None, "is None; expected an array"),
+        (np.array([["a", "b"]]), "is <U1 (1, 2); expected floating-point vectors"),
+        (np.array([[1.0, None]]), "is object (1, 2); expected floating-point vectors"),
+        (np.array([[1 + 2j, 1]]), "is complex128 (1, 2); expected"),
+        (np.array(1.0), "is float64 (); expected"),
+        (torch.ones(2, 2, 2), "is float32 (2, 2, 2); expected"),
+    ],
+)
+def test_what_is_no_vectors_is_one_line(given: object, message: str) -> None:
+    for call in (
+        lambda: similarity(given, B),
+        lambda: similarity(A, given),
+        lambda: search(given, B),
+        lambda: search(A, given),
+    ):  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=re.escape(message)):
+            call()
+
+
+def test_vectors_with_a_graph_and_of_other_widths() -> None:
+    """Their similarities can be trained on, and be had as an array."""
+    b = torch.from_numpy(B).requires_grad_()
+    expected = similarity(A, B)
+    found = similarity(torch.from_numpy(A), b)
+    assert found.requires_grad
+    for each in (found.detach(), similarity(A, b), similarity(A.astype(">f8"), B.astype(np.longdouble))):
+        np.testing.assert_array_equal(each, expected)
+    for scores, places in (search(A, b, 2), search(torch.from_numpy(A), B, 2)):
+        np.testing.assert_array_equal(places, search(A, B, 2)[1])
+        np.testing.assert_array_equal(scores, search(A, B, 2)[0])
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ SHOWN = 10  # texts up to which a table shows all cosines
 
 def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
     """Each text with its vector's first values; for a few texts, all their cosines too."""
+    from mtl.search import similarity
+
     rows, first = 0, None
     for texts, vectors in parts:
         if not rows:
@@ -48,9 +50,8 @@ def print_table(parts: Iterable[tuple[Sequence[TextRow], Vectors]]) -> None:
         rows += len(vectors)
     click.echo(f"shape ({rows}, {0 if first is None else first.shape[1]}) float32")
     if first is not None and 2 <= rows <= SHOWN:
-        units = first / (first**2).sum(axis=1, keepdims=True) ** 0.5
         click.echo("\ncosine" + "".join(f"{i:8d}" for i in range(rows)))
-        for i, row in enumerate(units @ units.T):
+        for i, row in enumerate(similarity(first, first)):
             click.echo(f"{i:6d}" + "".join(f"{value:8.4f}" for value in row))
 
 

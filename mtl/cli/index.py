@@ -13,6 +13,7 @@ from mtl.cli.options import (
     choose_rows,
     computing_options,
     decoded,
+    echo_json,
     model_option,
     not_both,
     only_with,
@@ -22,7 +23,6 @@ from mtl.cli.options import (
 )
 from mtl.display import counted
 from mtl.errors import InputError, shown
-from mtl.rows.vector_files import json_line
 
 
 @click.command()
@@ -118,7 +118,7 @@ def search(folder: Path, queries: tuple[str, ...], results: int, as_json: bool, 
     for query, hits in zip(texts, opened.search(texts, results), strict=True):
         if as_json:
             for hit in hits:
-                click.echo(json_line({"query": query, **dataclasses.asdict(hit)}))
+                echo_json({"query": query, **dataclasses.asdict(hit)})
             continue
         click.echo(shown(query, 100))
         for hit in hits:

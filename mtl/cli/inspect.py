@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtl.cli.options import device_option, settings, threads_option
+from mtl.cli.options import device_option, echo_json, settings, threads_option
 from mtl.display import table
-from mtl.rows.vector_files import json_line
 
 if TYPE_CHECKING:
     from mtl.training.inspect import Report
@@ -44,7 +43,10 @@ def inspect(
         check_picture(plot)
     report = look(recipe, near, most, usable(device), threads)
     settings(model=report.model, max_length=report.limit, near=near)
-    click.echo(json_line(report.as_dict()) if as_json else tables(report))
+    if as_json:
+        echo_json(report.as_dict())
+    else:
+        click.echo(tables(report))
     if plot:
         draw(report, plot)
         click.echo(f"picture  {plot}", err=True)

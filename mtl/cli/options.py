@@ -28,6 +28,7 @@ from mtl.rows.read import (
     text_rows,
     texts_of,
 )
+from mtl.rows.vector_files import json_line
 
 if TYPE_CHECKING:
     from mtl.encode.precision import Precision
@@ -128,6 +129,11 @@ def not_both(*names: str) -> None:
 def settings(**values: object) -> None:
     """The effective settings, on stderr, before long work starts."""
     click.echo("  ".join(f"{name}={value}" for name, value in values.items()), err=True)
+
+
+def echo_json(value: object) -> None:
+    """A value as a line of JSON, which is UTF-8, whatever the terminal has."""
+    click.echo(json_line(value).encode(errors="backslashreplace"))
 
 
 def decoded(argument: str) -> str:

@@ -13,6 +13,7 @@ from mtl.cli.options import (
     choose_pairs,
     choose_rows,
     computing_options,
+    echo_json,
     field_option,
     input_option,
     not_both,
@@ -26,7 +27,6 @@ from mtl.cli.options import (
 from mtl.display import counted, table
 from mtl.errors import shown
 from mtl.rows.read import Quoting
-from mtl.rows.vector_files import json_line
 from mtl.tasks.answer_files import SUFFIXES, resume_answers, write_answers
 from mtl.tasks.predictions import answers, fingerprint, said
 
@@ -99,8 +99,10 @@ def predict(
         click.echo(f"wrote {output}: {counted(count, 'row')}", err=True)
         return
     for text, answer in found:
-        line = json_line(answer).encode(errors="backslashreplace")  # JSON is UTF-8, whatever the terminal has
-        click.echo(line if as_json else answer_table(text, answer))
+        if as_json:
+            echo_json(answer)
+        else:
+            click.echo(answer_table(text, answer))
 
 
 def answer_table(text: Any, answer: dict[str, Any]) -> str:

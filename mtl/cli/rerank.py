@@ -12,6 +12,7 @@ from mtl.cli.options import (
     choose_rows,
     computing_options,
     decoded,
+    echo_json,
     field_option,
     input_option,
     not_both,
@@ -24,7 +25,6 @@ from mtl.cli.options import (
 from mtl.display import counted, table
 from mtl.errors import InputError, shown
 from mtl.rows.read import Quoting
-from mtl.rows.vector_files import json_line
 from mtl.tasks.answer_files import write_answers
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def rerank(
         click.echo(f"wrote {output}: {counted(count, 'row')}", err=True)
     elif as_json:
         for row in found:
-            click.echo(json_line(row).encode(errors="backslashreplace"))
+            echo_json(row)
     else:
         lines = [[row["rank"], row["score"], shown(listed[hit["corpus_id"]][0], 80)]
                  for row, hit in zip(found, ranked, strict=True)]  # fmt: skip

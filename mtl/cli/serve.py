@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 from mtl.cli.allocator import share_memory
 from mtl.cli.options import (
     computing_options,
+    echo_json,
     model_option,
     not_both,
     said_precision,
@@ -109,4 +109,4 @@ def serve(
 
 def print_record(record: dict[str, Any]) -> None:
     with suppress(OSError):  # nobody reads the log any more
-        click.echo(json.dumps(record, ensure_ascii=False))
+        echo_json(record)

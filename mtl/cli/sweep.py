@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mtl.cli.allocator import keep_memory
-from mtl.cli.options import device_option, set_option, threads_option
+from mtl.cli.options import device_option, echo_json, set_option, threads_option
 from mtl.display import table
 from mtl.errors import TrainingError, TrainingStopped
 
@@ -66,7 +65,7 @@ def sweep(
     header, *rows = outcome.rows()
     if as_json:
         for row in rows:
-            click.echo(json.dumps(named(header, row), ensure_ascii=False))
+            echo_json(named(header, row))
     else:
         click.echo(table([header, *rows]))
         click.echo(f"\nbest: {' '.join(f'{name}={value}' for name, value in outcome.best) or 'the recipe as it is'}")

@@ -257,19 +257,19 @@ class SentenceEncoder(nn.Module):
         if tokens is None:
             raise InputError("max_seq_length is None; expected a whole number")
         check_counts(max_seq_length=tokens)
-        self.tokenizer.max_length = self.tokenizer.check_limit(self.length_limit(int(tokens)))
+        self.tokenizer.max_length = self.length_limit(int(tokens))
 
     def length_limit(self, max_length: int | None) -> int:
         """Tokens per text: max_length, or the model's own limit.
 
         Raises:
-            InputError: the encoder has fewer positions.
+            InputError: the encoder has fewer positions, or there is no room for a token between the special ones.
         """
         limit = self.tokenizer.max_length if max_length is None else max_length
         positions = self.encoder.config.max_position_embeddings
         if limit > positions:
             raise InputError(f"max_length is {limit}; expected at most {positions}, the encoder's positions")
-        return limit
+        return self.tokenizer.check_limit(limit)
 
     @property
     def device(self) -> torch.device:
