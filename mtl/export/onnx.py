@@ -36,8 +36,9 @@ from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import InputError, WeightsError, shown
 from mtl.export.twin import Padded
 from mtl.model.packing import PackedBatch
+from mtl.tasks.classifier import PROBLEMS
 from mtl.tasks.kinds.tokens import Tokens
-from mtl.tasks.multitask import PROBLEMS, MultiTaskModel, with_heads
+from mtl.tasks.multitask import MultiTaskModel, with_heads
 
 OPSET = 18
 TEXTS, AT_ONCE = 200, 8  # that are compared, and how many of them stand side by side

@@ -35,6 +35,7 @@ from mtl.model.dropout import no_dropout
 from mtl.model.heads import Branch
 from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
+from mtl.tasks.classifier import as_classifier, as_task
 from mtl.tasks.examples import Examples
 from mtl.tasks.kinds.base import HeadKind
 from mtl.tasks.kinds.tokens import Tokens
@@ -44,14 +45,6 @@ from mtl.tasks.spec import TaskSpec
 log = logging.getLogger("mtl")
 
 R = TypeVar("R")
-
-# A kind of task -> what transformers calls it in config.json
-PROBLEMS = {
-    "single-label": "single_label_classification",
-    "multi-label": "multi_label_classification",
-    "regression": "regression",
-    "relevance": "",  # its activation says more
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +213,7 @@ class MultiTaskModel(nn.Module):
         try:
             tasks = [TaskSpec(**fields) for fields in checkpoint.tasks]
             if not tasks and head:
-                tasks = [classification(head)]
+                tasks = [as_task(head)]
                 branches = {f"{tasks[0].name}.head.{name}": tensor for name, tensor in head.tensors.items()}
         except (TypeError, RecipeError) as error:
             raise ConfigError(f"{'tasks.json' if checkpoint.tasks else 'config.json'}: {one_line(error)}") from None
@@ -246,15 +239,7 @@ class MultiTaskModel(nn.Module):
         head = None
         if len(self.tasks) == len(self.branches) == 1:
             ((name, task),) = self.tasks.items()
-            own = {key.removeprefix(f"{name}.head."): x for key, x in tensors.items()}
-            readable = (("cls",), ("mean",)) if self.embedder.origin.family.head.pooled else (("cls",),)
-            if isinstance(task.handler, Tokens):
-                head = load.Classifier("tokens", task.handler.folded(own), task.handler.tags)
-            elif task.pooling in readable and task.head != "linear" and task.kind in PROBLEMS:
-                own = task.handler.folded(own)
-                activation = self.head_kind(name).activation
-                head = load.Classifier(task.head, own, task.labels, PROBLEMS[task.kind], task.pooling[0],
-                                       activation=activation)  # fmt: skip
+            head = as_classifier(task, self.own_branch(name).head.state_dict(), self.embedder.origin.family)
         checkpoint = dataclasses.replace(checkpoint, classifier=head, tasks=specs, branches=tensors)
         export.save(checkpoint, Path(folder))
 
@@ -545,24 +530,3 @@ def held_fixed() -> Iterator[None]:
     """Within it, what is computed has no graph and no dropout."""
     with no_dropout(), torch.no_grad():
         yield
-
-
-def classification(head: load.Classifier) -> TaskSpec:
-    """The task of a classifier.
-
-    Raises:
-        WeightsError, RecipeError: its tensors, its labels or its kind are not what they should be.
-    """
-    if head.problem:
-        raise WeightsError(head.problem)
-    if head.kind == "tokens":
-        layers = "modernbert" if "pre_classifier.weight" in head.tensors else "linear"
-        return TaskSpec("tokens", kind="tokens", tags=head.labels, head=layers)
-    form: dict[str, Any] = {"pooling": (head.pooling,), "head": head.kind}
-    if head.activation:
-        labels = head.labels if head.outputs > 1 else ()
-        return TaskSpec("classification", labels, "relevance", text_field=("query", "text"), joint=True,
-                        activation=head.activation, **form)  # fmt: skip
-    kind = next(kind for kind, name in PROBLEMS.items() if name == head.problem_type)
-    labels = () if kind == "regression" else head.labels
-    return TaskSpec("classification", labels, kind, joint="either", **form)
