@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from mtl.model.pooling import MODES, AttentionPooling, Normalize, Pooling
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.tasks.spec import TaskSpec
 
+T = TypeVar("T")
+
 DISTILBERT_SHAPE = "distilbert-shape"  # the name under which the command line checks it
 BUDGETS = (1, 64, 300, 768, 4096)  # tokens of a batch
 TASKS = (
@@ -50,11 +53,17 @@ def sample_texts(seed: int = 0) -> list[str]:
     return [*short, *sentences[14:40], *joined]
 
 
+def seeded(make: Callable[[], T]) -> T:
+    """A module with the same random weights each time; the process's own random numbers stay where they are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
 def poolings(dim: int) -> dict[str, Callable[[Tensor, PackedBatch], Tensor]]:
     """The program of every pooling."""
-    torch.manual_seed(0)
     found = {name: compile_part(Pooling(name)) for name in MODES}
-    return {**found, "attention": compile_part(AttentionPooling(dim).eval())}
+    return {**found, "attention": compile_part(seeded(lambda: AttentionPooling(dim)).eval())}
 
 
 def every_program(model: SentenceEncoder) -> tuple[list[str], Callable[[PackedBatch], Tensor]]:
@@ -119,8 +128,7 @@ def text_trials(model: SentenceEncoder) -> Iterator[tuple[str, int]]:
         return model.encode(given, overflow="truncate", threads=threads, batch_tokens=budget, progress=False)
 
     yield from compare(["encode"], encoded, len(texts))
-    torch.manual_seed(0)
-    tasks = MultiTaskModel(model, TASKS).eval()
+    tasks = seeded(lambda: MultiTaskModel(model, TASKS)).eval()
     expected = model.encode(texts, overflow="truncate", progress=False)
     alone = [tasks.predict([text], threads=1) for text in texts]
     for threads in THREADS:
@@ -136,9 +144,8 @@ def trials(model: SentenceEncoder) -> Iterator[tuple[str, str]]:
     config, dtype = model.encoder.config, FORMATS[model.precision]
     dtype = dtype if dtype.is_floating_point else torch.float32
     for threads in THREADS:
-        for name, numbers in kernel_trials(
-            model.program(), config.n_heads, config.dim // config.n_heads, dtype, threads
-        ):
+        tried = kernel_trials(model.program(), config.n_heads, config.dim // config.n_heads, dtype, threads)
+        for name, numbers in tried:
             found = f"{', '.join(map(str, numbers))} {'rows' if 'linear' in name else 'texts'}"
             yield f"{name}, {threads} threads", found if numbers else ""
     for name, different in text_trials(model):
@@ -147,9 +154,8 @@ def trials(model: SentenceEncoder) -> Iterator[tuple[str, str]]:
 
 def distilbert_shape(model: SentenceEncoder) -> SentenceEncoder:
     """Two blocks of DistilBERT's size with random weights, and a model's tokenizer and precision."""
-    torch.manual_seed(0)
-    config = EncoderConfig(n_layers=2)
-    shape = SentenceEncoder(DistilBert(config), model.tokenizer, Pooling("mean"), [Normalize()])
+    encoder = seeded(lambda: DistilBert(EncoderConfig(n_layers=2)))
+    shape = SentenceEncoder(encoder, model.tokenizer, Pooling("mean"), [Normalize()])
     shape.precision, shape.int8_least_cosine = model.precision, -1  # of random weights nobody asks for good vectors
     return shape.eval()
 

@@ -36,12 +36,8 @@ def teacher_vectors(task: TaskSpec, split: str, texts: Sequence[str], folder: Pa
     """
     source = task.teacher.replace("{split}", split)
     vectors = read_vectors(folder / expanded(source)) if source.endswith(FILES) else computed(source, folder, texts)
-    if vectors.shape != (len(texts), dim):
-        expected = f"({len(texts)}, {dim}): one for each text of {split}, as wide as the student's"
-        raise RecipeError(f"task {task.name!r}: {source} has vectors {tuple(vectors.shape)}; expected {expected}")
-    if not vectors.isfinite().all():
-        raise RecipeError(f"task {task.name!r}: {source} has a vector that is not finite; expected numbers")
-    return vectors.float()
+    where, expected = f"task {task.name!r}: {source}", f"one for each text of {split}, as wide as the student's"
+    return checked(vectors, (len(texts), dim), where, "vector", expected)
 
 
 def teacher_scores(task: TaskSpec, split: str, texts: Sequence[str], folder: Path) -> Tensor:
@@ -58,12 +54,21 @@ def teacher_scores(task: TaskSpec, split: str, texts: Sequence[str], folder: Pat
     else:
         pairs = [(texts[i], text) for i in range(0, len(texts), width) for text in texts[i + 1 : i + width]]
         scores = computed_scores(source, folder, pairs).view(rows, width - 1)
-    if scores.shape != (rows, width - 1):
-        expected = f"({rows}, {width - 1}): one for each text of {split} behind a query"
-        raise RecipeError(f"task {task.name!r}: {source} has scores {tuple(scores.shape)}; expected {expected}")
-    if not scores.isfinite().all():
-        raise RecipeError(f"task {task.name!r}: {source} has a score that is not finite; expected numbers")
-    return scores.float()
+    where, expected = f"task {task.name!r}: {source}", f"one for each text of {split} behind a query"
+    return checked(scores, (rows, width - 1), where, "score", expected)
+
+
+def checked(found: Tensor, shape: tuple[int, int], where: str, noun: str, expected: str) -> Tensor:
+    """What a teacher gives, in float32.
+
+    Raises:
+        RecipeError: it has another shape, or is not finite.
+    """
+    if found.shape != shape:
+        raise RecipeError(f"{where} has {noun}s {tuple(found.shape)}; expected {shape}: {expected}")
+    if not found.isfinite().all():
+        raise RecipeError(f"{where} has a {noun} that is not finite; expected numbers")
+    return found.float()
 
 
 def computed_scores(name: str, folder: Path, pairs: Sequence[Pair]) -> Tensor:

@@ -7,7 +7,6 @@ picture. Nobody else asks of which kind a task is: what differs is asked of the 
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,7 +17,6 @@ from torch import Tensor
 from mtl.encode.batching import in_order
 from mtl.errors import RecipeError, TrainingError, shown
 from mtl.model.heads import BETWEEN, Branch, HiddenHead, LinearHead
-from mtl.model.losses import matryoshka
 from mtl.model.pooling import MODES, AttentionPooling, Pooling
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.fields import one_of
@@ -425,72 +423,6 @@ class HeadKind(Kind):
         return self.labels or ("value",)
 
 
-@dataclasses.dataclass(frozen=True)
-class VectorOptions:
-    """The settings of a task that trains the embeddings.
-
-    matryoshka: [384, 128, 64] trains the first 384, 128 and 64 dimensions to be vectors of their own.
-    matryoshka_weights: What each size's loss is multiplied by; 1 where none is given.
-    """
-
-    matryoshka: tuple[int, ...] = ()
-    matryoshka_weights: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if len(set(self.matryoshka)) < len(self.matryoshka) or min(self.matryoshka, default=1) < 1:
-            raise RecipeError(
-                f"matryoshka is {shown(list(self.matryoshka))}; expected different sizes from 1 on", "matryoshka"
-            )
-        weights = self.matryoshka_weights
-        if weights and (len(weights) != len(self.matryoshka) or min(weights) <= 0 or not math.isfinite(sum(weights))):
-            expected = f"a number above 0 for each of the {len(self.matryoshka)} sizes of matryoshka"
-            raise RecipeError(
-                f"matryoshka_weights are {shown(list(weights))}; expected {expected}", "matryoshka_weights"
-            )
-
-
-class VectorKind(Kind):
-    """A kind that trains the embeddings: of vectors (rows, dim) or (rows, texts, dim), each size of them alike."""
-
-    Options: ClassVar[type] = VectorOptions
-    embeds: ClassVar[bool] = True
-
-    @property
-    def metrics(self) -> Mapping[str, int]:
-        """Those of its kind, and the main one at each size of ``matryoshka``."""
-        main, sign = next(iter(self.own_metrics.items()))
-        return {**self.own_metrics, **{f"{main}-{size}": sign for size in self.options.matryoshka}}
-
-    def branch(self, dim: int) -> None:
-        return None
-
-    def cut(self, vectors: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """The first so many dimensions of vectors, and the targets that these have."""
-        return vectors[..., :size], targets
-
-    @abstractmethod
-    def whole_loss(self, vectors: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-        """The loss of vectors as they are."""
-
-    @abstractmethod
-    def whole_measure(self, vectors: Tensor, targets: Tensor) -> dict[str, float]:
-        """The metrics of vectors as they are."""
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-        sizes = self.options.matryoshka
-        if not sizes:
-            return self.whole_loss(outputs, targets)
-        weights = self.options.matryoshka_weights or (1.0,) * len(sizes)
-        return matryoshka(self.whole_loss, self.cut, sizes, weights, outputs, targets)
-
-    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        found = self.whole_measure(outputs, targets)
-        for size in self.options.matryoshka:
-            cut = self.whole_measure(*self.cut(outputs, targets, size))
-            found[f"{self.main_metric}-{size}"] = cut[self.main_metric]
-        return found
-
-
 def check_dropout(dropout: float) -> None:
     """That it is a share of the features, and not all of them.
 
@@ -510,23 +442,3 @@ def check_ranked_fields(fields: Sequence[str]) -> None:
     if len(fields) < 3 or len({*fields}) < len(fields):
         expected = "a query, its positive, and one negative or more, each once"
         raise RecipeError(f"text_field is {shown(list(fields))}; expected {expected}", "text_field")
-
-
-def check_scale(scale: float) -> None:
-    """That cosines can be multiplied by it.
-
-    Raises:
-        RecipeError: it is not above 0.
-    """
-    if not 0 < scale < math.inf:
-        raise RecipeError(f"scale is {scale}; expected more than 0", "scale")
-
-
-def check_distinct(task: TaskSpec, rows: Sequence[Sequence[int]], split: Split) -> None:
-    """That a task about several texts has something to tell apart.
-
-    Raises:
-        RecipeError: all texts of its training data are the same.
-    """
-    if split.name == "train" and all(row == rows[0] for row in rows):
-        raise RecipeError(f"task {task.name!r}: all texts of its training data are the same; expected different ones")

@@ -12,7 +12,7 @@ from torch import Tensor
 from mtl import search
 from mtl.model import losses
 from mtl.tasks.examples import Examples, Split
-from mtl.tasks.kinds.base import VectorKind, VectorOptions, check_distinct, check_scale
+from mtl.tasks.kinds.vectors import VectorKind, VectorOptions, check_distinct, check_scale
 from mtl.tasks.pictures import draw_map
 
 

@@ -14,7 +14,8 @@ from mtl.model import losses
 from mtl.tasks.correlation import correlations
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.fields import one_of
-from mtl.tasks.kinds.base import VectorKind, VectorOptions, check_ranked_fields, check_scale
+from mtl.tasks.kinds.base import check_ranked_fields
+from mtl.tasks.kinds.vectors import VectorKind, VectorOptions, check_scale
 from mtl.tasks.teacher import teacher_scores, teacher_vectors
 
 

@@ -14,8 +14,8 @@ from mtl.model import losses
 from mtl.tasks.correlation import correlations
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.fields import one_of
-from mtl.tasks.kinds.base import VectorKind, VectorOptions, check_distinct, check_scale
 from mtl.tasks.kinds.regression import finite_number
+from mtl.tasks.kinds.vectors import VectorKind, VectorOptions, check_distinct, check_scale
 from mtl.tasks.pictures import draw_cosines
 from mtl.tasks.shares import levels
 
