@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mtl.training.report import Reporter
     from mtl.training.session import train
 
-PLACES = {
+MODULES = {
     "Index": "mtl.index.index",
     "MultiTaskModel": "mtl.tasks.multitask",
     "SentenceEncoder": "mtl.encode.sentence_encoder",
@@ -93,6 +93,6 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("mtl")
-    if name not in PLACES:
+    if name not in MODULES:
         raise AttributeError(f"module 'mtl' has no attribute {name!r}")
-    return getattr(import_module(PLACES[name]), name)
+    return getattr(import_module(MODULES[name]), name)

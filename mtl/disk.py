@@ -24,10 +24,10 @@ BLOCK = 2**22  # bytes that are written at a time
 
 
 def user_cache() -> Path:
-    """The user's cache folder of this project; where nobody says which it is, one in which nothing can be kept."""
+    """This project's folder in the user's cache; where the user has none, one in which nothing can be kept."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl"
-    except RuntimeError:  # no HOME, and nobody of this number is known
+    except RuntimeError:  # HOME is not set, and the system does not know the user
         return Path(os.devnull) / "mtl"
 
 
@@ -115,7 +115,8 @@ def write_whole(file: int, content: memoryview) -> None:
 def write_parts(path: Path, parts: Iterable[memoryview]) -> None:
     """Write a file part by part, past the page cache where the file system can.
 
-    What is written is synced soon, and to find a copy in memory its pages costs more than all else.
+    The file is synced soon after, and a copy of it in the page cache would cost more than all the rest: finding pages
+    for it.
 
     Raises:
         OSError: it cannot be written.
@@ -125,7 +126,7 @@ def write_parts(path: Path, parts: Iterable[memoryview]) -> None:
         file = os.open(path, os.O_WRONLY | os.O_TRUNC | DIRECT)
     except OSError:
         file = os.open(path, os.O_WRONLY | os.O_TRUNC)
-    block = memoryview(mmap.mmap(-1, BLOCK))  # which begins with a page, as it has to
+    block = memoryview(mmap.mmap(-1, BLOCK))  # aligned to a page, as O_DIRECT requires
     filled = 0
     try:
         for part in parts:
@@ -136,7 +137,7 @@ def write_parts(path: Path, parts: Iterable[memoryview]) -> None:
                 if filled == BLOCK:
                     write_whole(file, block)
                     filled = 0
-        through_the_cache(file)  # the end is no whole number of sectors
+        through_the_cache(file)  # O_DIRECT writes whole sectors, and the end is less
         write_whole(file, block[:filled])
     finally:
         os.close(file)
@@ -190,7 +191,7 @@ def lock(path: Path, error: type[MtlError]) -> Iterator[None]:
         with writing(path, error):
             file = open_locked(target)
         if file is None:
-            with suppress(FileNotFoundError):  # its holder has left in between: once more
+            with suppress(FileNotFoundError):  # its holder removed it meanwhile: try again
                 holder = target.read_text().strip() or "unknown"
                 raise error(f"{path} is being written by process {holder}; wait until it ends, or choose another name")
     try:
@@ -214,4 +215,4 @@ def open_locked(path: Path) -> int | None:
         except BlockingIOError:
             os.close(file)
             return None
-        os.close(file)  # its last holder removed it in between: once more
+        os.close(file)  # its last holder removed it meanwhile: try again

@@ -111,7 +111,7 @@ def check_flags(**flags: object) -> None:
 
 
 def check_counts(**counts: int | None) -> None:
-    """That each of these, where it is given, is a whole number of at least 1, and ``threads`` one that a machine bears.
+    """That each of these, where it is given, is a whole number from 1 on, and ``threads`` no more than can be started.
 
     Raises:
         InputError: one is not.

@@ -1,4 +1,4 @@
-"""The same text, the same bits, under every instruction set that this machine can play."""
+"""The same text, the same bits, under every instruction set that this machine can run."""
 
 import os
 import subprocess

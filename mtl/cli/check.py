@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @precision_option
 @int8_option
 @click.option("--training", is_flag=True, help="Try training: one window's gradients on 1, 2, 3 and 4 threads.")
-@click.option("--all", "every", is_flag=True, help="Under every instruction set that this machine can play.")
+@click.option("--all", "every", is_flag=True, help="Under every instruction set that this machine can run.")
 def check(model: str, precision: Precision, int8_least_cosine: float, training: bool, every: bool) -> None:
     """Try out whether a text gets the same bits on this machine, whatever stands beside it.
 

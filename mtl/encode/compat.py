@@ -68,7 +68,7 @@ def own_keywords(name: str, names: Sequence[str], device: torch.device, options:
         if given == "device" and value is not None and is_on(device, value):
             continue
         if given == "convert_to_numpy" and options.get("convert_to_tensor"):
-            continue  # as there, the other one wins
+            continue  # convert_to_tensor wins, as in sentence-transformers
         if given in IGNORED:
             continue
         known, instead = OTHERS.get(given, ((), ""))

@@ -86,7 +86,7 @@ class Engine:
         self.device = device
         self.on_cpu = device.type == "cpu"
         self.batch_tokens = batch_tokens or (BATCH_TOKENS if self.on_cpu else BATCH_TOKENS_GPU)
-        self.given = int(threads) if threads else None  # a number of numpy's is none to OpenMP
+        self.given = int(threads) if threads else None  # ctypes takes no numpy integer
         self.threads = self.given or default_threads()
 
     def run(self, rows: Sequence[Sequence[int]]) -> Tensor:

@@ -102,7 +102,7 @@ class Template:
         return cls(before, between, behind, segments and 1 in own["1"])
 
 
-def shares(first: int, second: int, room: int) -> tuple[int, int]:
+def kept_of_pair(first: int, second: int, room: int) -> tuple[int, int]:
     """How many tokens of each text of a pair are kept: the longer one is cut until it is as short as the other, then
     both alike, as in transformers ("longest_first")."""
     shorter, longer = sorted((first, second))
@@ -225,7 +225,7 @@ class Tokenizer:
         known = dict(zip(texts, self.ids(texts), strict=True))
         both = ((known[one], known[other]) for one, other in pairs)
         for place, (one, other) in enumerate(both):
-            kept = shares(len(one), len(other), room)
+            kept = kept_of_pair(len(one), len(other), room)
             cuts.append(len(one) + len(other) - sum(kept))
             if cuts[-1] and overflow == "error":
                 number, has = numbers[place] if numbers else place, len(one) + len(other) + limit - room

@@ -10,7 +10,7 @@ from mtl.errors import ConfigError, shown
 from mtl.model.activations import ACTIVATIONS
 
 LAYER_NORM_EPS = 1e-12  # stands in no DistilBERT config.json; BERT's value
-LARGEST = 10**9  # of a size; the product of two still fits what torch counts in
+LARGEST = 10**9  # of sizes: the product of two still fits an int64
 
 
 def check_sizes(config: Any, *names: str) -> None:
@@ -20,7 +20,7 @@ def check_sizes(config: Any, *names: str) -> None:
             raise ConfigError(f"{name} is {shown(value)}; expected a positive integer up to {LARGEST}")
 
 
-def check_shares(config: Any, *names: str, most: int = 1) -> None:
+def check_fractions(config: Any, *names: str, most: int = 1) -> None:
     for name in names:
         value = getattr(config, name)
         if type(value) not in (int, float) or not 0 <= value < most:
@@ -76,8 +76,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         check_sizes(self, "vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim",
                     "segments", *["embedding_dim"] * (self.embedding_dim is not None))  # fmt: skip
-        check_shares(self, "dropout", "attention_dropout", "layer_norm_eps")
-        check_shares(self, "initializer_range", most=LARGEST)
+        check_fractions(self, "dropout", "attention_dropout", "layer_norm_eps")
+        check_fractions(self, "initializer_range", most=LARGEST)
         check_flags(self, "sinusoidal_pos_embds")
         check_heads_and_activation(self)
 
@@ -181,8 +181,8 @@ class RotaryConfig:
     def __post_init__(self) -> None:
         check_sizes(self, "vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim",
                     "local_attention", "segments")  # fmt: skip
-        check_shares(self, "norm_eps", "embedding_dropout", "attention_dropout", "mlp_dropout", "dropout")
-        check_shares(self, "initializer_range", "theta", "local_theta", "ntk_factor", most=LARGEST)
+        check_fractions(self, "norm_eps", "embedding_dropout", "attention_dropout", "mlp_dropout", "dropout")
+        check_fractions(self, "initializer_range", "theta", "local_theta", "ntk_factor", most=LARGEST)
         check_flags(self, "pre_norm", "norm_bias", "attention_bias", "gate_bias", "mlp_bias")
         check_heads_and_activation(self)
         if self.dim // self.n_heads % 2:

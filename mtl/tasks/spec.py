@@ -19,8 +19,8 @@ from mtl.tasks.registry import own_loss, own_metrics
 
 Freeze = int | Literal["none", "encoder"]
 
-TAKEN = {"mean", *dir(nn.ModuleDict()), *dir(nn.ParameterDict())}  # a submodule cannot be called as one of these
-# Fields that are written only where they are set: what was saved before has them not
+TAKEN = {"mean", *dir(nn.ModuleDict()), *dir(nn.ParameterDict())}  # torch refuses a submodule of such a name
+# Fields that are written only where they are set: models that were saved before these existed lack them
 LATER = {
     "target_scale", "tags", "class_weights", "label_smoothing", "calibrate", "temperature", "thresholds",
     "fit_thresholds", "several", "options", "joint", "activation",

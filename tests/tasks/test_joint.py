@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as Backend
 from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
 from mtl.checkpoints.load import Checkpoint, Origin
 from mtl.cli import main
-from mtl.encode.tokenizer import Tokenizer, shares
+from mtl.encode.tokenizer import Tokenizer, kept_of_pair
 from mtl.errors import InputError, MtlError, RecipeError
 from mtl.export.onnx import padded, sample_rows, twin_of
 from mtl.model.config import EncoderConfig
@@ -87,7 +87,7 @@ def test_the_second_text_gets_the_second_type_and_single_texts_keep_their_bits(b
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(2, 40))
 def test_longest_first_cuts_the_longer_text(first: int, second: int, room: int) -> None:
-    a, b = shares(first, second, room)
+    a, b = kept_of_pair(first, second, room)
     assert a <= first
     assert b <= second
     assert a + b == min(first + second, room)

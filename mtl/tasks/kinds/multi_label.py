@@ -163,7 +163,7 @@ class MultiLabel(ClassKind, HeadKind):
         return dataclasses.replace(task, thresholds=tuple(found)), notes
 
     def scores(self, logits: Tensor) -> Tensor:
-        return sigmoid(logits)  # torch's own has other bits where a tensor ends
+        return sigmoid(logits)  # torch.sigmoid gives the last few values of a tensor other bits
 
     def words(self, scores: Tensor) -> list[list[str]]:
         return [chosen(row, self.labels) for row in self.said(scores).tolist()]
