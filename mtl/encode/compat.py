@@ -57,6 +57,14 @@ def is_on(device: torch.device, name: Any) -> bool:
         return False
 
 
+def is_one_of(value: Any, known: Sequence[Any]) -> bool:
+    """Whether a value is among those known; an array never is."""
+    try:
+        return value in known
+    except (ValueError, RuntimeError):  # numpy's and torch's have no truth value
+        return False
+
+
 def own_keywords(name: str, names: Sequence[str], device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of something called ``name``, whose own are ``names``, by their own names.
 
@@ -72,7 +80,7 @@ def own_keywords(name: str, names: Sequence[str], device: torch.device, options:
         if given in IGNORED:
             continue
         known, instead = OTHERS.get(given, ((), ""))
-        if given in OTHERS and value not in known:
+        if given in OTHERS and not is_one_of(value, known):
             raise InputError(f"{given} is {shown(value)}, as in sentence-transformers; here, {instead}")
         if given in OTHERS:
             continue

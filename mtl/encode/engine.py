@@ -47,7 +47,7 @@ def usable(device: str | torch.device) -> torch.device:
     """
     try:
         found = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
         raise InputError(f"device is {shown(str(device))}; expected cpu, cuda, or cuda:1 and so on")

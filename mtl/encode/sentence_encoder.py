@@ -425,6 +425,8 @@ class SentenceEncoder(nn.Module):
         """
         check_counts(window=window)
         of_row: Callable[[Any], str] = field_of(text) if isinstance(text, str) else text
+        if not callable(of_row):
+            raise InputError(f"text is {shown(text)}; expected the name of a field, or a function of a row")
         return self.encode_blocks(in_blocks(rows, window, of_row), **options)
 
     @accepts_their_keywords

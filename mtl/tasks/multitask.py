@@ -40,7 +40,7 @@ from mtl.tasks.examples import Examples
 from mtl.tasks.kinds.base import HeadKind
 from mtl.tasks.kinds.tokens import Tokens
 from mtl.tasks.spans import Units, in_units
-from mtl.tasks.spec import TaskSpec
+from mtl.tasks.spec import TaskSpec, checked_tasks
 
 log = logging.getLogger("mtl")
 
@@ -109,9 +109,12 @@ class MultiTaskModel(nn.Module):
     """
 
     def __init__(self, embedder: SentenceEncoder, tasks: Sequence[TaskSpec]) -> None:
+        if isinstance(embedder, (str, Path)):
+            loads = f"{type(self).__name__}.from_pretrained({str(embedder)!r})"
+            raise InputError(f"embedder is {shown(str(embedder))}; expected a SentenceEncoder; {loads} loads a model")
         super().__init__()
         self.embedder = embedder
-        tasks = [task.handler.on(embedder) for task in tasks]
+        tasks = [task.handler.on(embedder) for task in checked_tasks(tasks)]
         self.tasks = {task.name: task for task in tasks}
         for task in tasks:
             if max(task.matryoshka, default=0) > embedder.width:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -181,3 +181,18 @@ class TaskSpec:
         """How many blocks this task holds in an epoch (the first is 1), or None where it holds nothing at all."""
         value = [value for first, value in self.freezing.items() if first <= epoch][-1]
         return None if value == "none" else n_layers if value == "encoder" else int(value)
+
+
+def checked_tasks(tasks: Any) -> list[TaskSpec]:
+    """The tasks of a model, each with a name of its own.
+
+    Raises:
+        RecipeError: something among them is no task, or two have one name.
+    """
+    listed = [*tasks] if isinstance(tasks, Iterable) and not isinstance(tasks, str) else [tasks]
+    if wrong := [task for task in listed if not isinstance(task, TaskSpec)]:
+        raise RecipeError(f"tasks hold {shown(wrong[0])}; expected a list of TaskSpec", "tasks")
+    names = [task.name for task in listed]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RecipeError(f"two tasks are called {shown(twice[0])}; expected different names", "tasks")
+    return listed

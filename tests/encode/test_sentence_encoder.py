@@ -194,6 +194,7 @@ def test_keywords_of_sentence_transformers(tiny: SentenceEncoder) -> None:
     assert np.array_equal(found.numpy(), tiny.encode(texts, normalize=True))
     for options, message in (
         ({"device": "cuda"}, r"device is 'cuda', as in sentence-transformers; here, move the model with model.to"),
+        ({"output_value": np.zeros(2)}, r"output_value is array.*, as in sentence-transformers; here, model.enc"),
         ({"device": "gpu"}, r"device is 'gpu', as in sentence-transformers; here, move the model with model.to"),
         ({"output_value": "token_embeddings"}, "output_value is 'token_embeddings'.* here, model.encoder gives"),
         ({"normalise": True}, "encode has no option 'normalise'; expected one of normalize"),
@@ -201,6 +202,10 @@ def test_keywords_of_sentence_transformers(tiny: SentenceEncoder) -> None:
     ):
         with pytest.raises(InputError, match=message):
             tiny.encode(texts, **options)
+    with pytest.raises(InputError, match="text is 5; expected the name of a field, or a function of a row"):
+        tiny.encode_rows([{"text": "a"}], 5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="device is 'None'; expected cpu, cuda"):
+        SentenceEncoder.from_pretrained("all-MiniLM-L6-v2", device=None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"loaded with SentenceEncoder.from_pretrained\('all-MiniLM-L6-v2'\)"):
         SentenceEncoder("all-MiniLM-L6-v2")
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.checkpoints.load import Checkpoint, Classifier
 from mtl.checkpoints.save import save
-from mtl.errors import ConfigError, InputError, WeightsError
+from mtl.errors import ConfigError, InputError, RecipeError, WeightsError
 from mtl.kernels import encoder
 from mtl.tasks.spec import TaskSpec
 
@@ -209,3 +210,19 @@ def test_damaged_heads(model: MultiTaskModel, tmp_path: Path) -> None:
     (tmp_path / "model" / "tasks.json").write_text("{}")
     with pytest.raises(WeightsError, match=r"tasks.json: expected a list of objects, one per task"):
         MultiTaskModel.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (None, "tasks hold None; expected a list of TaskSpec"),
+        (["topic"], "tasks hold 'topic'; expected"),
+        ([TaskSpec("one", ("a", "b")), TaskSpec("one", ("c", "d"))], "two tasks are called 'one'"),
+    ],
+)
+def test_what_are_no_tasks_of_a_model(tiny: SentenceEncoder, tasks: object, message: str) -> None:
+    """A task of another's name would take its place."""
+    with pytest.raises(RecipeError, match=message):
+        MultiTaskModel(tiny, tasks)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=re.escape("MultiTaskModel.from_pretrained('runs/demo') loads a model")):
+        MultiTaskModel("runs/demo", [])  # type: ignore[arg-type]
