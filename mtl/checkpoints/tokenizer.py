@@ -306,7 +306,9 @@ def add_tokens(tokenizer: Tokenizer, kind: Kind | None, options: Options, more: 
                                f"{tokenizer.token_to_id(token.content)}; expected added tokens to go on where the "
                                "vocabulary ends")  # fmt: skip
     tokenizer.add_special_tokens([token for token in named if token.content not in held])
-    tokenizer.add_special_tokens([added(token, "extra_special_tokens", more) for token in extra])
+    held = {token.content for token in tokenizer.get_added_tokens_decoder().values()}  # as the file has them
+    more_tokens = [added(token, "extra_special_tokens", more) for token in extra]
+    tokenizer.add_special_tokens([token for token in more_tokens if token.content not in held])
     return tokenizer
 
 
