@@ -806,6 +806,20 @@ def test_a_special_token_stays_as_tokenizer_json_has_it(tmp_path: Path) -> None:
     assert found == transformers.AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"]
 
 
+def test_a_blank_before_each_text_is_said_to_transformers_4(tmp_path: Path) -> None:
+    """It takes tokenizer_config.json's word, or no blank, over what tokenizer.json has."""
+    of_family(tmp_path / "theirs", "ModernBert")
+    edit(tmp_path / "theirs" / "tokenizer.json", pre_tokenizer={
+        "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True})  # fmt: skip
+    model = SentenceEncoder.from_pretrained(tmp_path / "theirs")
+    model.save(tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text())["add_prefix_space"] is True
+    again = SentenceEncoder.from_pretrained(tmp_path / "ours")
+    assert again.tokenizer(TEXTS, "truncate") == model.tokenizer(TEXTS, "truncate")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert theirs(TEXTS, truncation=True, max_length=60)["input_ids"] == model.tokenizer(TEXTS, "truncate").rows
+
+
 def test_gte_without_a_word_of_its_tokenizer(tmp_path: Path) -> None:
     """transformers takes XLM-RoBERTa's then."""
     tokenizer = unigram("XLMRoberta")
