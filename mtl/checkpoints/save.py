@@ -260,13 +260,15 @@ def save(checkpoint: Checkpoint, folder: Path, model_type: str | None = None) ->
     ``model_type`` is the family to write; by default the one that the model came as.
 
     Raises:
-        WeightsError: the folder is not empty or cannot be written; nothing is left under its name then.
+        WeightsError: the family has no such encoder; the folder is not empty or cannot be written; nothing is left
+            under its name then.
     """
 
     folder = Path(folder)
     family = FAMILIES[model_type] if model_type else written_family(checkpoint)
-    if type(checkpoint.encoder) is not family.encoder:
-        raise WeightsError(f"a {type(checkpoint.encoder).__name__} cannot be saved as {family.model_type}")
+    if not family.expresses(checkpoint.encoder):
+        kind = type(checkpoint.encoder).__name__
+        raise WeightsError(f"a {kind} cannot be saved as {family.model_type}: its config.json cannot say this shape")
     with atomic_write(folder, WeightsError, folder=True) as partial:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise WeightsError(f"{folder} exists and is not empty; choose another name, or delete it first")
