@@ -19,7 +19,6 @@ from typing import Any
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mtl.checkpoints.encodings import encodings
 from mtl.checkpoints.families import FAMILIES, Family
 from mtl.checkpoints.fields import CONFIG, PROMPTS, SENTENCE_CONFIGS
 from mtl.checkpoints.files import check_tensors, inside, read_json, read_object, read_tensors, read_weights
@@ -355,9 +354,6 @@ def load(folder: Path) -> Checkpoint:
     options = read_options(folder, part, sentence.get("processor_kwargs"))
     name = class_of(options, config, family.tokenizer, inside(folder, part, "tokenizer.json").exists())
     tokenizer = load_tokenizer(folder, part, options, name)
-    if (padding := family.start(config) - 1) in encodings(tokenizer.encode_batch, [""], True)[0].ids:
-        log.warning("%s: the token %d stands around every text, and is pad_token_id, which takes no place in a text in "
-                    "transformers; here it takes one", folder / part, padding)  # fmt: skip
     if len(modules) == 1 and ("chat_template" in options or inside(folder, "chat_template.jinja").exists()):
         log.warning("%s has a chat_template, which is not followed: texts are taken as they are", folder)
     tasks = load_tasks(folder)

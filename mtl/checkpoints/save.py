@@ -21,7 +21,7 @@ from mtl.checkpoints.card import README, card, public_name, results_of
 from mtl.checkpoints.families import DISTILBERT, FAMILIES, Family
 from mtl.checkpoints.load import BRANCHES, TASKS, Checkpoint, Classifier
 from mtl.checkpoints.modules import POOLING_SWITCHES
-from mtl.checkpoints.tokenizer import KINDS, is_token, text_of
+from mtl.checkpoints.tokenizer import KINDS, is_token, state, text_of
 from mtl.disk import atomic_write, write_parts
 from mtl.errors import WeightsError
 from mtl.model.pooling import Dense
@@ -177,6 +177,9 @@ def tokenizer_options(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
     settings = {name: value for name, value in came.items() if name not in (*tokens, *TOKENIZER_OUTDATED)}
     if extra := came.get("extra_special_tokens"):  # transformers 4 takes an object under this name, or fails
         settings["extra_special_tokens" if isinstance(extra, dict) else "additional_special_tokens"] = extra
+    blank = (state(checkpoint.tokenizer.pre_tokenizer) or {}).get("add_prefix_space")
+    if blank is not None and blank != came.get("add_prefix_space", False):  # transformers 4 follows what stands here
+        settings["add_prefix_space"] = blank
     asked = came.get("model_input_names", family.inputs)
     held = {name: text for name, text in tokens.items() if checkpoint.tokenizer.token_to_id(text) is not None}
     return {
@@ -257,13 +260,15 @@ def save(checkpoint: Checkpoint, folder: Path, model_type: str | None = None) ->
     ``model_type`` is the family to write; by default the one that the model came as.
 
     Raises:
-        WeightsError: the folder is not empty or cannot be written; nothing is left under its name then.
+        WeightsError: the family has no such encoder; the folder is not empty or cannot be written; nothing is left
+            under its name then.
     """
 
     folder = Path(folder)
     family = FAMILIES[model_type] if model_type else written_family(checkpoint)
-    if type(checkpoint.encoder) is not family.encoder:
-        raise WeightsError(f"a {type(checkpoint.encoder).__name__} cannot be saved as {family.model_type}")
+    if not family.expresses(checkpoint.encoder):
+        kind = type(checkpoint.encoder).__name__
+        raise WeightsError(f"a {kind} cannot be saved as {family.model_type}: its config.json cannot say this shape")
     with atomic_write(folder, WeightsError, folder=True) as partial:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise WeightsError(f"{folder} exists and is not empty; choose another name, or delete it first")

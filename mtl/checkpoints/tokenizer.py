@@ -215,7 +215,7 @@ def load_tokenizer(folder: Path, part: str, options: Options, name: str = "BertT
     path, kind = inside(folder, part, "tokenizer.json"), KINDS.get(name)
     if path.exists():
         try:
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = exact_pieces(path) if kind and kind.model == "Unigram" else Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises Exception itself
             raise WeightsError(f"{path} cannot be read as a tokenizer: {one_line(error)}") from None
         tokenizer.no_truncation()
@@ -239,6 +239,25 @@ def load_tokenizer(folder: Path, part: str, options: Options, name: str = "BertT
     ):
         raise ConfigError(f"{path}: post_processor gives the tokens of one text a type other than 0; expected 0")
     tokenizer.encode_special_tokens = options.get("split_special_tokens", False)
+    return tokenizer
+
+
+def exact_pieces(path: Path) -> Tokenizer:
+    """A tokenizer.json with the scores of pieces that its decimals say, as transformers' classes read it.
+
+    tokenizers' own reading misses one in seven by its last bit, which decides between "00" "0" and "0" "00".
+    """
+    content = read_object(path)
+    model = content["model"]
+    if model.get("type") != "Unigram":
+        return Tokenizer.from_file(str(path))
+    rest = {**content, "added_tokens": [], "model": {**model, "vocab": model["vocab"][:1], "unk_id": None}}
+    tokenizer = Tokenizer.from_str(json.dumps(rest))
+    pieces = [(text, score) for text, score in model["vocab"]]
+    tokenizer.model = models.Unigram(pieces, model.get("unk_id"), model.get("byte_fallback", False))
+    for fields in content.get("added_tokens") or []:
+        token = added(fields, "added_tokens", path)
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
     return tokenizer
 
 
@@ -306,7 +325,9 @@ def add_tokens(tokenizer: Tokenizer, kind: Kind | None, options: Options, more: 
                                f"{tokenizer.token_to_id(token.content)}; expected added tokens to go on where the "
                                "vocabulary ends")  # fmt: skip
     tokenizer.add_special_tokens([token for token in named if token.content not in held])
-    tokenizer.add_special_tokens([added(token, "extra_special_tokens", more) for token in extra])
+    held = {token.content for token in tokenizer.get_added_tokens_decoder().values()}  # as the file has them
+    more_tokens = [added(token, "extra_special_tokens", more) for token in extra]
+    tokenizer.add_special_tokens([token for token in more_tokens if token.content not in held])
     return tokenizer
 
 

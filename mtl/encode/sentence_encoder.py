@@ -85,8 +85,6 @@ class SentenceEncoder(nn.Module):
         self.similarity_fn_name = similarity_fn_name
         self.truncate_dim = truncate_dim
         self.origin = origin or load.Origin()
-        first = self.origin.family.start(self.origin.config)
-        tokenizer.padding = first - 1 if first else None
         self.precision: Precision = "fp32"
         self.int8_least_cosine = LEAST_COSINE
         self.mapped = False  # whether the weights are a file's, mapped into memory

@@ -134,7 +134,6 @@ class Tokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.backend = tokenizer
-        self.padding: int | None = None  # the token that transformers gives no place in a text, where there is one
         self.lowercase, self.keep_last, self.segments = lowercase, keep_last, segments
         before: Any = tokenizer.normalizer
         parts: list[Any] = list(before) if isinstance(before, Normalizers) else [before] * bool(before)  # type: ignore[call-overload]

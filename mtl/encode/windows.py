@@ -123,7 +123,7 @@ def tokenized_windows(
         return Window(start, texts, rows, tokenized, inverse, blank)
 
     windows = prefetch(numbered(blocks), window) if ahead else map(window, numbered(blocks))
-    return warn_of_blanks(windows if tokenizer.padding is None else warn_of_padding(windows, tokenizer.padding))
+    return warn_of_blanks(windows)
 
 
 def warn_of_blanks(windows: Iterable[Window[R]]) -> Iterator[Window[R]]:
@@ -134,17 +134,6 @@ def warn_of_blanks(windows: Iterable[Window[R]]) -> Iterator[Window[R]]:
         yield window
     if texts:
         log.warning("%s without a single token: a vector of zeros for each", counted(texts, "text"))
-
-
-def warn_of_padding(windows: Iterable[Window[R]], padding: int) -> Iterator[Window[R]]:
-    """The same windows, and after the last one line in the log, if texts hold the token of padding themselves."""
-    rows = 0
-    for window in windows:
-        rows += sum(padding in row for row in window.tokenized.rows)
-        yield window
-    if rows:
-        log.warning("%s with the token of padding, which takes a place here, and none in transformers",
-                    counted(rows, "text"))  # fmt: skip
 
 
 def merged(vectors: Tensor, tokenized: Tokenized, normalize: bool) -> Tensor:

@@ -35,7 +35,7 @@ LEAST = torch.finfo(torch.float32).min  # and not -inf, with which a text withou
 class PaddedBatch:
     """What the modules take for a PackedBatch: padded ids and mask, (texts, length) each, as one group of texts.
 
-    kept, places: Of each token, whether it is one, and its place in its text, (texts, length).
+    kept, steps: Of each token, whether it is one, and its place in its text, (texts, length).
     counts: The tokens of each text, (texts, 1) int64.
     unseen: What is added to the scores of attention, (texts, 1, 1, length).
     apart: How far each key stands behind each query, (length, length) int64.
@@ -46,13 +46,20 @@ class PaddedBatch:
         self.texts, self.length = ids.shape
         self.groups = (Group(self.texts, self.length),)
         self.kept = mask != 0
-        self.places = (self.kept.long().cumsum(dim=1) - 1).clamp(min=0)
+        self.steps = (self.kept.long().cumsum(dim=1) - 1).clamp(min=0)
         self.counts = self.kept.long().sum(dim=1, keepdim=True)
-        self.ids, self.positions = ids.flatten(), self.places.flatten()
+        self.ids, self.positions = ids.flatten(), self.steps.flatten()
         self.segments = None if types is None else types.flatten()
         self.unseen = torch.where(self.kept, 0.0, LEAST)[:, None, None]
         numbers = torch.arange(self.length)
         self.apart = numbers[None] - numbers[:, None]
+
+    def places(self, padding: int | None, beyond: int) -> Tensor:
+        """As PackedBatch.places, (tokens,)."""
+        if padding is None:
+            return self.positions
+        counted = self.kept & (self.ids.unflatten(0, self.kept.shape) != padding)
+        return torch.where(counted, counted.long().cumsum(dim=1) - 1, beyond).flatten()
 
     def split(self, x: Tensor) -> list[Tensor]:
         """x (tokens, ...) as one group (texts, length, ...)."""
@@ -173,14 +180,14 @@ def total(x: Tensor, chosen: Tensor) -> Tensor:
 
 # As model.pooling.MODES, of x (texts, length, dim) and a padded batch
 MODES: dict[str, Callable[[Tensor, Any], Tensor]] = {
-    "cls": lambda x, batch: total(x, batch.kept & (batch.places == 0)),
-    "lasttoken": lambda x, batch: total(x, batch.kept & (batch.places == batch.counts - 1)),
+    "cls": lambda x, batch: total(x, batch.kept & (batch.steps == 0)),
+    "lasttoken": lambda x, batch: total(x, batch.kept & (batch.steps == batch.counts - 1)),
     "max": lambda x, batch: torch.where(batch.kept[..., None], x, LEAST).amax(dim=1),
     "mean": lambda x, batch: total(x, batch.kept) / batch.counts.clamp(min=1),
     "mean_sqrt_len": lambda x, batch: total(x, batch.kept) / batch.counts.clamp(min=1).float().sqrt(),
     "weightedmean": lambda x, batch: (
-        total(x * (batch.places[..., None] + 1), batch.kept)
-        / total(batch.places[..., None] + 1.0, batch.kept).clamp(min=1)
+        total(x * (batch.steps[..., None] + 1), batch.kept)
+        / total(batch.steps[..., None] + 1.0, batch.kept).clamp(min=1)
     ),
 }
 

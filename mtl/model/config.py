@@ -45,6 +45,8 @@ class EncoderConfig:
     """Shape of a DistilBERT encoder. The defaults are those of distilbert-base-uncased.
 
     embedding_dim: The width of the embeddings, where it is another than ``dim``: a projection leads from it to that.
+    padding: The token that takes no place in a text where a text itself holds it; see PackedBatch.places. Its own
+        place is a row of the table of positions behind the others.
 
     Raises:
         ConfigError: a size that is no positive integer, a dropout outside [0, 1), heads that do not
@@ -64,12 +66,13 @@ class EncoderConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = LAYER_NORM_EPS
     embedding_dim: int | None = None
+    padding: int | None = None
     segments: int = dataclasses.field(default=1, repr=False)  # of a pair of texts; what is one text has the first
 
     def __repr__(self) -> str:
         """As a dataclass's own, without what came later and is as in BERT: fingerprints of models are made of it."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.repr}
-        later = {"layer_norm_eps": LAYER_NORM_EPS, "embedding_dim": None}
+        later = {"layer_norm_eps": LAYER_NORM_EPS, "embedding_dim": None, "padding": None}
         shown = (f"{name}={x!r}" for name, x in fields.items() if name not in later or x != later[name])
         return f"{type(self).__name__}({', '.join(shown)})"
 
@@ -80,6 +83,13 @@ class EncoderConfig:
         check_fractions(self, "initializer_range", most=LARGEST)
         check_flags(self, "sinusoidal_pos_embds")
         check_heads_and_activation(self)
+        if self.padding is not None and (type(self.padding) is not int or not 0 <= self.padding < self.vocab_size):
+            raise ConfigError(f"padding is {shown(self.padding)}; expected one of the {self.vocab_size} tokens")
+
+    @property
+    def places(self) -> int:
+        """The rows of the table of positions."""
+        return self.max_position_embeddings + (self.padding is not None)
 
     def keeping(self, layers: Sequence[int]) -> EncoderConfig:
         """The shape with no more than these blocks."""
@@ -115,8 +125,8 @@ class DebertaConfig(EncoderConfig):
         super().__post_init__()
         check_sizes(self, "max_relative_positions")
         check_flags(self, "position_biased_input", "c2p", "p2c", "share_att_key", "norm_rel_ebd")
-        if self.sinusoidal_pos_embds or self.embedding_dim is not None:
-            raise ConfigError("sinusoidal_pos_embds and embedding_dim are set; expected neither in a DeBERTa")
+        if self.sinusoidal_pos_embds or self.embedding_dim is not None or self.padding is not None:
+            raise ConfigError("sinusoidal_pos_embds, embedding_dim or padding is set; expected none in a DeBERTa")
         buckets, most = self.position_buckets, self.max_relative_positions
         if type(buckets) is not int or not 0 <= buckets <= LARGEST or buckets == 1:
             raise ConfigError(f"position_buckets is {shown(buckets)}; expected 0, or 2 to {LARGEST}")

@@ -44,14 +44,16 @@ class Embeddings(nn.Module):
         super().__init__()
         width = config.embedding_dim or config.dim
         self.word_embeddings = nn.Embedding(config.vocab_size, width)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.position_embeddings = nn.Embedding(config.places, width)
+        self.padding, self.beyond = config.padding, config.max_position_embeddings
         self.token_type_embeddings = segment_table(config.segments, width)  # BERT's; DistilBERT has none
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
         self.project = nn.Linear(width, config.dim) if config.embedding_dim else nn.Identity()
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        x = self.word_embeddings(batch.ids) + self.position_embeddings(batch.positions)  # (tokens, width)
+        places = batch.places(self.padding, self.beyond)
+        x = self.word_embeddings(batch.ids) + self.position_embeddings(places)  # (tokens, width)
         return self.project(self.dropout(self.LayerNorm(with_segments(x, self.token_type_embeddings, batch))))
 
 

@@ -71,6 +71,18 @@ class PackedBatch:
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         return cls(ids[kept], positions[kept], tuple(kept.sum(dim=1).tolist()))
 
+    def places(self, padding: int | None, beyond: int) -> Tensor:
+        """The rows of a table of positions, (tokens,): their positions, but that a token of padding which a text itself
+        holds takes none, and has the row ``beyond``, as in RoBERTa."""
+        if padding is None:
+            return self.positions
+        passed = self.ids == padding
+        if not passed.is_cuda and not passed.any():  # to ask costs more than to compute on a GPU
+            return self.positions
+        before = torch.cat((self.ids.new_zeros(1), passed.cumsum(0)))  # of all tokens before each
+        in_text = before[:-1] - before[self.firsts].repeat_interleave(self.offsets.diff(), output_size=len(passed))
+        return torch.where(passed, beyond, self.positions - in_text)
+
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The runs of equal lengths, in order."""

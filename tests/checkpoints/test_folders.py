@@ -294,6 +294,11 @@ def test_no_sequence_classifier(checkpoint: Checkpoint, tmp_path: Path, edit_jso
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.encoder is DistilBert])
 def test_each_family_there_and_back(checkpoint: Checkpoint, tmp_path: Path, name: str) -> None:
     """Every family that can say the shape, with the bits that it was saved with, and its own names."""
+    if first := FAMILIES[name].start({}):
+        with pytest.raises(WeightsError, match=f"a DistilBert cannot be saved as {name}: its config.json cannot say"):
+            save(checkpoint, tmp_path / "m", name)
+        config = dataclasses.replace(checkpoint.config, padding=first - 1)
+        checkpoint = dataclasses.replace(checkpoint, encoder=randomized(DistilBert(config)))
     save(checkpoint, tmp_path / "m", name)
     again = load(tmp_path / "m")
     assert again.origin.model_type == name
@@ -311,7 +316,9 @@ def test_an_encoder_is_saved_as_what_it_is(checkpoint: Checkpoint, tmp_path: Pat
     """Whatever it came from, and whatever head it was given; as a family of another architecture it is refused."""
     with pytest.raises(WeightsError, match="a DistilBert cannot be saved as mpnet"):
         save(checkpoint, tmp_path / "x", "mpnet")
-    mpnet = dataclasses.replace(checkpoint, encoder=randomized(MPNet(checkpoint.config)))
+    mpnet = dataclasses.replace(
+        checkpoint, encoder=randomized(MPNet(dataclasses.replace(checkpoint.config, padding=1)))
+    )
     head = {"pre_classifier.weight": torch.ones(12, 12), "pre_classifier.bias": torch.ones(12),
             "classifier.weight": torch.ones(2, 12), "classifier.bias": torch.ones(2)}  # fmt: skip
     save(dataclasses.replace(mpnet, classifier=Classifier("distilbert", head, ("a", "b"))), tmp_path / "m")

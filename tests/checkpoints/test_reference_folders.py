@@ -19,7 +19,7 @@ import torch
 from checkpoints.folders import older_norms, rename_tensors, split_in_shards
 from conftest import randomized
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.errors import MtlError
@@ -776,19 +776,75 @@ def test_a_text_at_which_the_tokenizer_fails(tmp_path: Path) -> None:
         model.encode("%")
 
 
-def test_padding_around_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    edit(of_family(tmp_path, "Roberta") / "config.json", pad_token_id=0)
-    SentenceEncoder.from_pretrained(tmp_path)
-    assert "the token 0 stands around every text, and is pad_token_id" in caplog.text
+@pytest.mark.parametrize(("family", "padding"), [("Roberta", 1), ("Roberta", 0), ("Camembert", 1), ("MPNet", 1)])
+def test_padding_in_a_text(family: str, padding: int, tmp_path: Path) -> None:
+    """Positions count the tokens that are no padding, which has a row of its own; 0 stands around every text."""
+    folder = of_family(tmp_path / "theirs", family)
+    edit(folder / "config.json", pad_token_id=padding)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["embeddings.position_embeddings.weight"] += 0.3
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    texts = ["a <pad> b", "c", "<pad><pad> a", "a <mask> b </s> a", "<pad>"]
+    reference = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    expected = np.stack([reference.encode([text])[0] for text in texts])
+    model = SentenceEncoder.from_pretrained(folder)
+    np.testing.assert_allclose(model.encode(texts), expected, atol=5e-6)
+    model.save(tmp_path / "ours")
+    again = sentence_transformers.SentenceTransformer(str(tmp_path / "ours"), device="cpu")
+    np.testing.assert_allclose(np.stack([again.encode([text])[0] for text in texts]), expected, atol=5e-6)
 
 
-def test_padding_in_a_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """RoBERTa's positions count the tokens that are no padding, in transformers."""
-    model = SentenceEncoder.from_pretrained(of_family(tmp_path, "Roberta"))
-    model.encode(["a b", "c"])
-    assert "the token of padding" not in caplog.text
-    model.encode(["a <pad> b", "c", "a <pad> b"])
-    assert "1 text with the token of padding, which takes a place here, and none in transformers" in caplog.text
+def test_a_special_token_stays_as_tokenizer_json_has_it(tmp_path: Path) -> None:
+    """tokenizer_config.json lists it by its text alone, and says nothing of the blanks that it takes."""
+    tokenizer = byte_level("Roberta")
+    tokens = [AddedToken("new", rstrip=True, lstrip=True), AddedToken("<x>", normalized=True)]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+    of_family(tmp_path, "Roberta", rows=len(tokenizer))
+    tokenizer.save_pretrained(tmp_path)
+    texts = ["a new b", "new", "a<x> b"]
+    found = SentenceEncoder.from_pretrained(tmp_path).tokenizer(texts).rows
+    assert found == transformers.AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"]
+
+
+def test_a_blank_before_each_text_is_said_to_transformers_4(tmp_path: Path) -> None:
+    """It takes tokenizer_config.json's word, or no blank, over what tokenizer.json has."""
+    of_family(tmp_path / "theirs", "ModernBert")
+    edit(tmp_path / "theirs" / "tokenizer.json", pre_tokenizer={
+        "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True})  # fmt: skip
+    model = SentenceEncoder.from_pretrained(tmp_path / "theirs")
+    model.save(tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text())["add_prefix_space"] is True
+    again = SentenceEncoder.from_pretrained(tmp_path / "ours")
+    assert again.tokenizer(TEXTS, "truncate") == model.tokenizer(TEXTS, "truncate")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert theirs(TEXTS, truncation=True, max_length=60)["input_ids"] == model.tokenizer(TEXTS, "truncate").rows
+
+
+def test_scores_of_pieces_to_the_last_bit(tmp_path: Path) -> None:
+    """It decides between "00" "0" and "0" "00"; tokenizers' own reading of decimals misses it for one in seven."""
+    scores = {"<s>": 0.0, "<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "▁": -2.0}
+    drawn = np.random.default_rng(0).uniform(0, 15, 300)
+    scores |= {f"{i}": -float(score) for i, score in enumerate(drawn)}
+    tokenizer = transformers.XLMRobertaTokenizer(vocab=[*scores.items()])
+    config = transformers.XLMRobertaConfig(vocab_size=len(tokenizer), pad_token_id=1, **SHAPE)
+    transformers.XLMRobertaModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = SentenceEncoder.from_pretrained(tmp_path)
+    assert dict(json.loads(model.tokenizer.backend.to_str())["model"]["vocab"]) == scores
+    assert model.tokenizer(TEXTS, "truncate", 38).rows == tokenizer(TEXTS, truncation=True, max_length=38)["input_ids"]
+
+
+def test_gte_without_a_word_of_its_tokenizer(tmp_path: Path) -> None:
+    """transformers takes XLM-RoBERTa's then."""
+    tokenizer = unigram("XLMRoberta")
+    config = transformers.GteConfig(vocab_size=len(tokenizer), pad_token_id=1, **SHAPE)
+    transformers.GteModel(config).save_pretrained(tmp_path)
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer, backend.post_processor = normalizers.Lowercase(), None
+    backend.save(str(tmp_path / "tokenizer.json"))
+    found = SentenceEncoder.from_pretrained(tmp_path).tokenizer(TEXTS, "truncate").rows
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert found == theirs(TEXTS, truncation=True, max_length=40)["input_ids"]
 
 
 def test_a_bare_folder_with_a_chat_template(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -120,7 +120,7 @@ def test_it_trains_and_drops_by_keys() -> None:
         ({"max_relative_positions": 4}, "max_relative_positions is 4; expected more than 4"),
         ({"max_relative_positions": 0}, "max_relative_positions is 0; expected a positive integer"),
         ({"c2p": 1}, "c2p is 1; expected true or false"),
-        ({"embedding_dim": 4}, "embedding_dim are set"),
+        ({"embedding_dim": 4}, "embedding_dim or padding is set"),
         ({"n_heads": 5}, "n_heads 5 does not divide dim 12"),
     ],
 )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mtl.encode.batching import by_token_budget, in_shares, longest_first
+from mtl.export.twin import PaddedBatch
 from mtl.model.packing import Group, PackedBatch
 
 
@@ -24,6 +25,19 @@ def test_a_group_is_a_view_of_its_texts() -> None:
     assert view.tolist() == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
     assert other.tolist() == [[[8, 9]]]
     assert view.data_ptr() == x.data_ptr()
+
+
+def test_places_pass_over_padding() -> None:
+    """Worked by hand, on its own text alone; the padded twin's are the same."""
+    rows = [[1, 7, 1, 1, 8], [1, 1], [5, 6], [9]]
+    expected = [9, 0, 9, 9, 1, 9, 9, 0, 1, 0]
+    batch = PackedBatch.pack(rows)
+    assert batch.places(1, 9).tolist() == expected
+    assert batch.places(None, 9) is batch.places(3, 9) is batch.positions
+    mask = torch.tensor([[1] * len(row) + [0] * (5 - len(row)) for row in rows])
+    twin = PaddedBatch(torch.tensor([row + [1] * (5 - len(row)) for row in rows]), mask)
+    assert twin.places(1, 9)[mask.flatten() != 0].tolist() == expected
+    assert twin.places(None, 9) is twin.positions
 
 
 def test_from_padded_keeps_positions() -> None:

@@ -69,7 +69,8 @@ class Family:
     fixed: The values that a field may have; with another, the model would be another.
     inert: Fields of config.json that change nothing here.
     tensors, layers: Our name -> theirs: of single tensors, and of the modules of layer {i}, which have weight and bias.
-    first_position: The row of their position table at which a text begins, of config.json's fields.
+    first_position: The row of their position table at which a text begins, of config.json's fields; where it is not
+        the first, the one before it is that of padding, whose token has the same number.
     token_types: Their table of token types, of which a single text sees row 0: folded into our positions. What the
         other rows are beyond it stays apart, for pairs of texts.
     joined: Our module of layer {i} -> those of theirs, whose rows it has one after another.
@@ -138,12 +139,16 @@ class Family:
         width = config.dim // config.n_heads
         if fields.get("head_dim") not in (None, width):
             raise ConfigError(f"head_dim is {shown(fields['head_dim'])}; expected {width}, a head's part of the width")
-        return dataclasses.replace(config, max_position_embeddings=config.max_position_embeddings - self.start(fields))
+        first, most = self.start(fields), config.max_position_embeddings
+        return dataclasses.replace(
+            config, max_position_embeddings=most - first, **({"padding": first - 1} if first else {})
+        )
 
     def write_config(self, config: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The inverse: config.json's fields of the encoder's shape. ``fields`` are those that it came with."""
         shape = dataclasses.asdict(config)
-        shape["max_position_embeddings"] += self.start(fields)
+        if (padding := shape.get("padding")) is not None:
+            shape["max_position_embeddings"] += padding + 1
         written = {theirs: shape[ours] for theirs, ours in self.config.items()}
         written |= self.express(config)
         return written | ({"type_vocab_size": self.types(fields)} if self.token_types else {})
@@ -221,8 +226,7 @@ class Family:
             rows, *rest = ours[name]
             shapes |= dict.fromkeys(parts[name], (rows // len(parts[name]), *rest))
         if POSITIONS in ours:
-            rows, width = ours[POSITIONS]
-            shapes[names[POSITIONS]] = (rows + self.start(fields), width)
+            shapes[names[POSITIONS]] = (config.max_position_embeddings + self.start(fields), ours[POSITIONS][1])
         if self.token_types and self.types(fields):
             shapes[self.token_types] = (self.types(fields), ours[self.words][1])
         return shapes
@@ -239,11 +243,12 @@ class Family:
                 folded[ours] = torch.cat([tensors[part] for part in theirs])
         for name in self.halves(config.n_layers) & folded.keys():
             folded[name] = torch.cat(folded[name].chunk(2)[::-1])
-        if POSITIONS in folded:
-            folded[POSITIONS] = folded[POSITIONS][self.start(fields) :]
+        if POSITIONS in folded and (first := self.start(fields)):
+            table = folded[POSITIONS]
+            folded[POSITIONS] = torch.cat([table[first:], table[first - 1 : first]])
         if self.token_types and self.token_types in tensors:
-            table = POSITIONS if POSITIONS in folded else self.words
-            folded[table] = folded[table] + tensors[self.token_types][0]
+            name = POSITIONS if POSITIONS in folded else self.words
+            folded[name] = folded[name] + tensors[self.token_types][0]
         return folded
 
     def types_apart(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
@@ -268,9 +273,10 @@ class Family:
                 renamed |= dict(zip(parts[ours], whole.chunk(len(parts[ours])), strict=True))
             else:
                 renamed[names[ours]] = whole
-        if POSITIONS in tensors and (unused := self.start(fields)):
-            positions = tensors[POSITIONS]
-            renamed[names[POSITIONS]] = torch.cat([positions.new_zeros(unused, positions.shape[1]), positions])
+        if POSITIONS in tensors and (first := self.start(fields)):
+            table = tensors[POSITIONS]
+            unused = table.new_zeros(first - 1, table.shape[1])
+            renamed[names[POSITIONS]] = torch.cat([unused, table[-1:], table[:-1]])
         if self.token_types and self.types(fields):
             table = tensors[self.words].new_zeros(self.types(fields), tensors[self.words].shape[1])
             if types is not None and types.shape[1] == table.shape[1]:  # else they came with another encoder

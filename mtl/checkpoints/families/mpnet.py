@@ -1,6 +1,7 @@
 """MPNet (Song et al. 2020, arXiv 2004.09297): BERT without token types, with a bias by distance in attention.
 
-A text begins at row 2 of the table of positions, whatever pad_token_id is: transformers has no other.
+A text begins at row 2 of the table of positions, and token 1 takes no place in it, whatever pad_token_id is:
+transformers knows no other.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """RoBERTa (Liu et al. 2019, arXiv 1907.11692), XLM-RoBERTa (Conneau et al. 2020, arXiv 1911.02116) and CamemBERT.
 
 They are BERT but for the place of the first position: a text begins at row pad_token_id + 1 of the table, of whose
-514 rows 512 can be used. transformers counts the tokens that are no padding, so there a literal <pad> in a text takes
-no place; here it takes one.
+514 rows 512 can be used. Tokens that are no padding are counted, so that a literal <pad> in a text takes no place.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ ROBERTA = dataclasses.replace(
     defaults={"n_layers": 12, "vocab_size": 50265, "pad_token_id": 1, "type_vocab_size": 2},
     inert=(*BERT.inert, "bos_token_id", "eos_token_id"),
     first_position=after_padding,
+    express=lambda config: {"pad_token_id": config.padding},
 )
 XLM_ROBERTA = dataclasses.replace(
     ROBERTA, model_type="xlm-roberta", classes="XLMRoberta", tokenizer="XLMRobertaTokenizer",
