@@ -23,6 +23,11 @@ def silu(x: Tensor) -> Tensor:
     return x.div_(x.neg().exp_().add_(1))
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """x / (1 + exp(-1.702 x))."""
+    return x.div_((x * -1.702).exp_().add_(1))
+
+
 def tanh_gelu(x: Tensor) -> Tensor:
     """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
     inner = (x * x).mul_(0.044715).add_(1).mul_(x).mul_(0.7978845608028654)
@@ -38,6 +43,7 @@ FASTER: dict[Activation, Activation] = {
     F.gelu: torch.ops.aten.gelu_,
     F.relu: torch.relu_,
     F.silu: silu,
+    ACTIVATIONS["quick_gelu"]: quick_gelu,
     **{ACTIVATIONS[name]: tanh_gelu for name in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")},
 }
 IN_INT8: dict[Activation, str] = {F.gelu: "gelu", F.relu: "relu"}  # what oneDNN's integer product can compute itself

@@ -91,7 +91,7 @@ class Program:
         parts = encoder.embeddings
         self.words = parts.word_embeddings.weight.detach().to(dtype)
         self.positions = parts.position_embeddings.weight.detach().to(dtype)
-        self.padding, self.beyond = parts.padding, parts.beyond
+        self.unplaced = parts.unplaced
         self.types = table_of(parts.token_type_embeddings, dtype)
         self.norm = Norm.of(parts.LayerNorm, dtype)
         wider = parts.project
@@ -101,8 +101,7 @@ class Program:
         self.blocks = [make(i) for i in range(len(encoder.blocks))]
 
     def embed(self, batch: PackedBatch) -> Tensor:
-        places = batch.places(self.padding, self.beyond)
-        x = F.embedding(batch.ids, self.words) + F.embedding(places, self.positions)
+        x = F.embedding(batch.ids, self.words) + F.embedding(batch.places(*self.unplaced), self.positions)
         return self.project(self.norm(with_segments(x, self.types, batch)))
 
     def run(

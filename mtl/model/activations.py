@@ -19,6 +19,11 @@ def gelu_fast(x: Tensor) -> Tensor:
     return 0.5 * x * (1.0 + (x * 0.7978845608 * (1.0 + 0.044715 * x * x)).tanh())
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """GELU by a sigmoid (the same section)."""
+    return x * (1.702 * x).sigmoid()
+
+
 def gelu_pytorch_tanh(x: Tensor) -> Tensor:
     """The same, in one call."""
     return F.gelu(x, approximate="tanh")
@@ -31,4 +36,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": gelu_new,
     "gelu_fast": gelu_fast,
     "gelu_pytorch_tanh": gelu_pytorch_tanh,
+    "quick_gelu": quick_gelu,
+    # The same under names of transformers' own code, which older configs have
+    "gelu_python": F.gelu,
+    "swish": F.silu,
+    "gelu_accurate": gelu_pytorch_tanh,
+    "gelu_python_tanh": gelu_pytorch_tanh,
 }

@@ -4,8 +4,7 @@ The model of Sanh et al. 2019 (arXiv 1910.01108): BERT (Devlin et al. 2018, arXi
 pooler. Its blocks are those of Vaswani et al. 2017 (arXiv 1706.03762), with LayerNorm after each residual sum.
 Submodules carry their checkpoint's names: a published DistilBERT loads by stripping a prefix.
 
-Shapes: ``tokens`` counts all tokens of a packed batch, text after text with no padding (see packing.py); ``dim`` is the
-width of a hidden state, split into ``heads`` of ``head_dim`` for attention.
+Shapes: ``tokens`` counts those of a packed batch (packing.py); ``dim``, a state's width, is ``heads`` x ``head_dim``.
 """
 
 from __future__ import annotations
@@ -45,15 +44,14 @@ class Embeddings(nn.Module):
         width = config.embedding_dim or config.dim
         self.word_embeddings = nn.Embedding(config.vocab_size, width)
         self.position_embeddings = nn.Embedding(config.places, width)
-        self.padding, self.beyond = config.padding, config.max_position_embeddings
+        self.unplaced = config.padding, config.max_position_embeddings
         self.token_type_embeddings = segment_table(config.segments, width)  # BERT's; DistilBERT has none
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
         self.project = nn.Linear(width, config.dim) if config.embedding_dim else nn.Identity()
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        places = batch.places(self.padding, self.beyond)
-        x = self.word_embeddings(batch.ids) + self.position_embeddings(places)  # (tokens, width)
+        x = self.word_embeddings(batch.ids) + self.position_embeddings(batch.places(*self.unplaced))  # (tokens, width)
         return self.project(self.dropout(self.LayerNorm(with_segments(x, self.token_type_embeddings, batch))))
 
 

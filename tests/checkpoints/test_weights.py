@@ -194,7 +194,7 @@ def test_only_a_pickle(folder: Path) -> None:
     ("fields", "message"),
     [
         ({"model_type": "gpt2"}, "model_type is 'gpt2'; expected one of distilbert, bert, roberta"),
-        ({"activation": "swish"}, "config.json: activation is 'swish'; expected one of gelu, relu"),
+        ({"activation": "mish"}, "config.json: activation is 'mish'; expected one of gelu, relu"),
         ({"n_heads": 5}, "config.json: n_heads 5 does not divide dim 12"),
         ({"hidden_dim": -1}, "config.json: hidden_dim is -1; expected a positive integer"),
         (

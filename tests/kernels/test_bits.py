@@ -99,7 +99,7 @@ def test_other_precisions(tokenizer, precision: str, modes: tuple[str, ...]) -> 
     check(model)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu_new"])
+@pytest.mark.parametrize("activation", ["silu", "gelu_new", "quick_gelu"])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_every_activation(tokenizer, activation: str, precision: str) -> None:
     model = shaped(tokenizer, 2, 16, "mean", activation=activation)

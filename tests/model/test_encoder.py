@@ -102,9 +102,10 @@ def test_activations_by_their_definitions(name: str) -> None:
     x = torch.linspace(-4, 4, 101, dtype=torch.float64)
     tanh_gelu = x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2
     exact = {
-        "gelu": x * (1 + torch.erf(x / 2**0.5)) / 2,
+        **dict.fromkeys(("gelu", "gelu_python"), x * (1 + torch.erf(x / 2**0.5)) / 2),
         "relu": x * (x > 0),
-        "silu": x / (1 + torch.exp(-x)),
+        **dict.fromkeys(("silu", "swish"), x / (1 + torch.exp(-x))),
+        "quick_gelu": x / (1 + torch.exp(-1.702 * x)),
     }.get(name, tanh_gelu)
     torch.testing.assert_close(
         ACTIVATIONS[name](x.clone()), exact, atol=1e-9, rtol=0
@@ -128,7 +129,7 @@ def test_norms_have_the_configs_eps() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"activation": "swish"}, "activation is 'swish'; expected one of gelu, relu"),
+        ({"activation": "mish"}, "activation is 'mish'; expected one of gelu, relu"),
         ({"n_heads": 5}, "n_heads 5 does not divide dim 768"),
         ({"dim": -8}, "dim is -8; expected a positive integer"),
         ({"n_layers": 0}, "n_layers is 0; expected a positive integer"),
