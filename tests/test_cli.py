@@ -227,6 +227,7 @@ def test_cosines_of_a_text_without_tokens(
         ("evaluate -m x --retrieval y --seed 1 --bootstrap 2", "--bootstrap and --seed go with --recipe"),
         ("evaluate -m x --retrieval y --depth 3", "--depth goes with --rerank"),
         ("index -o x --delete y --form int8", "--form goes with a FILE of rows to add"),
+        ("index - -o x", "- is standard input; expected a FILE of rows to add"),
         ("index x -o y --resume --overwrite", "--resume and --overwrite are given; expected one of the two"),
         ("predict -m x a -o y.csv --json", "--output and --json are given; expected one of the two"),
         ("serve --api-keys x --without-key", "--api-keys and --without-key are given; expected one of the two"),

@@ -151,14 +151,14 @@ def show_evaluation(
     labels = {name: task.labels for name, task in loaded.tasks.items()}
     metrics = measure(loaded.tasks, logits, data, closely=True)
     show_metrics(split, metrics, confusions(loaded.tasks, logits, data), labels)
-    if samples and (found := bootstrap([loaded], [logits], data, samples, seed)):
+    if samples and (found := bootstrap([loaded], [logits], [data], samples, seed)):
         title = f"95 % intervals: percentiles of {samples:,} bootstrap samples of the rows, seed {seed}"
         click.echo(f"\n{title}\n{intervals_table(found, 'value')}")
     if against:
         other = MultiTaskModel.from_pretrained(against, device=device)
-        rows, _ = split_of(other, read, split)
-        theirs = all_logits(other, rows, threads)
-        found = bootstrap([loaded, other], [logits, theirs], data, samples, seed)
+        theirs, _ = split_of(other, read, split)
+        both = [logits, all_logits(other, theirs, threads)]
+        found = bootstrap([loaded, other], both, [data, theirs], samples, seed)
         click.echo(f"\n{model} less {against}, on the same samples\n{intervals_table(found, 'difference')}")
     texts, seconds = sum(map(len, data.values())), time.perf_counter() - started
     click.echo(f"\n{texts} texts in {seconds:.1f} s", err=True)

@@ -53,6 +53,8 @@ def index(
     from mtl.encode.sentence_encoder import SentenceEncoder
     from mtl.index.index import Index, is_index
 
+    if str(source) == "-":
+        raise click.UsageError("- is standard input; expected a FILE of rows to add")
     if (source is None) is (not deleted):
         raise click.UsageError("expected a FILE of rows to add, or --delete ID")
     only_with("a FILE of rows to add", source, "model", "field", "id_field", "form", "append", "replace", "resume",

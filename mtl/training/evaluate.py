@@ -58,19 +58,20 @@ def evaluate(
 def bootstrap(
     models: Sequence[MultiTaskModel],
     logits: Sequence[Mapping[str, Tensor]],
-    data: Mapping[str, Examples],
+    data: Sequence[Mapping[str, Examples]],
     count: int,
     seed: int,
 ) -> dict[str, dict[str, tuple[float, float, float]]]:
     """By task and metric its value and the ends of its interval; of two models those of their difference.
 
-    See ``mtl.tasks.tally.intervals``. Tasks are left out whose rows say nothing one by one, as those of a search.
+    ``data`` are the same rows for each model, in its own tokens. See ``mtl.tasks.tally.intervals``. Tasks are left out
+    whose rows say nothing one by one, as those of a search.
     """
     found = {}
-    for name, examples in data.items():
-        pairs = zip(models, logits, strict=True)
-        sampled = [model.tasks[name].handler.sampled(x[name], examples) for model, x in pairs]
-        known = [each for each in sampled if each is not None]
+    for name, examples in data[0].items():
+        each = zip(models, logits, data, strict=True)
+        sampled = [model.tasks[name].handler.sampled(x[name], rows[name]) for model, x, rows in each]
+        known = [one for one in sampled if one is not None]
         if known:
             found[name] = intervals(known, examples.measured_rows, count, seed)
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import randomized
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
@@ -23,6 +24,7 @@ from mtl.model.losses import NO_LABEL
 from mtl.tasks.spans import agreement, bio, in_units, runs, tagged, windows
 from mtl.training import loop
 from mtl.training.data import completed, load_data
+from mtl.training.evaluate import bootstrap
 from mtl.training.metrics import all_logits, measure
 
 ROWS = [
@@ -374,3 +376,20 @@ def test_any_threads_and_going_on_give_the_same_bits(folder: Path, data: str, tm
     for name in ("model/model.safetensors", "model/tasks.safetensors", "model/tasks.json", "metrics.jsonl"):
         first = (tmp_path / "1" / name).read_bytes()
         assert first == (tmp_path / "2" / name).read_bytes() == (tmp_path / "on" / name).read_bytes(), name
+
+
+def test_taggers_of_other_tokens_are_compared(folder: Path, data: str) -> None:
+    """Each model's outputs belong to its own tokens, of the same rows: here one of them needs several windows."""
+    found, task = [], tagger(labels=("x", "y"), test=data)
+    for seed, limit in ((0, 64), (1, 5)):
+        embedder = SentenceEncoder.from_pretrained(folder)
+        embedder.max_seq_length = min(limit, embedder.encoder.config.max_position_embeddings)
+        model = randomized(MultiTaskModel(embedder, [task]), seed)
+        rows = load_data(Recipe("", [task]), embedder, ["test"])[0]["test"]
+        logits = all_logits(model, rows)
+        found.append((model, logits, rows, measure(model.tasks, logits, rows)["ner"]))
+    models, logits, rows, metrics = zip(*found, strict=True)
+    assert len(logits[0]["ner"]) < len(logits[1]["ner"])
+    for name, (difference, low, high) in bootstrap(models, logits, rows, 20, 0)["ner"].items():
+        assert difference == pytest.approx(metrics[0][name] - metrics[1][name], abs=1e-12)
+        assert low <= high
