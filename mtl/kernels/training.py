@@ -48,7 +48,13 @@ class Faster(TorchFunctionMode):
     ) -> Tensor | None:
         """Attention that drops some of its weights, or None where the textbook is to compute it."""
         draws = drawn()
-        if biases or not 0 < round(p * VALUES) < VALUES or draws is None or draws.lengths.tolist() != [*batch.lengths]:
+        if (
+            not batch.lengths
+            or biases
+            or not 0 < round(p * VALUES) < VALUES
+            or draws is None
+            or draws.lengths.tolist() != [*batch.lengths]
+        ):
             return None
         if any(x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) for x in (q, k, v)):
             return None
