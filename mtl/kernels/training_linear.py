@@ -5,26 +5,19 @@
 torch leaves float32 products to MKL, which takes AVX2's path on AMD's processors: on Zen 5 all three run at 110 GFLOP/s
 a core, and at 200 to 250 in oneDNN, in float32 too. Weights laid out once a step, and rows rounded up to a multiple,
 so that oneDNN makes fewer kernels, were tried: both cost more than they saved.
-
-Modules know nothing of it: within ``faster`` torch's ``F.linear`` is another function of x, W and b, with the same
-value but for rounding. So hooks, adapters and subclasses are what they are, and where they call something else, that
-is computed.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
 from mtl.errors import ConfigError
 from mtl.kernels.linear import has_packed
@@ -82,7 +75,7 @@ class Linear(torch.autograd.Function):
         )
 
 
-def suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def suits(x: Any, weight: Any, bias: Any) -> bool:
     """Whether a call is one that ``Linear`` computes."""
     return (
         x.ndim == weight.ndim == 2
@@ -97,21 +90,3 @@ def suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
             if part is not None
         )
     )
-
-
-class Faster(TorchFunctionMode):
-    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
-        if function is F.linear and not torch.is_autocast_enabled("cpu"):
-            x, weight, bias = given(*arguments, **named or {})
-            if suits(x, weight, bias):
-                return Linear.apply(x, weight, bias)
-        return function(*arguments, **named or {})
-
-
-def given(input: Any, weight: Any, bias: Any = None) -> tuple[Any, Any, Any]:
-    return input, weight, bias
-
-
-def faster() -> AbstractContextManager[Any]:
-    """Within it, this thread computes float32 linear layers in the faster way, and so their gradients."""
-    return Faster() if onednn() else nullcontext()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ def signed(number: int) -> int:
 # SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")
 STEP, FIRST, SECOND = map(signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 LANES, VALUES = 4, 2**16  # an int64 holds four random numbers of 16 bits
+Number = TypeVar("Number", int, Tensor)
 
 
 def mixed(x: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ class Draws:
         if not x.numel():
             return torch.ones_like(x, dtype=torch.bool)
         numbers = self.of_rows(x) if x.ndim == 2 else self.of_attention(x if x.ndim == 4 else x[None])
-        return (numbers >= dropped - VALUES // 2).view(x.shape)
+        return stays(numbers, dropped).view(x.shape)
 
     def of_rows(self, x: Tensor) -> Tensor:
         """Numbers of 16 bits, one for each value of x."""
@@ -70,15 +72,35 @@ class Draws:
         return mixed(starts[:, None] + steps).view(torch.int16)[:, : x.shape[1]]
 
     def of_attention(self, x: Tensor) -> Tensor:
-        """The same, (texts, values); a whole layer's are drawn at once, which is cheaper than group by group."""
-        layer, first = divmod(self.attended, len(self.keys))
-        self.attended += len(x)
+        """The same, (texts, heads * length, length); a whole layer's are drawn at once: cheaper than by group."""
+        first, length = self.attended % len(self.keys), x.shape[-1]
         if first == 0:
-            starts = mixed(self.keys + signed((2 * layer + 1) * STEP))
-            words = (x.shape[1] * self.lengths**2 + LANES - 1) // LANES
-            text, word = places(words)
-            self.of_layer = mixed(starts[text] + word * STEP).view(torch.int16).split((words * LANES).tolist())
-        return torch.stack(self.of_layer[first : first + len(x)])[:, : x[0].numel()]
+            counts = x.shape[1] * self.lengths * words_of(self.lengths)
+            text, word = places(counts)
+            self.of_layer = (
+                mixed(self.of_scores()[text] + word * STEP).view(torch.int16).split((counts * LANES).tolist())
+            )
+        self.attended += len(x)
+        numbers = torch.stack(self.of_layer[first : first + len(x)])
+        return numbers.view(len(x), -1, words_of(length) * LANES)[..., :length]
+
+    def of_scores(self) -> Tensor:
+        """Where each text's numbers of the next layer's scores begin, (texts,).
+
+        One text's follow word by word: those of each head, query by query, which begins with a word of its own.
+        """
+        layer = self.attended // len(self.keys)
+        return mixed(self.keys + signed((2 * layer + 1) * STEP))
+
+
+def stays(numbers: Tensor, dropped: int) -> Tensor:
+    """Which random numbers of 16 bits are none of the ``dropped`` smallest."""
+    return numbers >= dropped - VALUES // 2
+
+
+def words_of(length: Number) -> Number:
+    """How many words hold so many numbers."""
+    return (length + LANES - 1) // LANES
 
 
 def places(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,6 +127,11 @@ def drawing_from(draws: Draws) -> Iterator[None]:
         yield
     finally:
         _source.draws = before
+
+
+def drawn() -> Draws | None:
+    """What this thread's dropout follows; None where it drops nothing, or as torch does."""
+    return None if _source.off else _source.draws
 
 
 @contextmanager

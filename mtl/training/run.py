@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mtl.encode.precision import effective
 from mtl.errors import CheckpointError
 from mtl.kernels.linear import release
-from mtl.kernels.training_linear import faster
+from mtl.kernels.training import faster
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint
 from mtl.training.data import Data, check_company, fingerprints, told_apart
@@ -243,7 +243,7 @@ class Run:
         forward, bf16 = self.forward_of(epoch), self.plan.precision == "bf16"
 
         def outputs(piece: Piece) -> Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), faster():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), faster(self.device.type):
                 return forward(piece).float()
 
         return outputs

@@ -1,5 +1,7 @@
 """Training's linear layers on oneDNN: float32's exactness, and no module is computed as something that it is not."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,10 +11,21 @@ from torch.nn.utils.parametrizations import weight_norm
 from mtl.errors import ConfigError
 from mtl.kernels import training_linear
 from mtl.kernels.linear import has_packed
-from mtl.kernels.training_linear import CHOICE, SMALLEST, Linear, amd_with_avx512, faster, onednn
-from mtl.kernels.training_linear import Faster as Mode
+from mtl.kernels.training import Faster as Mode
+from mtl.kernels.training_linear import CHOICE, SMALLEST, Linear, amd_with_avx512, onednn
 
-pytestmark = pytest.mark.skipif(not has_packed(), reason="this build of torch has no oneDNN")
+pytestmark = [
+    pytest.mark.skipif(not has_packed(), reason="this build of torch has no oneDNN"),
+    pytest.mark.usefixtures("onednn_everywhere"),
+]
+
+
+@pytest.fixture
+def onednn_everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(CHOICE, "onednn")
+    onednn.cache_clear()
+    yield
+    onednn.cache_clear()
 
 
 def gradients(x: Tensor, weight: Tensor, bias: Tensor | None, upper: Tensor) -> list[Tensor]:
@@ -136,7 +149,8 @@ def test_the_processor_or_the_environment_chooses(monkeypatch: pytest.MonkeyPatc
         onednn.cache_clear()
         monkeypatch.setenv(CHOICE, choice)
         assert onednn() is expected
-        assert isinstance(faster(), Mode) is expected
+        with monkeypatch.context() as patched:
+            assert (taken(nn.Linear(32, 32), torch.randn(40, 32), patched) == 1) is expected
     onednn.cache_clear()
     monkeypatch.setenv(CHOICE, "mkl")
     with pytest.raises(ConfigError, match="expected onednn or torch"):

@@ -1,0 +1,70 @@
+"""The one place that chooses how training computes on a CPU.
+
+Modules know nothing of it: within ``faster`` torch's ``F.linear`` and the textbook's ``packed_attention`` are other
+functions of the same tensors, with the same value but for rounding. So hooks, adapters and subclasses are what they
+are, and where they call something else, that is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from mtl.kernels.training_attention import Attention, Plan
+from mtl.kernels.training_linear import Linear, onednn, suits
+from mtl.model.dropout import VALUES, drawn
+from mtl.model.encoder import packed_attention
+from mtl.model.packing import PackedBatch
+
+
+class Faster(TorchFunctionMode):
+    """Of one forward pass: ``plan`` is its batch's, once there is one."""
+
+    plan: Plan | None = None
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        named, found = named or {}, None
+        if function is F.linear:
+            found = self.linear(*arguments, **named)
+        elif function is packed_attention:
+            found = self.attention(*arguments, **named)
+        return function(*arguments, **named) if found is None else found
+
+    def linear(self, input: Any, weight: Any, bias: Any = None) -> Tensor | None:
+        """A linear layer, or None where torch is to compute it, as in autocast."""
+        if not onednn() or torch.is_autocast_enabled("cpu") or not suits(input, weight, bias):
+            return None
+        y: Tensor = Linear.apply(input, weight, bias)
+        return y
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, p: float = 0.0, biases: Sequence[Tensor | None] = ()
+    ) -> Tensor | None:
+        """Attention that drops some of its weights, or None where the textbook is to compute it."""
+        draws = drawn()
+        if (
+            not batch.lengths
+            or biases
+            or not 0 < round(p * VALUES) < VALUES
+            or draws is None
+            or draws.lengths.tolist() != [*batch.lengths]
+        ):
+            return None
+        if any(x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) for x in (q, k, v)):
+            return None
+        if self.plan is None or (self.plan.lengths, self.plan.heads) != (batch.lengths, q.shape[1]):
+            self.plan = Plan(batch.lengths, q.shape[1])
+        with torch.autocast("cpu", enabled=False):
+            context: Tensor = Attention.apply(q, k, v, self.plan, self.plan.kept(draws, p))
+        return context
+
+
+def faster(device: str = "cpu") -> AbstractContextManager[Any]:
+    """Within it, this thread computes one forward pass in the faster way, and so its gradients."""
+    return Faster() if device == "cpu" else nullcontext()

@@ -1,0 +1,170 @@
+"""Attention as training computes it, with dropout: the texts of a batch side by side, in a few padded runs.
+
+    w = softmax(q k^T / sqrt(head_dim))     d = w * kept / (1 - p)     context = d v
+
+    dv = d^T g     dw = (g v^T) * kept / (1 - p)     ds = w * (dw - the sum of dw * w in the row)
+    dq = ds k / sqrt(head_dim)     dk = ds^T q / sqrt(head_dim)
+
+The textbook computes each length that texts have by itself, and autograd some fifty small operations around it, which
+take longer than all of the arithmetic. What a text drops is the same here and there. Where q, k and v are in bfloat16,
+the products of short texts are in float32, as each shape of a product in bfloat16 costs oneDNN a kernel; softmax always
+is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mtl.model.dropout import LANES, STEP, VALUES, Draws, mixed, stays, words_of
+
+LONG = 64  # tokens, from which products in bfloat16 are faster
+PADDING = 1024  # scores of a head, at most, that a text may add to a run and that are not its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Texts that stand side by side, padded to one length.
+
+    tokens: Where the texts' tokens are in the batch.
+    into: For each row of (texts, heads, length) its row in (tokens, heads); for a row of padding, any.
+    back: For each row of (tokens, heads) its row in (texts, heads, length).
+    mask: What is added to scores, (texts * heads, 1, length): -inf at padding; None where there is none.
+    kept: 1 for each text's own rows, else 0: (texts, 1, length, 1).
+    """
+
+    texts: int
+    length: int
+    tokens: slice
+    into: Tensor
+    back: Tensor
+    mask: Tensor | None
+    kept: Tensor
+
+
+def runs_of(lengths: Sequence[int]) -> list[list[int]]:
+    """The lengths of neighbouring texts that are computed as one run; a text is at most as long as its run's first."""
+    runs: list[list[int]] = []
+    for length in lengths:
+        if runs and 0 <= runs[-1][0] ** 2 - length**2 <= PADDING:
+            runs[-1].append(length)
+        else:
+            runs.append([length])
+    return runs
+
+
+def run_of(lengths: Sequence[int], heads: int, before: int) -> Run:
+    """A run of texts of these lengths, with so many tokens ``before`` it."""
+    texts, length = len(lengths), -(-max(lengths) // LANES) * LANES
+    own = torch.tensor(lengths, dtype=torch.int64, device="cpu")
+    valid = torch.arange(length, device="cpu") < own[:, None]  # (texts, length)
+    tokens = sum(lengths)
+    places = torch.zeros(texts, length, dtype=torch.int64, device="cpu")
+    places[valid] = torch.arange(before, before + tokens, device="cpu")
+    each = torch.arange(heads, device="cpu")
+    into = places[:, None] * heads + each[:, None]  # (texts, heads, length)
+    text, position = valid.nonzero(as_tuple=True)
+    back = (text[:, None] * heads + each) * length + position[:, None]  # (tokens, heads)
+    own_tokens = slice(before, before + tokens)
+    mask = torch.zeros(texts, length, dtype=torch.float32, device="cpu").masked_fill_(~valid, -torch.inf)
+    each_mask = None if valid.all() else mask.repeat_interleave(heads, dim=0)[:, None]
+    return Run(texts, length, own_tokens, into.flatten(), back.flatten(), each_mask, valid.float()[:, None, :, None])
+
+
+def words_behind(lengths: Sequence[int], length: int, heads: int) -> Tensor:
+    """How far behind its first number each word of a text's scores is, in a run: (texts * heads * length * words,)."""
+    own = torch.tensor(lengths, dtype=torch.int64, device="cpu")[:, None, None]
+    head, query, word = (torch.arange(n, device="cpu") for n in (heads, length, length // LANES))
+    row = head[:, None] * own + query  # (texts, heads, length)
+    return ((row[..., None] * words_of(own)[..., None] + word) * STEP).flatten()
+
+
+class Plan:
+    """The runs of one batch, and what each layer's scores drop of them."""
+
+    def __init__(self, lengths: Sequence[int], heads: int) -> None:
+        self.lengths, self.heads = lengths, heads
+        self.runs: list[Run] = []
+        words, before = [], 0
+        for own in runs_of(lengths):
+            self.runs.append(run_of(own, heads, before))
+            words.append(words_behind(own, self.runs[-1].length, heads))
+            before += sum(own)
+        self.words = torch.cat(words)
+        counts = [len(part) // run.texts for run, part in zip(self.runs, words, strict=True) for _ in range(run.texts)]
+        self.counts = torch.tensor(counts, dtype=torch.int64, device="cpu")
+
+    def kept(self, draws: Draws, p: float) -> list[Tensor]:
+        """What the next layer's weights are multiplied by in each run, (texts * heads, length, length)."""
+        dropped = round(p * VALUES)
+        starts = draws.of_scores().repeat_interleave(self.counts, output_size=len(self.words))
+        draws.attended += len(self.lengths)
+        stay = stays(mixed(starts.add_(self.words)).view(torch.int16), dropped)
+        shapes = [(run.texts, self.heads, run.length, run.length) for run in self.runs]
+        parts = stay.split([math.prod(shape) for shape in shapes])
+        scales = [run.kept * (VALUES / (VALUES - dropped)) for run in self.runs]
+        together = zip(parts, shapes, scales, strict=True)
+        return [(part.view(shape) * scale).flatten(0, 1) for part, shape, scale in together]
+
+
+class Attention(torch.autograd.Function):
+    """q, k and v (tokens, heads, head_dim) -> the same, in their format."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, kept: Sequence[Tensor]) -> Tensor:
+        width = q.shape[2]
+        out = q.new_empty(q.shape)
+        saved: list[Tensor] = []
+        for run, drops in zip(plan.runs, kept, strict=True):
+            dtype = q.dtype if run.length >= LONG else torch.float32
+            queries, keys, values = (rows_of(x, run, dtype) for x in (q, k, v))
+            mask, added = (queries.new_zeros(1), 0) if run.mask is None else (run.mask.to(dtype), 1)
+            scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), beta=added, alpha=width**-0.5)
+            weights = scores.softmax(dim=-1, dtype=torch.float32)
+            dropped = (weights * drops).to(dtype)
+            context = dropped @ values
+            put(context, run, out)
+            saved += [queries, keys, values, weights, drops, dropped]
+        ctx.plan = plan
+        ctx.save_for_backward(*saved)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        of_q, of_k, of_v = (g.new_empty(g.shape) for _ in range(3))
+        g = g.contiguous()
+        scale = g.shape[2] ** -0.5
+        for run in ctx.plan.runs:
+            queries, keys, values, weights, drops, dropped = (next(saved) for _ in range(6))
+            upper = rows_of(g, run, dropped.dtype)
+            put(dropped.transpose(1, 2) @ upper, run, of_v)
+            part = (upper @ values.transpose(1, 2)).float().mul_(drops)
+            part = torch._softmax_backward_data(part, weights, -1, torch.float32).to(dropped.dtype)
+            none = part.new_zeros(1)
+            put(torch.baddbmm(none, part, keys, beta=0, alpha=scale), run, of_q)
+            put(torch.baddbmm(none, part.transpose(1, 2), queries, beta=0, alpha=scale), run, of_k)
+        return of_q, of_k, of_v, None, None
+
+
+def rows_of(x: Tensor, run: Run, dtype: torch.dtype) -> Tensor:
+    """A run's rows of (tokens, heads, head_dim), (texts * heads, length, head_dim) in a number format."""
+    rows = x.reshape(-1, x.shape[2]).index_select(0, run.into)
+    return rows.to(dtype).view(-1, run.length, x.shape[2])
+
+
+def put(x: Tensor, run: Run, out: Tensor) -> None:
+    """What ``rows_of`` took goes to where it was."""
+    own = out[run.tokens].view(-1, out.shape[2])
+    rows = x.view(-1, x.shape[2])
+    if own.dtype == rows.dtype:
+        torch.index_select(rows, 0, run.back, out=own)
+    else:
+        own.copy_(rows.index_select(0, run.back))

@@ -1,0 +1,70 @@
+"""Training's attention in padded runs: the textbook's values and gradients, and what each text drops of its scores."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtl.kernels.training import Faster
+from mtl.kernels.training_attention import PADDING, Plan, runs_of
+from mtl.model.dropout import Draws, drawing_from, no_dropout
+from mtl.model.encoder import packed_attention
+from mtl.model.packing import PackedBatch
+
+LENGTHS = [(1,), (9, 9, 9), (40, 37, 13, 12, 12, 3, 1), (2, 60, 5, 61), (90, 33)]
+
+
+def found(lengths: tuple[int, ...], mode: bool, p: float = 0.2, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The context of two layers, one after another, and the gradients of q, k and v."""
+    generator = torch.Generator().manual_seed(sum(lengths))
+    q, k, v, g = (torch.randn(sum(lengths), 4, 24, generator=generator).to(dtype) for _ in range(4))
+    parts = [x.requires_grad_() for x in (q, k, v)]
+    batch = PackedBatch.pack([[1] * length for length in lengths])
+    draws = Draws([7 + i for i in range(len(lengths))], lengths)
+    with drawing_from(draws), Faster() if mode else nullcontext():
+        first = packed_attention(q, k, v, batch, p)
+        context = packed_attention(first, k, v, batch, p)
+    return [first.detach(), context.detach(), *torch.autograd.grad(context, parts, g)]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_as_the_textbook(lengths: tuple[int, ...], p: float) -> None:
+    exact = found(lengths, False, p, torch.float64)
+    for one, other in zip(found(lengths, True, p), exact, strict=True):
+        torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-5)
+    for one, other in zip(found(lengths, True, p, torch.bfloat16), exact, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert (one - other).norm() <= 0.02 * other.norm()
+
+
+def test_padding_is_bounded() -> None:
+    assert runs_of([9, 9, 9]) == [[9, 9, 9]]
+    assert runs_of([2, 60, 5, 61]) == [[2], [60], [5], [61]]
+    for run in runs_of(range(300, 0, -1)):
+        assert all(0 <= run[0] ** 2 - length**2 <= PADDING for length in run)
+    for lengths in LENGTHS:
+        plan = Plan(lengths, 3)
+        assert [length for run in runs_of(lengths) for length in run] == [*lengths]
+        assert sum(run.texts for run in plan.runs) == len(lengths)
+
+
+def test_the_textbook_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without dropout, with a bias, of other texts than dropout knows, and where torch draws."""
+    batch = PackedBatch.pack([[1] * 5, [1] * 3])
+    q = torch.randn(8, 2, 16, generator=torch.Generator().manual_seed(0))
+    bias = [torch.zeros(1, 2, n, n) for n in (5, 3)]
+    draws = Draws([1, 2], batch.lengths)
+    with Faster() as mode:
+        assert mode.attention(q, q, q, batch, 0.1) is None
+        with drawing_from(draws):
+            assert mode.attention(q, q, q, batch, 0.0) is None
+            assert mode.attention(q, q, q, batch, 1.0) is None
+            assert mode.attention(q, q, q, batch, 0.1, bias) is None
+            assert mode.attention(q.double(), q, q, batch, 0.1) is None
+            with no_dropout():
+                assert mode.attention(q, q, q, batch, 0.1) is None
+            assert mode.attention(q, q, q, batch, 0.1) is not None
+        with drawing_from(Draws([1, 2], [3, 5])):
+            assert mode.attention(q, q, q, batch, 0.1) is None
