@@ -125,7 +125,8 @@ def test_narrow_numbers(bert: Path, dtype: torch.dtype) -> None:
     save_file(narrow, path, metadata={"format": "pt"})
     table = narrow["embeddings.token_type_embeddings.weight"].float()
     types = load(bert).origin.types
-    assert types is not None and torch.equal(types, table - table[0])
+    assert types is not None
+    assert torch.equal(types, table - table[0])
 
 
 def test_lower_case_keeps_special_tokens(tokenizer, checkpoint: Checkpoint) -> None:
