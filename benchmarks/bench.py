@@ -55,7 +55,7 @@ def engines(device: str, peers: bool) -> list[str]:
 def distilbert_shape(folder: Path) -> str:
     """A DistilBERT of the published size with random weights and all-MiniLM-L6-v2's tokenizer, as a folder."""
     torch.manual_seed(0)
-    tokenizer = load_tokenizer(fetch("all-MiniLM-L6-v2"))
+    tokenizer, _ = load_tokenizer(fetch("all-MiniLM-L6-v2"), "", {})
     checkpoint = Checkpoint(DistilBert(EncoderConfig()), tokenizer, 512, after=(Normalize(),))
     export.save(checkpoint, folder / "distilbert-shape")
     return str(folder / "distilbert-shape")

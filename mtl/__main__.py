@@ -30,12 +30,15 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def open_streams() -> None:
-    """Open those of standard input, output and error that are closed, so that no file of ours takes their numbers."""
-    for number in range(3):
+    """Open those of standard input, output and error that are closed, so that no file of ours takes their numbers.
+
+    What is written to a standard output that was closed fails, since nobody would have it.
+    """
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_RDWR)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the least number that is free
+            os.open(os.devnull, mode)  # takes the least number that is free
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 

@@ -8,6 +8,7 @@ import glob
 import hashlib
 import mmap
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -73,6 +74,12 @@ def remove(path: Path) -> None:
 def unfinished(path: Path, token: str) -> Path:
     """What a file or folder is called until it is whole; ``token`` tells two that are written at once apart."""
     return beside(path, f".{token:8}{PARTIAL}", ".")
+
+
+def finished(path: Path) -> Path:
+    """What an ``unfinished`` file is called once it is whole; any other path is itself."""
+    name = re.fullmatch(rf"\.(.+)\.[0-9a-f]{{8}}{re.escape(PARTIAL)}", path.name)
+    return path.with_name(name[1]) if name else path
 
 
 def sweep(folder: Path, name: str | None = None) -> None:

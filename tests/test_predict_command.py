@@ -160,6 +160,8 @@ def test_closed_and_full_streams(folder: Path) -> None:
     done = shell("mtl embed <&-")
     assert (done.returncode, done.stderr.count("\n")) == (2, 4)
     assert "Error: no texts; expected arguments" in done.stderr
+    done = shell(f"mtl embed --model {folder} a >&-")  # what it says goes nowhere
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "error: standard output: Bad file descriptor")
     if os.path.exists("/dev/full"):
         done = shell(f"mtl embed --model {folder} a > /dev/full")
         assert done.returncode == 1

@@ -230,8 +230,7 @@ def said(checkpoint: Checkpoint) -> str:
 def usage(checkpoint: Checkpoint, classifier: bool) -> list[str]:
     """How it is used with the libraries that load it."""
     heads = {name.partition(".")[0] for name in checkpoint.branches}
-    of_texts = any(task["name"] in heads and task.get("joint") is not True and task.get("kind") != "relevance"
-                   for task in checkpoint.tasks)  # fmt: skip
+    of_texts = any(task["name"] in heads and task.get("joint") is not True for task in checkpoint.tasks)
     uses = USES if of_texts else USES_OF_PAIRS
     kept = ("MultiTaskModel" if checkpoint.branches else "", "SentenceTransformer", "pipeline" if classifier else "")
     return [f"```python\n{uses[name]}\n```" for name in kept if name]

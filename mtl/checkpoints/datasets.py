@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl.checkpoints.fetch import check, data_address, quiet_hub, unreachable
-from mtl.errors import WeightsError, one_line
+from mtl.errors import WeightsError, one_line, printable, shown
 
 log = logging.getLogger("mtl")
 
@@ -48,8 +48,11 @@ class HubDataset:
         """These files on this machine, downloaded if need be.
 
         Raises:
-            WeightsError: the hub does not give one, or gives another than the one that it lists.
+            WeightsError: there is none of this name, the hub does not give it, or gives another than it lists.
         """
+        if absent := [name for name in names if name not in self.names]:
+            has = ", ".join(map(printable, self.names[:5])) or "none"
+            raise WeightsError(f"{self.hub_id} has no file {shown(absent[0])}; it has {has}, ...")
         if self.kept:
             return [self.kept / name for name in names]
         hub, found = quiet_hub(), []

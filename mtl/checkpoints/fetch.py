@@ -328,20 +328,6 @@ def data_address(source: str) -> tuple[str, str | None, str]:
     return parts[1] or parts[2], revision, (parts[4] or "").rstrip("/")
 
 
-def fetch_data(source: str) -> Path:
-    """A file of a dataset on the hub, ``hf://datasets/owner/name[@revision]/path``.
-
-    Raises:
-        WeightsError: another form of address, or the hub does not give the file.
-    """
-    hub_id, revision, file = data_address(source)
-    hub = quiet_hub()
-    try:
-        return Path(hub.hf_hub_download(hub_id, file, revision=revision, repo_type="dataset"))
-    except Exception as error:
-        raise unreachable(f"{source} ({hub_id})", error) from None
-
-
 def unreachable(hub_id: str, error: Exception) -> WeightsError:
     """One line for whatever the hub's client raised: not found, not allowed, or no connection."""
     import huggingface_hub.errors as errors

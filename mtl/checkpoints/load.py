@@ -215,7 +215,8 @@ def load_encoder(
             f"{path} holds tensors twice: {printable(again[0])} is the encoder's too; expected one encoder"
         )
     shapes = family.shapes({name: tuple(x.shape) for name, x in encoder.state_dict().items()}, config, fields)
-    encoder.load_state_dict(family.fold(check_tensors(trunk, shapes, path), config, fields), assign=True)
+    trunk = check_tensors(trunk, shapes, path)
+    encoder.load_state_dict(family.fold(trunk, config, fields), assign=True)
     classifier = read_classifier(beside, family, fields, config.dim, source, path, cross or {})
     used = classifier.names(family).values() if classifier and not classifier.problem else ()
     say_left_out([name for name in beside if name not in used], family, path)
@@ -353,7 +354,7 @@ def load(folder: Path) -> Checkpoint:
     sentence, source = read_sentence_config(folder, part) if len(modules) > 1 else (inner, folder)
     options = read_options(folder, part, sentence.get("processor_kwargs"))
     name = class_of(options, config, family.tokenizer, inside(folder, part, "tokenizer.json").exists())
-    tokenizer = load_tokenizer(folder, part, options, name)
+    tokenizer, side = load_tokenizer(folder, part, options, name)
     if len(modules) == 1 and ("chat_template" in options or inside(folder, "chat_template.jinja").exists()):
         log.warning("%s has a chat_template, which is not followed: texts are taken as they are", folder)
     tasks = load_tasks(folder)
@@ -365,7 +366,7 @@ def load(folder: Path) -> Checkpoint:
         pooling=pooling,
         after=load_after(folder, modules[2:], len(pooling) * encoder.config.dim),
         **(read_prompts(folder) if len(modules) > 1 else {}),
-        truncate_left=options.get("truncation_side") == "left",
+        truncate_left=side == "left",
         segments=takes_segments(options, name),
         classifier=classifier,
         tasks=tasks,

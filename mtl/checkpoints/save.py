@@ -187,6 +187,7 @@ def tokenizer_options(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
         **held,
         "tokenizer_class": came["tokenizer_class"] if kind else "PreTrainedTokenizerFast",
         "model_max_length": checkpoint.max_length,
+        **({"truncation_side": "left"} if checkpoint.truncate_left else {}),
         "model_input_names": [
             name
             for name in family.inputs

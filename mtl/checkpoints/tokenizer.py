@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -206,18 +206,22 @@ def class_of(options: Options, config: Options, standard: str, whole: bool) -> s
     return name.removesuffix("Fast")
 
 
-def load_tokenizer(folder: Path, part: str, options: Options, name: str = "BertTokenizer") -> Tokenizer:
-    """The tokenizer in a model's folder, or in the part of it that holds the transformer; ``name`` is its class.
+def load_tokenizer(
+    folder: Path, part: str, options: Options, name: str = "BertTokenizer"
+) -> tuple[Tokenizer, Literal["left", "right"]]:
+    """The tokenizer in a model's folder, or in the part of it that holds the transformer, and at which side it cuts
+    texts; ``name`` is its class.
 
     Raises:
         ConfigError, WeightsError: there is none, or its files are damaged.
     """
-    path, kind = inside(folder, part, "tokenizer.json"), KINDS.get(name)
+    path, kind, side = inside(folder, part, "tokenizer.json"), KINDS.get(name), "right"
     if path.exists():
         try:
             tokenizer = exact_pieces(path) if kind and kind.model == "Unigram" else Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises Exception itself
             raise WeightsError(f"{path} cannot be read as a tokenizer: {one_line(error)}") from None
+        side = (tokenizer.truncation or {}).get("direction", side)  # where no other file says it, as in transformers
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if kind is None and name not in VERBATIM:
@@ -234,12 +238,25 @@ def load_tokenizer(folder: Path, part: str, options: Options, name: str = "BertT
     tokenizer = add_tokens(tokenizer, kind, options, inside(folder, part, "added_tokens.json"))
     if kind is not None:
         follow(tokenizer, kind, options, path)
-    elif "token_type_ids" in names_of_inputs(options, path) and any(
-        encodings(tokenizer.encode_batch, ["a"], True)[0].type_ids
-    ):
-        raise ConfigError(f"{path}: post_processor gives the tokens of one text a type other than 0; expected 0")
+    else:
+        check_verbatim(tokenizer, options, path)
     tokenizer.encode_special_tokens = options.get("split_special_tokens", False)
-    return tokenizer
+    return tokenizer, "left" if options.get("truncation_side", side) == "left" else "right"
+
+
+def check_verbatim(tokenizer: Tokenizer, options: Options, source: Path) -> None:
+    """What is done about a tokenizer.json that is taken as it stands: the same text has to give the same tokens.
+
+    Raises:
+        ConfigError: it gives the tokens of one text other types than 0, to a model that is told of them.
+    """
+    if getattr(tokenizer.model, "dropout", None):
+        log.warning("%s leaves out merges by chance (dropout %g), as for training; here none is left out", source,
+                    tokenizer.model.dropout)  # fmt: skip
+        tokenizer.model.dropout = None
+    typed = any(encodings(tokenizer.encode_batch, ["a"], True)[0].type_ids)
+    if typed and "token_type_ids" in names_of_inputs(options, source):
+        raise ConfigError(f"{source}: post_processor gives the tokens of one text a type other than 0; expected 0")
 
 
 def exact_pieces(path: Path) -> Tokenizer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +26,45 @@ from mtl.cli.options import (
 )
 from mtl.display import counted, table
 from mtl.errors import InputError, shown
-from mtl.rows.read import Quoting
+from mtl.rows.read import Quoting, TextRow
 from mtl.tasks.answer_files import write_answers
 
 if TYPE_CHECKING:
     from mtl.encode.precision import Precision
+
+
+def unranked(row: TextRow) -> TextRow:
+    """The row itself, if there is room in it for its rank.
+
+    Raises:
+        InputError: it has a field of that name.
+    """
+    if taken := {"rank", "score"} & row[1].keys():
+        raise InputError(f"a row has a field {min(taken)!r} already; rename it: {shown(row[0])}")
+    return row
+
+
+def pair(query: str, row: TextRow) -> tuple[str, str]:
+    return query, row[0]
+
+
+def the_best(scored: Iterable[tuple[TextRow, Any]], top_k: int | None) -> list[tuple[str, dict[str, Any], Any]]:
+    """The rows of the best scores, the best first, of equal ones the first: each as its text, its fields and its score.
+
+    With ``top_k`` no more than twice so many, and a thousand, are held at once.
+    """
+    best: list[tuple[str, Any, Any]] = []
+
+    def order() -> None:
+        best.sort(key=lambda row: -row[2])  # which keeps equals as they came
+        best[:] = [(text, dict(fields), score) for text, fields, score in best[:top_k]]  # not its batch
+
+    for (text, fields), score in scored:
+        best.append((text, fields, score))
+        if top_k and len(best) >= 2 * top_k + 1024:
+            order()
+    order()
+    return best
 
 
 @click.command()
@@ -70,8 +106,6 @@ def rerank(
     rows = choose_rows(texts, source, field, quoting)
     if output:
         check_output(output, source, (".jsonl",))
-    import numpy as np
-
     from mtl.kernels.cores import default_threads
     from mtl.tasks.multitask import MultiTaskModel
 
@@ -79,14 +113,11 @@ def rerank(
     name = loaded.ranker(task)
     settings(model=model, task=name, device=device, precision=said_precision(loaded.embedder),
              threads=threads or default_threads())  # fmt: skip
-    listed = list(rows)
-    for text, fields in listed:
-        if taken := {"rank", "score"} & fields.keys():
-            raise InputError(f"a row has a field {min(taken)!r} already; rename it: {shown(text)}")
-    ranked = loaded.rank(decoded(query), [text for text, _ in listed], top_k, task=name, threads=threads)
+    scored = loaded.predict_rows(map(unranked, rows), partial(pair, decoded(query)), threads, pairs=True)
+    best = the_best(((row, s) for part, answers in scored for row, s in zip(part, answers.scores[name][:, 0],
+                     strict=True)), top_k)  # fmt: skip
     found: list[dict[str, Any]] = [
-        {**listed[hit["corpus_id"]][1], "rank": rank, "score": float(str(np.float32(hit["score"])))}
-        for rank, hit in enumerate(ranked, 1)
+        {**fields, "rank": rank, "score": float(str(score))} for rank, (_, fields, score) in enumerate(best, 1)
     ]
     if output:
         count = write_answers(output, found, overwrite)
@@ -95,6 +126,5 @@ def rerank(
         for row in found:
             echo_json(row)
     else:
-        lines = [[row["rank"], row["score"], shown(listed[hit["corpus_id"]][0], 80)]
-                 for row, hit in zip(found, ranked, strict=True)]  # fmt: skip
+        lines = [[row["rank"], row["score"], shown(text, 80)] for row, (text, *_) in zip(found, best, strict=True)]
         click.echo(table([["rank", "score", "text"], *lines]))

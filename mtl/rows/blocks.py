@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from mtl.encode.windows import Block
 from mtl.errors import InputError, shown
@@ -59,7 +60,7 @@ class Ids:
     """
 
     def __init__(self) -> None:
-        self.seen = np.empty(0, np.uint64)
+        self.runs: list[NDArray[np.uint64]] = []  # sorted, each longer than the next: so each id is merged few times
 
     def add(self, ids: Sequence[Any], where: Sequence[str]) -> None:
         """Note the ids of some rows; ``where`` says of each where it stands.
@@ -69,14 +70,19 @@ class Ids:
         """
         digests = [hashlib.blake2b(str(each).encode("utf-8", "surrogatepass"), digest_size=8).digest() for each in ids]
         hashes = np.frombuffer(b"".join(digests), np.uint64)
-        again = np.isin(hashes, self.seen)
-        again[np.setdiff1d(np.arange(len(ids)), np.unique(hashes, return_index=True)[1])] = True
+        run, first = np.unique(hashes, return_index=True)
+        again = np.ones(len(ids), bool)
+        again[first] = False
+        for before in self.runs:
+            again |= before[np.searchsorted(before, hashes).clip(max=len(before) - 1)] == hashes
         missing = np.array([each is None for each in ids], bool)
         if (wrong := again | missing).any():
             i = int(wrong.argmax())
             what = "has no id" if missing[i] else f"has the id {shown(ids[i])}, as a row before it"
             raise InputError(f"{where[i]} {what}; expected one for each row, each once in a file")
-        self.seen = np.sort(np.concatenate([self.seen, hashes]), kind="stable")  # of two sorted runs: quick
+        while self.runs and len(self.runs[-1]) <= len(run):
+            run = np.sort(np.concatenate([self.runs.pop(), run]), kind="stable")  # of two sorted runs: quick
+        self.runs += [run] * bool(len(run))
 
 
 def check_names(names: Iterable[str], columns: Columns) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from mtl.checkpoints.datasets import HubDataset
-from mtl.checkpoints.fetch import HUB_ID, REVISION, fetch_data
+from mtl.checkpoints.fetch import HUB_ID, REVISION
 from mtl.disk import expanded
 from mtl.display import counted
 from mtl.errors import InputError, one_line, printable, shown
@@ -66,7 +66,8 @@ def identity(path: Path) -> object:
 def files_of_one(source: str, split: str, folder: Path) -> list[Path]:
     """The files of one source."""
     if source.startswith(HUB) and kind_of(Path(source)) in INPUTS and not glob.has_magic(source):
-        return [fetch_data(source)]
+        data = HubDataset(source)
+        return data.fetch([data.path])
     if source.startswith(HUB):
         return files_on_hub(HubDataset(source), split)
     path = folder / expanded(source)

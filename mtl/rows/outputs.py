@@ -27,11 +27,12 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from mtl.checkpoints.fetch import stamped_sha256
 from mtl.disk import atomic_write, beside, lock, remove, sweep, writing
 from mtl.display import counted
-from mtl.errors import InputError, differences
+from mtl.errors import InputError, differences, is_unicode
 from mtl.rows import vector_files as formats
-from mtl.rows.parquet import ArrowRow, restored, schema_of, stored
+from mtl.rows.parquet import ArrowRow, reading_parquet, restored, schema_of, stored, table_of
 from mtl.rows.read import TextRow, kind_of
 from mtl.rows.vector_files import OutputPrecision, Part, Vectors
 
@@ -137,8 +138,8 @@ class Output:
             InputError: those that are done come from another input; or the files cannot be written.
         """
         if self.source:  # its rows are kept as they are, so what stands for them all is the file
-            with self.source.open("rb") as file:
-                self.digest.update(hashlib.file_digest(file, "sha256").digest())
+            with reading_parquet(self.source):
+                self.digest.update(bytes.fromhex(stamped_sha256(self.source)))
         for row in islice(rows, self.rows):
             self.note(row)
         if self.expected is not None and self.digest.hexdigest() != self.expected:
@@ -181,6 +182,9 @@ class Output:
     def checked(self, row: TextRow) -> TextRow:
         """The row itself, once ``check_names`` found nothing."""
         self.check_names(row[1])
+        if self.path.suffix == ".parquet" and not all(map(is_unicode, row[1])):
+            name = next(name for name in row[1] if not is_unicode(name))
+            raise InputError(f"the field {name!r} is called by half of a surrogate pair; rename it, or write .jsonl")
         return row
 
     def note(self, row: TextRow) -> bytes:
@@ -188,7 +192,7 @@ class Output:
         text, fields = row
         line = b""
         if self.keeps_rows and not self.source:
-            line = (formats.json_line(dict(fields)) + "\n").encode(errors="backslashreplace")
+            line = (formats.json_line(dict(fields), finite=False) + "\n").encode(errors="backslashreplace")
         data = line or text.encode()
         if line and fields.get("text") != text:  # the rows alone do not say which of their fields is embedded
             data += text.encode(errors="backslashreplace")
@@ -299,7 +303,7 @@ class Parts:
     def fields(self, file: BinaryIO | None) -> Iterator[tuple[Any, int]]:
         """The rows' fields, some at a time, and how many they are."""
         if file and self.schema is not None:
-            yield self.schema.empty_table(), 0
+            yield table_of([], self.schema), 0
             yield from ((table, len(table)) for table in restored(file, self.rows_bytes))
             return
         for start in range(0, self.rows, PART):

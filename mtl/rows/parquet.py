@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby, islice
@@ -158,8 +157,8 @@ def readable(array: Any) -> list[Any]:
     """An Arrow array's values as JSON and CSV have them.
 
     Dates, times and decimals are strings, as ISO 8601 and the digits; so are durations ("PT1.5S"). An instant whose
-    time zone this machine does not know is given in UTC. Bytes are base64, the pairs of a map lists of two. NaN, which
-    JSON does not know, is None as a missing value is; an infinity stays.
+    time zone this machine does not know is given in UTC. Bytes stay bytes, and the pairs of a map are lists of two.
+    NaN, which JSON does not know, is None as a missing value is; an infinity stays.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -199,9 +198,7 @@ def readable(array: Any) -> list[Any]:
     if of.is_decimal(kind) or (of.is_temporal(kind) and not of.is_interval(kind)):
         return list(array.cast(pa.string()).to_pylist())
     values = array.to_pylist()
-    if values and isinstance(next((v for v in values if v is not None), None), bytes):
-        return [None if v is None else b64encode(v).decode() for v in values]
-    return [v if v is None or isinstance(v, (str, int)) else str(v) for v in values]
+    return [v if v is None or isinstance(v, (str, int, bytes)) else str(v) for v in values]
 
 
 def column_kinds(parts: Callable[[], Iterable[Sequence[Mapping[str, Any]]]], where: object) -> dict[str, Any]:
@@ -271,6 +268,13 @@ def stored(rows: Sequence[ArrowRow]) -> bytes:
             part = list(group)
             stream.write_batch(part[0].batch.rows.slice(part[0].index, len(part)))
     return bytes(sink.getvalue())
+
+
+def table_of(batches: Sequence[Any], schema: Any) -> Any:
+    """Batches as a pyarrow.Table; of none, without rows."""
+    import pyarrow as pa
+
+    return pa.Table.from_batches(batches, schema)
 
 
 def restored(file: BinaryIO, end: int) -> Iterator[Any]:

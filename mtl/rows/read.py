@@ -61,7 +61,7 @@ def decoded(file: Iterable[bytes], name: str) -> Iterator[str]:
             raise InputError(f"{name}, line {number}: not UTF-8 ({error.reason}, byte {error.start + 1})") from None
         if number == 1 and not text.endswith("\n") and "\r" in text:
             yield from (f"{piece}\r" for piece in text.removesuffix("\r").split("\r"))
-        else:
+        elif text:  # a mark alone is no line
             yield text
 
 
@@ -184,7 +184,7 @@ def table_rows(file: Iterable[bytes], name: str, kind: str, quoting: Quoting) ->
             values = [""]
         if values and len(values) != len(header):
             found = f"{counted(len(values), 'field')}, expected {len(header)}"
-            hint = "; if fields are quoted, --quoting minimal reads them" if any(v[:1] == '"' for v in values) else ""
+            hint = "; if fields are quoted, --quoting minimal reads them" if '"' in "".join(values) else ""
             raise InputError(f"{name}, line {number}: {found} ({', '.join(header)}){hint}")
         if values:
             yield number, dict(zip(header, values, strict=True))

@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
+from base64 import b64encode
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -17,8 +19,11 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mtl.disk import finished
 from mtl.errors import InputError, one_line
 from mtl.rows.parquet import column_kinds, column_of, import_pyarrow
+
+log = logging.getLogger("mtl")
 
 OutputPrecision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 Vectors = NDArray[Any]
@@ -105,15 +110,21 @@ def json_numbers(vector: Vectors) -> str:
     return f"[{', '.join(map(str, vector))}]"
 
 
-def json_line(value: Any) -> str:
+def json_line(value: Any, finite: bool = True) -> str:
     """A value, as the fields of a row, in a line of JSON.
 
-    What JSON has no type for, such as a date, becomes a string, and a number that is not finite null.
+    What JSON has no type for, such as a date, becomes a string, as bytes do in base64, and a number that is not finite
+    null, or where it need not be ``finite`` what Python writes for it.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+        return json.dumps(value, ensure_ascii=False, default=as_text, allow_nan=not finite)
     except ValueError:
-        return json.dumps(without_infinite(value), ensure_ascii=False, default=str)
+        return json.dumps(without_infinite(value), ensure_ascii=False, default=as_text)
+
+
+def as_text(value: Any) -> str:
+    """What JSON and CSV have no type for, as a string."""
+    return b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def without_infinite(value: Any) -> Any:
@@ -127,19 +138,23 @@ def without_infinite(value: Any) -> Any:
 
 def write_jsonl(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str) -> None:
     """Each row's fields, and its vector as ``embedding`` behind them."""
+    whole = True
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for rows, vectors in parts:
             for fields, vector in zip(rows, vectors, strict=True):
+                if whole and not (whole := without_infinite(fields) == fields):
+                    log.warning("%s: numbers that are infinite become null, as JSON has none", finished(path))
                 before = json_line(fields)[:-1] + (", " if fields else "")
                 file.write(f'{before}"{COLUMN}": {json_numbers(vector)}}}\n')
 
 
 def csv_line(values: Iterable[Any]) -> str:
-    """A line of a .csv file; a list or an object stands in it as JSON."""
+    """A line of a .csv file; a list or an object stands in it as JSON, bytes in base64."""
     line = io.StringIO()
-    nested = (json_line(v) if isinstance(v, (list, dict)) else v for v in values)
-    csv.writer(line, lineterminator="\n").writerow(nested)
-    return line.getvalue()
+    nested = (json_line(v) if isinstance(v, (list, dict)) else as_text(v) if isinstance(v, bytes) else v
+              for v in values)  # fmt: skip
+    csv.writer(line, lineterminator="\r\n").writerow(nested)  # both, so that either in a field has it quoted
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def names_of(parts: Iterable[Part]) -> list[str]:
@@ -172,7 +187,7 @@ def write_parquet(path: Path, parts: Iterable[Part], shape: tuple[int, int], dty
         if first and isinstance(first[0], pyarrow.Table):
             schema = first[0].schema
         else:
-            schema = pyarrow.schema(column_kinds(lambda: (rows for rows, _ in parts), path).items())
+            schema = pyarrow.schema(column_kinds(lambda: (rows for rows, _ in parts), finished(path)).items())
         with parquet.ParquetWriter(path, schema.append(vector)) as writer:
             for rows, vectors in parts:
                 numbers = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), shape[1])
@@ -181,7 +196,7 @@ def write_parquet(path: Path, parts: Iterable[Part], shape: tuple[int, int], dty
                     rows = pyarrow.table(columns, schema=schema)
                 writer.write_table(rows.append_column(vector, numbers))
     except (pyarrow.ArrowException, UnicodeEncodeError) as error:
-        raise InputError(f"{path} cannot be written as Parquet: {one_line(error)}; write .jsonl instead") from None
+        raise InputError(f"{finished(path)} cannot be written as Parquet: {one_line(error)}; write .jsonl") from None
 
 
 WRITERS = {

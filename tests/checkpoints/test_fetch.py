@@ -26,11 +26,12 @@ CODE = """
 import logging, pathlib, sys
 import mtl.checkpoints.fetch
 from mtl.errors import MtlError
+from mtl.rows.files import files_of
 logging.basicConfig(format="log: %(message)s")
 mtl.checkpoints.fetch.MANIFEST = pathlib.Path(sys.argv[1])
 try:
-    fetch = mtl.checkpoints.fetch.fetch_data if sys.argv[2].startswith("hf:") else mtl.checkpoints.fetch.fetch
-    print(fetch(sys.argv[2]))
+    data = sys.argv[2].startswith("hf:")
+    print(files_of(sys.argv[2], "train")[0] if data else mtl.checkpoints.fetch.fetch(sys.argv[2]))
 except MtlError as error:
     print(f"error: {error}")
 """
@@ -180,7 +181,7 @@ def test_a_dataset_s_file(pinned: Path, tmp_path: Path) -> None:
         printed = run(pinned, f"hf://datasets/me/data@{COMMIT}/parts/train.csv", hub.url, tmp_path)
         absent = run(pinned, "hf://datasets/me/data@main/parts/test.csv", hub.url, tmp_path)
     assert Path(printed.strip()).read_text() == "text,label\na,b\n"
-    assert "error: hf://datasets/me/data@main/parts/test.csv (me/data) lacks a file" in absent
+    assert "error: me/data has no file 'parts/test.csv'; it has parts/train.csv" in absent
     assert "is no address of data; expected hf://datasets/owner/name@revision/path" in run(
         pinned, "hf://me/data", "http://127.0.0.1:9", tmp_path
     )
@@ -189,15 +190,11 @@ def test_a_dataset_s_file(pinned: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "revision", ["@refs/convert/parquet", "@~parquet", "@refs%2Fconvert%2Fparquet", "@refs/pr/12", ""]
 )
-def test_a_dataset_s_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str) -> None:
+def test_a_dataset_s_revisions(revision: str) -> None:
     """What of an address is the revision, and what the file."""
-    import huggingface_hub
-
-    asked: list[tuple] = []
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args, **named: asked.append((args, named)) or "x")
-    fetching.fetch_data(f"hf://datasets/me/data{revision}/default/train/0000.parquet")
+    found = fetching.data_address(f"hf://datasets/me/data{revision}/default/train/0000.parquet")
     wanted = {"": None, "@refs/pr/12": "refs/pr/12"}.get(revision, "refs/convert/parquet")
-    assert asked == [(("me/data", "default/train/0000.parquet"), {"revision": wanted, "repo_type": "dataset"})]
+    assert found == ("me/data", wanted, "default/train/0000.parquet")
 
 
 def test_a_dataset_s_conversion_from_the_hub(pinned: Path, tmp_path: Path) -> None:
@@ -365,7 +362,7 @@ def test_names_of_nothing(name: str) -> None:
 @pytest.mark.parametrize("address", ["a/b@main/../../x", "../x@main/y", "a/b@../x", "a/b@main/x/../../../y", "a/b@/x"])
 def test_addresses_that_lead_elsewhere(address: str) -> None:
     with pytest.raises(WeightsError, match="is no address of data; expected"):
-        fetching.fetch_data(f"hf://datasets/{address}")
+        fetching.data_address(f"hf://datasets/{address}")
 
 
 @pytest.mark.parametrize(

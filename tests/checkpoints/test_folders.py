@@ -92,6 +92,43 @@ def test_texts_cut_at_their_beginning(folder: Path, edit_json: Callable, tmp_pat
     assert SentenceEncoder.from_pretrained(tmp_path / "again").tokenizer(["b b b c a c"]).rows == [[2, c, a, c, 3]]
 
 
+def test_texts_cut_where_tokenizer_json_says(folder: Path, edit_json: Callable, tmp_path: Path) -> None:
+    """transformers takes the side from there, where tokenizer_config.json has none; and what is saved says it."""
+    cut = {"direction": "Left", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    edit_json(folder / "tokenizer.json", truncation=cut)
+    edit_json(folder / "sentence_bert_config.json", max_seq_length=5)
+    model = SentenceEncoder.from_pretrained(folder)
+    a, b, c = (model.tokenizer.backend.token_to_id(letter) for letter in "abc")
+    assert model.tokenizer(["b b b c a c"]).rows == [[2, c, a, c, 3]]
+    model.save(tmp_path / "again")
+    assert SentenceEncoder.from_pretrained(tmp_path / "again").tokenizer(["b b b c a c"]).rows == [[2, c, a, c, 3]]
+    edit_json(folder / "tokenizer_config.json", truncation_side="right")
+    assert SentenceEncoder.from_pretrained(folder).tokenizer(["b b b c a c"]).rows == [[2, b, b, b, 3]]
+
+
+def test_no_merge_is_left_out_by_chance(folder: Path, edit_json: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    """Byte-pair encoding may drop merges, as for training; then a text would have another vector each time."""
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3, "ab": 4}
+    model = {"type": "BPE", "dropout": 0.9, "vocab": vocabulary, "merges": [["a", "b"]], "unk_token": "[UNK]"}
+    edit_json(folder / "tokenizer.json", model=model, added_tokens=[], post_processor=None, pre_tokenizer=None)
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    tokenizer = SentenceEncoder.from_pretrained(folder).tokenizer
+    assert tokenizer(["ab"] * 50).rows == [[4]] * 50
+    assert any("leaves out merges by chance (dropout 0.9)" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_narrow_numbers(bert: Path, dtype: torch.dtype) -> None:
+    """What a folder holds is widened before anything is computed of it, the types of a pair's texts too."""
+    path = bert / "model.safetensors"
+    narrow = {name: (torch.randn(x.shape) / 3).to(dtype) for name, x in load_file(path).items()}
+    save_file(narrow, path, metadata={"format": "pt"})
+    table = narrow["embeddings.token_type_embeddings.weight"].float()
+    types = load(bert).origin.types
+    assert types is not None
+    assert torch.equal(types, table - table[0])
+
+
 def test_lower_case_keeps_special_tokens(tokenizer, checkpoint: Checkpoint) -> None:
     tokenizer.normalizer = None
     model = SentenceEncoder.from_checkpoint(dataclasses.replace(checkpoint, tokenizer=tokenizer, lowercase=True))

@@ -26,7 +26,7 @@ def tokenizer_of(folder: Path, family: str, model: str, file: str, options: dict
     shutil.copy(PLACE / f"{model}.model", folder / file)
     (folder / "tokenizer_config.json").write_text(json.dumps(options))
     found = read_options(folder)
-    return load_tokenizer(folder, "", found, class_of(found, {}, FAMILIES[family].tokenizer, False))
+    return load_tokenizer(folder, "", found, class_of(found, {}, FAMILIES[family].tokenizer, False))[0]
 
 
 @pytest.mark.parametrize("case", EXPECTED["cases"], ids=lambda case: f"{case['family']}{len(case['options'])}")
@@ -70,6 +70,6 @@ def test_damaged_files(tmp_path_factory: pytest.TempPathFactory, content: bytes)
     folder = tmp_path_factory.mktemp("spm")
     (folder / "sentencepiece.bpe.model").write_bytes(content)
     try:
-        encodings(load_tokenizer(folder, "", {}, "XLMRobertaTokenizer").encode_batch, ["a ﬁ 1"])
+        encodings(load_tokenizer(folder, "", {}, "XLMRobertaTokenizer")[0].encode_batch, ["a ﬁ 1"])
     except WeightsError as error:
         assert str(error).isprintable()  # noqa: PT017

@@ -22,6 +22,7 @@ from test_cli import Done, mtl
 from mtl import SentenceEncoder, embed_corpus
 from mtl.disk import PARTIAL
 from mtl.errors import InputError
+from mtl.rows.blocks import Ids
 
 __all__ = ["mtl"]  # the fixture
 
@@ -120,6 +121,21 @@ def test_windows_do_not_show(embed: Callable[..., Any], tmp_path: Path, monkeypa
     embed(tmp_path / "a.parquet", output=tmp_path / "same")
     whole, parts = (pq.read_table(tmp_path / out / "a.parquet") for out in ("out", "same"))
     assert whole.equals(parts)
+
+
+def test_ids_among_many() -> None:
+    """Each part is looked for among all before it, whose sorted runs stay few: no part costs all that came before."""
+    ids, names = Ids(), [f"id {i}" for i in range(3000)]
+    for start in range(0, 3000, 10):
+        ids.add(names[start : start + 10], names[start : start + 10])
+    assert len(ids.runs) <= 10
+    assert sum(map(len, ids.runs)) == 3000
+    for again in (0, 1499, 2999):
+        with pytest.raises(InputError, match=f"x has the id 'id {again}', as a row before it"):
+            ids.add(["new", names[again]], ["w", "x"])
+    with pytest.raises(InputError, match="y has the id 'twice'"):
+        ids.add(["twice", "twice"], ["x", "y"])
+    ids.add([], [])
 
 
 def test_files_without_rows(embed: Callable[..., Any], tmp_path: Path) -> None:

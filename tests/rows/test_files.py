@@ -145,7 +145,8 @@ def test_datasets_on_the_hub(tmp_path: Path) -> None:
         requests = " ".join(hub.requests)
         assert not {"README.md", "test.parquet"} & {*requests.replace("/", " ").split()}
         hub.hashes = lambda path: {"size": 3, "blobId": "0" * 40}
-        assert "has another hash than the hub lists" in run("hf://datasets/me/data/more", **here)[0]
+        for source in ("hf://datasets/me/data/more", "hf://datasets/me/data@main/more/train.csv"):
+            assert "has another hash than the hub lists" in run(source, **here)[0]
     offline = run("hf://datasets/me/data/plain", HF_HUB_OFFLINE="1")
     assert offline[0] == both
     assert "the hub cannot be reached" in offline[1]

@@ -126,17 +126,53 @@ def test_rows_keep_their_fields(tmp_path: Path) -> None:
         list(output.remaining(iter([("x", {"embedding": [], "text": "x"})])))
 
 
-def test_numbers_that_are_not_finite_and_texts_that_are_no_unicode(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_and_texts_that_are_no_unicode(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """null in JSON, which our own reader takes again; what has no type in Parquet is text there."""
     rows = [("a", {"x": math.inf, "y": [math.nan, {"z": -math.inf}, 1.5]})]
     write_vectors(tmp_path / "o.jsonl", VECTORS[:1], rows=rows)
     ((_, found),) = read_rows(tmp_path / "o.jsonl")
     assert found == {"x": None, "y": [None, {"z": None}, 1.5], "embedding": VECTORS[0].tolist()}
+    assert caplog.messages == [f"{tmp_path / 'o.jsonl'}: numbers that are infinite become null, as JSON has none"]
     write_vectors(tmp_path / "o.csv", VECTORS[:1], rows=rows)
-    assert '"[null, {""z"": null}, 1.5]"' in (tmp_path / "o.csv").read_text()
+    assert 'inf,"[null, {""z"": null}, 1.5]"' in (tmp_path / "o.csv").read_text()
+    write_vectors(tmp_path / "o.parquet", VECTORS[:1], rows=[("a", {"x": math.inf})])
+    assert parquet.read_table(tmp_path / "o.parquet")["x"].to_pylist() == [math.inf]
     for name, value, written in (("large", 2**70, str(2**70)), ("half", "\ud800", "\\ud800")):
         write_vectors(tmp_path / f"{name}.parquet", VECTORS[:1], rows=[("a", {"x": value})])
         assert parquet.read_table(tmp_path / f"{name}.parquet")["x"].to_pylist() == [written]
+
+
+def test_what_parquet_cannot_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is said under the name that was given, and what cannot be written before anything is computed."""
+    path = tmp_path / "o.parquet"
+    write_vectors(path, VECTORS[:2], rows=[("a", {"x": 1}), ("b", {"x": "s"})])
+    assert caplog.messages == [
+        f"{path}: values of 'x' are of several types, or none that Parquet has; they become text"
+    ]
+    with (
+        pytest.raises(InputError, match="is called by half of a surrogate pair; rename it, or write .jsonl"),
+        open_output(tmp_path / "q.parquet", 3, "float32", SETTINGS) as output,
+    ):
+        list(output.remaining(iter([("x", {"\udc80": 1, "text": "x"})])))
+
+
+def test_ends_of_lines_within_fields(tmp_path: Path) -> None:
+    """A carriage return alone ends a row for others' readers too, where no quotes stand around its field."""
+    texts = ["a\rb", "a\nb", "a\r\nb\r", "plain"]
+    write_vectors(tmp_path / "o.csv", np.zeros((4, 3), np.float32), rows=[(text, {"text": text}) for text in texts])
+    assert [fields["text"] for _, fields in read_rows(tmp_path / "o.csv")] == texts
+
+
+def test_a_tensor_s_column_there_and_back(tmp_path: Path) -> None:
+    column = pyarrow.FixedShapeTensorArray.from_numpy_ndarray(np.arange(12, dtype=np.float32).reshape(3, 2, 2))
+    parquet.write_table(pyarrow.table({"text": ["a", "b", "c"], "x": column}), tmp_path / "i.parquet")
+    rows = [(fields["text"], fields) for _, fields in read_rows(tmp_path / "i.parquet")]
+    with open_output(tmp_path / "o.parquet", 3, "float32", SETTINGS, source=tmp_path / "i.parquet") as output:
+        output.write(list(output.remaining(iter(rows))), VECTORS)
+        output.finish()
+    assert parquet.read_table(tmp_path / "o.parquet").schema.field("x").type == column.type
 
 
 def lines(path: Path, size: int) -> list[str]:

@@ -18,6 +18,7 @@ from mtl import MultiTaskModel, Recipe, SentenceEncoder, TaskSpec, Training
 from mtl.checkpoints.load import Checkpoint, Origin
 from mtl.checkpoints.save import save
 from mtl.cli import cli
+from mtl.cli.rerank import the_best
 from mtl.errors import MtlError
 from mtl.model import losses
 from mtl.training.data import load_data
@@ -158,6 +159,13 @@ def test_wrong_rows_are_one_line(bert: Path, row: dict, said: str) -> None:
         started(recipe(bert, NLI))
 
 
+def test_only_the_best_rows_are_held() -> None:
+    scores = np.random.default_rng(0).integers(0, 50, 9000).astype(np.float32)
+    rows = ((("text", {"i": i}), score) for i, score in enumerate(scores))
+    found = [fields["i"] for _, fields, _ in the_best(rows, 60)]
+    assert found == np.argsort(-scores, kind="stable")[:60].tolist()
+
+
 def test_pairs_from_the_command_line(bert: Path) -> None:
     judge = cross_encoder(bert, "judge")
     wanted = judge.rank("a b", [row["text"] for row in ROWS])
@@ -172,6 +180,8 @@ def test_pairs_from_the_command_line(bert: Path) -> None:
     assert [np.float32(row["score"]) for row in rows] == [np.float32(hit["score"]) for hit in wanted[:5]]
     assert [row["text"] for row in rows] == [ROWS[hit["corpus_id"]]["text"] for hit in wanted[:5]]
     assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5]
+    everything = ran("rerank", *base, *source, "-q", "a b", "--json")
+    assert [row["text"] for row in everything] == [ROWS[hit["corpus_id"]]["text"] for hit in wanted]
     scores = judge.predict([(row["query"], row["text"]) for row in ROWS]).scores["score"][:, 0]
     for found in (
         ran("predict", *base, *source, "--json"),
