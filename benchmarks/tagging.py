@@ -49,9 +49,11 @@ def ours(recipe: Recipe, folder: Path) -> tuple[float, dict[str, dict[str, float
     run.save = lambda: None  # type: ignore[method-assign]
     log = Log(run.folder)
     started = perf_counter()
-    train(run, log)
+    finished = train(run, log)
     seconds = perf_counter() - started
     log.close()
+    if not finished:  # a signal stopped it: what it measures is no result
+        raise click.Abort
     model.eval()
     return seconds, measure(model.tasks, all_logits(model, data["dev"]), data["dev"])
 
