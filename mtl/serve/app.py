@@ -112,11 +112,11 @@ class Call:
         make = functools.partial(self.served.tokenize, texts, options.get("prompt_name"), truncate, side, query)
         return await self.made(make, field)
 
-    async def tokenized_pairs(self, pairs: Sequence[Pair], field: str) -> tuple[Row, ...]:
+    async def tokenized_pairs(self, pairs: Sequence[Pair], field: str, empty: bool = False) -> tuple[Row, ...]:
         """As ``tokenized``, a row for each pair of texts."""
         self.count(len(pairs), field)
         for pair in pairs:
-            self.check(pair, field)
+            self.check(pair, field, empty)
         return await self.made(functools.partial(self.served.tokenize_pairs, pairs, *self.cutting(self.given)), field)
 
     def check(self, texts: Sequence[str], field: str, empty: bool = False) -> None:

@@ -15,10 +15,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from mtl.encode.tokenizer import Pair
 from mtl.errors import MtlError, shown
 
 CHARACTERS = 250  # that a text may have for each token of the limit, as in TEI
 TEI_TYPES = {400: "Empty", 401: "Unauthorized", 422: "Validation", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
+PAIR = ("text", "text_pair")  # what transformers' pipelines call two texts that are read as one row
 OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error", 424: "server_error"}
 
 
@@ -154,6 +156,40 @@ def to_classify(fields: Fields) -> tuple[list[list[str]], bool]:
         if len(item) != len(value[0]):
             raise fields.wrong(f"inputs[{i}]", item, "single texts alone, or pairs alone")
     return value, True
+
+
+def to_predict(fields: Fields, name: str, called: Sequence[Pair], alone: bool) -> list[str] | list[Pair]:
+    """A text or several; or pairs of texts: two in a list of their own, or an object with the names that they are
+    ``called`` by. ``alone``: single texts are read too, so that two strings are two texts; else they are a pair.
+
+    Raises:
+        Refused: single texts beside pairs, or something else.
+    """
+    value = fields.get(name)
+    listed = value if isinstance(value, list) else [value]
+    strings = [isinstance(item, str) for item in listed]
+    if all(strings) and (alone or not strings):
+        return listed
+    if all(strings) and len(listed) == 2:
+        listed = [listed]
+    pairs = [as_pair(item, called) for item in listed]
+    for i, (item, pair) in enumerate(zip(listed, pairs, strict=True)):
+        if pair is None:
+            objects = " or ".join(str(dict.fromkeys(each, "...")).replace("'", '"') for each in called)
+            expected = f'a pair of texts, as ["...", "..."] or {objects}'
+            expected = "a string or " * (alone and not isinstance(item, str)) + expected
+            where = f"{name}[{i}]" if isinstance(value, list) else name
+            raise fields.wrong(where, item, f"{expected}; texts alone, or pairs alone" if any(strings) else expected)
+    return [pair for pair in pairs if pair]
+
+
+def as_pair(item: Any, called: Sequence[Pair]) -> Pair | None:
+    """Two texts as a request may hold them, if they are two texts."""
+    found = item
+    if isinstance(item, dict):
+        found = next(([item[name] for name in names] for names in called if item.keys() >= {*names}), None)
+    two = isinstance(found, list) and len(found) == 2 and all(isinstance(text, str) for text in found)
+    return (found[0], found[1]) if two else None
 
 
 def ranked(names: Sequence[str], values: NDArray[np.float32]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from mtl.kernels.int8 import LEAST_COSINE
 from mtl.kernels.threads import computing_with
 from mtl.kernels.vectors import Vectors
 from mtl.model.packing import PackedBatch
+from mtl.serve.contracts import PAIR
 from mtl.serve.queue import Row
 from mtl.tasks.kinds.tokens import Tokens as Tagger
 from mtl.tasks.multitask import MultiTaskModel, with_heads
@@ -70,7 +71,8 @@ class Served:
 
     def __init__(self, model: SentenceEncoder | MultiTaskModel, name: str, threads: int | None = None) -> None:
         self.name = name
-        self.heads = model if isinstance(model, MultiTaskModel) and model.text_heads else None
+        tagger = isinstance(model, MultiTaskModel) and any(isinstance(t.handler, Tagger) for t in model.tasks.values())
+        self.heads = model if isinstance(model, MultiTaskModel) and (model.text_heads or tagger) else None
         self.judge = model if isinstance(model, MultiTaskModel) and model.pair_heads else None
         self.encoder = model.embedder if isinstance(model, MultiTaskModel) else model
         self.tokenizer = self.encoder.tokenizer
@@ -121,6 +123,12 @@ class Served:
     def judges(self) -> list[str]:
         """The names of the tasks that read a pair of texts."""
         return self.judge.pair_heads if self.judge else []
+
+    @property
+    def pair_names(self) -> list[Pair]:
+        """What the two texts of a pair may be called: as transformers' pipelines have it, and as the tasks do."""
+        fields = [self.judge.tasks[name].text_field[:2] for name in self.judges] if self.judge else []
+        return [*dict.fromkeys([PAIR, *((each[0], each[1]) for each in fields if len(each) > 1)])]
 
     @property
     def taggers(self) -> dict[str, Tagger]:
@@ -343,6 +351,8 @@ class Served:
             InputError: it is unknown; or it is not named, and there are several.
         """
         names = self.judges if pairs else self.tasks
+        if not names and name is None:
+            name = next(iter(self.taggers), None)
         if name is None and len(names) != 1:
             raise InputError(
                 f'the model has the tasks {", ".join(names)}; name one as "task", or ask /v1/predict for all'

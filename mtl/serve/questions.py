@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mtl.serve.contracts import CHARACTERS, Fields, Limits, to_classify
+from mtl.serve.contracts import CHARACTERS, Fields, Limits, to_classify, to_predict
 
 if TYPE_CHECKING:
     from mtl.serve.app import Call
@@ -151,6 +151,19 @@ class Kinds:
         alone, pair = ({"type": "array", "items": self.text(), "minItems": n, "maxItems": n} for n in (1, 2))
         schema = {"anyOf": [self.text(), pair, self.several(alone), self.several(pair)]}
         return Field(lambda fields, name: to_classify(fields), schema, said, required=True)
+
+    def predicted(self, said: str) -> Field:
+        """A text or several, which may be empty, or pairs, by what the model reads."""
+        if not self.served.judges:
+            return self.texts(said, 0)
+        text, alone, called = self.text(0), self.served.heads is not None, self.served.pair_names
+        two = {"type": "array", "items": text, "minItems": 2, "maxItems": 2}
+        objects = [
+            {"type": "object", "properties": dict.fromkeys(names, text), "required": [*names]} for names in called
+        ]
+        pairs: list[Schema] = [two, *objects]
+        schema = {"anyOf": [*([text, self.several(text)] if alone else pairs[:1]), *objects, *map(self.several, pairs)]}
+        return Field(lambda fields, name: to_predict(fields, name, called, alone), schema, said, required=True)
 
     def source(self, said: str) -> Field:
         """One text alone."""

@@ -86,9 +86,9 @@ async def predict(call: Call) -> Any:
     pairs = len(items[0]) == 2 if items else not call.served.heads
     name = head(call, pairs)
     if pairs:
-        rows = await call.tokenized_pairs([(one, other) for one, other in items], "inputs")
-        tasks = call.served.said({name: call.served.of_pairs(await call.values(PAIRS, rows))[name]})
-        note_labels(call, tasks)
+        tasks = await of_pairs(
+            call, await call.tokenized_pairs([(one, other) for one, other in items], "inputs"), [name]
+        )
     else:
         texts = [text for (text,) in items]
         _, tasks = await all_heads(call, await call.tokenized(texts, "inputs"), texts, [name])
@@ -124,6 +124,14 @@ async def all_heads(
             tasks.update((name, spans[name]) for name in taggers)
     note_labels(call, said)
     return embeddings, said
+
+
+async def of_pairs(call: Call, rows: Sequence[Row], names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """What the tasks that read pairs say of each."""
+    logits = call.served.of_pairs(await call.values(PAIRS, rows))
+    said = call.served.said({name: x for name, x in logits.items() if names is None or name in names})
+    note_labels(call, said)
+    return said
 
 
 def note_labels(call: Call, answers: Sequence[Mapping[str, Any]]) -> None:
@@ -265,15 +273,21 @@ async def embeddings(call: Call) -> Any:
 
 
 async def predictions(call: Call) -> Any:
-    """What all heads say of each text, from one pass, and its embedding where it is asked for."""
-    if not call.served.heads:
+    """What all heads say of each text, or pair of texts, and a text's embedding where it is asked for."""
+    if not call.served.heads and not call.served.judge:
         raise Refused(424, "the model has no task heads; /v1/embeddings gives embeddings")
-    texts, names, with_embedding = (call.given[name] for name in ("input", "tasks", "embedding"))
+    given, names, with_embedding = (call.given[name] for name in ("input", "tasks", "embedding"))
+    pairs = bool(given) and not isinstance(given[0], str)
     for name in names or ():
-        if name not in call.served.taggers:
-            call.served.task(name)
-    rows = await call.tokenized(texts, "input", empty=True)
-    vectors, said = await all_heads(call, rows, texts, names)
+        if pairs or name not in call.served.taggers:
+            call.served.task(name, pairs)
+    if pairs and with_embedding:
+        raise Refused(400, "`embedding` is true; a pair of texts has none, each of them alone has one", "embedding")
+    if pairs:
+        said = await of_pairs(call, await call.tokenized_pairs(given, "input", empty=True), names)
+        vectors = []
+    else:
+        vectors, said = await all_heads(call, await call.tokenized(given, "input", empty=True), given, names)
     data = [
         {"object": "prediction", "index": i, "tasks": tasks, **({"embedding": vectors[i]} if with_embedding else {})}
         for i, tasks in enumerate(said)
@@ -402,7 +416,7 @@ def questions(service: Service) -> list[Question]:
             ("/v1/predict",),
             predictions,
             {
-                "input": kinds.texts("A text or several.", 0),
+                "input": kinds.predicted("A text or several, or pairs, each in a list or an object of its own."),
                 "tasks": kinds.names("No others than these."),
                 "embedding": flag("With the embedding of each text.", False),
                 **cutting,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +61,51 @@ def test_pairs_are_classified(judged: Client, judge: MultiTaskModel) -> None:
     assert judged.post("/predict", {"inputs": [["a", "b c"], ["d", "e"]], "task": "nli"}).json[0] == reply
 
 
+@pytest.mark.parametrize("first", [["a", "b c"], {"text": "a", "text_pair": "b c"}, {"one": "a", "other": "b c"}])
+def test_all_tasks_answer_pairs(judged: Client, judge: MultiTaskModel, first: object) -> None:
+    found = judge.predict([("a", "b c"), ("d", "")])
+    reply = judged.post("/v1/predict", {"input": [first, ["d", ""]]}).json
+    assert reply["usage"]["prompt_tokens"] == 6 + 4  # each in one row: [CLS] a [SEP] b c [SEP]
+    for i, answer in enumerate(reply["data"]):
+        for name in ("score", "nli"):
+            logits, scores = np.float32(answer["tasks"][name]["logits"]), [*answer["tasks"][name]["scores"].values()]
+            np.testing.assert_array_equal(logits, found.logits[name][i])
+            np.testing.assert_array_equal(np.float32(scores), found.scores[name][i])
+        assert answer["tasks"]["nli"]["label"] == found.labels["nli"][i]
+    alone = judged.post("/v1/predict", {"input": first, "tasks": "nli"}).json["data"]
+    assert [answer["tasks"] for answer in alone] == [{"nli": reply["data"][0]["tasks"]["nli"]}]
+
+
+def test_texts_and_pairs_of_one_model(tmp_path: Path) -> None:
+    """Texts go to the classifier and the tagger, pairs to the judge; two strings are two texts."""
+    tasks = [TaskSpec("topic", ["x", "y"]), TaskSpec("ner", ["P"], kind="tokens"), NLI]
+    model = randomized(MultiTaskModel(SentenceEncoder.from_checkpoint(letters(tmp_path)), tasks))
+    with running(Service(Served(model, "both"))) as client:
+        texts = client.post("/v1/predict", {"input": ["a", "b c"]}).json["data"]
+        assert [[*answer["tasks"]] for answer in texts] == [["topic", "ner"]] * 2
+        (pair,) = client.post("/v1/predict", {"input": [["a", "b c"]]}).json["data"]
+        assert pair["tasks"]["nli"]["label"] == model.predict([("a", "b c")]).labels["nli"][0]
+        assert "topic" not in pair["tasks"]
+        refused = client.post("/v1/predict", {"input": ["a", ["a", "b"]]})
+        assert (refused.status, "texts alone, or pairs alone" in refused.json["error"]["message"]) == (400, True)
+        refused = client.post("/v1/predict", {"input": [["a", "b"]], "tasks": ["topic"]})
+        assert (refused.status, "expected one of nli" in refused.json["error"]["message"]) == (400, True)
+        schema = client.get("/openapi.json").json["paths"]["/v1/predict"]["post"]["requestBody"]
+        assert "text_pair" in str(schema)
+        assert "'other'" in str(schema)
+
+
+def test_a_tagger_alone_is_served(tmp_path: Path) -> None:
+    embedder = SentenceEncoder.from_checkpoint(letters(tmp_path))
+    model = randomized(MultiTaskModel(embedder, [TaskSpec("ner", ["P", "L"], kind="tokens")]))
+    with running(Service(Served(model, "tagger"))) as client:
+        (answer,) = client.post("/v1/predict", {"input": "a b c"}).json["data"]
+        wanted = model.predict(["a b c"]).labels["ner"][0]
+        assert [{**span, "score": np.float32(span["score"])} for span in answer["tasks"]["ner"]["spans"]] == wanted
+        refused = client.post("/predict", {"inputs": "a b c"})
+        assert (refused.status, "finds spans; ask /v1/predict" in refused.json["error"]) == (422, True)
+
+
 def test_the_server_says_that_it_reads_pairs(judged: Client) -> None:
     tasks = judged.get("/info").json["mtl"]["tasks"]
     assert tasks["score"] == {"kind": "relevance", "labels": [], "pairs": True}
@@ -78,8 +124,17 @@ def test_the_server_says_that_it_reads_pairs(judged: Client) -> None:
         ("/predict", {"inputs": "a", "task": "nli"}, 424, "takes pairs"),
         ("/predict", {"inputs": [["a"], ["a", "b"]], "task": "nli"}, 422, "pairs alone"),
         ("/predict", {"inputs": [["a", "b"]]}, 422, "name one"),
+        ("/v1/predict", {"input": "a"}, 400, "expected a pair of texts"),
+        ("/v1/predict", {"input": [["a", "b"], ["a"]]}, 400, "`input[1]`"),
+        ("/v1/predict", {"input": [{"text": "a"}]}, 400, "text_pair"),
+        ("/v1/predict", {"input": [{"text": "a", "text_pair": None}]}, 400, "expected a pair"),
+        ("/v1/predict", {"input": []}, 400, "cannot be empty"),
+        ("/v1/predict", {"input": [["a", "b " * 20]]}, 400, "must have less than 17 tokens"),
+        ("/v1/predict", {"input": [["a", "b"]], "embedding": True}, 400, "`embedding`"),
+        ("/v1/predict", {"input": [["a", "b"]], "tasks": ["none"]}, 400, "expected one of"),
     ],
 )
 def test_bad_requests(judged: Client, path: str, body: object, status: int, said: str) -> None:
     reply = judged.post(path, body)
-    assert (reply.status, said in reply.json["error"]) == (status, True), reply.body
+    error = reply.json["error"]
+    assert (reply.status, said in (error if isinstance(error, str) else error["message"])) == (status, True), reply.body
