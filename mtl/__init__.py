@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mtl.encode.sentence_encoder import SentenceEncoder
     from mtl.export.onnx import export_onnx
     from mtl.index.index import Index
+    from mtl.index.shards import search_corpus
     from mtl.rows.corpus import embed_corpus
     from mtl.tasks.kinds.base import HeadKind, Kind
     from mtl.tasks.multitask import MultiTaskModel
@@ -49,6 +50,7 @@ MODULES = {
     "train": "mtl.training.session",
     "evaluate": "mtl.training.evaluate",
     "embed_corpus": "mtl.rows.corpus",
+    "search_corpus": "mtl.index.shards",
     "export_onnx": "mtl.export.onnx",
 }
 
@@ -77,6 +79,7 @@ __all__ = [
     "register_kind",
     "register_loss",
     "register_metric",
+    "search_corpus",
     "train",
 ]
 

@@ -21,7 +21,9 @@ Relevance = Mapping[int, float]  # a document's place, and how relevant it is
 
 LARGE = 1e15  # a value beyond which squares are summed with care
 QUERIES, BLOCK = 1024, 16384  # vectors that are compared at once: 64 MB of scores
-KINDS = (torch.float32, torch.int64)  # of scores and places
+PRODUCTS = 1 << 22  # of numbers that are summed at once
+ROUNDING = 2.0**-24  # of a float32, by its size
+SPARE = 16  # candidates of a query, more than twice the results, before they are chosen more closely
 DEPTH = 100  # results of a query that the metrics look at
 METRICS = {"ndcg@10": 1, "mrr@10": 1, "recall@10": 1, "recall@100": 1}
 
@@ -59,9 +61,9 @@ def as_matrix(vectors: Vectors, name: str) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors at length 1; those whose squares a float32 cannot hold are made smaller first."""
+    """Vectors at length 1, each as if alone; those whose squares a float32 cannot hold are made smaller first."""
     largest = x.abs().amax(dim=-1, keepdim=True) if x.numel() else x
-    return F.normalize(x / largest if (largest > LARGE).any() else x, dim=-1)
+    return F.normalize(x / largest.where(largest > LARGE, 1.0) if (largest > LARGE).any() else x, dim=-1)
 
 
 def scores(a: Tensor, b: Tensor, measure: Similarity) -> Tensor:
@@ -112,13 +114,14 @@ def check_finite(vectors: Tensor, name: str, start: int = 0) -> Tensor:
 
 
 def search(
-    queries: Vectors, corpus: Vectors, k: int = 10, measure: Similarity = "cosine"
+    queries: Vectors, corpus: Vectors, k: int = 10, measure: Similarity = "cosine", longest: float | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k most similar of the corpus for each query: their scores and their places, best first, both (queries, k).
 
-    Of equal ones, the first of the corpus comes first. The corpus (vectors, dim) is gone through block by block, so
+    Of equal ones, the first of the corpus comes first. A score depends on its two vectors alone, to the bit: on no
+    other query, on no other vector, on neither's place. The corpus (vectors, dim) is gone through block by block, so
     that it may be larger than memory: ``np.load("vectors.npy", mmap_mode="r")``. Where it has fewer than k vectors,
-    all of them are found.
+    all of them are found. ``longest``: no vector of it is longer; measured where it is not given.
 
     Raises:
         InputError: k is less than 1; an unknown measure, vectors that do not go together or are not finite.
@@ -130,45 +133,81 @@ def search(
     check_measure(measure, (wanted.shape[1], corpus.shape[-1]))
     corpus = corpus[None] if corpus.ndim == 1 else corpus
     blocks = (as_matrix(corpus[start : start + BLOCK], "corpus").detach() for start in range(0, len(corpus), BLOCK))
-    found, places = nearest(wanted, blocks, k, measure)
+    found, places = nearest(wanted, blocks, k, measure, longest)
     return found.numpy(), places.numpy()
 
 
-def nearest(queries: Tensor, corpus: Iterable[Tensor], k: int, measure: Similarity = "cosine") -> tuple[Tensor, Tensor]:
+def nearest(
+    queries: Tensor, corpus: Iterable[Tensor], k: int, measure: Similarity = "cosine", longest: float | None = None
+) -> tuple[Tensor, Tensor]:
     """As ``search``, for a corpus that comes in blocks (any number, dim), each needed only until the next one comes."""
-    groups = check_finite(queries.float(), "queries").split(QUERIES)
-    best = [tuple(torch.empty(len(group), 0, dtype=kind, device="cpu") for kind in KINDS) for group in groups]
+    wanted = check_finite(queries.float(), "queries")
+    groups = (unit(wanted) if measure == "cosine" else wanted).split(QUERIES)
+    best = [(x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64, device=x.device)) for x in groups]
     start = 0
     for block in corpus:
-        block = block.float().to(queries.device)
+        vectors = block.float().to(queries.device)
+        vectors = unit(vectors) if measure == "cosine" else vectors
         for i, group in enumerate(groups):
-            alike = scores(group, block, measure)
+            alike = scores(group, vectors, "dot" if measure == "cosine" else measure)
             if not torch.isfinite(alike.sum()):  # a vector that is not finite has no finite score with any other
                 check_finite(block, "corpus", start)
-            found, places = first_best(alike, k)
-            if not torch.isfinite(found[:, :1]).all():
-                raise InputError(f"the vectors are too large to be compared by {measure}; expected smaller numbers")
-            both = [torch.cat(pair, dim=1) for pair in zip(best[i], (found.cpu(), places.cpu() + start), strict=True)]
-            order = both[0].sort(dim=1, descending=True, stable=True).indices[:, :k]
-            best[i] = both[0].gather(1, order), both[1].gather(1, order)
+                if not torch.isfinite(alike.amax(dim=1)).all():
+                    raise InputError(f"the vectors are too large to be compared by {measure}; expected smaller numbers")
+            least = best[i][0][:, -1] if best[i][0].shape[1] == k else group.new_full((len(group),), -math.inf)
+            products = measure in ("cosine", "dot")
+            off = rounding(group, vectors, 1.0 if measure == "cosine" else longest) if products else 0.0
+            query, place = candidates(alike, least, k, off)
+            if not len(query):
+                continue
+            exact = dots(group, vectors, query, place) if products else alike[query, place]
+            found, places = in_rows(len(group), query, exact, place + start)
+            found, places = torch.cat([best[i][0], found], dim=1), torch.cat([best[i][1], places], dim=1)
+            order = found.sort(dim=1, descending=True, stable=True).indices[:, :k]
+            best[i] = found.gather(1, order), places.gather(1, order)
         start += len(block)
-    return torch.cat([found for found, _ in best]), torch.cat([places for _, places in best])
+    return torch.cat([found.cpu() for found, _ in best]), torch.cat([places.cpu() for _, places in best])
 
 
-def first_best(found: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, in falling order, and where they are; of equal ones the first.
+def rounding(queries: Tensor, corpus: Tensor, longest: float | None) -> Tensor:
+    """How far two products of each query with the corpus may be off, taken together, in whatever order float32 sums
+    them (Higham 2002, section 3.1): (queries,) float64."""
+    if longest is None:
+        longest = float(torch.linalg.vector_norm(corpus, dim=1, dtype=torch.float64).max()) if len(corpus) else 0.0
+    lengths = torch.linalg.vector_norm(queries, dim=1, dtype=torch.float64)
+    return (2 * queries.shape[1] + 8) * (ROUNDING * 1.01 * longest * lengths + 2.0**-126)
 
-    ``topk`` takes any of equal ones, so only rows with equal ones on both sides of the border are sorted as a whole.
+
+def dots(queries: Tensor, corpus: Tensor, query: Tensor, place: Tensor) -> Tensor:
+    """The products of pairs of vectors, given by where each is: in float64, where no order of summing shows, then
+    rounded. A kernel for matrices sums in another order at a matrix's edge, and for another number of rows."""
+    parts = zip(*(x.split(max(1, PRODUCTS // queries.shape[1])) for x in (query, place)), strict=True)
+    return torch.cat([(queries[a].double() * corpus[b].double()).sum(dim=1) for a, b in parts]).float()
+
+
+def candidates(alike: Tensor, least: Tensor, k: int, off: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Which queries and which vectors of a block may be among the best k, as pairs, in rising order.
+
+    alike: The scores (queries, block), two of which are off by less than ``off`` (queries,) together.
+    least: What a score has to be now, (queries,).
     """
-    k = min(k, found.shape[1])
-    values, places = found.topk(k, dim=1)
-    torn = (found >= values[:, -1:]).sum(dim=1) > k if k else torch.zeros(len(found), dtype=torch.bool)
-    if torn.any():
-        places[torn] = found[torn].sort(dim=1, descending=True, stable=True).indices[:, :k]
-    places = places.sort(dim=1).values
-    order = found.gather(1, places).sort(dim=1, descending=True, stable=True).indices
-    places = places.gather(1, order)
-    return found.gather(1, places), places
+    k = min(k, alike.shape[1])
+    chosen = alike >= (least - off).float()[:, None]
+    if k and int(chosen.count_nonzero()) > (2 * k + SPARE) * len(alike):
+        least = torch.maximum(least, alike.topk(k, dim=1).values[:, -1])
+        chosen = alike >= (least - off).float()[:, None]
+    query, place = chosen.nonzero(as_tuple=True)
+    return query, place
+
+
+def in_rows(rows: int, row: Tensor, found: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and places, which come with the rising row of each, as matrices; minus infinity fills up the values."""
+    counts = row.bincount(minlength=rows)
+    column = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    shape = rows, int(counts.max()) if rows else 0
+    values, where = found.new_full(shape, -math.inf), places.new_zeros(shape)
+    values[row, column], where[row, column] = found, places
+    return values, where
 
 
 def gain(relevances: Sequence[float]) -> float:

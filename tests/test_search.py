@@ -149,6 +149,34 @@ def test_search_is_a_stable_sort(corpus: list[list[int]], k: int, block: int) ->
     assert torch.equal(nearest(vectors[:5], vectors.split(block), k, "dot")[1], expected)
 
 
+@pytest.mark.parametrize("measure", ["cosine", "dot", "euclidean", "manhattan"])
+@pytest.mark.parametrize("dim", [1, 7, 100, 384])
+def test_a_score_is_that_of_its_two_vectors_alone(monkeypatch: pytest.MonkeyPatch, measure: str, dim: int) -> None:
+    """A kernel for matrices gives equal vectors other bits at a matrix's edge, and beside other queries."""
+    generator = torch.Generator().manual_seed(dim)
+    queries, corpus = torch.randn(7, dim, generator=generator), torch.randn(60, dim, generator=generator)
+    corpus[0] *= 1e20 if measure == "cosine" else 1
+    alone = torch.cat([torch.cat([nearest(q[None], [c[None]], 1, measure)[0] for c in corpus], 1) for q in queries])
+    corpus = corpus[torch.arange(60) % 40]  # some are there twice
+    alone = alone[:, torch.arange(60) % 40]
+    expected = alone.sort(dim=1, descending=True, stable=True)
+    for block, rows, k in ((60, 7, 60), (17, 2, 9), (5, 1, 3), (1, 3, 1)):
+        monkeypatch.setattr(module, "QUERIES", rows)
+        scores, places = nearest(queries, corpus.split(block), k, measure)
+        assert torch.equal(scores, expected.values[:, :k])
+        assert torch.equal(places, expected.indices[:, :k])
+        assert torch.equal(nearest(queries[1:2], corpus.split(block), k, measure)[0], scores[1:2])
+
+
+@pytest.mark.parametrize("count", [2, 5, 17, 100, 1001])
+def test_equal_vectors_come_in_their_order(count: int) -> None:
+    generator = np.random.default_rng(0)
+    vector, query = generator.standard_normal((2, 384)).astype(np.float32)
+    scores, places = search(query, np.tile(vector, (count, 1)), 10)
+    assert places[0].tolist() == [*range(min(10, count))]
+    assert len({*scores[0].tolist()}) == 1
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_vectors_that_are_not_finite(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     """Refused with their place: a NaN would rank first, by every measure."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -132,10 +133,18 @@ def refused(repo_id: str, error: Exception, token: str | None) -> WeightsError:
     return WeightsError(f"{repo_id} was not pushed ({code}{text[:200]}); {advice}")
 
 
-def push_saved(save: Callable[[Path], None], repo_id: str, options: PushOptions) -> str:
-    """As ``push``, of a model that ``save`` writes to a folder; gives the address."""
+def push_saved(save: Callable[[Path], object], repo_id: str, options: PushOptions, onnx: bool = False) -> str:
+    """As ``push``, of a model that ``save`` writes to a folder, with ONNX graphs if asked; gives the address.
+
+    Raises:
+        InputError: as ``push``; or the extra for ONNX is not installed.
+        WeightsError: as ``push``; or a graph gives other values than the model.
+    """
     check_address(repo_id, options.get("token"))
     with tempfile.TemporaryDirectory(prefix="mtl-") as temporary:
         folder = Path(temporary) / repo_id.rpartition("/")[2]
         save(folder)
+        if onnx:
+            folder, saved = Path(temporary) / "onnx" / folder.name, folder
+            import_module("mtl").export_onnx(saved, folder)  # by its public name, since its room stands above this one
         return push(folder, repo_id, **options)[0]

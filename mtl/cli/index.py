@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,24 +105,38 @@ def check_own(output: Path, own: Mapping[str, Any], **options: object) -> None:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), metavar="INDEX")
+@click.argument("folder", metavar="INDEX")
 @click.argument("queries", nargs=-1, required=True)
 @click.option("-k", "results", type=click.IntRange(1), default=5, show_default=True, help="Results of a query.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each result.")
 @click.option("-m", "--model", help="Where the index's model is now.  [default: as when the index was made]")
-def search(folder: Path, queries: tuple[str, ...], results: int, as_json: bool, model: str | None) -> None:
-    """The rows of INDEX that are the most similar to each of QUERIES, with their scores."""
-    from mtl.index.index import Index
+@click.option("--address", help="A Ray cluster that searches what embed-corpus wrote: auto, local, or host:port.")
+def search(
+    folder: str, queries: tuple[str, ...], results: int, as_json: bool, model: str | None, address: str | None
+) -> None:
+    """The rows of INDEX that are the most similar to each of QUERIES, with their scores.
 
-    opened = Index.open(folder)
-    if model:
-        opened = Index.open(folder, opened.load(model))
+    INDEX may also be a folder of files that embed-corpus wrote, or its URL: they are searched one by one.
+    """
+    from mtl.index.index import Index, is_index
+
     texts = [decoded(query) for query in queries]
-    for query, hits in zip(texts, opened.search(texts, results), strict=True):
+    field: str | None = None
+    if address or "://" in folder or (not is_index(Path(folder)) and (Path(folder) / "manifest.json").is_file()):
+        from mtl.index.shards import search_corpus
+
+        found = search_corpus(folder, texts, results, model=model, address=address)
+    else:
+        opened = Index.open(folder)
+        if model:
+            opened = Index.open(folder, opened.load(model))
+        found, field = opened.search(texts, results), opened.state.settings["field"]
+    for query, hits in zip(texts, found, strict=True):
         if as_json:
             for hit in hits:
                 echo_json({"query": query, **dataclasses.asdict(hit)})
             continue
         click.echo(shown(query, 100))
         for hit in hits:
-            click.echo(f"  {hit.score:7.4f}  {hit.id!s:<12} {shown(hit.row[opened.state.settings['field']], 80)}")
+            said = hit.row[field] if field else json.dumps(hit.row, ensure_ascii=False)
+            click.echo(f"  {hit.score:7.4f}  {hit.id!s:<12} {shown(said, 80)}")

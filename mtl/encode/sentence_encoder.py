@@ -184,17 +184,18 @@ class SentenceEncoder(nn.Module):
         """
         export.save(self.to_checkpoint(), Path(folder))
 
-    def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> str:
+    def push_to_hub(self, repo_id: str, *, onnx: bool = False, **options: Unpack[PushOptions]) -> str:
         """Commit what ``save`` writes to a repository of the hub, ``owner/name``; gives the address of the commit.
 
         ``private``: nobody else sees it. ``create_pr`` proposes it in a pull request, ``revision`` names a branch,
-        ``commit_message`` what was done. ``token`` is by default that of ``hf auth login`` or of HF_TOKEN.
+        ``commit_message`` what was done. ``token`` is by default that of ``hf auth login`` or of HF_TOKEN. With
+        ``onnx``, ONNX graphs go there too, as ``export_onnx`` writes them.
 
         Raises:
-            InputError: the name or the token cannot be one.
-            WeightsError: the hub does not take it.
+            InputError: the name or the token cannot be one; or what ONNX needs is not installed.
+            WeightsError: the hub does not take it; or a graph gives other values than the model.
         """
-        return push_saved(self.save, repo_id, options)
+        return push_saved(self.save, repo_id, options, onnx)
 
     def check_vocabulary(self) -> None:
         """That the encoder has a row for each token.

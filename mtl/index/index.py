@@ -266,19 +266,20 @@ class Index:
         check_counts(k=k)
         wanted, measure = as_matrix(queries, "queries"), cast(Similarity, self.state.measure)
         search.check_measure(measure, (wanted.shape[1], self.state.dim))
-        if measure == "cosine":  # the vectors are at length 1 already
-            wanted, measure = unit(search.check_finite(wanted, "queries")), "dot"
+        longest = None
+        if measure == "cosine":  # the vectors are at length 1 already, to rounding or to that of int8
+            wanted, measure, longest = unit(search.check_finite(wanted, "queries")), "dot", 2.0
         if self.state.form == "binary":
-            return self.rescored(wanted, k, measure)
-        scores, places = search.search(wanted, cast(Any, self.view), k, measure)
+            return self.rescored(wanted, k, measure, longest)
+        scores, places = search.search(wanted, cast(Any, self.view), k, measure, longest)
         return scores, self.view.live[places] if len(self.view.deleted) else places
 
-    def rescored(self, queries: Any, k: int, measure: Similarity) -> tuple[list[Any], list[Any]]:
+    def rescored(self, queries: Any, k: int, measure: Similarity, longest: float | None) -> tuple[list[Any], list[Any]]:
         """As ``nearest``, among candidates by bits."""
         scores, places = [], []
         for query, bits in zip(queries, planes(queries.numpy()).T, strict=True):
             candidates = self.view.candidates(bits, max(CANDIDATES, PER_RESULT * k))
-            found, order = search.search(query, self.view.at(candidates), k, measure)
+            found, order = search.search(query, self.view.at(candidates), k, measure, longest)
             scores.append(found[0])
             places.append(candidates[order[0]])
         return scores, places

@@ -16,6 +16,7 @@ from mtl.rows.uris import Place, Source, reading
 
 NAME = "manifest.json"
 NOTE = b"mtl"  # the key of our note in a Parquet file's metadata
+AGAIN = "remove it to have it made again"
 LOOKS = 16  # outputs that are looked at at once: an object store takes its time for each
 
 Settings = Mapping[str, Any]
@@ -81,24 +82,34 @@ def is_done(output: Place, source: Source, settings: Settings) -> bool:
         InputError: something else is there, or the output of another input.
     """
     place = output / source.target
-    again = "remove it to have it made again"
     if place.info().type == fs.FileType.NotFound:
         return False
+    _, made_from = check_output(place, settings)
+    if made_from != source.state:
+        raise InputError(f"{place} was made from another {source.place} than the one of today; {AGAIN}")
+    return True
+
+
+def check_output(place: Place, settings: Settings) -> tuple[int, Any]:
+    """The number of an output's rows, and what its input was.
+
+    Raises:
+        InputError: it is no output, or one of other settings.
+    """
     try:
         with reading(place), place.open_random() as opened:
-            metadata = pq.ParquetFile(opened).schema_arrow.metadata or {}
+            file = pq.ParquetFile(opened)
+            metadata, rows = file.schema_arrow.metadata or {}, file.metadata.num_rows
     except InputError as error:
-        raise InputError(f"{error}; {again}") from None
+        raise InputError(f"{error}; {AGAIN}") from None
     try:
         found = json.loads(metadata[NOTE])
         made_with, made_from = found["settings"], found["source"]
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"{place} is no output of this command; choose another output folder") from None
+        raise InputError(f"{place} is no output of embed-corpus; choose another folder") from None
     if made_with != settings_hash(settings):
-        raise InputError(f"{place} was made with other settings than {NAME} says; {again}")
-    if made_from != source.state:
-        raise InputError(f"{place} was made from another {source.place} than the one of today; {again}")
-    return True
+        raise InputError(f"{place} was made with other settings than {NAME} says; {AGAIN}")
+    return rows, made_from
 
 
 def to_do(output: Place, sources: Sequence[Source], settings: Settings) -> list[Source]:

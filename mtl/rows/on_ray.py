@@ -175,3 +175,21 @@ def on_ray(
             done.append(Done(**row))
             seen(done[-1].rows)
         return done, actors
+
+
+def tasks(
+    ray: Any, function: Callable[..., Any], items: Sequence[Any], shared: tuple[Any, ...], threads: int
+) -> Iterator[Any]:
+    """What a function gives of each item with what all of them share, in any order; Ray begins lost ones again.
+
+    Raises:
+        InputError: the cluster itself failed.
+    """
+    remote, given = ray.remote(num_cpus=threads)(function), [ray.put(value) for value in shared]
+    pending = [remote.remote(item, *given) for item in items]
+    try:
+        while pending:
+            done, pending = ray.wait(pending)
+            yield from ray.get(done)
+    except ray.exceptions.RayError as error:
+        raise InputError(f"the Ray cluster failed: {one_line(error)}") from None

@@ -432,7 +432,8 @@ def read_keys(text: str) -> list[bytes]:
     Raises:
         InputError: there is none.
     """
-    keys = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = map(str.strip, text.removeprefix("\ufeff").splitlines())  # some editors begin a file with that mark
+    keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise InputError("the file of API keys has none; expected one a line")
     return [hashed(key) for key in keys]

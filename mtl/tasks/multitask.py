@@ -247,9 +247,9 @@ class MultiTaskModel(nn.Module):
         checkpoint = dataclasses.replace(checkpoint, classifier=head, tasks=specs, branches=tensors)
         export.save(checkpoint, Path(folder))
 
-    def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> str:
+    def push_to_hub(self, repo_id: str, *, onnx: bool = False, **options: Unpack[PushOptions]) -> str:
         """Commit what ``save`` writes to a repository of the hub; see SentenceEncoder.push_to_hub."""
-        return push_saved(self.save, repo_id, options)
+        return push_saved(self.save, repo_id, options, onnx)
 
     def program(self) -> Program | Plain:
         """What inference computes with, made anew where this model has changed; see SentenceEncoder.program."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,6 +182,19 @@ def test_push_with_graphs(run: Path, hub: WritableHub, capsys: pytest.CaptureFix
     files = hub.repositories["me/demo"].branches["main"]
     assert {"onnx/model.onnx", "onnx/model_quantized.onnx", "model.safetensors", "modules.json"} <= files.keys()
     assert files["README.md"].decode() == (run / "model" / "README.md").read_text().replace(PLACEHOLDER, "me/demo")
+    model = MultiTaskModel.from_pretrained(run)
+    assert model.push_to_hub("me/same", onnx=True, private=True).startswith(f"{hub.url}/me/same/commit/")
+    assert hub.repositories["me/same"].private
+    assert hub.repositories["me/same"].branches["main"].keys() == files.keys()
+    model.push_to_hub("me/same", onnx=False, private=True)  # the older graphs go
+    assert "onnx/model.onnx" not in hub.repositories["me/same"].branches["main"]
+
+
+def test_graphs_need_their_extra(tiny: SentenceEncoder, hub: WritableHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match=r"ONNX needs onnxscript; install it with: pip install 'mtl\[onnx"):
+        tiny.push_to_hub("me/x", onnx=True)
+    assert not hub.log
 
 
 def test_push_to_hub_and_what_is_stale(heads: MultiTaskModel, tiny: SentenceEncoder, hub: WritableHub) -> None:

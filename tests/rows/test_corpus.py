@@ -207,7 +207,7 @@ def test_an_output_of_another_input_is_not_taken_for_this_one(embed: Callable[..
     with pytest.raises(InputError, match=r"out/a\.parquet cannot be read: .*; remove it to have it made again"):
         embed(source)
     pq.write_table(pa.table(TABLE), tmp_path / "out" / "a.parquet")
-    with pytest.raises(InputError, match="is no output of this command; choose another output folder"):
+    with pytest.raises(InputError, match="is no output of embed-corpus; choose another folder"):
         embed(source)
 
 

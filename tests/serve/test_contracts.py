@@ -255,7 +255,7 @@ def test_a_request_of_more_tokens_than_may_ever_wait(serving: Callable[..., Clie
 
 
 def test_keys(serving: Callable[..., Client]) -> None:
-    client = serving(keys=read_keys("# ours\n first \nsecond\n"))
+    client = serving(keys=read_keys("\ufefffirst\r\n\r\n# ours\r\n second \r\nsecond\n"))
     for headers in ({}, {"Authorization": "Bearer nope"}, {"Authorization": "first"}, {"Authorization": "Bearer"}):
         for path in ("/embed", "/v1/embeddings"):
             reply = client.post(path, {"inputs": "a", "input": "a"}, **headers)
