@@ -15,7 +15,7 @@ import torch
 done = keep_memory()
 def use(times):
     for _ in range(times):
-        parts = [torch.ones(6_000_000) for _ in range(6)]  # 24 MB each
+        parts = [torch.ones(1_900_000) for _ in range(20)]  # 7.6 MB each
         del parts
 use(6)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,6 +1,6 @@
 """The one place that chooses how training computes on a CPU.
 
-Modules know nothing of it: within ``faster`` torch's ``F.linear`` and the textbook's ``packed_attention`` are other
+Modules know nothing of it: within ``faster`` torch's ``F.linear`` and the textbook's ``within_texts`` are other
 functions of the same tensors, with the same value but for rounding. So hooks, adapters and subclasses are what they
 are, and where they call something else, that is computed.
 """
@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 from mtl.kernels.training_attention import Attention, Plan
 from mtl.kernels.training_linear import Linear, onednn, suits
 from mtl.model.dropout import VALUES, drawn
-from mtl.model.encoder import packed_attention
-from mtl.model.packing import PackedBatch
+from mtl.model.encoder import attention as textbook
+from mtl.model.packing import PackedBatch, within_texts
 
 
 class Faster(TorchFunctionMode):
@@ -32,7 +32,7 @@ class Faster(TorchFunctionMode):
         named, found = named or {}, None
         if function is F.linear:
             found = self.linear(*arguments, **named)
-        elif function is packed_attention:
+        elif function is within_texts:
             found = self.attention(*arguments, **named)
         return function(*arguments, **named) if found is None else found
 
@@ -44,12 +44,14 @@ class Faster(TorchFunctionMode):
         return y
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, p: float = 0.0, biases: Sequence[Tensor | None] = ()
-    ) -> Tensor | None:
+        self, attention: Any, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, p: float,
+        biases: Sequence[Tensor | None],
+    ) -> Tensor | None:  # fmt: skip
         """Attention that drops some of its weights, or None where the textbook is to compute it."""
         draws = drawn()
         if (
-            not batch.lengths
+            attention is not textbook
+            or not batch.lengths
             or biases
             or not 0 < round(p * VALUES) < VALUES
             or draws is None

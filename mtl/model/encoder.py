@@ -12,20 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import wrap_torch_function
 
 from mtl.model.activations import ACTIVATIONS
 from mtl.model.config import EncoderConfig
 from mtl.model.dropout import Dropout, dropout
 from mtl.model.interface import Encoder
-from mtl.model.packing import PackedBatch
+from mtl.model.packing import PackedBatch, within_texts
 from mtl.model.positions import segment_table, sinusoids, with_segments
-
-# Training may compute what is marked so in another way, as it may F.linear; see kernels/training_linear.py
-replaceable = wrap_torch_function(lambda *tensors, **_: tensors[:3])
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, bias: Tensor | None = None) -> Tensor:
@@ -40,19 +35,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, bias: Tensor | No
     else:  # the same in one call, which never writes the scores down
         context = F.scaled_dot_product_attention(q, k, v, bias)
     return context.transpose(1, 2)
-
-
-@replaceable
-def packed_attention(
-    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, p: float = 0.0, biases: Sequence[Tensor | None] = ()
-) -> Tensor:
-    """``attention`` within each text of a batch: q, k, v and the result are (tokens, heads, head_dim).
-
-    There is a bias for each group of equally long texts, or none at all.
-    """
-    groups = zip(*map(batch.split, (q, k, v)), biases or [None] * len(batch.groups), strict=True)
-    contexts = [attention(q, k, v, p, bias).flatten(0, 1) for q, k, v, bias in groups]  # equal lengths need no mask
-    return torch.cat(contexts) if contexts else q
 
 
 class Embeddings(nn.Module):
@@ -84,7 +66,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = ()) -> Tensor:
         q, k, v = (linear(x).unflatten(1, (self.n_heads, -1)) for linear in (self.q_lin, self.k_lin, self.v_lin))
-        context = packed_attention(q, k, v, batch, self.dropout if self.training else 0.0, biases)
+        context = within_texts(attention, q, k, v, batch, self.dropout if self.training else 0.0, biases)
         return self.out_lin(context.flatten(1))  # (tokens, dim)
 
 

@@ -24,6 +24,7 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.overrides import wrap_torch_function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,3 +117,18 @@ class PackedBatch:
     def each(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
         ids, positions = function(self.ids), function(self.positions)
         return PackedBatch(ids, positions, self.lengths, None if self.segments is None else function(self.segments))
+
+
+@wrap_torch_function(lambda *given, **_: given[1:4])  # so that training may compute it in another way, as F.linear
+def within_texts(
+    attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, p: float,
+    biases: Sequence[Tensor | None],
+) -> Tensor:  # fmt: skip
+    """Attention within each text of a batch: q, k, v and the result are (tokens, heads, head_dim).
+
+    ``attention`` is that of equally long texts, which need no mask; p is of a dropout. There is a bias for each group,
+    or none at all.
+    """
+    groups = zip(*map(batch.split, (q, k, v)), biases or [None] * len(batch.groups), strict=True)
+    contexts = [attention(q, k, v, p, bias).flatten(0, 1) for q, k, v, bias in groups]
+    return torch.cat(contexts) if contexts else q

@@ -69,10 +69,10 @@ def created(recipe: Recipe) -> MultiTaskModel:
                 model.tasks[task.name] = own
     if pretrained.tasks:
         before = MultiTaskModel.from_checkpoint(pretrained)
-        for name, task in before.tasks.items():
-            if name in model.tasks and (own := model.tasks[name].handler.continued(task)):
-                model.branch(name).load_state_dict(before.branch(name).state_dict())
-                model.tasks[name] = own
+        for task in recipe.tasks:  # as declared: the folder's classifier may have given it another scale
+            if task.name in before.tasks and (own := task.handler.continued(before.tasks[task.name])):
+                model.branch(task.name).load_state_dict(before.branch(task.name).state_dict())
+                model.tasks[task.name] = own
     return model
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from mtl.kernels.training import Faster
 from mtl.kernels.training_attention import PADDING, Plan, runs_of
 from mtl.model.dropout import Draws, drawing_from, no_dropout
-from mtl.model.encoder import packed_attention
-from mtl.model.packing import PackedBatch
+from mtl.model.encoder import attention
+from mtl.model.packing import PackedBatch, within_texts
 
 LENGTHS = [(1,), (9, 9, 9), (40, 37, 13, 12, 12, 3, 1), (2, 60, 5, 61), (90, 33)]
 
@@ -23,8 +23,8 @@ def found(lengths: tuple[int, ...], mode: bool, p: float = 0.2, dtype: torch.dty
     batch = PackedBatch.pack([[1] * length for length in lengths])
     draws = Draws([7 + i for i in range(len(lengths))], lengths)
     with drawing_from(draws), Faster() if mode else nullcontext():
-        first = packed_attention(q, k, v, batch, p)
-        context = packed_attention(first, k, v, batch, p)
+        first = within_texts(attention, q, k, v, batch, p, ())
+        context = within_texts(attention, first, k, v, batch, p, ())
     return [first.detach(), context.detach(), *torch.autograd.grad(context, parts, g)]
 
 
@@ -51,20 +51,22 @@ def test_padding_is_bounded() -> None:
 
 
 def test_the_textbook_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without dropout, with a bias, of other texts than dropout knows, and where torch draws."""
+    """Without dropout, with a bias, of other texts than dropout knows, where torch draws, of another attention."""
     batch = PackedBatch.pack([[1] * 5, [1] * 3])
     q = torch.randn(8, 2, 16, generator=torch.Generator().manual_seed(0))
     bias = [torch.zeros(1, 2, n, n) for n in (5, 3)]
     draws = Draws([1, 2], batch.lengths)
     with Faster() as mode:
-        assert mode.attention(q, q, q, batch, 0.1) is None
+        assert mode.attention(attention, q, q, q, batch, 0.1, ()) is None
         with drawing_from(draws):
-            assert mode.attention(q, q, q, batch, 0.0) is None
-            assert mode.attention(q, q, q, batch, 1.0) is None
-            assert mode.attention(q, q, q, batch, 0.1, bias) is None
-            assert mode.attention(q.double(), q, q, batch, 0.1) is None
+            assert mode.attention(attention, q, q, q, batch, 0.0, ()) is None
+            assert mode.attention(attention, q, q, q, batch, 1.0, ()) is None
+            assert mode.attention(attention, q, q, q, batch, 0.1, bias) is None
+            assert mode.attention(attention, q.double(), q, q, batch, 0.1, ()) is None
             with no_dropout():
-                assert mode.attention(q, q, q, batch, 0.1) is None
-            assert mode.attention(q, q, q, batch, 0.1) is not None
+                assert mode.attention(attention, q, q, q, batch, 0.1, ()) is None
+            patched = lambda *given: attention(*given)  # noqa: E731
+            assert mode.attention(patched, q, q, q, batch, 0.1, ()) is None
+            assert mode.attention(attention, q, q, q, batch, 0.1, ()) is not None
         with drawing_from(Draws([1, 2], [3, 5])):
-            assert mode.attention(q, q, q, batch, 0.1) is None
+            assert mode.attention(attention, q, q, q, batch, 0.1, ()) is None
