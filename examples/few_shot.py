@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import mtl
-from mtl import Recipe, TaskSpec, Training
+from mtl import Recipe, TaskSpec
 
 DATA = Path(mtl.__file__).parent / "recipes" / "demo"
 LABELS = ("food", "travel", "technology")
@@ -29,7 +29,7 @@ def main(folder: str) -> None:
     rows = first_of_each_label(DATA / "topic-train.jsonl", 8)
     examples.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     topic = TaskSpec("topic", kind="few-shot", train=examples.resolve(), test=DATA / "topic-test.jsonl")
-    recipe = Recipe("all-MiniLM-L6-v2", [topic], Training(epochs=1, batch_size=16, learning_rate=2e-5))
+    recipe = Recipe("all-MiniLM-L6-v2", [topic])  # an epoch, 16 pairs a step, at a rate of 2e-5
     model = mtl.train(recipe, folder)
     print(model.predict(["Simmer the beans for an hour."]).labels["topic"])
 

@@ -189,9 +189,13 @@ class Index:
         begins anew. With ``replace``, rows whose id is there already take the place of the older ones.
 
         Raises:
-            InputError: a row has no text or no id, or an id that another has; the index is as it was.
+            InputError: a row has no text or no id, or an id that another has, or rows without ids are to be replaced;
+                the index is as it was.
         """
         target, settings = self.folder / ADDING, self.state.settings
+        if replace and not settings["id_field"]:
+            raise InputError(f"the rows of {self.folder} have numbers for ids; expected an index with an id_field, "
+                             "whose rows can be replaced")  # fmt: skip
         with self.changing(), open_output(target, self.state.dim, "float32", settings, resume, overwrite) as output:
             model, before = self.model, output.expected
             remaining = output.remaining(self.rows(rows, replace or (bool(before) and before == self.state.last)))

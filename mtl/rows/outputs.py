@@ -106,8 +106,10 @@ class Output:
         """See what is there already, and remove what is left of writes in the middle of which a process was killed.
 
         Raises:
-            InputError: something that may be neither thrown away nor continued.
+            InputError: something that may be neither thrown away nor continued; both are asked for.
         """
+        if resume and overwrite:
+            raise InputError("resume goes on with what is there, overwrite throws it away; expected one of them")
         for path in (self.path, self.state_path, self.made_path, self.ranges_path):
             sweep(path.parent, path.name)
         if overwrite:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -30,6 +30,8 @@ def limit(default: int) -> Any:
 @dataclasses.dataclass(frozen=True)
 class Training:
     """How to train. A step is a window of ``accumulate`` micro-batches of ``batch_size`` rows of one task each.
+
+    What a recipe does not say is as here, unless all its tasks are of a kind with other defaults ("few-shot").
 
     epochs: As often as every task's rows are seen where ``sampling`` is "proportional".
     learning_rate, head_learning_rate: AdamW's, of the trunk and of the tasks' own poolings and heads.
@@ -101,16 +103,26 @@ class Training:
         return {name: getattr(self, name) for name in names}
 
 
+def usual(tasks: Sequence[TaskSpec]) -> dict[str, Any]:
+    """The defaults of training for these tasks that are not Training's, where all of one kind have such."""
+    first, *others = (task.handler.training for task in tasks)
+    return dict(first) if all(other == first for other in others) else {}
+
+
+UNSAID = Training()
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """A model to start from, its tasks, and how to train them. ``folder`` is where relative paths start.
 
+    training: By default a Training() with the defaults that its tasks' kind has.
     layers: The blocks of the model that are kept, counted from 0, as [0, 2, 4]; all of them where none is named.
     """
 
     model: str
     tasks: Sequence[TaskSpec]
-    training: Training = Training()
+    training: Training = UNSAID
     folder: Path = Path()
     layers: tuple[int, ...] = ()
 
@@ -129,6 +141,8 @@ class Recipe:
         names = [task.name for task in self.tasks]
         if not names:
             raise RecipeError("tasks are none; expected at least one TaskSpec", "tasks")
+        if self.training is UNSAID:
+            object.__setattr__(self, "training", Training(**usual(self.tasks)))
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise RecipeError(f"two tasks are called {shown(name)}; expected different names", "tasks")
@@ -186,8 +200,8 @@ def read_recipe(path: Path) -> Recipe:
     entries = content.get("task", [])
     if not isinstance(content.get("model"), str) or not isinstance(entries, list) or not entries:
         raise RecipeError(f'{path}: expected model = "name" and at least one [[task]]')
-    training = build(Training, content.get("training", {}), path, source, "[training]", 0)
     tasks = [build(TaskSpec, entry, path, source, "[[task]]", i) for i, entry in enumerate(entries)]
+    training = build(Training, content.get("training", {}), path, source, "[training]", 0, usual(tasks))
     names = [task.name for task in tasks]
     repeated = [line_of(source, "name", "[[task]]", i) for i, name in enumerate(names) if name in names[:i]]
     try:
@@ -208,8 +222,10 @@ def line_of(source: str, key: str, header: str = "", nth: int = 0) -> str:
     return ""
 
 
-def build(cls: type[T], fields: Any, path: Path, source: str, header: str, nth: int) -> T:
-    """A data class from one table of a recipe."""
+def build(
+    cls: type[T], fields: Any, path: Path, source: str, header: str, nth: int, defaults: Mapping[str, Any] = {}
+) -> T:
+    """A data class from one table of a recipe, and other defaults than its own."""
     if not isinstance(fields, dict):
         raise RecipeError(f"{path}, {header}: expected a table")
     known = get_type_hints(cls)
@@ -220,7 +236,7 @@ def build(cls: type[T], fields: Any, path: Path, source: str, header: str, nth: 
     if cls is TaskSpec and "name" not in fields:
         raise RecipeError(f"{path}, {header}: a name is missing", "name")
     try:
-        return cls(**fields)
+        return cls(**{**defaults, **fields})
     except RecipeError as error:
         line = line_of(source, error.field or "", header, nth)
         line = line or line_of(source, "name", header, nth)  # of the task, where what is wrong stands nowhere

@@ -97,6 +97,10 @@ def test_append_replace_delete(tiny: SentenceEncoder, tmp_path: Path) -> None:
 def test_rows_are_numbered_where_they_have_no_id(tiny: SentenceEncoder, tmp_path: Path) -> None:
     index = Index.create(tmp_path / "idx", tiny, field="body")
     assert index.search("a", 3) == []
+    with pytest.raises(InputError, match="have numbers for ids; expected an index with an id_field"):
+        index.add(["a"], replace=True)
+    with pytest.raises(InputError, match="resume goes on with what is there, overwrite throws it away"):
+        index.add(["a"], resume=True, overwrite=True)
     index.add(["a", {"body": "b", "more": [1]}])
     index.delete([1])
     index.add(row for row in ["c"])

@@ -19,7 +19,7 @@ from mtl.tasks.logistic import fit
 from mtl.tasks.spec import TaskSpec
 from mtl.training import loop
 from mtl.training.data import load_data, read_files
-from mtl.training.recipe import Recipe
+from mtl.training.recipe import Recipe, read_recipe
 
 TASK = TaskSpec("near", ("x", "y", "z"), kind="few-shot", train="rows.jsonl", pairs=3)
 
@@ -207,3 +207,16 @@ def test_a_share_is_the_same_rows_once_it_is_a_classifier(
     expected = become.handler.strata(read_files(become, "train", tmp_path).targets)
     assert task.handler.strata(found.targets) == expected
     assert complete.handler.strata(read_files(complete, "train", tmp_path).targets) == expected
+
+
+def test_its_defaults_of_training(tmp_path: Path) -> None:
+    """What nobody says is right for few examples, from Python and from a file; beside another kind, Training's own."""
+    other = TaskSpec("topic", ("a", "b"), train="rows.jsonl")
+    assert Recipe("m", [TASK]).training == Training(epochs=1, batch_size=16, learning_rate=2e-5)
+    assert Recipe("m", [TASK, other]).training == Recipe("m", [other]).training == Training()
+    assert Recipe("m", [TASK], Training()).training == Training()
+    path = tmp_path / "few.toml"
+    path.write_text(
+        'model = "m"\n[training]\nepochs = 2\n[[task]]\nname = "t"\nkind = "few-shot"\ntrain = "rows.jsonl"\n'
+    )
+    assert read_recipe(path).training == Training(epochs=2, batch_size=16, learning_rate=2e-5)

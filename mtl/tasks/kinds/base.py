@@ -52,6 +52,7 @@ class Kind(ABC):
     whole_window: Its loss compares all rows of a window with each other, and is no sum over the rows.
     uncertainty: What the loss is multiplied by under learned loss weights (see training/optim.py).
     has_picture: Whether ``draw`` draws something.
+    training: Defaults of training where a recipe's tasks are all of this kind, as ``{"epochs": 1}``.
     own_metrics: Each metric's name, with 1 where more is better and -1 where less is. The first is the main one.
 
     Raises:
@@ -69,6 +70,7 @@ class Kind(ABC):
     whole_window: ClassVar[bool] = False
     uncertainty: ClassVar[float] = 1.0
     has_picture: ClassVar[bool] = False
+    training: ClassVar[Mapping[str, Any]] = {}
     own_metrics: ClassVar[Mapping[str, int]]
 
     def __init__(self, task: TaskSpec) -> None:

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from mtl.encode.sentence_encoder import SentenceEncoder
     from mtl.tasks.spec import TaskSpec
 
-STRENGTH = (
-    100.0  # of the head's loss against its weights' squares: on 8 examples a class, 1.5 points above 1 (SST-2, TREC)
-)
+# Of the head's loss against its weights' squares: on 8 examples a class, 1.5 points above 1 (SST-2, TREC)
+STRENGTH = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +66,14 @@ class FewShot(CosineKind, HeadKind):
     beside one with which it has none, whose cosine is to be 0. After each epoch a linear head is fitted to convergence
     on the texts' pooled hidden states (logistic regression, as scikit-learn's with C = 100), dev data are measured
     with it, and what is trained is a "single-label" or "multi-label" task of this name. Labels that are not given are
-    those of the training data. For 8 rows a label, epochs = 1, batch_size = 16 and learning_rate = 2e-5 are right.
+    those of the training data. Where a recipe has only such tasks, epochs = 1, batch_size = 16 and learning_rate = 2e-5
+    are the defaults.
     """
 
     name = "few-shot"
     Options: ClassVar[type] = FewShotOptions
     least_labels: ClassVar[int | None] = 0
+    training: ClassVar[Mapping[str, Any]] = {"epochs": 1, "batch_size": 16, "learning_rate": 2e-5}
 
     def check_labels(self) -> None:
         super().check_labels()
