@@ -3,7 +3,8 @@
     python -m benchmarks.readme
 
 README.md has one table, of the processor that was measured last; benchmarks/README.md has all. What stands between
-the lines <!-- speed:begin --> and <!-- speed:end --> is replaced in both, and between those of "faults" in the latter.
+the lines <!-- speed:begin --> and <!-- speed:end --> is replaced in both, and between those of "faults" and "serving"
+in the latter.
 """
 
 from __future__ import annotations
@@ -247,12 +248,48 @@ def memory_sentence(result: Result) -> str:
 def faults(folder: Path = RESULTS) -> str:
     """The README's part on faults, of each processor that there are such results of."""
     blocks = []
-    for path in sorted(folder.glob("*/faults.json")):
+    for processor in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if (path := processor / "faults.json").exists():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            taken = spoken(sorted({tally["date"] for tally in result["tallies"].values()}))
+            blocks += [f"{processor.name}, taken {taken}:", fault_table(result)]
+        if (path := processor / "soak.json").exists():
+            told = memory_sentence(json.loads(path.read_text(encoding="utf-8")))
+            blocks.append(told if (processor / "faults.json").exists() else f"{processor.name}: {told}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def serving_table(rounds: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+    """Each server's requests a second, the middle one of its rounds, beside infinity's, and their 99th percentile."""
+    rows = [["load", "server", "requests a second", "times infinity", "p99, ms"]]
+    for load, servers in rounds.items():
+        middle = {name: statistics.median(one["per second"] for one in found) for name, found in servers.items()}
+        base = next((middle[name] for name in middle if name.startswith("infinity")), None)
+        for name, found in servers.items():
+            ratio = f"{middle[name] / base:.2f}" if base else ""
+            slowest = statistics.median(one["p99"] for one in found)
+            rows.append([load, name, f"{middle[name]:.1f}", ratio, f"{slowest:.0f}"])
+    return markdown(rows)
+
+
+def serving(folder: Path = RESULTS) -> str:
+    """The README's part on the server, of each processor that there are such results of."""
+    blocks = []
+    for path in sorted(folder.glob("*/serving.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        taken = spoken(sorted({tally["date"] for tally in result["tallies"].values()}))
-        blocks += [f"{path.parent.name}, taken {taken}:", fault_table(result)]
-        if (soak := path.with_name("soak.json")).exists():
-            blocks.append(memory_sentence(json.loads(soak.read_text(encoding="utf-8"))))
+        blocks.append(f"{path.parent.name}, {result['model']}, {result['texts']:,} different texts:")
+        if "loads" in result:
+            blocks.append(serving_table(result["loads"]["rounds"]))
+        if "soak" in result:
+            soak = result["soak"]
+            (first, second), (least, most) = (
+                soak[key] for key in ("MiB per hour, first and second half", "least and most MiB once warm")
+            )
+            blocks.append(
+                f"{soak['requests']:,} requests in {soak['seconds'] / 60:.0f} minutes of load on a busy machine: "
+                f"{least:.0f} to {most:.0f} MiB once warm, {first:+.0f} MiB an hour in the first half of that and "
+                f"{second:+.0f} in the second; {soak['refused']} refused."
+            )
     return "\n\n".join(blocks) + "\n"
 
 
@@ -263,7 +300,10 @@ def replaced(text: str, name: str, content: str) -> str:
 
 
 def main() -> None:
-    for path, parts in ((README, {"speed": brief()}), (ALL, {"speed": render(), "faults": faults()})):
+    for path, parts in (
+        (README, {"speed": brief()}),
+        (ALL, {"speed": render(), "faults": faults(), "serving": serving()}),
+    ):
         text = path.read_text(encoding="utf-8")
         for name, content in parts.items():
             text = replaced(text, name, content)

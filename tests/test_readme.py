@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.readme import ALL, brief, faults, render, replaced
+from benchmarks.readme import ALL, brief, faults, render, replaced, serving
 from mtl.training.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +78,8 @@ def test_the_figures_are_those_of_the_results() -> None:
     """`python -m benchmarks.readme` writes them."""
     longer = ALL.read_text(encoding="utf-8")
     assert replaced(README, "speed", brief()) == README
-    assert replaced(replaced(longer, "speed", render()), "faults", faults()) == longer
+    for name, written in (("speed", render()), ("faults", faults()), ("serving", serving())):
+        assert replaced(longer, name, written) == longer
     assert "| killed | moments tried |" in longer
     assert "| texts per second |" in README
 
