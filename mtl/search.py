@@ -22,7 +22,8 @@ Relevance = Mapping[int, float]  # a document's place, and how relevant it is
 LARGE = 1e15  # a value beyond which squares are summed with care
 QUERIES, BLOCK = 1024, 16384  # vectors that are compared at once: 64 MB of scores
 PRODUCTS = 1 << 22  # of numbers that are summed at once
-ROUNDING = 2.0**-24  # of a float32, by its size
+ROUNDING = {"bf16": 2.0**-8, "tf32": 2.0**-11}  # of a product's inputs where torch is told so; else float32's 2 ** -24
+FEW = 512  # candidates of each query, above which the products are made anew in float64
 SPARE = 16  # candidates of a query, more than twice the results, before they are chosen more closely
 DEPTH = 100  # results of a query that the metrics look at
 METRICS = {"ndcg@10": 1, "mrr@10": 1, "recall@10": 1, "recall@100": 1}
@@ -56,12 +57,13 @@ def as_matrix(vectors: Vectors, name: str) -> Tensor:
     check_vectors(vectors, name)
     if isinstance(vectors, np.ndarray):
         kind = vectors.dtype.newbyteorder("=") if vectors.dtype.itemsize <= 8 else np.float64
-        vectors = torch.from_numpy(vectors.astype(kind, copy=not vectors.flags.writeable))
+        vectors = torch.from_numpy(vectors.astype(kind, order="C", copy=not vectors.flags.writeable))
     return vectors.float().unsqueeze(0) if vectors.ndim == 1 else vectors.float()
 
 
 def unit(x: Tensor) -> Tensor:
     """Vectors at length 1, each as if alone; those whose squares a float32 cannot hold are made smaller first."""
+    x = x.contiguous()  # of values that are not neighbours, torch sums the squares in another order
     largest = x.abs().amax(dim=-1, keepdim=True) if x.numel() else x
     return F.normalize(x / largest.where(largest > LARGE, 1.0) if (largest > LARGE).any() else x, dim=-1)
 
@@ -146,42 +148,63 @@ def nearest(
     best = [(x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64, device=x.device)) for x in groups]
     start = 0
     for block in corpus:
-        vectors = block.float().to(queries.device)
-        vectors = unit(vectors) if measure == "cosine" else vectors
+        given = block.float().to(queries.device)
+        vectors = unit(given) if measure == "cosine" else given
+        most = longest_of(vectors) if measure == "dot" and longest is None else longest or 0.0
+        most = 1.0 if measure == "cosine" else most
         for i, group in enumerate(groups):
             alike = scores(group, vectors, "dot" if measure == "cosine" else measure)
             if not torch.isfinite(alike.sum()):  # a vector that is not finite has no finite score with any other
-                check_finite(block, "corpus", start)
-                if not torch.isfinite(alike.amax(dim=1)).all():
+                check_finite(given, "corpus", start)
+                if not torch.isfinite(alike).all():
                     raise InputError(f"the vectors are too large to be compared by {measure}; expected smaller numbers")
             least = best[i][0][:, -1] if best[i][0].shape[1] == k else group.new_full((len(group),), -math.inf)
-            products = measure in ("cosine", "dot")
-            off = rounding(group, vectors, 1.0 if measure == "cosine" else longest) if products else 0.0
-            query, place = candidates(alike, least, k, off)
-            if not len(query):
-                continue
-            exact = dots(group, vectors, query, place) if products else alike[query, place]
-            found, places = in_rows(len(group), query, exact, place + start)
-            found, places = torch.cat([best[i][0], found], dim=1), torch.cat([best[i][1], places], dim=1)
-            order = found.sort(dim=1, descending=True, stable=True).indices[:, :k]
-            best[i] = found.gather(1, order), places.gather(1, order)
+            if measure in ("cosine", "dot"):
+                query, place, exact = best_products(group, vectors, alike, least, k, most)
+            else:
+                query, place = candidates(alike, least, k, 0.0)
+                exact = alike[query, place]
+            if len(query):
+                found, places = in_rows(len(group), query, exact, place + start)
+                found, places = torch.cat([best[i][0], found], dim=1), torch.cat([best[i][1], places], dim=1)
+                order = found.sort(dim=1, descending=True, stable=True).indices[:, :k]
+                best[i] = found.gather(1, order), places.gather(1, order)
         start += len(block)
-    return torch.cat([found.cpu() for found, _ in best]), torch.cat([places.cpu() for _, places in best])
+    shape = len(queries), min(k, start)
+    found, places = (torch.cat([part[i].cpu() for part in best]) for i in (0, 1))
+    return found.reshape(shape), places.reshape(shape)
 
 
-def rounding(queries: Tensor, corpus: Tensor, longest: float | None) -> Tensor:
-    """How far two products of each query with the corpus may be off, taken together, in whatever order float32 sums
-    them (Higham 2002, section 3.1): (queries,) float64."""
-    if longest is None:
-        longest = float(torch.linalg.vector_norm(corpus, dim=1, dtype=torch.float64).max()) if len(corpus) else 0.0
+def best_products(
+    queries: Tensor, corpus: Tensor, alike: Tensor, least: Tensor, k: int, longest: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which pairs of queries and vectors may be among the best k, and their products; ``alike`` is what a kernel for
+    matrices makes of all."""
+    query, place = candidates(alike, least, k, rounding(queries, longest))
+    if len(query) > FEW * len(queries):  # vectors that are nearly alike
+        alike = queries.double() @ corpus.double().T
+        query, place = candidates(alike, least, k, rounding(queries, longest, double=True))
+    return query, place, dots(queries, corpus, query, place)
+
+
+def longest_of(vectors: Tensor) -> float:
+    return float(torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).max()) if len(vectors) else 0.0
+
+
+def rounding(queries: Tensor, longest: float, double: bool = False) -> Tensor:
+    """How far two products of each query with vectors no longer than ``longest`` may be off, taken together, in
+    whatever order float32 or float64 sums them (Higham 2002, section 3.1), and rounded: (queries,) float64."""
     lengths = torch.linalg.vector_norm(queries, dim=1, dtype=torch.float64)
-    return (2 * queries.shape[1] + 8) * (ROUNDING * 1.01 * longest * lengths + 2.0**-126)
+    terms = 4 if double else 2 * queries.shape[1] + 8  # a rounding for each term of both, and of what they are held to
+    told = [getattr(torch.backends, name).matmul.fp32_precision for name in ("mkldnn", "cuda")]
+    of_inputs = 0.0 if double else 4 * max(ROUNDING.get(name, 0.0) for name in told)
+    return (terms * 2.0**-24 + of_inputs) * 1.01 * longest * lengths + terms * 2.0**-126
 
 
 def dots(queries: Tensor, corpus: Tensor, query: Tensor, place: Tensor) -> Tensor:
     """The products of pairs of vectors, given by where each is: in float64, where no order of summing shows, then
     rounded. A kernel for matrices sums in another order at a matrix's edge, and for another number of rows."""
-    parts = zip(*(x.split(max(1, PRODUCTS // queries.shape[1])) for x in (query, place)), strict=True)
+    parts = zip(*(x.split(max(1, PRODUCTS // max(1, queries.shape[1]))) for x in (query, place)), strict=True)
     return torch.cat([(queries[a].double() * corpus[b].double()).sum(dim=1) for a, b in parts]).float()
 
 

@@ -234,3 +234,58 @@ def test_rows_of_pairs_as_a_search() -> None:
     found = task.handler.measure(rows, numbers)  # of 0: 1, 5, 4, 2, 3, where 4 and 3 are near 0
     ndcg = (1 + 1 / math.log2(5)) / (1 + 1 / math.log2(3))
     assert found == pytest.approx({"ndcg@10": (ndcg + 1) / 2, "mrr@10": 1.0, "recall@10": 1.0, "recall@100": 1.0})
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot", "euclidean"])
+def test_a_score_is_that_of_its_values_however_they_lie_in_memory(measure: str) -> None:
+    x = np.random.default_rng(0).normal(size=(300, 384)).astype(np.float32)
+    expected = search(x[:5], x, 20, measure)
+    wide = torch.zeros(300, 768)
+    wide[:, ::2] = torch.from_numpy(x)
+    backwards = np.ascontiguousarray(x[::-1, ::-1])[::-1, ::-1]
+    for other in (np.asfortranarray(x), wide[:, ::2], backwards):
+        for queries in (x[:5], other[:5]):
+            found = search(queries, other, 20, measure)
+            assert all(np.array_equal(one, same) for one, same in zip(found, expected, strict=True))
+
+
+def test_an_estimate_that_is_too_large_is_said() -> None:
+    """The product is 0, and float32 sums its first half to minus infinity."""
+    query = np.full((1, 256), 1e20, np.float32)
+    corpus = np.full((100, 256), -1e-22, np.float32)
+    corpus[50] = np.repeat(np.float32([-3e18, 3e18]), 128)
+    with pytest.raises(InputError, match="the vectors are too large to be compared by dot"):
+        search(query, corpus, 1, "dot")
+
+
+@pytest.mark.parametrize("spread", [3e-3, 1e-6])
+def test_vectors_that_are_nearly_alike(monkeypatch: pytest.MonkeyPatch, spread: float) -> None:
+    monkeypatch.setattr(module, "FEW", 16)
+    generator = np.random.default_rng(0)
+    x = (1 + spread * generator.normal(size=(500, 64))).astype(np.float32)
+    found, places = search(x[:9], x, 7, "dot")
+    exact = (np.float64(x[:9]) @ np.float64(x).T).astype(np.float32)
+    order = np.argsort(-exact, axis=1, kind="stable")[:, :7]
+    assert np.array_equal(places, order)
+    assert np.array_equal(found, np.take_along_axis(exact, order, 1))
+
+
+def test_of_nothing() -> None:
+    """No queries, no vectors, no dimensions: results of the shape that is promised."""
+    x = np.ones((3, 4), np.float32)
+    assert search(x[:0], x, 2)[0].shape == (0, 2)
+    assert search(x, x[:0], 2)[1].shape == (3, 0)
+    assert search(x[:, :0], x[:2, :0], 5)[0].tolist() == [[0, 0]] * 3
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_that_are_allowed_to_be_less_exact(precision: str) -> None:
+    """What decides is computed exactly; the kernel only says who may be among the best."""
+    x = np.random.default_rng(0).normal(size=(500, 64)).astype(np.float32)
+    expected, before = search(x[:9], x, 7), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        found = search(x[:9], x, 7)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert all(np.array_equal(one, same) for one, same in zip(found, expected, strict=True))

@@ -390,16 +390,17 @@ def read_stamps() -> dict[str, Any]:
 
 
 def stamped_sha256(path: Path) -> str:
-    """A file's sha256, remembered for as long as its size and its time of modification stay the same."""
+    """A file's sha256, remembered for as long as it is the same file, with the same size and times of change."""
     path = path.resolve()
     stat = path.stat()
-    state = [stat.st_size, stat.st_mtime_ns]
+    state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]  # nobody sets ctime back
     stamps = read_stamps()
     known = stamps.get(str(path))
-    if isinstance(known, list) and known[:2] == state and len(known) == 3 and isinstance(known[2], str):
-        return known[2]
+    if isinstance(known, list) and known[:-1] == state and isinstance(known[-1], str):
+        return known[-1]
     digest = sha256_of(path)
-    write_stamps({**stamps, str(path): [*state, digest]})
+    there = {name: stamp for name, stamp in stamps.items() if os.path.exists(name)}
+    write_stamps({**there, str(path): [*state, digest]})
     return digest
 
 

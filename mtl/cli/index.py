@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from mtl.cli.options import (
 )
 from mtl.display import counted
 from mtl.errors import InputError, shown
+from mtl.rows.vector_files import json_line
 
 
 @click.command()
@@ -138,5 +138,5 @@ def search(
             continue
         click.echo(shown(query, 100))
         for hit in hits:
-            said = hit.row[field] if field else json.dumps(hit.row, ensure_ascii=False)
+            said = hit.row[field] if field else json_line(hit.row)
             click.echo(f"  {hit.score:7.4f}  {hit.id!s:<12} {shown(said, 80)}")

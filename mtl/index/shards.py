@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mtl import search
 from mtl.encode.precision import Precision, number_format
 from mtl.encode.sentence_encoder import SentenceEncoder
+from mtl.encode.tokenizer import several
 from mtl.errors import InputError, MtlError, check_counts, differences
 from mtl.index.index import Hit
 from mtl.kernels.int8 import LEAST_COSINE
@@ -27,7 +28,7 @@ from mtl.rows.blocks import ROW, SCALE, VECTOR
 from mtl.rows.manifest import NAME, check_output, read_manifest
 from mtl.rows.on_ray import connected, import_ray, tasks
 from mtl.rows.parquet import readable
-from mtl.rows.uris import Place, reading
+from mtl.rows.uris import Place, named, reading
 from mtl.search import BLOCK, Similarity
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and places, (queries, results)
@@ -53,7 +54,8 @@ class Shard:
 
     def search(self, queries: NDArray[np.float32], k: int, measure: Similarity) -> Found:
         """The best k of its rows for each of queries (queries, dim)."""
-        found, places = search.nearest(torch.from_numpy(queries.copy()), self.blocks(queries.shape[1]), k, measure)
+        with named(self.place):
+            found, places = search.nearest(torch.from_numpy(queries.copy()), self.blocks(queries.shape[1]), k, measure)
         return found.numpy(), places.numpy() + self.start
 
     def rows_at(self, places: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -109,9 +111,9 @@ def search_corpus(
     single = isinstance(queries, str) or (search.are_vectors(queries) and queries.ndim == 1)
     texts = [queries] if isinstance(queries, str) else queries
     given = texts if search.are_vectors(texts) else encoder.encode_query(
-        list(texts), truncate_dim=settings["dim"], normalize=settings["normalize"]
+        several(texts), truncate_dim=settings["dim"], normalize=settings["normalize"]
     )  # fmt: skip
-    wanted = search.check_finite(search.as_matrix(given, "queries"), "queries").cpu().numpy()
+    wanted = search.check_finite(search.as_matrix(given, "queries").detach(), "queries").cpu().numpy()
     measure = encoder.similarity_fn_name
     search.check_measure(measure, (wanted.shape[1], settings["dim"]))
     shards = shards_of(place, settings)
@@ -148,11 +150,13 @@ def shards_of(place: Place, settings: Mapping[str, Any]) -> list[Shard]:
     found: list[Shard] = []
     start = 0
     for info in place.files():
-        if info.base_name != NAME:
+        if info.base_name.endswith(".parquet"):  # a README is none of ours
             each = Place(place.filesystem, info.path)
             rows, _ = check_output(each, settings)
             found.append(Shard(each, info.path[len(place.path) + 1 :], rows, start))
             start += rows
+    if not found:
+        raise InputError(f"{place} has no vectors yet; expected a folder in which embed-corpus has written some")
     return found
 
 

@@ -24,7 +24,7 @@ from mtl.model.packing import PackedBatch, within_texts
 
 
 class Faster(TorchFunctionMode):
-    """Of one forward pass: ``plan`` is its batch's, once there is one."""
+    """For one forward pass, whose layers share ``plan``."""
 
     plan: Plan | None = None
 
@@ -58,7 +58,9 @@ class Faster(TorchFunctionMode):
             or draws.lengths.tolist() != [*batch.lengths]
         ):
             return None
-        if any(x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) for x in (q, k, v)):
+        if q.dtype not in (torch.float32, torch.bfloat16):
+            return None
+        if any(x.device.type != "cpu" or x.dtype != q.dtype for x in (q, k, v)):
             return None
         if self.plan is None or (self.plan.lengths, self.plan.heads) != (batch.lengths, q.shape[1]):
             self.plan = Plan(batch.lengths, q.shape[1])

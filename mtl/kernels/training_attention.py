@@ -33,7 +33,7 @@ class Run:
     """Texts that stand side by side, padded to one length.
 
     tokens: Where the texts' tokens are in the batch.
-    into: For each row of (texts, heads, length) its row in (tokens, heads); for a row of padding, any.
+    into: For each row of (texts, heads, length) its row in (tokens, heads); for a row of padding, its text's first.
     back: For each row of (tokens, heads) its row in (texts, heads, length).
     mask: What is added to scores, (texts * heads, 1, length): -inf at padding; None where there is none.
     kept: 1 for each text's own rows, else 0: (texts, 1, length, 1).
@@ -49,10 +49,11 @@ class Run:
 
 
 def runs_of(lengths: Sequence[int]) -> list[list[int]]:
-    """The lengths of neighbouring texts that are computed as one run; a text is at most as long as its run's first."""
+    """The lengths of neighbouring texts that are computed as one run; each is from half as long as its first on."""
     runs: list[list[int]] = []
     for length in lengths:
-        if runs and 0 <= runs[-1][0] ** 2 - length**2 <= PADDING:
+        longest = runs[-1][0] if runs else 0
+        if length <= longest <= 2 * length and longest**2 - length**2 <= PADDING:
             runs[-1].append(length)
         else:
             runs.append([length])
@@ -65,7 +66,7 @@ def run_of(lengths: Sequence[int], heads: int, before: int) -> Run:
     own = torch.tensor(lengths, dtype=torch.int64, device="cpu")
     valid = torch.arange(length, device="cpu") < own[:, None]  # (texts, length)
     tokens = sum(lengths)
-    places = torch.zeros(texts, length, dtype=torch.int64, device="cpu")
+    places = (before + own.cumsum(0) - own)[:, None].repeat(1, length)  # padding is the text's own first token again
     places[valid] = torch.arange(before, before + tokens, device="cpu")
     each = torch.arange(heads, device="cpu")
     into = places[:, None] * heads + each[:, None]  # (texts, heads, length)

@@ -13,6 +13,7 @@ import logging
 import math
 from base64 import b64encode
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -110,16 +111,23 @@ def json_numbers(vector: Vectors) -> str:
     return f"[{', '.join(map(str, vector))}]"
 
 
-def json_line(value: Any, finite: bool = True) -> str:
+def json_line(value: Any, finite: bool = True, where: str = "JSON") -> str:
     """A value, as the fields of a row, in a line of JSON.
 
     What JSON has no type for, such as a date, becomes a string, as bytes do in base64, and a number that is not finite
-    null, or where it need not be ``finite`` what Python writes for it.
+    null, which a line says of ``where``; or where it need not be ``finite`` what Python writes for it.
     """
     try:
         return json.dumps(value, ensure_ascii=False, default=as_text, allow_nan=not finite)
     except ValueError:
+        say_infinite(where)
         return json.dumps(without_infinite(value), ensure_ascii=False, default=as_text)
+
+
+@cache
+def say_infinite(where: str) -> None:
+    """Said once of each."""
+    log.warning("%s: numbers that are infinite become null, as JSON has none", where)
 
 
 def as_text(value: Any) -> str:
@@ -138,13 +146,11 @@ def without_infinite(value: Any) -> Any:
 
 def write_jsonl(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str) -> None:
     """Each row's fields, and its vector as ``embedding`` behind them."""
-    whole = True
+    where = str(finished(path))
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for rows, vectors in parts:
             for fields, vector in zip(rows, vectors, strict=True):
-                if whole and not (whole := without_infinite(fields) == fields):
-                    log.warning("%s: numbers that are infinite become null, as JSON has none", finished(path))
-                before = json_line(fields)[:-1] + (", " if fields else "")
+                before = json_line(fields, where=where)[:-1] + (", " if fields else "")
                 file.write(f'{before}"{COLUMN}": {json_numbers(vector)}}}\n')
 
 

@@ -187,7 +187,7 @@ def as_pair(item: Any, called: Sequence[Pair]) -> Pair | None:
     """Two texts as a request may hold them, if they are two texts."""
     found = item
     if isinstance(item, dict):
-        found = next(([item[name] for name in names] for names in called if item.keys() >= {*names}), None)
+        found = next(([item[name] for name in names] for names in called if item.keys() == {*names}), None)
     two = isinstance(found, list) and len(found) == 2 and all(isinstance(text, str) for text in found)
     return (found[0], found[1]) if two else None
 

@@ -128,7 +128,8 @@ class Served:
     def pair_names(self) -> list[Pair]:
         """What the two texts of a pair may be called: as transformers' pipelines have it, and as the tasks do."""
         fields = [self.judge.tasks[name].text_field[:2] for name in self.judges] if self.judge else []
-        return [*dict.fromkeys([PAIR, *((each[0], each[1]) for each in fields if len(each) > 1)])]
+        names = [PAIR, *((each[0], each[1]) for each in fields if len(each) > 1)]
+        return [pair for pair in dict.fromkeys(names) if pair[::-1] not in names]  # else which is the first is a guess
 
     @property
     def taggers(self) -> dict[str, Tagger]:

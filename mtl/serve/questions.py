@@ -159,8 +159,10 @@ class Kinds:
         text, alone, called = self.text(0), self.served.heads is not None, self.served.pair_names
         two = {"type": "array", "items": text, "minItems": 2, "maxItems": 2}
         objects = [
-            {"type": "object", "properties": dict.fromkeys(names, text), "required": [*names]} for names in called
-        ]
+            {"type": "object", "properties": dict.fromkeys(names, text), "required": [*names],
+             "additionalProperties": False}
+            for names in called
+        ]  # fmt: skip
         pairs: list[Schema] = [two, *objects]
         schema = {"anyOf": [*([text, self.several(text)] if alone else pairs[:1]), *objects, *map(self.several, pairs)]}
         return Field(lambda fields, name: to_predict(fields, name, called, alone), schema, said, required=True)

@@ -129,7 +129,8 @@ async def all_heads(
 async def of_pairs(call: Call, rows: Sequence[Row], names: Sequence[str] | None) -> list[dict[str, Any]]:
     """What the tasks that read pairs say of each."""
     logits = call.served.of_pairs(await call.values(PAIRS, rows))
-    said = call.served.said({name: x for name, x in logits.items() if names is None or name in names})
+    wanted = {name: x for name, x in logits.items() if names is None or name in names}
+    said = call.served.said(wanted) or [{} for _ in rows]
     note_labels(call, said)
     return said
 

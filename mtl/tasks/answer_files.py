@@ -55,7 +55,7 @@ def write_csv(file: Any, rows: Iterable[Fields], folder: Path) -> None:
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass", dir=folder) as aside:
         for row in rows:
             names |= dict.fromkeys(row)
-            aside.write(json_line(row) + "\n")
+            aside.write(json_line(row, finite=False) + "\n")
         aside.seek(0)
         file.write(csv_line(names))
         file.writelines(csv_line(map(json.loads(line).get, names)) for line in aside)
@@ -105,7 +105,7 @@ def write_answers(path: Path, found: Iterable[Fields], overwrite: bool = False) 
             if path.suffix == ".csv":
                 write_csv(file, map(flat, counting()), path.parent)
             else:
-                file.writelines(json_line(answer) + "\n" for answer in counting())
+                file.writelines(json_line(answer, where=str(path)) + "\n" for answer in counting())
     return count
 
 
@@ -155,9 +155,10 @@ def resume_answers(
             write_made(made, about)
             partial.touch()
         with partial.open("r+b") as file:
-            count = pass_over(file, given, partial)
+            finite = path.suffix != ".csv"
+            count = pass_over(file, given, partial, finite)
             for each in answer(given):
-                file.write((json_line(each) + "\n").encode(errors="backslashreplace"))
+                file.write((json_line(each, finite, str(path)) + "\n").encode(errors="backslashreplace"))
                 count += 1
         write_made(made, {**about, "input": given.hash.hexdigest()})
         with partial.open(encoding="utf-8", newline="\n") as lines, appearing(path) as target:
@@ -169,8 +170,8 @@ def resume_answers(
     return count, False
 
 
-def pass_over(file: BinaryIO, given: Iterator[TextRow], partial: Path) -> int:
-    """Go past the answers that are there, and past their rows; gives their number.
+def pass_over(file: BinaryIO, given: Iterator[TextRow], partial: Path, finite: bool) -> int:
+    """Go past the answers that are there, whose numbers may have to be ``finite``, and past their rows; how many.
 
     A line in the middle of which a process was killed is cut off.
 
@@ -186,7 +187,7 @@ def pass_over(file: BinaryIO, given: Iterator[TextRow], partial: Path) -> int:
         except (RecursionError, ValueError, TypeError):
             raise InputError(f"{partial} is damaged in line {count + 1}; {ANEW}") from None
         _, fields = next(given, ("", None))
-        if fields is None or json.loads(json_line(dict(fields))) != without_answer(done):
+        if fields is None or json.loads(json_line(dict(fields), finite)) != without_answer(done):
             raise InputError(f"the input differs in row {count + 1} from what is in {partial}; {ANEW}")
         count, size = count + 1, size + len(line)
     file.truncate(size)

@@ -31,7 +31,7 @@ from mtl.training.optim import LossWeights
 from mtl.training.schedule import MicroBatch, one_seed
 
 SHARE_TOKENS = 128  # of a share at least: below it, making and adding up its gradients costs more than it saves
-TOKEN_BYTES = 3 * 2**19  # of a share's gradients, some of which are in memory at once, to each of its tokens at most
+TOKEN_BYTES = 3 * 2**19  # a share has at least a token for so many bytes of gradients, as several are in memory at once
 MOST_SHARES = 8  # a power of two
 PIECE_TOKENS = {"cpu": 1024, "cuda": 8192}  # of a piece at most, unless one row has more: its graph is in memory
 

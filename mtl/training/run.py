@@ -174,7 +174,11 @@ class Run:
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         own = self.tensors()
-        assert own.keys() == tensors.keys()
+        names = own.keys() | tensors.keys()
+        shapes, found = ({name: x.shape for name, x in each.items()} for each in (own, tensors))
+        if other := [name for name in names if shapes.get(name) != found.get(name)]:
+            raise CheckpointError(f"{self.folder} was begun by another version of mtl: {min(other)} is not as it is "
+                                  "now; go on with that version, or begin in another folder")  # fmt: skip
         for name, x in own.items():
             x.copy_(tensors[name])
             release([tensors[name]])  # the file need not be in memory as a whole

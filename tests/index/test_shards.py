@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from mtl import Index, InputError, SentenceEncoder, embed_corpus, search_corpus
 from mtl.cli import main
@@ -80,6 +82,14 @@ def test_what_is_refused(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match="an address needs Ray"):
         search_corpus(out, "a", address="local")
+    with pytest.raises(InputError, match="expected"):
+        search_corpus(out, 5)
+    (out / "README.md").write_text("a page")  # passed over
+    graph = torch.ones(1, other.dim, requires_grad=True)
+    assert search_corpus(out, graph, 3) == search_corpus(out, graph.detach().numpy(), 3)
+    shutil.copytree(out, tmp_path / "none", ignore=shutil.ignore_patterns("*.parquet"))
+    with pytest.raises(InputError, match="has no vectors yet"):
+        search_corpus(tmp_path / "none", "a")
     pq.write_table(pa.table({"x": [1]}), out / "foreign.parquet")
     with pytest.raises(InputError, match=r"foreign.parquet is no output of embed-corpus"):
         search_corpus(out, "a")
@@ -101,6 +111,15 @@ def test_on_the_command_line(
     with pytest.raises(SystemExit, match="0"):
         main(["search", str(tmp_path / "out"), "a b"])
     assert capsys.readouterr().out.startswith("'a b'\n  ")
+
+
+def test_a_column_of_bytes_is_shown(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"text": ["a", "b"], "more": [b"xy", b"z"]}), tmp_path / "in" / "0.parquet")
+    embed_corpus([tmp_path / "in"], tmp_path / "out", model=folder, id_column=None, keep=["more"])
+    with pytest.raises(SystemExit, match="0"):
+        main(["search", str(tmp_path / "out"), "a"])
+    assert "eHk=" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -43,7 +43,8 @@ def test_padding_is_bounded() -> None:
     assert runs_of([9, 9, 9]) == [[9, 9, 9]]
     assert runs_of([2, 60, 5, 61]) == [[2], [60], [5], [61]]
     for run in runs_of(range(300, 0, -1)):
-        assert all(0 <= run[0] ** 2 - length**2 <= PADDING for length in run)
+        assert all(run[0] ** 2 - length**2 <= PADDING and length <= run[0] <= 2 * length for length in run)
+    assert runs_of([32] + [2] * 9) == [[32], [2] * 9]  # or padding would be 256 times what they are
     for lengths in LENGTHS:
         plan = Plan(lengths, 3)
         assert [length for run in runs_of(lengths) for length in run] == [*lengths]
@@ -70,3 +71,13 @@ def test_the_textbook_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
             assert mode.attention(attention, q, q, q, batch, 0.1, ()) is not None
         with drawing_from(Draws([1, 2], [3, 5])):
             assert mode.attention(attention, q, q, q, batch, 0.1, ()) is None
+
+
+def test_what_is_not_finite_stays_in_its_text() -> None:
+    q = torch.randn(20, 2, 16, generator=torch.Generator().manual_seed(0))
+    q[3] = torch.inf
+    batch = PackedBatch.pack([[1] * n for n in (7, 7, 6)])
+    with drawing_from(Draws([1, 2, 3], batch.lengths)), Faster():
+        context = within_texts(attention, q, q, q, batch, 0.1, ())
+    assert context[7:].isfinite().all()
+    assert not context[:7].isfinite().all()

@@ -72,6 +72,8 @@ def test_all_tasks_answer_pairs(judged: Client, judge: MultiTaskModel, first: ob
             np.testing.assert_array_equal(logits, found.logits[name][i])
             np.testing.assert_array_equal(np.float32(scores), found.scores[name][i])
         assert answer["tasks"]["nli"]["label"] == found.labels["nli"][i]
+    none = judged.post("/v1/predict", {"input": [first, ["d", ""]], "tasks": []}).json["data"]
+    assert [answer["tasks"] for answer in none] == [{}, {}]
     alone = judged.post("/v1/predict", {"input": first, "tasks": "nli"}).json["data"]
     assert [answer["tasks"] for answer in alone] == [{"nli": reply["data"][0]["tasks"]["nli"]}]
 
@@ -128,6 +130,7 @@ def test_the_server_says_that_it_reads_pairs(judged: Client) -> None:
         ("/v1/predict", {"input": [["a", "b"], ["a"]]}, 400, "`input[1]`"),
         ("/v1/predict", {"input": [{"text": "a"}]}, 400, "text_pair"),
         ("/v1/predict", {"input": [{"text": "a", "text_pair": None}]}, 400, "expected a pair"),
+        ("/v1/predict", {"input": [{"text": "a", "text_pair": "b", "one": "c"}]}, 400, "expected a pair"),
         ("/v1/predict", {"input": []}, 400, "cannot be empty"),
         ("/v1/predict", {"input": [["a", "b " * 20]]}, 400, "must have less than 17 tokens"),
         ("/v1/predict", {"input": [["a", "b"]], "embedding": True}, 400, "`embedding`"),

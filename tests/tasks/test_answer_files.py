@@ -53,3 +53,29 @@ def test_an_interrupted_run_is_not_thrown_away_unasked(tmp_path: Path) -> None:
     partial.write_bytes(before)
     assert write_answers(path, labelled("second"), overwrite=True) == 3
     assert {x.name for x in tmp_path.iterdir()} == {path.name}
+
+
+@pytest.mark.parametrize("going_on", [False, True])
+def test_infinite_numbers(tmp_path: Path, going_on: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """They stay in .csv; JSON has none, which a line says."""
+    rows = [(text, {"text": text, "x": value}) for text, value in (("a", float("inf")), ("b", -float("inf")))]
+
+    def answer(given: Iterable[tuple[Any, Any]]) -> Iterator[dict[str, Any]]:
+        for _, fields in given:
+            yield {**fields, "tasks": {"topic": {"label": "l", "scores": {}}}}
+
+    def stopping(given: Iterable[tuple[Any, Any]]) -> Iterator[dict[str, Any]]:
+        yield next(answer(given))
+        raise KeyboardInterrupt
+
+    for suffix, expected in ((".csv", "a,inf,l\nb,-inf,l\n"), (".jsonl", '"x": null')):
+        path = tmp_path / f"o{suffix}"
+        if going_on:
+            with pytest.raises(KeyboardInterrupt):
+                resume_answers(path, iter(rows), stopping, {})
+            resume_answers(path, iter(rows), answer, {})
+        else:
+            write_answers(path, answer(rows))
+        assert expected in path.read_text()
+    assert f"{tmp_path / 'o.jsonl'}: numbers that are infinite become null" in caplog.text
+    assert "o.csv" not in caplog.text

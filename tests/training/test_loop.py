@@ -328,6 +328,16 @@ def test_resume_of_another_recipe_says_what_differs(start) -> None:
     assert "\n" not in str(e.value)
 
 
+def test_tensors_of_another_version(start) -> None:
+    """A family's table of positions may have another row in the next version."""
+    run = start()
+    tensors = {name: x.detach().clone() for name, x in run.tensors().items()}
+    name = next(name for name in tensors if name.endswith("position_embeddings.weight"))
+    for other in ({**tensors, name: tensors[name][1:]}, {key: x for key, x in tensors.items() if key != name}):
+        with pytest.raises(CheckpointError, match=f"was begun by another version of mtl: {name} is not as it is now"):
+            run.load_tensors(other)
+
+
 def test_bf16_stays_near_fp32_and_keeps_parameters_in_it(start) -> None:
     exact, low = (go(start(folder=precision, precision=precision)) for precision in ("fp32", "bf16"))
     assert len(exact) == len(low)
