@@ -221,7 +221,7 @@ def test_cosines_of_a_text_without_tokens(
         ("check --all --precision bf16", "--precision goes with a check without --all"),
         ("check --training -m x", "--model goes with a check without --training"),
         ("embed a --quoting none", "--quoting goes with --input FILE, a .csv or .tsv file"),
-        ("embed a --output-precision float32", "--output-precision goes with --output"),
+        ("embed a --output-precision float16", "--output-precision goes with --output"),
         ("embed-corpus x -o y --number-rows --id-column id", "--id-column and --number-rows are given"),
         ("evaluate -m x --sts y --split dev", "--split goes with --recipe and --retrieval"),
         ("evaluate -m x --retrieval y --seed 1 --bootstrap 2", "--bootstrap and --seed go with --recipe"),

@@ -107,12 +107,15 @@ def written(*names: str) -> list[str]:
 
 
 def only_with(what: str, there: object, *names: str) -> None:
-    """That options which nothing else reads are given only where what reads them is ``there``.
+    """That options which nothing else reads are given only where what reads them is ``there``, or ask for nothing.
 
     Raises:
         UsageError: one is given without it.
     """
-    if not there and (found := written(*names)):
+    context = click.get_current_context()
+    asked = [each.name for each in context.command.params
+             if each.name in names and context.params.get(each.name) != each.get_default(context)]  # fmt: skip
+    if not there and (found := written(*filter(None, asked))):
         raise click.UsageError(f"{' and '.join(found)} {'go' if found[1:] else 'goes'} with {what}")
 
 
