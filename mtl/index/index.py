@@ -268,7 +268,7 @@ class Index:
     def nearest(self, queries: Vectors, k: int) -> tuple[Any, Any]:
         """The scores and places, counted over all segments, of what is nearest to each of queries (queries, dim)."""
         check_counts(k=k)
-        wanted, measure = as_matrix(queries, "queries"), cast(Similarity, self.state.measure)
+        wanted, measure = as_matrix(queries, "queries").detach().cpu(), cast(Similarity, self.state.measure)
         search.check_measure(measure, (wanted.shape[1], self.state.dim))
         longest = None
         if measure == "cosine":  # the vectors are at length 1 already, to rounding or to that of int8

@@ -90,16 +90,19 @@ def search_corpus(
     queries: Texts, or vectors (queries, dim) or (dim,).
     model: By default, the one that made the vectors.
     address: Of a Ray cluster; see ``embed_corpus``. Each file is a task there. Without it, all is done in this process.
-    threads: Of each task; by default one, so that a machine searches as many files at once as it has processors.
+    threads: Of each task of a cluster; by default one, so that a machine searches as many files at once as it has
+        processors.
 
     A hit's row has the columns that were kept. Its id is that of the row, or where rows have none, the file's name and
     the row's number in it, as in ``part-7:12``.
 
     Raises:
         InputError: it is no such folder, a file in it is another's or damaged, or the model is another one; or there is
-            no cluster.
+            no cluster; threads are given without an address.
     """
     check_counts(k=k, **({} if threads is None else {"threads": threads}))
+    if threads is not None and address is None:
+        raise InputError(f"threads is {threads}; it is of the tasks of a cluster, and no address is given")
     if address is not None:
         import_ray()
     place = Place.of(folder)

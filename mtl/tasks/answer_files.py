@@ -120,7 +120,7 @@ class Hashed:
 
     def __next__(self) -> TextRow:
         row = next(self.rows)
-        self.hash.update((json_line(dict(row[1])) + "\n").encode(errors="backslashreplace"))
+        self.hash.update((json_line(dict(row[1]), finite=False) + "\n").encode(errors="backslashreplace"))
         return row
 
 
@@ -155,10 +155,9 @@ def resume_answers(
             write_made(made, about)
             partial.touch()
         with partial.open("r+b") as file:
-            finite = path.suffix != ".csv"
-            count = pass_over(file, given, partial, finite)
+            count = pass_over(file, given, path)
             for each in answer(given):
-                file.write((json_line(each, finite, str(path)) + "\n").encode(errors="backslashreplace"))
+                file.write((kept(each, path) + "\n").encode(errors="backslashreplace"))
                 count += 1
         write_made(made, {**about, "input": given.hash.hexdigest()})
         with partial.open(encoding="utf-8", newline="\n") as lines, appearing(path) as target:
@@ -170,14 +169,20 @@ def resume_answers(
     return count, False
 
 
-def pass_over(file: BinaryIO, given: Iterator[TextRow], partial: Path, finite: bool) -> int:
-    """Go past the answers that are there, whose numbers may have to be ``finite``, and past their rows; how many.
+def kept(value: Fields, path: Path) -> str:
+    """A line of PATH.partial: as in a .jsonl, or with infinite numbers, which a .csv has."""
+    return json_line(value, path.suffix != ".csv", str(path))
+
+
+def pass_over(file: BinaryIO, given: Iterator[TextRow], path: Path) -> int:
+    """Go past the answers that are there, and past their rows; gives their number.
 
     A line in the middle of which a process was killed is cut off.
 
     Raises:
         InputError: a line is damaged, or the answer to another row.
     """
+    partial, _ = state_paths(path)
     count = size = 0
     for line in file:
         if not line.endswith(b"\n"):
@@ -187,7 +192,7 @@ def pass_over(file: BinaryIO, given: Iterator[TextRow], partial: Path, finite: b
         except (RecursionError, ValueError, TypeError):
             raise InputError(f"{partial} is damaged in line {count + 1}; {ANEW}") from None
         _, fields = next(given, ("", None))
-        if fields is None or json.loads(json_line(dict(fields), finite)) != without_answer(done):
+        if fields is None or json.loads(kept(dict(fields), path)) != without_answer(done):
             raise InputError(f"the input differs in row {count + 1} from what is in {partial}; {ANEW}")
         count, size = count + 1, size + len(line)
     file.truncate(size)

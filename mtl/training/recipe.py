@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from mtl.errors import RecipeError, one_line, shown
 from mtl.tasks.fields import one_of, settle
-from mtl.tasks.spec import TaskSpec
+from mtl.tasks.spec import TaskSpec, checked_tasks
 
 T = TypeVar("T")
 
@@ -130,22 +130,15 @@ class Recipe:
         settle(self)
         if not isinstance(self.training, Training):
             raise RecipeError(f"training is {shown(self.training)}; expected a Training", "training")
-        listed = self.tasks if isinstance(self.tasks, Sequence) else [self.tasks]
-        wrong = [task for task in listed if not isinstance(task, TaskSpec)]
-        if wrong or not isinstance(self.tasks, Sequence):
-            given = shown(wrong[0] if wrong else self.tasks)
-            raise RecipeError(f"tasks hold {given}; expected a list of TaskSpec", "tasks")
-        object.__setattr__(self, "tasks", tuple(self.tasks))
+        if not isinstance(self.tasks, Sequence):
+            raise RecipeError(f"tasks hold {shown(self.tasks)}; expected a list of TaskSpec", "tasks")
+        object.__setattr__(self, "tasks", tuple(checked_tasks([*self.tasks])))
         if list(self.layers) != sorted(set(self.layers)) or min(self.layers, default=0) < 0:
             raise RecipeError(f"layers are {list(self.layers)}; expected rising numbers from 0 on", "layers")
-        names = [task.name for task in self.tasks]
-        if not names:
+        if not self.tasks:
             raise RecipeError("tasks are none; expected at least one TaskSpec", "tasks")
         if self.training is UNSAID:
             object.__setattr__(self, "training", Training(**usual(self.tasks)))
-        for i, name in enumerate(names):
-            if name in names[:i]:
-                raise RecipeError(f"two tasks are called {shown(name)}; expected different names", "tasks")
 
     def as_dict(self) -> dict[str, Any]:
         """All that decides the outcome, in plain values; two runs with equal ones are the same run."""

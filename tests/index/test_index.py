@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -149,6 +150,15 @@ def test_any_history_is_searched_as_what_is_left(tmp_path_factory: pytest.TempPa
             assert np.array_equal(np.array(found[1]), kept[places])
             assert np.array_equal(np.array(found[0]), scores)
         np.testing.assert_allclose(np.array(found[0]), scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["fp32", "binary"])
+def test_queries_with_a_graph(tmp_path: Path, form: str) -> None:
+    vectors = np.random.default_rng(0).standard_normal((50, 70)).astype(np.float32)
+    index = random_state(tmp_path / "idx", form, vectors, [20], [])
+    graph = torch.from_numpy(vectors[:2]).requires_grad_()
+    for one, same in zip(index.nearest(graph, 3), index.nearest(vectors[:2], 3), strict=True):
+        np.testing.assert_array_equal(one, same)
 
 
 def test_candidates_are_the_nearest_by_bits(tmp_path: Path) -> None:

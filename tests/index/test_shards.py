@@ -84,6 +84,8 @@ def test_what_is_refused(
         search_corpus(out, "a", address="local")
     with pytest.raises(InputError, match="expected"):
         search_corpus(out, 5)
+    with pytest.raises(InputError, match="threads is 2; it is of the tasks of a cluster, and no address is given"):
+        search_corpus(out, "a", threads=2)
     (out / "README.md").write_text("a page")  # passed over
     graph = torch.ones(1, other.dim, requires_grad=True)
     assert search_corpus(out, graph, 3) == search_corpus(out, graph.detach().numpy(), 3)

@@ -79,3 +79,15 @@ def test_infinite_numbers(tmp_path: Path, going_on: bool, caplog: pytest.LogCapt
         assert expected in path.read_text()
     assert f"{tmp_path / 'o.jsonl'}: numbers that are infinite become null" in caplog.text
     assert "o.csv" not in caplog.text
+    assert "JSON:" not in caplog.text  # what is said is of the file
+
+
+def test_an_infinite_number_that_changed_is_another_input(tmp_path: Path) -> None:
+    def going_on(value: float) -> tuple[int, bool]:
+        rows = [("a", {"text": "a", "x": value})]
+        return resume_answers(tmp_path / "o.csv", iter(rows), lambda given: ({**f, "tasks": {}} for _, f in given), {})
+
+    assert going_on(float("inf")) == (1, False)
+    assert going_on(float("inf")) == (1, True)
+    with pytest.raises(InputError, match="the input differs from what"):
+        going_on(-float("inf"))
