@@ -69,6 +69,8 @@ def export_for_peers(folder: str, scratch: Path) -> None:
                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
     if made.returncode:
         raise click.ClickException(f"the model cannot be exported for the peers: {made.stderr.splitlines()[-1]}")
+    if (notes := target / "notes.txt").exists():
+        click.echo(notes.read_text(encoding="utf-8"), nl=False)
 
 
 def merged(path: Path, result: dict[str, Any]) -> dict[str, Any]:

@@ -115,8 +115,8 @@ def tests() -> dict[str, Any]:
     if not all(map(find_spec, ("pytest", "hypothesis", "click"))):
         return {"left out": "pytest, hypothesis and click are not all installed"}
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider",
-               "tests/kernels/test_attention.py"]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+               "tests/kernels/test_attention.py", "tests/test_device.py"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
     said = (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()[-1]
     if done.returncode:
         raise Wrong({"pytest": said})
@@ -125,7 +125,7 @@ def tests() -> dict[str, Any]:
 
 def labelled(folder: Path, texts: list[str]) -> None:
     """folder/rows.jsonl: texts with labels that can be learned, by whether the first word comes before "m"."""
-    rows = [f'{{"text": "{text}", "label": "{("negative", "positive")[text[:1] < "m"]}"}}\n' for text in texts]
+    rows = [f'{{"text": "{text}", "label": {int(text[:1] < "m")}}}\n' for text in texts]
     (folder / "rows.jsonl").write_text("".join(rows), encoding="utf-8")
 
 

@@ -93,9 +93,9 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from mtl.display import version_of
 
-        return version("mtl")
+        return version_of("mtl")
     if name not in MODULES:
         raise AttributeError(f"module 'mtl' has no attribute {name!r}")
     return getattr(import_module(MODULES[name]), name)

@@ -1,13 +1,22 @@
-"""How things are shown to a user: numbers with their noun, rows in columns."""
+"""How things are shown to a user: numbers with their noun, rows in columns, versions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import metadata
 
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun: 1 text, 2 texts."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def version_of(package: str) -> str:
+    """A package's version; "unknown" of one that runs from its source tree and is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 from mtl.checkpoints.fetch import HUB_ID, find, local_folder
 from mtl.disk import atomic_write
+from mtl.display import version_of
 from mtl.errors import CheckpointError, WeightsError, one_line
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ USES_OF_PAIRS = {**USES, "MultiTaskModel": USES["MultiTaskModel"].replace(TEXTS,
 
 def versions() -> dict[str, str]:
     """Of Python, and of the packages on which a model's numbers depend."""
-    return {"python": python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"python": python_version(), **{name: version_of(name) for name in PACKAGES}}
 
 
 def base_of(model: str) -> dict[str, str] | None:

@@ -32,6 +32,18 @@ def native_bf16(device: torch.device) -> bool:
     )
 
 
+def check_place(precision: str, device: torch.device) -> None:
+    """That a device computes in this format: where a model is loaded, and again where it was moved since.
+
+    Raises:
+        InputError: it does not.
+    """
+    if precision == "int8" and device.type != "cpu":
+        raise InputError(f"precision is 'int8' and device {str(device)!r}; expected a CPU, or another precision")
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("precision is 'fp16' and device 'cpu'; expected a GPU, or another precision")
+
+
 def effective(precision: str, device: torch.device, int8_least_cosine: float = LEAST_COSINE) -> Precision:
     """The format that is meant, with "auto" decided.
 
@@ -44,12 +56,9 @@ def effective(precision: str, device: torch.device, int8_least_cosine: float = L
         raise InputError(f"precision is {precision!r}; expected one of {', '.join(get_args(Precision))}")
     if precision == "auto":
         return "bf16" if native_bf16(device) else "fp32"
+    check_place(precision, device)
     if precision == "int8":
-        if device.type != "cpu":
-            raise InputError(f"precision is 'int8' and device {str(device)!r}; expected a CPU, or another precision")
         largest_weight()  # raises where there is no kernel
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("precision is 'fp16' and device 'cpu'; expected a GPU, or another precision")
     if precision == "bf16" and not native_bf16(device):
         log.warning("bf16 is not native to this processor and will be slow; precision='fp32' is faster")
     return precision  # type: ignore[return-value]

@@ -23,7 +23,7 @@ from mtl.checkpoints.publish import PushOptions, push_saved
 from mtl.encode.compat import THEIR_METHODS, accepts_their_keywords
 from mtl.encode.engine import Engine, usable
 from mtl.encode.options import DEFAULTS, EncodeOptions
-from mtl.encode.precision import Precision, calibration_rows, effective
+from mtl.encode.precision import Precision, calibration_rows, check_place, effective
 from mtl.encode.tokenizer import Tokenizer, filled, several
 from mtl.encode.windows import Block, in_blocks, tokenized_windows, warn_of_cuts, with_bar
 from mtl.errors import ConfigError, InputError, WeightsError, check_counts, check_flags, shown
@@ -301,6 +301,7 @@ class SentenceEncoder(nn.Module):
 
     def vectors(self) -> Vectors:
         """A new program of the encoder, the pooling and what follows."""
+        check_place(self.precision, self.device)
         if self.precision == "int8":
             rows = calibration_rows(self.tokenizer, self.encoder)
             return gated(self.encoder, rows, self.pooling, self.after, self.int8_least_cosine, self.mapped)

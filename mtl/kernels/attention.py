@@ -20,6 +20,7 @@ from mtl.model.packing import PackedBatch
 from mtl.model.rotary import near, windows
 
 SHORTEST, LONGEST = 64, 1024  # tokens of a text, between which products are faster; of longer ones scores are many
+SHORTEST_OF_FLOATS = 128  # where q, k and v are to be rounded first
 STEP = 16  # tokens; the kernels of 16 lengths are one
 SCORES = 2**18  # computed at once: 0.5 MB
 LEAST_HEAD = 16  # the width of a head from which on a fused call was seen to keep its bits on any number of threads
@@ -85,7 +86,7 @@ def has_products() -> bool:
 
 
 def by_products(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-    """As ``fused`` of one text in bfloat16, by oneDNN's products, into ``out``; all are (length, heads, head_dim).
+    """As ``fused`` of one text, by oneDNN's products in bfloat16, into ``out``; all are (length, heads, head_dim).
 
     Scores are computed of a few heads at once, as many as leave them in the cache. The length is rounded up to a
     multiple of ``STEP``, so that few kernels are made; what a text gets depends on its length alone.
@@ -113,18 +114,21 @@ def by_products(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
 
 
 def grouped(
-    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = (), reach: int | None = None
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = (), reach: int | None = None,
+    narrow: bool = False,
+) -> Tensor:  # fmt: skip
     """One fused call for each group of equally long texts, which needs no mask, or one for each part of a window; in
     bfloat16 on a CPU products for each text instead, where these are faster."""
     tokens, out = len(batch.ids), q.new_empty(q.shape)
     out[tokens:] = 0
-    products = q.dtype == torch.bfloat16 and not q.is_cuda and q.shape[2] % 16 == 0 and not biases and has_products()
+    low = q.dtype == torch.bfloat16
+    shortest = SHORTEST if low else SHORTEST_OF_FLOATS
+    products = (low or narrow) and not q.is_cuda and q.shape[2] % 16 == 0 and not biases and has_products()
     groups = zip(*(batch.split(x[:tokens]) for x in (q, k, v, out)), strict=True)
     for (*group, found), bias in zip(groups, biases or [None] * len(batch.groups), strict=True):
         length = found.shape[1]
         divided = reach is not None and length > reach + 1
-        if products and not divided and SHORTEST <= length <= LONGEST:
+        if products and not divided and shortest <= length <= LONGEST:
             for text in zip(*group, found, strict=True):
                 by_products(*text)
             continue
@@ -138,18 +142,20 @@ def grouped(
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = (), reach: int | None = None
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = (), reach: int | None = None,
+    narrow: bool = False,
+) -> Tensor:  # fmt: skip
     """What each token gets: q, k, v and the result are (tokens, heads, head_dim), on a CPU with more rows at the end,
     which get zeros.
 
     ``biases`` are added to the scores, (1, heads, length, length) for each group of equally long texts. With a
-    ``reach``, no token sees others that are farther away.
+    ``reach``, no token sees others that are farther away. ``narrow``: float32 may be rounded to bfloat16 where that is
+    faster, as in a model whose other products are in integers.
     """
     low_precision = q.dtype in (torch.bfloat16, torch.float16)
     if q.is_cuda and low_precision and not biases and reach is None:
         return varlen(q, k, v, batch)
-    return grouped(q, k, v, batch, biases, reach)
+    return grouped(q, k, v, batch, biases, reach, narrow)
 
 
 def attend_first(

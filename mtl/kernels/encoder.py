@@ -58,6 +58,7 @@ class Block:
     activation: Callable[[Tensor], Tensor]  # may overwrite what it is given
     lin2: Product
     norm2: Norm
+    narrow: bool  # see attention.attend
 
     def __call__(
         self, x: Tensor, batch: PackedBatch, first: bool = False, biases: Sequence[Tensor | None] = ()
@@ -74,7 +75,9 @@ class Block:
     def attended(
         self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, first: bool, biases: Sequence[Tensor | None]
     ) -> Tensor:
-        return (attend_first if first else attend)(q, k, v, batch, biases)
+        if first:
+            return attend_first(q, k, v, batch, biases)
+        return attend(q, k, v, batch, biases, narrow=self.narrow)
 
     def keeping(self, plain: Block, names: Collection[str]) -> Block:
         """This block in int8 with some of its products, by their names, from ``plain``, the same block in float32."""
@@ -160,6 +163,7 @@ def packed_block(block: TransformerBlock | DebertaBlock, dtype: torch.dtype) -> 
         inplace(ffn.activation),
         product(ffn.lin2.weight, ffn.lin2.bias, dtype),
         Norm.of(block.output_layer_norm, dtype),
+        narrow=False,
     )
 
 
@@ -183,4 +187,5 @@ def int8_block(block: TransformerBlock | DebertaBlock, ranges: Ranges) -> Block:
         nn.Identity() if fused else inplace(ffn.activation),
         lin2,
         Norm.of(block.output_layer_norm, torch.float32),
+        narrow=True,
     )

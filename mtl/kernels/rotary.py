@@ -74,6 +74,7 @@ class Block:
     wi: Product
     activation: Callable[[Tensor], Tensor]  # may overwrite what it is given
     wo: Product
+    narrow: bool  # see attention.attend
 
     def __call__(self, x: Tensor, batch: PackedBatch, turns: Turns, first: bool = False) -> Tensor:
         qkv = self.qkv(self.norm1(x) if self.pre_norm else x).unflatten(1, (3, self.heads, -1))
@@ -82,7 +83,7 @@ class Block:
             context = attend_first(q[batch.firsts], k, qkv[:, 2], batch, reach=self.reach).flatten(1)
             x, context = rounded(x[batch.firsts]), rounded(context)
         else:
-            context = attend(q, k, qkv[:, 2], batch, reach=self.reach).flatten(1)
+            context = attend(q, k, qkv[:, 2], batch, reach=self.reach, narrow=self.narrow).flatten(1)
         x = x + self.out(context)
         if self.pre_norm:
             return x + self.feed_forward(self.norm2(x))
@@ -159,6 +160,7 @@ def compile(encoder: RotaryEncoder, dtype: torch.dtype, ranges: Ranges, mapped: 
             linear("mlp.Wi", mlp.Wi),
             inplace(mlp.activation),
             linear("mlp.Wo", mlp.Wo),
+            int8,
         )
         if mapped:
             release(block.parameters())

@@ -6,9 +6,9 @@ import html
 import inspect
 import json
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from typing import Any
 
+from mtl.display import version_of
 from mtl.serve.contracts import OPENAI_TYPES, TEI_TYPES
 from mtl.serve.questions import WORD, Question, a_record, as_object
 
@@ -66,7 +66,7 @@ def document(questions: Iterable[Question], keys: bool) -> dict[str, Any]:
     by_key = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if keys else {}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "mtl serve", "version": version("mtl")},
+        "info": {"title": "mtl serve", "version": version_of("mtl")},
         "paths": paths,
         "components": {"schemas": {"TEIError": TEI_ERROR, "OpenAIError": OPENAI_ERROR}, **by_key},
     }

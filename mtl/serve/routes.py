@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from mtl.display import version_of
 from mtl.index.index import Hit
 from mtl.kernels.activations import sigmoid
 from mtl.rows.vector_files import json_line
@@ -222,7 +222,7 @@ async def info(call: Call) -> Any:
         "max_client_batch_size": limits.texts,
         "auto_truncate": call.service.truncate,
         "tokenization_workers": 2,
-        "version": version("mtl"),
+        "version": version_of("mtl"),
         "sha": None,
         "docker_label": None,
         "mtl": about | ({"index": {"rows": len(index), "form": index.state.form}} if index is not None else {}),
