@@ -10,26 +10,34 @@ A channel whose activations are large takes bits from all others; moving half of
 into the weights gives them back (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438, equation 4). Weights have a scale
 for each output, and 8 bits where the kernel adds their products exactly. Without VNNI or AMX it adds pairs of them in
 16 bits, which would overflow without a word, so that they have 7. What all this costs is measured: see gate.py.
+
+With AMX, oneDNN has several kernels for a small product, by its number of rows, and what follows the sum is rounded in
+another order in each. Where that is seen, the kernel gives the sums alone, and torch does what follows.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl.errors import InputError, WeightsError
 from mtl.kernels.linear import Product
+from mtl.kernels.threads import computing_with
 from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
 
 SMOOTHING = 0.55
 LEAST_COSINE = 0.98  # of a vector to that of float32; gate.py measures it
 HIDDEN_SHARE = 0.65  # of the largest activation: clipping the few above it leaves finer steps for all others
+ROWS = (4, 12, 32, 64, 128, 272, 768)  # of a product that is tried out, as linear.rounded gives them
+ACTIVATED = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}  # what a kernel computes after the sum, in torch
 Ranges = dict[str, Tensor]  # a linear layer's name -> the least and the largest of each input, (2, in)
 
 
@@ -45,9 +53,7 @@ def largest_weight() -> int:
         ones = torch.ones(16, dtype=torch.float32, device="cpu")
         zeros = torch.zeros(16, dtype=torch.int32, device="cpu")
         x = torch.full((4, 64), 255, dtype=torch.uint8, device="cpu")
-        found = torch.ops.onednn.qlinear_pointwise(
-            x, 1.0, 0, weight, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        found = pointwise(x, 1.0, 0, weight, ones, zeros, None, 1.0, 0, torch.float32, "none")
     except (RuntimeError, AttributeError, NotImplementedError):
         raise InputError("precision is 'int8'; this build of torch has no such kernel: use 'fp32'") from None
     return 127 if bool((found == 64 * 255 * 127).all()) else 63
@@ -89,13 +95,70 @@ class Int8Linear:
             x = x * self.factor if self.factor is not None else x / self.step
             x = x.add_(self.zero + 0.5).clamp_(0, 255)
             x = x.to(torch.int16).to(torch.uint8)  # cuts, so that adding a half rounds; straight it takes twice as long
+        activation = self.leaves[0] if self.leaves else "none"
+        return self.whole(x) if in_one_kernel(self.inputs, self.outputs, activation) else self.apart(x)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """What the layer makes of uint8, in one kernel."""
         activation, step, zero = self.leaves or ("none", 1.0, 0)
         dtype = torch.uint8 if self.leaves else torch.float32
-        product: Tensor = torch.ops.onednn.qlinear_pointwise(
-            x, self.step, self.zero, self.weight, self.scale, self.zeros, self.bias,
-            step, zero, dtype, activation, [], "none",
-        )  # fmt: skip
-        return product
+        return pointwise(x, self.step, self.zero, self.weight, self.scale, self.zeros, self.bias,
+                         step, zero, dtype, activation)  # fmt: skip
+
+    def apart(self, x: Tensor) -> Tensor:
+        """The same, of which each operation is rounded by itself."""
+        y = self.sums(x).mul_(self.scale * self.step)
+        if self.bias is not None:
+            y.add_(self.bias)
+        if self.leaves is None:
+            return y
+        activation, step, zero = self.leaves
+        return ACTIVATED[activation](y).div_(step).add_(zero).round_().clamp_(0, 255).to(torch.int16).to(torch.uint8)
+
+    def sums(self, x: Tensor) -> Tensor:
+        """sum (q_x - zero) q_w, (tokens, out) float32."""
+        ones = torch.ones_like(self.scale)
+        return pointwise(x, 1.0, self.zero, self.weight, ones, self.zeros, None, 1.0, 0, torch.float32, "none")
+
+
+def pointwise(*given: Any) -> Tensor:
+    """oneDNN's product of integers, and what follows it."""
+    product: Tensor = torch.ops.onednn.qlinear_pointwise(*given, [], "none")
+    return product
+
+
+@lru_cache
+def in_one_kernel(inputs: int, outputs: int, activation: str) -> bool:
+    """Whether a row has the same bits among any number of rows if one kernel computes all of it. Other processors than
+    those with AMX have one kernel for all numbers of rows; there it is tried out.
+
+    Raises:
+        InputError: not even the sums keep their bits.
+    """
+    if not torch.cpu._is_amx_tile_supported():
+        return True
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(*size, generator=generator) for size in ((outputs, inputs), (outputs,)))
+    x = torch.randint(256, (ROWS[-1], inputs), dtype=torch.uint8, generator=generator)
+    layer = Int8Linear(weight, bias, 0.013, 117, None, None if activation == "none" else (activation, 0.021, 9))
+
+    def same(compute: Callable[[Tensor], Tensor]) -> bool:
+        expected = compute(x)
+        return all(torch.equal(compute(x[:rows]), expected[:rows]) for rows in ROWS)
+
+    def on_all(compute: Callable[[Tensor], Tensor]) -> bool:
+        for threads in (1, 2, 3):
+            with computing_with(threads):
+                if not same(compute):
+                    return False
+        return True
+
+    with torch.inference_mode(), torch.device("cpu"):
+        if on_all(layer.whole):
+            return True
+        if on_all(layer.sums):
+            return False
+    raise InputError("precision is 'int8', whose kernels give a text other bits beside others here: use 'fp32'")
 
 
 def smoothed(weight: Tensor, bias: Tensor | None, ranges: Tensor) -> Int8Linear:

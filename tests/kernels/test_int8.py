@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from conftest import WORDS, randomized
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.encode.tokenizer import Tokenizer
 from mtl.errors import InputError, WeightsError
+from mtl.kernels import int8
 from mtl.kernels.int8 import Calibration, Int8Linear, largest_weight, smoothed
 from mtl.kernels.threads import computing_with
 from mtl.model.config import EncoderConfig, RotaryConfig
@@ -43,6 +44,64 @@ def test_the_kernel_never_overflows(rows: int) -> None:
         Int8Linear(-torch.ones(32, 384), torch.zeros(32), 1.0, 0)(torch.full((rows, 384), 255.0)),
         torch.full((rows, 32), -255 * 384.0),
     )
+
+
+@pytest.fixture
+def several_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
+    """As with AMX: of many rows, what follows the sum is rounded in another order than of few. Gives the numbers of
+    rows whose results did not come from the kernel of few."""
+    seen: set[int] = set()
+    of_one_kernel = int8.pointwise
+
+    def pointwise(x: torch.Tensor, step: float, *given: Any) -> torch.Tensor:
+        y = of_one_kernel(x, step, *given)
+        if len(x) < 32 or step == 1.0 or y.dtype != torch.float32:
+            return y
+        seen.add(len(x))
+        return torch.nextafter(y, torch.tensor(9e9))
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(int8, "pointwise", pointwise)
+    int8.in_one_kernel.cache_clear()
+    yield seen
+    int8.in_one_kernel.cache_clear()
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_several_kernels_change_no_bit(several_kernels: set[int], tokenizer: Any, activation: str) -> None:
+    config = EncoderConfig(**SIZES, hidden_dim=70, activation=activation)
+    model = randomized(SentenceEncoder(DistilBert(config), Tokenizer(tokenizer, 64), Pooling("mean")))
+    model.precision, model.int8_least_cosine = "int8", -1
+    alone = np.stack([model.encode(text, threads=1) for text in TEXTS])
+    assert several_kernels  # they were tried out
+    several_kernels.clear()
+    assert np.array_equal(model.encode(TEXTS, threads=2), alone)
+    assert not several_kernels
+
+
+def test_a_layer_apart_equals_its_kernel() -> None:
+    """Rounded twice instead of once, a float differs in its last bit; an integer seldom, by 1."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (768, 96), dtype=torch.uint8, generator=generator)
+    for leaves in (None, ("gelu", 0.05, 3), ("relu", 0.09, 0)):
+        weight, bias = torch.randn(48, 96, generator=generator), torch.randn(48, generator=generator)
+        layer = Int8Linear(weight, bias, 0.01, 128, None, leaves)
+        whole, apart = layer.whole(x), layer.apart(x)
+        assert whole.dtype == apart.dtype
+        if leaves is None:
+            torch.testing.assert_close(apart, whole, atol=2e-5, rtol=1e-6)
+        else:
+            assert (whole.int() - apart.int()).abs().max() <= 1
+            assert (whole != apart).float().mean() < 1e-3
+
+
+def test_kernels_that_keep_no_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    int8.largest_weight()  # it is remembered
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(int8, "pointwise", lambda x, *_: torch.full((len(x), 8), float(len(x))))
+    int8.in_one_kernel.cache_clear()
+    with pytest.raises(InputError, match="precision is 'int8', whose kernels give a text other bits beside others"):
+        Int8Linear(torch.ones(8, 16), None, 0.1, 3)(torch.zeros(4, 16))
 
 
 def test_a_layer_equals_its_definition() -> None:
