@@ -3,8 +3,8 @@
     python -m benchmarks.readme
 
 README.md has one table, of the processor that was measured last; benchmarks/README.md has all. What stands between
-the lines <!-- speed:begin --> and <!-- speed:end --> is replaced in both, and between those of "faults" and "serving"
-in the latter.
+the lines <!-- speed:begin --> and <!-- speed:end --> is replaced in both, and between those of "faults", "serving" and
+"gpu" in the latter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.show import PRECISIONS, of_precision, ours, rate
 README = Path(__file__).parents[1] / "README.md"
 ALL = Path(__file__).with_name("README.md")
 LEFT_OUT = ("sentence-transformers bf16",)  # of the README's ten rows; all are in the longer page
-MODELS = {"all-MiniLM-L6-v2": "MiniLM", "distilbert-shape": "DistilBERT shape"}
+MODELS = {"all-MiniLM-L6-v2": "MiniLM", "distilbert-shape": "DistilBERT shape", "all-mpnet-base-v2": "MPNet"}
 SPEEDS = {"mixed-short": "short", "mixed-long": "long"}
 ONE_TEXT = "one-text"
 Result = dict[str, Any]
@@ -293,6 +293,41 @@ def serving(folder: Path = RESULTS) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def gpu_table(parts: Result) -> str:
+    """Texts a second on a GPU, of encoding and of training, and how they compare with the peer's of the same format."""
+    rows = [["", "number format", "mtl, texts a second", "the peer's", "mtl is"]]
+    for name, part in parts.items():
+        rates = part.get("texts per second", {})
+        for precision in PRECISIONS:
+            own = rates.get(f"mtl {precision}")
+            peers = [key for key in rates if precision in key and not key.startswith("mtl")]
+            rows += [[name, precision, f"{own:,.0f}", f"{rates[peer]:,.0f} ({peer.replace(f' {precision}', '')})",
+                      f"{own / rates[peer]:.2f} x"] for peer in peers]  # fmt: skip
+    return markdown(rows)
+
+
+def gpus(folder: Path = RESULTS) -> str:
+    """The longer page's part on GPUs."""
+    blocks = []
+    for path in sorted(folder.glob("*/gpu.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        machine, parts = result["machine"], result["gpu"]
+        vectors, losses = parts["vectors"], parts["training"]["largest relative difference"]
+        errors = ", ".join(
+            f"{precision} {found['largest difference']:.1e} (cosine at least {found['smallest cosine']:.5f})"
+            for precision, found in vectors.items()
+            if isinstance(found, dict)
+        )
+        blocks += [
+            f"{machine['gpu']}, {machine['cores']} cores, torch {machine['torch']}, {result['model']}, taken "
+            f"{machine['date']} at {machine['commit']}.",
+            gpu_table(parts),
+            f"Largest difference from the CPU's fp32 vectors, {vectors['texts']} texts of up to 512 tokens: {errors}. "
+            f"Losses of six steps of training, dropout on, and the CPU's: within {losses:.0e} of each other.",
+        ]
+    return "\n\n".join(blocks) + "\n"
+
+
 def replaced(text: str, name: str, content: str) -> str:
     """A text with other content between the marks of this name."""
     marked = re.compile(rf"(?<=<!-- {name}:begin -->\n).*(?=<!-- {name}:end -->)", re.DOTALL)
@@ -302,7 +337,7 @@ def replaced(text: str, name: str, content: str) -> str:
 def main() -> None:
     for path, parts in (
         (README, {"speed": brief()}),
-        (ALL, {"speed": render(), "faults": faults(), "serving": serving()}),
+        (ALL, {"speed": render(), "faults": faults(), "serving": serving(), "gpu": gpus()}),
     ):
         text = path.read_text(encoding="utf-8")
         for name, content in parts.items():
