@@ -158,6 +158,8 @@ DENSE = File(
     strict=True,
 )
 NORMALIZE = File("2_Normalize/config.json", "", "__version__", SENTENCE, strict=True)
+LAYER_NORM = File("2_LayerNorm/config.json", "dimension", "__version__", strict=True)
+DROPOUT = File("2_Dropout/config.json", "", "dropout __version__", strict=True)
 FILES = (
     CONFIG,
     TOKENIZER_CONFIG,
@@ -169,6 +171,8 @@ FILES = (
     POOLING,
     DENSE,
     NORMALIZE,
+    LAYER_NORM,
+    DROPOUT,
 )
 
 
@@ -189,7 +193,7 @@ def table() -> str:
         )
         lines.append(f"| {name} | {cells(file.honoured.split())} | {held} | {cells(file.inert.split())} | {rest} |")
     for family in FAMILIES.values():
-        held = "; ".join(f"`{name}`: {' or '.join(f'`{v}`' for v in map(repr, values))}"
+        held = "; ".join(f"`{name}`: {' or '.join(f'`{v}`' for v in map(repr, values)) or 'null'}"
                          for name, values in family.fixed.items())  # fmt: skip
         types = ["type_vocab_size"] * bool(family.token_types)
         read = [*family.config, *(name for name in family.aliases if name not in family.inert), *types]

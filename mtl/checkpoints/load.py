@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -36,7 +37,7 @@ from mtl.display import counted
 from mtl.errors import ConfigError, MtlError, WeightsError, printable, shown
 from mtl.kernels.uninitialized import uninitialized
 from mtl.model.interface import Encoder
-from mtl.model.pooling import Dense, Normalize
+from mtl.model.pooling import After
 
 log = logging.getLogger("mtl")
 
@@ -88,7 +89,7 @@ class Classifier:
             if hidden != bool(family.head.norm):
                 return {}
             return family.head.names() if hidden else {name: name for name in ("classifier.weight", "classifier.bias")}
-        return family.head.names(prefix) if self.kind == family.head.kind else {}
+        return family.head.names(prefix) if family.has(self.kind) else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Checkpoint:
     max_length: int
     lowercase: bool = False
     pooling: tuple[str, ...] = ("mean",)
-    after: tuple[Dense | Normalize, ...] = ()
+    after: tuple[After, ...] = ()
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     default_prompt: str = ""
     similarity_fn_name: str = "cosine"
@@ -215,12 +216,21 @@ def load_encoder(
             f"{path} holds tensors twice: {printable(again[0])} is the encoder's too; expected one encoder"
         )
     shapes = family.shapes({name: tuple(x.shape) for name, x in encoder.state_dict().items()}, config, fields)
+    say_dtype(fields, trunk, source)
     trunk = check_tensors(trunk, shapes, path)
     encoder.load_state_dict(family.fold(trunk, config, fields), assign=True)
     classifier = read_classifier(beside, family, fields, config.dim, source, path, cross or {})
     used = classifier.names(family).values() if classifier and not classifier.problem else ()
     say_left_out([name for name in beside if name not in used], family, path)
     return encoder, classifier, fields, family.types_apart(trunk)
+
+
+def say_dtype(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path) -> None:
+    """One line where config.json says fewer bits than the weights have: they are used as they lie, as transformers 4
+    does; transformers 5 rounds them unless it is given a dtype."""
+    said = str(fields.get("dtype") or fields.get("torch_dtype")).removeprefix("torch.")
+    if said in ("float16", "bfloat16") and any(x.dtype == torch.float32 for x in tensors.values()):
+        log.warning("%s says dtype %s, but weights are float32: they are used as they are, not rounded", source, said)
 
 
 def ends(name: str) -> set[str]:
@@ -255,7 +265,7 @@ def read_classifier(
     other = [name for name in architectures or [] if isinstance(name, str) and "For" in name] if isinstance(
         architectures, list) else []  # fmt: skip
     of_tokens = bool(other) and other[0].endswith("ForTokenClassification")
-    kind = "tokens" if of_tokens else family.head.kind
+    kind = "tokens" if of_tokens else family.head.kind_of(fields)
     names = Classifier(kind).names(family)
     if names.get("classifier.weight") not in beside or not (
         of_tokens or not other or other[0].endswith("ForSequenceClassification")

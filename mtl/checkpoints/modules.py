@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from mtl.checkpoints.fields import (
     CROSS_ENCODER,
     CROSS_SENTENCE,
     DENSE,
+    DROPOUT,
+    LAYER_NORM,
     MODULES,
     NORMALIZE,
     POOLING,
@@ -20,7 +23,9 @@ from mtl.checkpoints.fields import (
 from mtl.checkpoints.files import check_tensors, field, inside, positive, read_json, read_object, read_weights, strings
 from mtl.errors import ConfigError, shown
 from mtl.kernels.uninitialized import uninitialized
-from mtl.model.pooling import DENSE_ACTIVATIONS, Dense, Normalize, Pooling
+from mtl.model.pooling import DENSE_ACTIVATIONS, After, Dense, LayerNorm, Normalize, Pooling
+
+log = logging.getLogger("mtl")
 
 # The older switches and the newer mode names, in the order in which sentence-transformers concatenates
 POOLING_SWITCHES = {
@@ -32,9 +37,10 @@ POOLING_SWITCHES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 SCORES = ("identity", "sigmoid", "softmax")  # what a cross-encoder's scores are of its logits
-KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
+KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 # The packages, over its versions, in which these classes are its own. A class of that name elsewhere is another one
-PACKAGES = ("sentence_transformers", "models", "base", "modules", "sentence_transformer", *map(str.lower, KINDS))
+PACKAGES = ("sentence_transformers", "models", "base", "modules", "sentence_transformer", "layer_norm",
+            *map(str.lower, KINDS))  # fmt: skip
 ACTIVATION_PACKAGES = ("torch.nn", "torch.nn.modules", "torch.nn.modules.activation", "torch.nn.modules.linear")
 
 
@@ -47,8 +53,8 @@ def module_kind(name: str, source: Path) -> str:
     *package, kind = name.split(".")
     ours = package[:1] == ["sentence_transformers"] and set(package) <= {*PACKAGES, kind}
     if not ours or kind not in KINDS:
-        raise ConfigError(f"{source}: module {shown(name)} is unknown; expected Transformer, Pooling, Dense or "
-                          "Normalize of sentence_transformers")  # fmt: skip
+        known = f"{', '.join(KINDS[:-1])} or {KINDS[-1]} of sentence_transformers"
+        raise ConfigError(f"{source}: module {shown(name)} is unknown; expected {known}")
     return kind
 
 
@@ -196,14 +202,40 @@ def load_dense(folder: Path, part: str, width: int) -> Dense:
     return dense
 
 
-def load_after(folder: Path, modules: Sequence[tuple[str, str]], width: int) -> tuple[Dense | Normalize, ...]:
-    """What follows the pooling, which gives ``width`` values."""
-    after: list[Dense | Normalize] = []
+def load_layer_norm(folder: Path, part: str, width: int) -> LayerNorm:
+    """One LayerNorm module: config.json and model.safetensors, ``norm.weight`` and ``norm.bias``.
+
+    Raises:
+        ConfigError, WeightsError: its files are damaged, or it takes other than ``width`` values.
+    """
+    source = inside(folder, part, "config.json")
+    fields = read_object(source)
+    LAYER_NORM.review(fields, source)
+    if positive(fields, "dimension", 0, source) != width:
+        raise ConfigError(f"{source}: dimension is {fields['dimension']}; what comes before it gives {width} values")
+    tensors, path = read_weights(folder, part)
+    layer = LayerNorm(width)
+    layer.load_state_dict(check_tensors(tensors, {"norm.weight": (width,), "norm.bias": (width,)}, path), assign=True)
+    return layer
+
+
+def load_after(folder: Path, modules: Sequence[tuple[str, str]], width: int) -> tuple[After, ...]:
+    """What follows the pooling, which gives ``width`` values; a Dropout, which does nothing in inference, is left out.
+
+    Raises:
+        ConfigError, WeightsError: see the functions that it calls.
+    """
+    after: list[After] = []
     for kind, place in modules:
+        source = inside(folder, place, "config.json")
         if kind == "Normalize":
-            source = inside(folder, place, "config.json")
             NORMALIZE.review(read_object(source, optional=True), source)
             after.append(Normalize())
+        elif kind == "Dropout":
+            DROPOUT.review(read_object(source, optional=True), source)
+            log.info("%s: left out, as it changes no vector; training has no dropout there", source.parent)
+        elif kind == "LayerNorm":
+            after.append(load_layer_norm(folder, place, width))
         else:
             after.append(dense := load_dense(folder, place, width))
             width = dense.linear.out_features

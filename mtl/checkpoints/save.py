@@ -21,10 +21,11 @@ from mtl.checkpoints.card import README, card, public_name, results_of
 from mtl.checkpoints.families import DISTILBERT, FAMILIES, Family
 from mtl.checkpoints.load import BRANCHES, TASKS, Checkpoint, Classifier
 from mtl.checkpoints.modules import POOLING_SWITCHES
-from mtl.checkpoints.tokenizer import KINDS, is_token, state, text_of
+from mtl.checkpoints.tokenizer import is_token, state, text_of
+from mtl.checkpoints.tokenizer_kinds import KINDS
 from mtl.disk import atomic_write, write_parts
 from mtl.errors import WeightsError
-from mtl.model.pooling import Dense
+from mtl.model.pooling import Dense, LayerNorm
 
 log = logging.getLogger("mtl")
 
@@ -125,7 +126,7 @@ def config_fields(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
         name = f"{family.classes}ForTokenClassification"
         if head.kind != "tokens":
             fields |= {"problem_type": head.problem_type} if not head.activation else scored(head.activation)
-            fields |= {family.head.pooled: head.pooling} if family.head.pooled else {}
+            fields |= family.head.written(head.kind, head.pooling)
             name = f"{family.classes}ForSequenceClassification"
     else:
         name = f"{family.classes}Model"
@@ -222,6 +223,9 @@ def write_modules(checkpoint: Checkpoint, folder: Path) -> None:
         (folder / path).mkdir()
         if isinstance(part, Dense):
             write_dense(part, folder / path)
+        elif isinstance(part, LayerNorm):
+            write_json(folder / path / "config.json", {"dimension": part.norm.weight.shape[0]})
+            write_tensors(folder / path / "model.safetensors", part.state_dict())
     cut = {"truncate_dim": checkpoint.truncate_dim} if checkpoint.truncate_dim else {}
     write_json(
         folder / "config_sentence_transformers.json",

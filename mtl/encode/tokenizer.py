@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Any, Literal, TypeVar, get_args
 
 import tokenizers
@@ -20,6 +20,7 @@ from mtl.checkpoints.encodings import encodings
 from mtl.errors import InputError, WeightsError, is_unicode, shown
 
 T = TypeVar("T")
+NOWHERE = "\U0010ffff"  # no character, so that it stands in no vocabulary
 
 Overflow = Literal["warn", "truncate", "error", "chunk"]
 Pair = tuple[str, str]
@@ -243,16 +244,20 @@ class Tokenizer:
         """The pieces of each text.
 
         Words are the pre-tokenizer's where the vocabulary marks what goes on with a word, as WordPiece does with ##,
-        else what stands between blanks: as transformers' token-classification pipeline has them.
+        else what stands between blanks, and an unknown piece begins one too: as in transformers' token-classification
+        pipeline, but that it knows no other blank than a space.
         """
         check_texts(texts)
         marked, found = bool(getattr(self.backend.model, "continuing_subword_prefix", None)), []
+        unknown = [token.id for token in self.backend.model.tokenize(NOWHERE)]
         for text, encoding in zip(texts, encodings(self.backend.encode_batch, texts), strict=True):
-            before = [None, *encoding.word_ids]
-            begins = [
-                word != last if marked else start == 0 or any(map(str.isspace, text[start - 1 : start + 1]))
-                for (start, _), word, last in zip(encoding.offsets, encoding.word_ids, before, strict=False)
-            ]
+            if marked:
+                begins = [one != other for one, other in pairwise([None, *encoding.word_ids])]
+            else:
+                begins = [
+                    start == 0 or [i] == unknown or any(map(str.isspace, text[start - 1 : start + 1]))
+                    for i, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+                ]
             found.append(Pieces(encoding.ids, encoding.offsets, begins))
         return found
 

@@ -107,7 +107,7 @@ class RotaryTrunk(nn.Module):
         self.thetas = sorted({config.theta_of(layer) for layer in range(config.n_layers)})
         positions = torch.arange(config.max_position_embeddings)
         for i, theta in enumerate(self.thetas):
-            tables = angles(positions, config.dim // config.n_heads, theta, config.ntk_factor)
+            tables = angles(positions, config.dim // config.n_heads, theta, *config.scaling)
             self.register_buffer(f"turns{i}", torch.stack(tables))
 
     def forward(self, batch: Any) -> Tensor:

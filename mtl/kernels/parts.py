@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mtl.kernels.activations import sigmoid
 from mtl.kernels.linear import Product, product
 from mtl.model.heads import HiddenHead, LinearHead
 from mtl.model.packing import PackedBatch
-from mtl.model.pooling import AttentionPooling, Dense, EachToken, Normalize, Pooling, weighted
+from mtl.model.pooling import AttentionPooling, Dense, EachToken, LayerNorm, Normalize, Pooling, weighted
+
+# Of torch's activations those that have the same bits wherever a number stands in a tensor; see activations.py
+ANYWHERE = (nn.Identity, nn.Tanh, nn.ReLU, nn.GELU)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +56,15 @@ def of(linear: nn.Linear) -> Product:
 
 
 def dense(part: Dense) -> DenseProgram:
-    return DenseProgram(of(part.linear), sigmoid if type(part.activation) is nn.Sigmoid else part.activation)
+    kind = type(part.activation)
+    if kind is nn.Sigmoid:
+        return DenseProgram(of(part.linear), sigmoid)
+    return DenseProgram(of(part.linear), part.activation if kind in ANYWHERE else partial(by_row, part.activation))
+
+
+def by_row(activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """An activation of each row by itself, so that its bits do not depend on the others: (rows, features)."""
+    return torch.stack([activation(row) for row in x]) if len(x) else x
 
 
 def like_dense(part: Dense) -> Dense:
@@ -71,6 +84,7 @@ def like_hidden_head(part: HiddenHead) -> HiddenHead:
 PARTS: dict[type[nn.Module], tuple[Callable[[Any], nn.Module], Callable[[Any], Callable[..., Tensor]]]] = {
     Pooling: (lambda part: Pooling(*part.modes), lambda part: part.forward),
     Normalize: (lambda part: Normalize(), lambda part: part.forward),
+    LayerNorm: (lambda part: LayerNorm(*part.norm.normalized_shape), lambda part: part.norm),
     EachToken: (lambda part: EachToken(), lambda part: part.forward),
     AttentionPooling: (
         lambda part: AttentionPooling(part.score.in_features),

@@ -34,12 +34,12 @@ class Angles:
     table, whatever the batch.
     """
 
-    def __init__(self, width: int, theta: float, scaling: float) -> None:
+    def __init__(self, width: int, theta: float, scaling: tuple[float, float]) -> None:
         self.width, self.theta, self.scaling = width, theta, scaling
         self.table = self.of(torch.arange(0))
 
     def of(self, positions: Tensor) -> Turns:
-        return angles(positions, self.width, self.theta, self.scaling)
+        return angles(positions, self.width, self.theta, *self.scaling)
 
     def __call__(self, batch: PackedBatch) -> Turns:
         if batch.ids.is_cuda:

@@ -19,16 +19,16 @@ from mtl.model import deberta, encoder, rotary
 from mtl.model.dropout import Dropout
 from mtl.model.heads import HiddenHead, LinearHead
 from mtl.model.mpnet import MPNet
-from mtl.model.pooling import AttentionPooling, Dense, EachToken, Normalize, Pooling
+from mtl.model.pooling import DENSE_ACTIVATIONS, AttentionPooling, Dense, EachToken, LayerNorm, Normalize, Pooling
 
 KNOWN: tuple[type[nn.Module], ...] = (
     nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleDict, nn.ModuleList,
-    nn.GELU, nn.Identity, nn.ReLU, nn.Sigmoid, nn.Tanh,
+    *DENSE_ACTIVATIONS.values(),
     Dropout, encoder.Embeddings, encoder.SelfAttention, encoder.FeedForward, encoder.TransformerBlock,
     encoder.DistilBert, MPNet,
     deberta.Embeddings, deberta.DisentangledAttention, deberta.DebertaBlock, deberta.Deberta,
     rotary.Embeddings, rotary.RotaryAttention, rotary.GatedFeedForward, rotary.RotaryBlock, rotary.RotaryEncoder,
-    AttentionPooling, Dense, EachToken, Normalize, Pooling, HiddenHead, LinearHead,
+    AttentionPooling, Dense, EachToken, LayerNorm, Normalize, Pooling, HiddenHead, LinearHead,
 )  # fmt: skip
 FORWARD = {kind: kind.forward for kind in KNOWN}  # as they are before anybody replaces one
 HOOKS = {

@@ -40,6 +40,14 @@ def check_heads_and_activation(config: Any) -> None:
         raise ConfigError(f"activation is {shown(config.activation)}; expected one of {', '.join(ACTIVATIONS)}")
 
 
+def described(config: Any, later: dict[str, Any]) -> str:
+    """A dataclass's own repr, without fields that came later and are what they were before: fingerprints of models are
+    made of it."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.repr}
+    shown = (f"{name}={x!r}" for name, x in fields.items() if name not in later or x != later[name])
+    return f"{type(config).__name__}({', '.join(shown)})"
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class EncoderConfig:
     """Shape of a DistilBERT encoder. The defaults are those of distilbert-base-uncased.
@@ -70,11 +78,7 @@ class EncoderConfig:
     segments: int = dataclasses.field(default=1, repr=False)  # of a pair of texts; what is one text has the first
 
     def __repr__(self) -> str:
-        """As a dataclass's own, without what came later and is as in BERT: fingerprints of models are made of it."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.repr}
-        later = {"layer_norm_eps": LAYER_NORM_EPS, "embedding_dim": None, "padding": None}
-        shown = (f"{name}={x!r}" for name, x in fields.items() if name not in later or x != later[name])
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return described(self, {"layer_norm_eps": LAYER_NORM_EPS, "embedding_dim": None, "padding": None})
 
     def __post_init__(self) -> None:
         check_sizes(self, "vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim",
@@ -145,7 +149,7 @@ class DebertaConfig(EncoderConfig):
 FULL, SLIDING = "full_attention", "sliding_attention"  # as transformers calls them
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RotaryConfig:
     """Shape of an encoder with rotary positions and a gated feed-forward network. The defaults are ModernBERT-base's.
 
@@ -154,7 +158,8 @@ class RotaryConfig:
         of the feed-forward network.
     layer_types: Of each block, whether its tokens see the whole text or a window; without any, all see all.
     local_attention: The width of that window: a token sees those that are at most half of it away.
-    theta, local_theta: How slowly positions turn, in blocks of either kind. ntk_factor: see positions.angles.
+    theta, local_theta: How slowly positions turn, in blocks of either kind.
+    ntk_factor, linear_factor: How they are scaled; see positions.angles.
     embedding_dropout, attention_dropout, mlp_dropout, dropout: Of the embeddings, the attention's weights, the gated
         activations, and of what both sublayers give.
 
@@ -181,6 +186,7 @@ class RotaryConfig:
     theta: float = 160000.0
     local_theta: float = 10000.0
     ntk_factor: float = 1.0
+    linear_factor: float = 1.0
     embedding_dropout: float = 0.0
     attention_dropout: float = 0.0
     mlp_dropout: float = 0.0
@@ -188,11 +194,15 @@ class RotaryConfig:
     initializer_range: float = 0.02
     segments: int = dataclasses.field(default=1, repr=False)  # as in EncoderConfig
 
+    def __repr__(self) -> str:
+        return described(self, {"linear_factor": 1.0})
+
     def __post_init__(self) -> None:
         check_sizes(self, "vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim",
                     "local_attention", "segments")  # fmt: skip
         check_fractions(self, "norm_eps", "embedding_dropout", "attention_dropout", "mlp_dropout", "dropout")
-        check_fractions(self, "initializer_range", "theta", "local_theta", "ntk_factor", most=LARGEST)
+        check_fractions(self, "initializer_range", "theta", "local_theta", "ntk_factor", "linear_factor",
+                        most=LARGEST)  # fmt: skip
         check_flags(self, "pre_norm", "norm_bias", "attention_bias", "gate_bias", "mlp_bias")
         check_heads_and_activation(self)
         if self.dim // self.n_heads % 2:
@@ -200,7 +210,7 @@ class RotaryConfig:
                 f"dim {self.dim} and n_heads {self.n_heads} make heads of {self.dim // self.n_heads}; "
                 f"expected an even number, whose halves positions turn"
             )
-        for name in ("theta", "local_theta", "ntk_factor"):
+        for name in ("theta", "local_theta", "ntk_factor", "linear_factor"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {shown(getattr(self, name))}; expected a number of 1 or more")
         known = isinstance(self.layer_types, tuple) and all(kind in (FULL, SLIDING) for kind in self.layer_types)
@@ -209,6 +219,10 @@ class RotaryConfig:
                 f"layer_types is {shown(self.layer_types)}; "
                 f"expected {FULL} or {SLIDING} for each of the {self.n_layers} layers"
             )
+
+    @property
+    def scaling(self) -> tuple[float, float]:
+        return self.ntk_factor, self.linear_factor
 
     def theta_of(self, layer: int) -> float:
         return self.theta if self.reach_of(layer) is None else self.local_theta

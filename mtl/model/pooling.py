@@ -57,9 +57,15 @@ MODES: dict[str, Callable[[Tensor], Tensor]] = {
     "weightedmean": weightedmean,
 }
 
+# torch's own that look at one number at a time, have no weights and draw nothing, as their classes make them
 DENSE_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    kind.__name__: kind for kind in (nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.Sigmoid)
-}
+    kind.__name__: kind
+    for kind in (
+        nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.Sigmoid, nn.SiLU, nn.CELU, nn.ELU, nn.Hardshrink, nn.Hardsigmoid,
+        nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU6, nn.SELU, nn.Softplus, nn.Softshrink,
+        nn.Softsign, nn.Tanhshrink,
+    )
+}  # fmt: skip
 
 
 class Pooling(nn.Module):
@@ -125,8 +131,23 @@ class Dense(nn.Module):
         return activated
 
 
+class LayerNorm(nn.Module):
+    """Layer normalization of pooled vectors, as sentence-transformers' LayerNorm."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, dtype=torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(x)
+        return normed
+
+
 class Normalize(nn.Module):
     """Scales each vector to Euclidean length 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1)
+
+
+After = Dense | LayerNorm | Normalize  # what may follow a pooling

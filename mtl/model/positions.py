@@ -38,14 +38,14 @@ def sinusoids(positions: int, dim: int) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :dim].float()
 
 
-def angles(positions: Tensor, width: int, theta: float, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
+def angles(positions: Tensor, width: int, theta: float, ntk: float = 1.0, linear: float = 1.0) -> tuple[Tensor, Tensor]:
     """The cosines and sines by which rotary positions turn a head of some width: (tokens, width / 2) float32 each.
 
     The angle of pair i is position / theta^(2i / width) (Su et al. 2021, arXiv 2104.09864, section 3.2.2), computed in
-    float32 as transformers does. With a scaling, by NTK as GTE has it: theta grows by the factor, and every rate is
-    divided by factor^(2 / width).
+    float32 as transformers does. Scaled by NTK as GTE has it, theta grows by the factor, and every rate is divided by
+    factor^(2 / width); scaled linearly, every rate is divided by the factor.
     """
     powers = torch.arange(0, width, 2, device=positions.device).float() / width
-    rates = 1.0 / (theta * scaling) ** powers / scaling ** (2 / width)
+    rates = 1.0 / (theta * ntk) ** powers / ntk ** (2 / width) / linear
     turned = positions[:, None].float() * rates
     return turned.cos(), turned.sin()

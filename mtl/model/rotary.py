@@ -84,7 +84,7 @@ class RotaryAttention(nn.Module):
     def __init__(self, config: RotaryConfig, layer: int) -> None:
         super().__init__()
         self.n_heads, self.head_dim = config.n_heads, config.dim // config.n_heads
-        self.theta, self.scaling, self.reach = config.theta_of(layer), config.ntk_factor, config.reach_of(layer)
+        self.theta, self.scaling, self.reach = config.theta_of(layer), config.scaling, config.reach_of(layer)
         self.dropout = config.attention_dropout
         self.Wqkv = nn.Linear(config.dim, 3 * config.dim, bias=config.attention_bias)
         self.Wo = nn.Linear(config.dim, config.dim, bias=config.attention_bias)
@@ -92,7 +92,7 @@ class RotaryAttention(nn.Module):
 
     def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
         q, k, v = (y.unflatten(1, (self.n_heads, -1)) for y in self.Wqkv(x).chunk(3, dim=1))
-        cos, sin = angles(batch.positions, self.head_dim, self.theta, self.scaling)
+        cos, sin = angles(batch.positions, self.head_dim, self.theta, *self.scaling)
         groups = zip(*map(batch.split, (rotated(q, cos, sin), rotated(k, cos, sin), v)), strict=True)
         p = self.dropout if self.training else 0.0
         contexts = [attention(q, k, v, self.reach, p).flatten(0, 1) for q, k, v in groups]

@@ -117,6 +117,16 @@ def test_no_merge_is_left_out_by_chance(folder: Path, edit_json: Callable, caplo
     assert any("leaves out merges by chance (dropout 0.9)" in message for message in caplog.messages)
 
 
+@pytest.mark.parametrize(("name", "said"), [("dtype", "bfloat16"), ("torch_dtype", "torch.float16")])
+def test_fewer_bits_said_than_there_are(bert: Path, edit_json: Callable, name: str, said: str, caplog) -> None:
+    """The weights are used as they are, which is said; transformers 5 rounds them unless it is given a dtype."""
+    expected = vectors(bert)
+    edit_json(bert / "config.json", **{name: said})
+    assert vectors(bert).tolist() == expected.tolist()
+    (line,) = caplog.messages
+    assert line.partition("config.json ")[2].startswith(f"says dtype {said.removeprefix('torch.')}, but weights are ")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_narrow_numbers(bert: Path, dtype: torch.dtype) -> None:
     """What a folder holds is widened before anything is computed of it, the types of a pair's texts too."""

@@ -52,6 +52,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "deberta of queries": ("deberta-v2", {**V3, "pos_att_type": ["c2p"], "share_att_key": False}),
     "deberta of keys": ("deberta-v2", {**V3, "pos_att_type": ["p2c"], "share_att_key": False}),
     "deberta of neither": ("deberta-v2", {**V3, "pos_att_type": None}),
+    "nomic scaled linearly": ("nomic_bert", {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0,
+                              "factor": 3.0}}),
+    "gte scaled linearly": ("gte", {"rope_parameters": {"rope_type": "linear", "rope_theta": 2e4, "factor": 2.5}}),
 }  # fmt: skip
 LINEAR = {"rope_type": "linear", "rope_theta": 8.0 * 20000.0, "factor": 8.0 ** (2 / 16)}
 # As published beside code of its own: what transformers' GTE is to write instead to compute the same

@@ -24,6 +24,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.errors import MtlError
 from mtl.model.packing import PackedBatch
+from mtl.model.pooling import DENSE_ACTIVATIONS
 
 transformers = pytest.importorskip("transformers", reason="needs the reference extra")
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="needs the reference extra")
@@ -452,7 +453,34 @@ def two_features(**config: Any) -> Case:
     return case
 
 
+EQUAL |= {f"dense_{name}": two_features(activation_function=f"torch.nn.modules.activation.{name}")
+          for name in DENSE_ACTIVATIONS if name != "Identity"}  # fmt: skip
+
+
+@equal
+def norm_and_dropout(f: Path) -> None:
+    sentence(bert(f))
+    drop = "sentence_transformers.models.Dropout", "sentence_transformers.sentence_transformer.modules.dropout.Dropout"
+    append(f, drop[0], {"dropout": 0.4})
+    norm = {"norm.weight": torch.randn(32), "norm.bias": torch.randn(32)}
+    append(f, "sentence_transformers.models.LayerNorm", {"dimension": 32}, norm)
+    append(f, drop[1], {"dropout": 0.1})
+    norm = {name: tensor + 1 for name, tensor in norm.items()}
+    append(f, "sentence_transformers.sentence_transformer.modules.layer_norm.LayerNorm", {"dimension": 32}, norm)
+
+
+def narrow_norm(f: Path) -> None:
+    norm = {"norm.weight": torch.randn(16), "norm.bias": torch.randn(16)}
+    append(sentence(bert(f)), "sentence_transformers.models.LayerNorm", {"dimension": 16}, norm)
+
+
+def weighted_layers(f: Path) -> None:
+    append(sentence(bert(f)), "sentence_transformers.models.WeightedLayerPooling", {"layer_start": 1})
+
+
 REFUSED |= {
+    "narrow_norm": (narrow_norm, "dimension is 16; what comes before it gives 32 values"),
+    "weighted_layers": (weighted_layers, "WeightedLayerPooling' is unknown; expected Transformer, Pooling, Dense, "),
     "another_activation": (two_features(activation_function="mine.nn.Identity"), "Dense activation 'mine.nn.Identity'"),
     "a_residual": (two_features(use_residual=True), "use_residual is True; expected False"),
     "of_tokens": (two_features(module_input_name="token_embeddings"), "module_input_name is 'token_embeddings'"),
@@ -706,8 +734,8 @@ KINDS = {"Bert": bert, "Roberta": of_family, "XLMRoberta": of_family, "Camembert
          "MPNet": of_family}  # fmt: skip
 
 
-def classifier(folder: Path, family: str, outputs: int, problem: str | None) -> Path:
-    fields = {"num_labels": outputs, "problem_type": problem}
+def classifier(folder: Path, family: str, outputs: int, problem: str | None, **more: Any) -> Path:
+    fields = {"num_labels": outputs, "problem_type": problem, **more}
     kind = "ForSequenceClassification"
     if family == "DistilBert":
         config = distilbert(vocab_size=len(WORDS), **fields)
@@ -731,7 +759,16 @@ def classifier(folder: Path, family: str, outputs: int, problem: str | None) -> 
 )
 def test_classifiers(tmp_path: Path, family: str, outputs: int, problem: str | None) -> None:
     """A published classifier predicts what transformers' pipeline does, and is one again where it is saved."""
-    folder = classifier(tmp_path / "theirs", family, outputs, problem)
+    check_classifier(classifier(tmp_path / "theirs", family, outputs, problem), tmp_path, family, problem)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_classifiers_of_deberta(tmp_path: Path, activation: str) -> None:
+    folder = classifier(tmp_path / "theirs", "DebertaV2", 3, None, pooler_hidden_act=activation)
+    check_classifier(folder, tmp_path, "DebertaV2", None)
+
+
+def check_classifier(folder: Path, tmp_path: Path, family: str, problem: str | None) -> None:
     expected, names = predicted(folder)
     model = MultiTaskModel.from_pretrained(folder)
     found = model.predict(SHORT)

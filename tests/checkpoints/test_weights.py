@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import golden
+from conftest import golden, randomized
 from safetensors.torch import load_file, save_file
 
 from mtl import SentenceEncoder
@@ -19,7 +19,7 @@ from mtl.checkpoints.fetch import sha256_of
 from mtl.checkpoints.load import Checkpoint, load, load_encoder
 from mtl.checkpoints.save import save, sha256_of_tensors, write_tensors
 from mtl.errors import ConfigError, WeightsError
-from mtl.model.pooling import Dense, Normalize
+from mtl.model.pooling import Dense, LayerNorm, Normalize
 
 TEXTS = ["a b c", "d", "e f g h i"]
 
@@ -112,7 +112,7 @@ def test_all_that_sentence_transformers_keeps(checkpoint: Checkpoint, tmp_path: 
     rich = dataclasses.replace(
         checkpoint,
         pooling=("max", "cls", "mean"),
-        after=(Dense(36, 5), Dense(5, 4, bias=False, activation="Identity")),
+        after=(Dense(36, 5), randomized(LayerNorm(5)), Dense(5, 4, bias=False, activation="Mish")),
         max_length=9,
         lowercase=True,
         prompts={"query": "q: ", "passage": "p: "},
@@ -317,5 +317,5 @@ def test_a_default_prompt_without_a_name_is_kept(checkpoint: Checkpoint, tmp_pat
 
 def test_a_layer_that_no_folder_describes(tiny: SentenceEncoder, tmp_path: Path) -> None:
     tiny.after.append(torch.nn.Softmax(dim=1))
-    with pytest.raises(WeightsError, match="a Softmax after the pooling cannot be saved; expected Dense or Normalize"):
+    with pytest.raises(WeightsError, match="a Softmax after the pooling cannot be saved; expected Dense, Layer"):
         tiny.save(tmp_path / "model")

@@ -113,3 +113,13 @@ def test_vocab_without_special_tokens(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("a\nb\n[UNK]\n")
     with pytest.raises(WeightsError, match=r"lacks \[CLS\], \[SEP\]; expected its special tokens"):
         wordpiece(tmp_path / "vocab.txt", {})
+
+
+def test_unknown_pieces_begin_words() -> None:
+    """Where the vocabulary does not mark what goes on with a word; in transformers' pipeline as well."""
+    pieces = [("<unk>", 0.0), *((letter, -2.0) for letter in "abc"), *((f"▁{letter}", -1.0) for letter in "abc")]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, 0))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    (found,) = Tokenizer(backend, 20).pieces(["abéb ca\nb"])
+    assert found.offsets == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 6), (6, 7), (7, 8), (8, 9)]
+    assert found.begins == [True, False, True, False, True, False, True, True]

@@ -2,16 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import WORDS, randomized
 
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.encode.tokenizer import Tokenizer
+from mtl.kernels.compile import compile_part
 from mtl.kernels.linear import Packed
 from mtl.model import rotary
 from mtl.model.config import FULL, SLIDING, DebertaConfig, EncoderConfig, RotaryConfig
 from mtl.model.deberta import Deberta
 from mtl.model.encoder import DistilBert
-from mtl.model.pooling import MODES, Dense, Pooling
+from mtl.model.pooling import DENSE_ACTIVATIONS, MODES, Dense, LayerNorm, Pooling
 from mtl.model.rotary import RotaryEncoder
 from mtl.tasks.spec import TaskSpec
 
@@ -163,3 +165,16 @@ def test_few_numbers_of_rows_come_up(tokenizer, monkeypatch, make, modes: tuple[
         model.encode(" ".join("a" * number), threads=1)
     assert seen <= set(range(4, 65, 4))
     assert len(seen) > 1
+
+
+@pytest.mark.parametrize("part", [*DENSE_ACTIVATIONS, "LayerNorm"])
+def test_layers_behind_a_pooling(part: str) -> None:
+    """Of widths that fill no whole register, where torch computes some activations in another way."""
+    x = 3 * torch.randn(41, 7, generator=torch.Generator().manual_seed(0))
+    layer = randomized(LayerNorm(7) if part == "LayerNorm" else Dense(7, 7, activation=part))
+    program = compile_part(layer)
+    with torch.no_grad():
+        among, expected = program(x.clone()), layer(x)
+        assert torch.equal(among, torch.cat([program(row[None].clone()) for row in x]))
+        torch.testing.assert_close(among, expected, atol=1e-6, rtol=1e-6)
+        assert program(x[:0]).shape == (0, 7)

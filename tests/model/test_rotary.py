@@ -96,7 +96,7 @@ def test_angles_by_hand() -> None:
     expected = torch.tensor([[0.0, 0.0], [3.0, 0.3]])
     torch.testing.assert_close(cos, expected.cos())
     torch.testing.assert_close(sin, expected.sin())
-    cos, _ = angles(torch.tensor([3]), 4, 100.0, scaling=4.0)  # rates 1 / 2 and 1 / 20 / 2
+    cos, _ = angles(torch.tensor([3]), 4, 100.0, ntk=4.0)  # rates 1 / 2 and 1 / 20 / 2
     torch.testing.assert_close(cos, torch.tensor([[1.5, 0.075]]).cos())
 
 

@@ -25,7 +25,8 @@ class Head:
     ``kind`` is what TaskSpec.head calls it, which says what stands between the two. ``hidden`` and ``out`` are the
     layers' names beside the trunk; ``pooler`` says that the hidden layer's has the trunk's prefix. With a ``norm``
     before the output layer, neither that nor the hidden layer has a bias. ``pooled`` is config.json's field that says
-    what it reads, if not the first token, and ``fixed`` the values that others may have.
+    what it reads, if not the first token, and ``fixed`` the values that others may have. ``activation`` is the field
+    that says what stands between, if any does, and ``kinds`` its values with the kinds that they make it.
     """
 
     kind: str
@@ -35,6 +36,17 @@ class Head:
     norm: str = ""
     pooled: str = ""
     fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    activation: str = ""
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def kind_of(self, fields: Mapping[str, Any]) -> str:
+        said = fields.get(self.activation)
+        return self.kinds.get(said, self.kind) if isinstance(said, str) else self.kind
+
+    def written(self, kind: str, pooling: str) -> dict[str, Any]:
+        """What config.json says of a head of this kind that reads this."""
+        named = [(self.activation, said) for said, known in self.kinds.items() if known == kind]
+        return dict(named + [(self.pooled, pooling)] * bool(self.pooled))
 
     def pooling(self, fields: Mapping[str, Any]) -> str:
         """What it reads: "cls" or "mean".
@@ -43,6 +55,7 @@ class Head:
             ConfigError: config.json says that it is another head than ours.
         """
         fixed = {**self.fixed, **({self.pooled: ("cls", "mean")} if self.pooled else {})}
+        fixed |= {self.activation: tuple(self.kinds)} if self.activation else {}
         for name, allowed in fixed.items():
             if fields.get(name) is not None and fields[name] not in allowed:
                 raise ConfigError(f"{name} is {shown(fields[name])}; expected {' or '.join(map(repr, allowed))}")
@@ -155,7 +168,7 @@ class Family:
 
     def has(self, head: str) -> bool:
         """Whether its sequence classifiers have this kind of head."""
-        return self.head.kind == head
+        return head in (self.head.kind, *self.head.kinds.values())
 
     def expresses(self, encoder: Encoder) -> bool:
         """Whether it is this architecture, and config.json says all of its shape, by what is read of it again."""

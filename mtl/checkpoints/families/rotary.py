@@ -2,7 +2,8 @@
 et al. 2024, arXiv 2407.19669): rotary positions and gated feed-forward networks.
 
 Both forms of config.json are read, transformers 4's and 5's, which has ``rope_parameters`` and ``layer_types``; and
-both are written, where the first can say it. Rotary positions that are scaled are refused, but for GTE's own, by NTK.
+both are written, where the first can say it. Rotary positions may be scaled in NomicBERT and GTE: linearly, or of the
+GTE that was published with code of its own, by NTK. Other scaling is refused.
 """
 
 from __future__ import annotations
@@ -73,14 +74,20 @@ def as_modernbert(config: RotaryConfig) -> dict[str, Any]:
 
 
 def turned(standard: float) -> dict[str, Any]:
-    """How a family reads and writes its one theta."""
+    """How a family reads and writes its one theta, and by how much positions are scaled."""
 
     def translate(fields: Mapping[str, Any]) -> dict[str, Any]:
         rope, older = fields.get("rope_parameters"), fields.get("rope_theta", fields.get("rotary_emb_base"))
-        return {"theta": theta(rope, older, standard, "rope_parameters")}
+        linear = {}
+        if isinstance(rope, Mapping) and rope.get("rope_type") == "linear" and rope.get("factor") is not None:
+            linear["linear_factor"] = rope["factor"]
+            rope = {name: value for name, value in rope.items() if name not in ("rope_type", "factor")}
+        return {"theta": theta(rope, older, standard, "rope_parameters"), **linear}
 
     def express(config: RotaryConfig) -> dict[str, Any]:
-        return {"rope_parameters": {"rope_type": "default", "rope_theta": config.theta}, "rope_theta": config.theta}
+        kind = {"rope_type": "default"} if config.linear_factor == 1 else {
+            "rope_type": "linear", "factor": config.linear_factor}  # fmt: skip
+        return {"rope_parameters": {**kind, "rope_theta": config.theta}, "rope_theta": config.theta}
 
     return {"translate": translate, "express": express}
 
