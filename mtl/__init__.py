@@ -4,8 +4,10 @@ The names are looked up on first use, so that ``import mtl`` alone, and with it 
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtl import checkpoints
 from mtl.errors import (
     CheckpointError,
     ConfigError,
@@ -99,3 +101,10 @@ def __getattr__(name: str) -> Any:
     if name not in MODULES:
         raise AttributeError(f"module 'mtl' has no attribute {name!r}")
     return getattr(import_module(MODULES[name]), name)
+
+
+def _export_onnx(model: Path, output: Path) -> object:
+    return __getattr__("export_onnx")(model, output)
+
+
+checkpoints.export_onnx = _export_onnx

@@ -196,6 +196,7 @@ def card(checkpoint: Checkpoint, name: str, architecture: str, results: Mapping[
 
     ``PLACEHOLDER`` stands where the model's name on the hub will, once it is there.
     """
+    name = " ".join(name.encode(errors="replace").decode().split())  # a folder may be called what no file can hold
     classifier = architecture.endswith("ForSequenceClassification")
     base = (results or {}).get("base")
     origin = f" It was trained from [{base['name']}](https://huggingface.co/{base['name']})." if base else ""

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import tempfile
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from mtl import checkpoints
 from mtl.checkpoints.card import PLACEHOLDER, README, card, public_name, results_of
 from mtl.checkpoints.fetch import HUB_ID, fetch, quiet_hub
 from mtl.checkpoints.files import read_object
 from mtl.checkpoints.load import BRANCHES, TASKS, load
-from mtl.errors import InputError, MtlError, WeightsError, shown
+from mtl.errors import InputError, MtlError, WeightsError, one_line, shown
 
 # All that a model is made of, here, for sentence-transformers, transformers and ONNX
 FILES = re.compile(
-    rf"(\d+_\w+/)?(config\.json|model\.safetensors)|(tokenizer|tokenizer_config|special_tokens_map|modules|"
-    rf"sentence_bert_config|config_sentence_transformers)\.json|vocab\.txt|{re.escape(TASKS)}|{re.escape(BRANCHES)}|"
+    r"(\d+_\w+/)?((config|model\.safetensors\.index|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|"
+    r"sentence_bert_config)\.json|model(-\d+-of-\d+)?\.safetensors|(vocab|merges)\.txt|(spm|sentencepiece\.bpe)\.model)|"
+    rf"(modules|config_sentence_transformers)\.json|{re.escape(TASKS)}|{re.escape(BRANCHES)}|"
     r"onnx/model(_\w+)?\.onnx(_data|\.data)?|README\.md|LICENSE"
 )
 
@@ -53,6 +56,27 @@ def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
     return ours, [name for name in found if name not in ours]
 
 
+def check_whole(files: Mapping[str, Path], others: Sequence[str]) -> None:
+    """That files are a model without the others that lie beside them.
+
+    Raises:
+        ConfigError, WeightsError: they cannot be loaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="mtl-") as temporary:
+        for name, path in files.items():
+            (alone := Path(temporary, name)).parent.mkdir(exist_ok=True)
+            try:
+                os.link(path.resolve(), alone)
+            except OSError:  # another file system
+                shutil.copyfile(path, alone)
+        try:
+            load(Path(temporary))
+        except MtlError as error:
+            why = one_line(error).replace(temporary, "the pushed folder")
+            left_out = f"without the files that are not pushed, the model cannot be loaded ({why}): {', '.join(others)}"
+            raise type(error)(f"{left_out}; save it with SentenceEncoder or MultiTaskModel, and push that") from None
+
+
 def push(model: str | Path, repo_id: str, **options: Unpack[PushOptions]) -> tuple[str, list[str]]:
     """Commit the files of a model, or of a run's model, to a repository of the hub, which is made if need be.
 
@@ -65,8 +89,9 @@ def push(model: str | Path, repo_id: str, **options: Unpack[PushOptions]) -> tup
     """
     check_address(repo_id, token := options.get("token"))
     folder = fetch(str(model))
-    made = page(folder)  # it loads the model, too
+    made = page(folder)
     files, others = model_files(folder)
+    check_whole(files, others)
     text = files[README].read_text(encoding="utf-8") if README in files else made
     hub = quiet_hub()
     try:
@@ -146,5 +171,5 @@ def push_saved(save: Callable[[Path], object], repo_id: str, options: PushOption
         save(folder)
         if onnx:
             folder, saved = Path(temporary) / "onnx" / folder.name, folder
-            import_module("mtl").export_onnx(saved, folder)  # by its public name, since its room stands above this one
+            checkpoints.export_onnx(saved, folder)
         return push(folder, repo_id, **options)[0]

@@ -27,6 +27,14 @@ Pair = tuple[str, str]
 Text = str | Pair
 
 
+class TooLong(InputError):
+    """A text, or a pair of texts, has ``tokens`` tokens, more than the limit; ``number`` says which."""
+
+    def __init__(self, what: str, number: int, tokens: int, limit: int, text: str) -> None:
+        super().__init__(f"{what} {number} has {tokens} tokens; the limit is {limit}: {shown(text)}")
+        self.number, self.tokens = number, tokens
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokenized:
     """``rows[i]`` are the ids of text ``owners[i]``, or of a chunk of it, special tokens included.
@@ -162,11 +170,12 @@ class Tokenizer:
         max_length: int | None = None,
         numbers: Sequence[int] | None = None,
         prompt: str = "",
+        keep_last: bool | None = None,
     ) -> Tokenized:
         """Tokenize texts; those over the limit are cut (warn, truncate), refused (error) or split (chunk).
 
         ``numbers`` is what an error calls each text; by default, its index. ``prompt`` goes before each text, and
-        before each chunk of it; its tokens count.
+        before each chunk of it; its tokens count. ``keep_last``: by default, the tokenizer's own.
 
         Raises:
             InputError: something that is no text, with its index; an unknown policy; a text over the limit under the
@@ -180,18 +189,18 @@ class Tokenizer:
         step = room - len(again)
         if step < 1:
             raise InputError(f"the prompt has {len(again)} tokens; expected fewer than {room}, all that a chunk holds")
+        last = self.keep_last if keep_last is None else keep_last
         rows: list[list[int]] = []
         owners: list[int] = []
         cuts: list[int] = []
         for owner, ids in enumerate(self.ids([prompt + text for text in check_texts(texts)] if prompt else texts)):
             beyond = max(0, len(ids) - room)
             if beyond and overflow == "error":
-                has = len(ids) + limit - room
                 number = numbers[owner] if numbers else owner
-                raise InputError(f"text {number} has {has} tokens; the limit is {limit}: {shown(texts[owner])}")
+                raise TooLong("text", number, len(ids) + limit - room, limit, texts[owner])
             cuts.append(0 if overflow == "chunk" else beyond)
             if beyond and overflow != "chunk":
-                ids = [*cut(ids, room, self.keep_last)]
+                ids = [*cut(ids, room, last)]
             rows.append([*self.prefix, *ids[:room], *self.suffix])
             rows += [[*self.prefix, *again, *ids[i : i + step], *self.suffix] for i in range(room, len(ids), step)]
             owners += [owner] * (len(rows) - len(owners))
@@ -229,7 +238,7 @@ class Tokenizer:
             cuts.append(len(one) + len(other) - sum(kept))
             if cuts[-1] and overflow == "error":
                 number, has = numbers[place] if numbers else place, len(one) + len(other) + limit - room
-                raise InputError(f"pair {number} has {has} tokens; the limit is {limit}: {shown(pairs[place][0])}")
+                raise TooLong("pair", number, has, limit, pairs[place][0])
             first, second = (cut(ids, n, last) for ids, n in zip((one, other), kept, strict=True))
             second = [~token for token in second] if template.second else second
             rows.append([*template.before, *first, *template.between, *second, *template.behind])

@@ -30,7 +30,7 @@ from mtl.checkpoints.card import README, public_name
 from mtl.checkpoints.fetch import fetch
 from mtl.checkpoints.publish import page
 from mtl.checkpoints.save import label_fields, write_json
-from mtl.disk import atomic_write
+from mtl.disk import atomic_write, writing
 from mtl.encode.precision import calibration_texts
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.errors import InputError, WeightsError, shown
@@ -77,8 +77,9 @@ def export_onnx(model: str | Path, output: str | Path, task: str | None = None) 
     """
     folder, output = fetch(str(model)), Path(output)
     check_installed()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise WeightsError(f"{output} exists and is not empty; choose another name, or delete it first")
+    with writing(output, WeightsError):
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise WeightsError(f"{output} exists and is not empty; choose another name, or delete it first")
     loaded = chosen(with_heads(str(model)), task)
     with atomic_write(output, WeightsError, folder=True) as partial:
         loaded.save(partial)

@@ -9,25 +9,25 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from mtl.encode.tokenizer import Pair
+from mtl.encode.tokenizer import Pair, Tokenized, TooLong
 from mtl.errors import InputError, MtlError, one_line, shown
 from mtl.index.index import Index
 from mtl.serve.contracts import CHARACTERS, Fields, Limits, Refused, dumps, read_fields
 from mtl.serve.metrics import SIZES, Metrics
-from mtl.serve.model import VECTORS, Served, Side, Tokens, TooLong
+from mtl.serve.model import VECTORS, Served, Side
 from mtl.serve.questions import Question
 from mtl.serve.queue import Broken, Overloaded, Queue, Row
 
-INLINE = 4096  # characters that are tokenized at once, where a thread would cost more
+INLINE = 4096  # characters that are worked on at once, where a thread would cost more
 LOGGED = (
     "time",
     "method",
@@ -43,6 +43,8 @@ LOGGED = (
 )
 
 LIMITS = Limits()
+
+T = TypeVar("T")
 
 log = logging.getLogger("mtl")
 
@@ -79,6 +81,15 @@ class Call:
         """With which a contract refuses what it cannot work with."""
         return 400 if self.openai else 422
 
+    @property
+    def prompt(self) -> str:
+        """What goes before each text.
+
+        Raises:
+            InputError: the model has no such prompt.
+        """
+        return self.served.prompt(self.given.get("prompt_name"))
+
     def count(self, texts: int, field: str) -> None:
         """Note the number of texts.
 
@@ -87,37 +98,46 @@ class Call:
         """
         most = self.service.limits.texts
         if not texts:
-            raise Refused(400, f"`{field}` cannot be empty", field)
+            raise Refused(400, f"`{field}` cannot be empty", field, failure="empty")
         if texts > most:
-            raise Refused(self.status, f"batch size {texts} > maximum allowed batch size {most}", field)
+            given = f"batch size {texts} > maximum allowed batch size {most}"
+            raise Refused(self.status, given, field, failure="batch_size")
         self.texts = texts
 
     async def tokenized(
-        self,
-        texts: Sequence[str],
-        field: str,
-        options: Mapping[str, Any] | None = None,
-        empty: bool = False,
-        query: bool = False,
+        self, texts: Sequence[str], field: str, empty: bool = False, prompt: str | None = None
     ) -> tuple[Row, ...]:
         """The rows of texts, cut where the request, or else the server, says so.
 
         Raises:
             Refused: too many texts, or one that is empty or too long.
         """
-        options = self.given if options is None else options
         self.count(len(texts), field)
         self.check(texts, field, empty)
-        truncate, side = self.cutting(options)
-        make = functools.partial(self.served.tokenize, texts, options.get("prompt_name"), truncate, side, query)
-        return await self.made(make, field)
+        prompt = self.prompt if prompt is None else prompt
+        make = functools.partial(self.served.tokenize, texts, prompt, *self.cutting)
+        return await self.aside(lambda: self.keep(make, field))
 
     async def tokenized_pairs(self, pairs: Sequence[Pair], field: str, empty: bool = False) -> tuple[Row, ...]:
         """As ``tokenized``, a row for each pair of texts."""
         self.count(len(pairs), field)
+        self.check_no_prompt("pairs of texts", field)
         for pair in pairs:
             self.check(pair, field, empty)
-        return await self.made(functools.partial(self.served.tokenize_pairs, pairs, *self.cutting(self.given)), field)
+        make = functools.partial(self.served.tokenize_pairs, pairs, *self.cutting)
+        return await self.aside(lambda: self.keep(make, field))
+
+    async def from_ids(self, rows: Sequence[list[int]], field: str) -> tuple[Row, ...]:
+        """Rows that came as ids."""
+        self.count(len(rows), field)
+        self.check_no_prompt("token ids", field)
+        return self.keep(functools.partial(self.served.check_ids, rows, *self.cutting), field)
+
+    def check_no_prompt(self, what: str, field: str) -> None:
+        """That no prompt is asked for where none goes before what came."""
+        if (name := self.given.get("prompt_name")) is not None:
+            given = f"`prompt_name` is {shown(name)}, and `{field}` holds {what}"
+            raise Refused(self.status, f"{given}; expected a text, or several", "prompt_name")
 
     def check(self, texts: Sequence[str], field: str, empty: bool = False) -> None:
         """Note how many characters texts have.
@@ -134,35 +154,29 @@ class Call:
                 raise Refused(self.status, f"Input validation error: {given}; expected at most {most}", field)
         self.characters += sum(map(len, texts))
 
-    async def made(self, make: Callable[[], Tokens], field: str) -> tuple[Row, ...]:
-        """As ``keep``, in a thread of its own where there is much to do."""
+    async def aside(self, work: Callable[[], T]) -> T:
+        """What a function gives, in a thread of its own where there is much to do."""
         if self.characters <= INLINE:
-            return self.keep(make, field)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.service.pool, self.keep, make, field)
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self.service.pool, work)
 
-    def from_ids(self, rows: Sequence[Sequence[int]], field: str) -> tuple[Row, ...]:
-        """Rows that came as ids."""
-        self.count(len(rows), field)
-        return self.keep(functools.partial(self.served.check_ids, rows, *self.cutting(self.given)), field)
+    @property
+    def cutting(self) -> tuple[bool, Side | None]:
+        """Whether texts over the limit are cut, and on which side where the request says it."""
+        truncate = self.given.get("truncate")
+        return self.service.truncate if truncate is None else truncate, self.given.get("truncation_direction")
 
-    def cutting(self, options: Mapping[str, Any]) -> tuple[bool, Side]:
-        """Whether texts over the limit are cut, and on which side."""
-        truncate = options.get("truncate")
-        side: Side = options.get("truncation_direction") or self.served.side
-        return self.service.truncate if truncate is None else truncate, side
-
-    def keep(self, make: Callable[[], Tokens], field: str) -> tuple[Row, ...]:
+    def keep(self, make: Callable[[], Tokenized], field: str) -> tuple[Row, ...]:
         """The rows that a function makes, with their tokens counted."""
         start = time.monotonic()
         try:
             made = make()
         except TooLong as error:
             limit = f"`{field}` must have less than {self.served.limit + 1} tokens. Given: {error.tokens}"
-            raise Refused(self.status, f"Input validation error: {limit} (text {error.text})", field) from None
-        self.cut, self.tokens = made.cut, sum(map(len, made.rows))
+            raise Refused(self.status, f"Input validation error: {limit} (text {error.number})", field) from None
+        self.cut, self.tokens = made.cut_texts, sum(map(len, made.rows))
         self.tokenization = time.monotonic() - start
-        return tuple(made.rows)
+        return tuple(map(tuple, made.rows))
 
     async def values(self, program: str, rows: Sequence[Row]) -> list[Any]:
         """What a program gives of rows, computed in turns beside what others asked for.
@@ -236,6 +250,7 @@ class Service:
         self.metrics = Metrics()
         self.draining = False
         self.requests = self.held = 0
+        self.unread: dict[object, int] = {}  # bytes of answers that clients have still to read, by connection
         self.loop: asyncio.AbstractEventLoop | None = None
         self.pool = ThreadPoolExecutor(2, "mtl-tokenize")
         self.queue = Queue(served.compute, served.turn_tokens, limits.queued_tokens, limits.stuck_seconds, self.on_turn)
@@ -270,15 +285,18 @@ class Service:
             call = Call(self, request, openai)
             try:
                 self.let_in(request)
-                self.requests += 1
                 try:
                     if question.method == "POST":
                         self.queue.check_room(1)  # before anything is read
                         call.fields = read_fields(await self.body(call), call.status)
                         call.given = question.read(call.fields)
-                    answer = await question.handler(call)
+                        self.check_requests()  # those that came whole while this one did not
+                    self.requests += 1
+                    try:
+                        answer = await question.handler(call)
+                    finally:
+                        self.requests -= 1
                 finally:
-                    self.requests -= 1
                     self.held -= call.held
                 response = Response(dumps(answer), 200, call.headers(), "application/json")
                 self.count(name, call, None)
@@ -288,7 +306,7 @@ class Service:
             except Exception as error:
                 refused = refusal(error, call.status)
                 response = self.refuse(refused, openai)
-                self.count(name, call, failure(refused))
+                self.count(name, call, refused.failure)
             self.log(call, response.status_code)
             return response
 
@@ -303,19 +321,22 @@ class Service:
         self.check_key(request)
         if self.draining:
             raise Refused(503, "the server is about to stop", retry_after=1)
+        self.check_requests()
+
+    def check_requests(self) -> None:
+        """That there are not too many that wait for an answer. Bodies that come slowly take no place from others."""
         if self.requests >= self.limits.requests:
-            raise Refused(
-                429, f"Model is overloaded: {self.requests} requests wait", retry_after=self.queue.retry_after
-            )
+            given = f"Model is overloaded: {self.requests} requests wait"
+            raise Refused(429, given, retry_after=self.queue.retry_after)
 
     def check_key(self, request: Request) -> None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        given = hashed(key.strip()) if scheme.lower() == "bearer" else b""
+        given = hashed(key.strip().encode("latin-1")) if scheme.lower() == "bearer" else b""  # as headers are read
         matches = [hmac.compare_digest(given, known) for known in self.keys]  # all of them, whichever matches
         if self.keys and not any(matches):
             raise Refused(401, "expected a key that this server knows, as in `Authorization: Bearer KEY`")
 
-    async def body(self, call: Call) -> bytes:
+    async def body(self, call: Call) -> bytearray:
         """A request's body.
 
         Raises:
@@ -323,23 +344,26 @@ class Service:
             ClientDisconnect: the rest of it does not come.
         """
         headers = call.request.headers
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
             raise Refused(415, "expected the header `Content-Type: application/json`")
         if (coding := headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
             raise Refused(415, f"Content-Encoding is {shown(coding)}; expected the JSON as it is")
         declared = headers.get("content-length", "0")
-        self.hold(call, int(declared) if declared.isdecimal() and len(declared) < 19 else 0)
-        parts: list[bytes] = []
-        size = 0
+        self.check_size(int(declared) if declared.isdecimal() and len(declared) < 19 else 0)
+        body = bytearray()
         try:
             async with asyncio.timeout(self.limits.body_seconds):
                 async for part in call.request.stream():
-                    size += len(part)
-                    self.hold(call, size)
-                    parts.append(part)
+                    body += part
+                    self.hold(call, len(body))
         except TimeoutError:
             raise Refused(408, f"the body did not come within {self.limits.body_seconds:.0f} seconds") from None
-        return b"".join(parts)
+        return body
+
+    def check_size(self, size: int) -> None:
+        if size > self.limits.body_bytes:
+            raise Refused(413, f"the body has {size} bytes or more; expected at most {self.limits.body_bytes}")
 
     def hold(self, call: Call, size: int) -> None:
         """Have a call keep a body of so many bytes.
@@ -347,10 +371,9 @@ class Service:
         Raises:
             Refused: it is over the limit, or all together are.
         """
-        if size > self.limits.body_bytes:
-            raise Refused(413, f"the body has {size} bytes or more; expected at most {self.limits.body_bytes}")
-        more = max(0, size - call.held)
-        if self.held + more > self.limits.held_bytes:
+        self.check_size(size)
+        more = size - call.held
+        if self.held + more + sum(self.unread.values()) > self.limits.held_bytes:
             raise Refused(429, "Model is overloaded: too many bytes are under way", retry_after=self.queue.retry_after)
         self.held += more
         call.held += more
@@ -360,7 +383,7 @@ class Service:
         headers = {"retry-after": str(refused.retry_after)} if refused.retry_after else {}
         if refused.status == 401:
             headers["www-authenticate"] = "Bearer"
-        if refused.status in (408, 413) or self.draining:  # what is left of the request is not read
+        if refused.status == 408 or self.draining:  # else what is left of the body is read, and thrown away
             headers["connection"] = "close"
         return Response(refused.body(openai), refused.status, headers, "application/json")
 
@@ -388,7 +411,7 @@ class Service:
             return
         times = (time.monotonic() - call.began, call.tokenization, call.queued, call.inference)
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        said = (moment, call.request.method, call.request.url.path, status, call.texts, call.tokens, call.cut)
+        said = (moment, call.request.method, call.request.scope["path"], status, call.texts, call.tokens, call.cut)
         self.report(dict(zip(LOGGED, (*said, *(round(1000 * x, 2) for x in times)), strict=True)))
 
 
@@ -414,16 +437,9 @@ def refusal(error: Exception, status: int) -> Refused:
     return Refused(500, "an error that nobody foresaw; the server's log says more")
 
 
-def failure(refused: Refused) -> str:
-    """What TEI's metrics call it."""
-    if "batch size" in str(refused):
-        return "batch_size"
-    return {429: "overloaded", 424: "inference", 500: "inference", 503: "unhealthy"}.get(refused.status, "validation")
-
-
-def hashed(key: str) -> bytes:
+def hashed(key: bytes) -> bytes:
     """A key's hash; hashes are compared, so that the time says nothing of a key's length."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(key).digest()
 
 
 def read_keys(text: str) -> list[bytes]:
@@ -436,14 +452,12 @@ def read_keys(text: str) -> list[bytes]:
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise InputError("the file of API keys has none; expected one a line")
-    return [hashed(key) for key in keys]
+    return [hashed(key.encode()) for key in keys]
 
 
 async def not_served(request: Request, error: Exception) -> Response:
     """Another path or method than those that there are."""
     assert isinstance(error, HTTPException)
-    what = "no such path" if error.status_code == 404 else "another method is expected"
-    refused = Refused(error.status_code, f"{what}: {request.method} {request.url.path[:100]}")
-    return Response(
-        refused.body(request.url.path.startswith("/v1/")), error.status_code, error.headers, "application/json"
-    )
+    what, path = "no such path" if error.status_code == 404 else "another method is expected", request.scope["path"]
+    refused = Refused(error.status_code, f"{what}: {request.method} {path[:100]}")
+    return Response(refused.body(path.startswith("/v1/")), error.status_code, error.headers, "application/json")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,18 +20,27 @@ from numpy.typing import NDArray
 from mtl.encode.tokenizer import Pair
 from mtl.errors import MtlError, shown
 
+MANY = 64  # fields, more than any route has
 CHARACTERS = 250  # that a text may have for each token of the limit, as in TEI
-TEI_TYPES = {400: "Empty", 401: "Unauthorized", 422: "Validation", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
+TEI_TYPES = {401: "Unauthorized", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}  # others: by what is wrong
+FAILURES = {424: "inference", 429: "overloaded", 500: "inference", 503: "unhealthy"}  # others are "validation"
 PAIR = ("text", "text_pair")  # what transformers' pipelines call two texts that are read as one row
 OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error", 424: "server_error"}
 
 
 class Refused(MtlError):
-    """A request that is not answered: an HTTP status, and why; ``param`` is the field that is wrong."""
+    """A request that is not answered: an HTTP status, and why; ``param`` is the field that is wrong.
 
-    def __init__(self, status: int, message: str, param: str | None = None, retry_after: int | None = None) -> None:
+    ``failure`` is what TEI's metrics call it, by default by the status. A field that is "empty" is of a type of its own
+    in TEI's answers.
+    """
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, retry_after: int | None = None, failure: str = ""
+    ) -> None:
         super().__init__(message)
         self.status, self.param, self.retry_after = status, param, retry_after
+        self.failure = failure or FAILURES.get(status, "validation")
 
     def body(self, openai: bool) -> bytes:
         """The error as a contract has it."""
@@ -37,7 +48,8 @@ class Refused(MtlError):
         if openai:
             kind = OPENAI_TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
             return orjson.dumps({"error": {"message": message, "type": kind, "param": self.param, "code": None}})
-        kind = TEI_TYPES.get(self.status, "Backend" if self.status >= 500 else "Validation")
+        kind = "Empty" if self.failure == "empty" else "Backend" if self.status >= 500 else "Validation"
+        kind = TEI_TYPES.get(self.status, kind)
         return orjson.dumps({"error": message, "error_type": kind})
 
 
@@ -119,19 +131,36 @@ class Fields:
         return Fields(value or {}, self.status, f"{self.path}{name}.")
 
 
-def read_fields(body: bytes, status: int) -> Fields:
+def read_fields(body: bytes | bytearray, status: int) -> Fields:
     """A body's fields.
 
     Raises:
-        Refused: it is no JSON, or no object.
+        Refused: it is no JSON, or no object, or has a field twice.
     """
     try:
         values = orjson.loads(body)
+        if not isinstance(values, dict):
+            raise Refused(status, f"the body is {type(values).__name__}; expected a JSON object")
+        if twice := repeated(body, values):
+            raise Refused(status, f"a field is there twice: {shown(twice)}; expected each once", twice)
     except (orjson.JSONDecodeError, RecursionError) as error:
         raise Refused(400, f"the body is no JSON: {str(error)[:100]}") from None
-    if not isinstance(values, dict):
-        raise Refused(status, f"the body is {type(values).__name__}; expected a JSON object")
     return Fields(values, status)
+
+
+def repeated(body: bytes | bytearray, values: Mapping[str, Any]) -> str | None:
+    """A name that an object in a body has twice: orjson keeps the last of its values, and says nothing."""
+    names = {name for fields in (values, *values.values()) if isinstance(fields, dict) for name in fields}
+    if len(names) <= MANY and all(body.count(orjson.dumps(name)) < 2 for name in names):
+        return None
+    found: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.extend(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        return dict(pairs)
+
+    json.loads(body, object_pairs_hook=note)
+    return next(iter(found), None)
 
 
 def to_classify(fields: Fields) -> tuple[list[list[str]], bool]:
@@ -210,8 +239,8 @@ class Limits:
     texts: int = 2048  # of a request
     body_bytes: int = 8 << 20  # of a request
     queued_tokens: int = 1 << 18
-    requests: int = 512  # that are being read or answered at once
-    held_bytes: int = 256 << 20  # of their bodies together
+    requests: int = 512  # that wait for an answer at once
+    held_bytes: int = 256 << 20  # of their bodies together, and of answers that their clients have still to read
     token_states: int = 16384  # tokens whose hidden states a request may ask for
     body_seconds: float = 30  # until a request has come whole
     answer_seconds: float = 120  # until it is computed

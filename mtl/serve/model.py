@@ -5,7 +5,6 @@ All that the server knows of encoders, tokenizers and tasks is in this file.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from mtl.encode.batching import in_order
 from mtl.encode.engine import Engine
 from mtl.encode.precision import Precision
 from mtl.encode.sentence_encoder import QUERY, SentenceEncoder
-from mtl.encode.tokenizer import Pair, check_texts, cut, filled
+from mtl.encode.tokenizer import Pair, Tokenized, TooLong, check_texts, cut, filled
 from mtl.errors import InputError, WeightsError, shown
 from mtl.kernels.int8 import LEAST_COSINE
 from mtl.kernels.threads import computing_with
@@ -43,22 +42,6 @@ Side = Literal["right", "left"]
 Vector = NDArray[np.float32]
 
 
-class TooLong(InputError):
-    """Text number ``text`` of a request has ``tokens`` tokens, more than the model takes."""
-
-    def __init__(self, text: int, tokens: int) -> None:
-        super().__init__(f"text {text} has {tokens} tokens")
-        self.text, self.tokens = text, tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """Rows of ids, special ones included, and how many of the texts were cut."""
-
-    rows: list[Row]
-    cut: int
-
-
 def public_name(model: str) -> str:
     """What a model is called in an answer: its name, or of a folder the last part that says something."""
     if not Path(model).exists():
@@ -71,8 +54,7 @@ class Served:
 
     def __init__(self, model: SentenceEncoder | MultiTaskModel, name: str, threads: int | None = None) -> None:
         self.name = name
-        tagger = isinstance(model, MultiTaskModel) and any(isinstance(t.handler, Tagger) for t in model.tasks.values())
-        self.heads = model if isinstance(model, MultiTaskModel) and (model.text_heads or tagger) else None
+        self.heads = model if isinstance(model, MultiTaskModel) and (model.text_heads or model.taggers()) else None
         self.judge = model if isinstance(model, MultiTaskModel) and model.pair_heads else None
         self.encoder = model.embedder if isinstance(model, MultiTaskModel) else model
         self.tokenizer = self.encoder.tokenizer
@@ -84,14 +66,12 @@ class Served:
         }
         if self.heads:
             self.programs[HEADS] = self.all_heads
-            together = side_by_side(self.heads.program(), self.tasks, [*self.taggers])
-            self.heads_engine = Engine(together, self.encoder.device, threads=threads)
+            self.heads_engine = Engine(self.heads.side_by_side(), self.encoder.device, threads=threads)
         if self.judge:
             self.programs[PAIRS] = self.pairs
-            judged = side_by_side(self.judge.program(), self.judges, [])
-            self.pairs_engine = Engine(judged, self.encoder.device, threads=threads)
+            self.pairs_engine = Engine(self.judge.side_by_side(pairs=True), self.encoder.device, threads=threads)
         for program in self.programs:  # what the first call makes is there before the first request
-            self.compute(program, self.tokenize(["a", "a b"]).rows)
+            self.compute(program, [tuple(row) for row in self.tokenize(["a", "a b"], truncate=True).rows])
 
     @classmethod
     def load(
@@ -134,18 +114,12 @@ class Served:
     @property
     def taggers(self) -> dict[str, Tagger]:
         """The tasks that find spans."""
-        known = self.heads.tasks.items() if self.heads else ()
-        return {name: task.handler for name, task in known if isinstance(task.handler, Tagger)}
+        return self.heads.taggers() if self.heads else {}
 
     @property
     def limit(self) -> int:
         """Tokens of a text, special ones included."""
         return self.tokenizer.max_length
-
-    @property
-    def side(self) -> Side:
-        """Where texts over the limit are cut, unless a request says otherwise."""
-        return "left" if self.tokenizer.keep_last else "right"
 
     @property
     def turn_tokens(self) -> int:
@@ -177,66 +151,54 @@ class Served:
 
     # Texts to rows
 
+    def prompt(self, name: str | None = None, query: bool = False) -> str:
+        """The text of a prompt: by default the model's own, or for a ``query`` that of ``encode_query``.
+
+        Raises:
+            InputError: no such prompt.
+        """
+        if query and name is None:
+            return self.encoder.prompted(QUERY, {})["prompt"] or ""
+        return self.encoder.prompt_for(None, name)
+
     def tokenize(
-        self, texts: Sequence[str], prompt_name: str | None = None, truncate: bool = False, side: Side | None = None,
-        query: bool = False,
-    ) -> Tokens:  # fmt: skip
+        self, texts: Sequence[str], prompt: str = "", truncate: bool = False, side: Side | None = None
+    ) -> Tokenized:
         """The rows of texts, the prompt before each; those over the limit are cut, where that is asked for, on one
         side: by default the model's own.
 
-        ``query``: the prompt is that of ``encode_query``.
-
         Raises:
-            InputError: no such prompt, or a text that is no Unicode.
+            InputError: a text that is no Unicode.
             TooLong: a text is over the limit.
         """
-        prompt = self.encoder.prompt_for(None, prompt_name)
-        prompt = self.encoder.prompted(QUERY, {})["prompt"] or "" if query else prompt
-        prefix, suffix = self.tokenizer.prefix, self.tokenizer.suffix
-        room = self.limit - len(prefix) - len(suffix)
-        rows, shorter = [], 0
-        for i, ids in enumerate(self.tokenizer.ids([prompt + text for text in check_texts(texts)])):
-            if len(ids) > room:
-                if not truncate:
-                    raise TooLong(i, len(ids) + self.limit - room)
-                ids, shorter = [*cut(ids, room, (side or self.side) == "left")], shorter + 1
-            rows.append((*prefix, *ids, *suffix))
-        return Tokens(rows, shorter)
+        keep_last = None if side is None else side == "left"
+        return self.tokenizer(texts, "truncate" if truncate else "error", prompt=prompt, keep_last=keep_last)
 
-    def tokenize_pairs(self, pairs: Sequence[Pair], truncate: bool = False, side: Side | None = None) -> Tokens:
+    def tokenize_pairs(self, pairs: Sequence[Pair], truncate: bool = False, side: Side | None = None) -> Tokenized:
         """The rows of pairs of texts, a row for each; see ``tokenize``."""
-        found = self.tokenizer.pairs(pairs, "truncate", keep_last=(side or self.side) == "left")
-        if found.cut_texts and not truncate:
-            i = next(i for i, cut in enumerate(found.cuts) if cut)
-            raise TooLong(i, len(found.rows[i]) + found.cuts[i])
-        return Tokens([*map(tuple, found.rows)], found.cut_texts)
+        keep_last = None if side is None else side == "left"
+        return self.tokenizer.pairs(pairs, "truncate" if truncate else "error", keep_last=keep_last)
 
-    def check_ids(self, rows: Sequence[Sequence[int]], truncate: bool = False, side: Side | None = None) -> Tokens:
+    def check_ids(self, rows: Sequence[list[int]], truncate: bool = False, side: Side | None = None) -> Tokenized:
         """Rows that came as ids, special ones included as the client put them.
 
         Raises:
             InputError: an id that the vocabulary has not.
             TooLong: a row is over the limit.
         """
-        found, shorter = [], 0
+        keep_last = self.tokenizer.keep_last if side is None else side == "left"
         for i, row in enumerate(rows):
-            for token in row:
-                if not 0 <= token < self.vocabulary:
-                    wanted = (
-                        f"expected ids of this model's own tokenizer, 0 to {self.vocabulary - 1}; send texts instead"
-                    )
-                    raise InputError(f"token id {token} is unknown; {wanted}")
-            if len(row) > self.limit:
-                if not truncate:
-                    raise TooLong(i, len(row))
-                row, shorter = cut(row, self.limit, (side or self.side) == "left"), shorter + 1
-            found.append(tuple(row))
-        return Tokens(found, shorter)
+            if unknown := [token for token in row if not 0 <= token < self.vocabulary]:
+                wanted = f"expected ids of this model's own tokenizer, 0 to {self.vocabulary - 1}; send texts instead"
+                raise InputError(f"token id {unknown[0]} is unknown; {wanted}")
+            if len(row) > self.limit and not truncate:
+                raise TooLong("row of ids", i, len(row), self.limit, str(row[:9]))
+        found = [[*cut(row, self.limit, keep_last)] for row in rows]
+        return Tokenized(found, [*range(len(rows))], [max(0, len(row) - self.limit) for row in rows])
 
-    def pieces(self, text: str, special: bool = True, prompt_name: str | None = None) -> list[dict[str, Any]]:
+    def pieces(self, text: str, special: bool = True, prompt: str = "") -> list[dict[str, Any]]:
         """A text's tokens, each with its id, the characters that it stands for, and where these start and stop."""
-        text = self.encoder.prompt_for(None, prompt_name) + text
-        check_texts([text])
+        (text,) = check_texts([prompt + text])
         found = encodings(self.tokenizer.backend.encode_batch, [text])[0]
         spans = [
             {"id": token, "text": text[start:stop], "special": False, "start": start, "stop": stop}
@@ -250,10 +212,10 @@ class Served:
         name = self.tokenizer.backend.id_to_token(token)
         return {"id": token, "text": name, "special": True, "start": None, "stop": None}
 
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+    def decode(self, ids: list[int], skip_special: bool = True) -> str:
         """The text that ids stand for."""
         self.check_ids([ids], truncate=True)
-        return self.tokenizer.backend.decode(list(ids), skip_special_tokens=skip_special)
+        return self.tokenizer.backend.decode(ids, skip_special_tokens=skip_special)
 
     # Rows to values; these run in the queue's thread
 
@@ -284,8 +246,7 @@ class Served:
     def pairs(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """The logits of all tasks that read pairs, side by side, (pairs, outputs)."""
         order, parts = self.pairs_engine.computed(rows)
-        found = in_order([texts for texts, _ in parts], order).cpu().numpy()
-        return found[:, self.encoder.width :]
+        return in_order([texts for texts, _ in parts], order).cpu().numpy()
 
     def hidden(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """The last hidden states of each row, (tokens, dim)."""
@@ -305,30 +266,26 @@ class Served:
     def split(self, values: Sequence[Vector]) -> tuple[Vector, dict[str, Tensor]]:
         """Embeddings and each task's logits, of what ``all_heads`` gave."""
         assert self.heads
-        widths = [self.encoder.width, *(self.heads.outputs(name) for name in self.tasks)]
-        of_texts = np.stack([value[: sum(widths)] for value in values])
-        embeddings, *columns = torch.from_numpy(of_texts).split(widths, dim=1)
-        return embeddings[:, : self.dim].contiguous().numpy(), dict(zip(self.tasks, columns, strict=True))
+        of_texts = np.stack([value[: sum(self.heads.widths())] for value in values])
+        embeddings, logits = self.heads.columns(torch.from_numpy(of_texts))
+        return embeddings.contiguous().numpy(), logits
 
-    def spans(self, texts: Sequence[str], values: Sequence[Vector]) -> list[dict[str, Any]]:
-        """What the taggers find in each text, by task; none of the texts was cut."""
+    def spans(self, texts: Sequence[str], values: Sequence[Vector], prompt: str) -> list[dict[str, Any]]:
+        """What the taggers find in each text, by task; the prompt stood before each, and none was cut."""
         assert self.heads
-        outputs = [handler.outputs for handler in self.taggers.values()]
-        units = in_units(self.tokenizer, texts, self.limit, self.encoder.default_prompt)
-        start = self.encoder.width + sum(self.heads.outputs(name) for name in self.tasks)
-        tokens = torch.from_numpy(np.concatenate([value[start:].reshape(-1, sum(outputs)) for value in values]))
-        columns = zip(self.taggers.items(), tokens.split(outputs, dim=1), strict=True)
-        found = {
-            name: [{"spans": handler.spans(*each)} for each in zip(units, handler.logits(x, units), strict=True)]
-            for (name, handler), x in columns
-        }
-        return [dict(zip(found, each, strict=True)) for each in zip(*found.values(), strict=True)]
+        taggers, start = self.taggers, sum(self.heads.widths())
+        units = in_units(self.tokenizer, texts, self.limit, prompt)
+        outputs = sum(handler.outputs for handler in taggers.values())
+        words = self.heads.words(units, [torch.from_numpy(value[start:].reshape(-1, outputs)) for value in values])
+        return [
+            {name: {"spans": handler.spans(unit, words[name][i])} for name, handler in taggers.items()}
+            for i, unit in enumerate(units)
+        ]
 
     def of_pairs(self, values: Sequence[Vector]) -> dict[str, Tensor]:
         """The logits of each task that reads pairs, of what ``pairs`` gave."""
         assert self.judge
-        columns = torch.from_numpy(np.stack(values)).split([*map(self.judge.outputs, self.judges)], dim=1)
-        return dict(zip(self.judges, columns, strict=True))
+        return self.judge.columns(torch.from_numpy(np.stack(values)), pairs=True)[1]
 
     def said(self, logits: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """What the tasks say of each text: by task its label, and scores and logits by label."""
@@ -363,16 +320,3 @@ class Served:
         if name is not None and name not in names:
             raise InputError(f"task is {shown(name)}; expected one of {', '.join(names)}")
         return name or names[0]
-
-
-def side_by_side(
-    program: Callable[[PackedBatch], Any], names: Sequence[str], taggers: Sequence[str]
-) -> Callable[[PackedBatch], tuple[Tensor, Tensor]]:
-    """Embeddings and the logits of these tasks in one matrix, and those of taggers, of each token, in another."""
-
-    def outputs(batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        embeddings, logits = program(batch)
-        of_tokens = [logits[name] for name in taggers] or [embeddings[:0]]
-        return torch.cat([embeddings, *(logits[name] for name in names)], dim=1), torch.cat(of_tokens, dim=1)
-
-    return outputs

@@ -24,7 +24,9 @@ REASONS = {
     499: "The client has left",
     503: "The worker is stuck or dead, or the server about to stop",
 }
-TEI_ERROR = a_record(error=WORD, error_type={"type": "string", "enum": sorted({*TEI_TYPES.values()})})
+TEI_ERROR = a_record(
+    error=WORD, error_type={"type": "string", "enum": sorted({*TEI_TYPES.values(), "Empty", "Validation"})}
+)
 OPENAI_ERROR = a_record(error=a_record(
     message=WORD, type={"type": "string", "enum": sorted({*OPENAI_TYPES.values(), "invalid_request_error"})},
     param={"type": ["string", "null"]}, code={"type": ["string", "null"]},

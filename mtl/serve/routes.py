@@ -59,7 +59,7 @@ async def rows_of(call: Call, field: str) -> Sequence[Row]:
     """The rows of a field that holds texts, or token ids."""
     given = call.given[field]
     ids = bool(given) and isinstance(given[0], list)
-    return call.from_ids(given, field) if ids else await call.tokenized(given, field)
+    return await (call.from_ids if ids else call.tokenized)(given, field)
 
 
 # text-embeddings-inference
@@ -78,10 +78,15 @@ async def embed_all(call: Call) -> Any:
     return await call.values(TOKENS, rows)
 
 
+def other_model(what: str, field: str | None = None) -> Refused:
+    """What the model cannot answer."""
+    return Refused(424, what, field, failure="model_type")
+
+
 async def predict(call: Call) -> Any:
     """One task's labels with their probabilities, the likeliest first."""
     if not call.served.heads and not call.served.judge:
-        raise Refused(424, "model is not a classifier model: it has no task heads")
+        raise other_model("model is not a classifier model: it has no task heads")
     raw, (items, batch) = call.given["raw_scores"], call.given["inputs"]
     pairs = len(items[0]) == 2 if items else not call.served.heads
     name = head(call, pairs)
@@ -102,9 +107,9 @@ async def predict(call: Call) -> Any:
 def head(call: Call, pairs: bool) -> str:
     """The task of a question about one."""
     if pairs and not call.served.judge:
-        raise Refused(424, "the model takes one text at a time; `inputs` holds a pair of texts", "inputs")
+        raise other_model("the model takes one text at a time; `inputs` holds a pair of texts", "inputs")
     if not pairs and not call.served.heads:
-        raise Refused(424, 'the model takes pairs of texts; `inputs` holds one text; expected ["a", "b"]', "inputs")
+        raise other_model('the model takes pairs of texts; `inputs` holds one text; expected ["a", "b"]', "inputs")
     return call.served.task(call.given["task"], pairs)
 
 
@@ -117,11 +122,17 @@ async def all_heads(
     if taggers and call.cut:
         raise Refused(call.status, "a text is over the limit of tokens; taggers read whole texts: send it in parts")
     values = await call.values(HEADS, rows)
-    embeddings, logits = served.split(values)
-    said = served.said({name: x for name, x in logits.items() if names is None or name in names}) or [{} for _ in rows]
-    if taggers:
-        for tasks, spans in zip(said, served.spans(texts, values), strict=True):
-            tasks.update((name, spans[name]) for name in taggers)
+
+    def answers() -> tuple[Any, list[dict[str, Any]]]:
+        embeddings, logits = served.split(values)
+        wanted = {name: x for name, x in logits.items() if names is None or name in names}
+        said = served.said(wanted) or [{} for _ in rows]
+        if taggers:
+            for tasks, spans in zip(said, served.spans(texts, values, call.prompt), strict=True):
+                tasks.update((name, spans[name]) for name in taggers)
+        return embeddings, said
+
+    embeddings, said = await call.aside(answers)
     note_labels(call, said)
     return embeddings, said
 
@@ -150,7 +161,7 @@ async def rerank(call: Call) -> Any:
     """Texts by how well each goes with the query, the best first: the logits, or their sigmoids, as TEI has them."""
     served, given = call.served, call.given
     if not served.judge or all(served.judge.outputs(name) > 1 for name in served.judges):
-        raise Refused(424, "model is not a re-ranker model; /similarity compares embeddings")
+        raise other_model("model is not a re-ranker model; /similarity compares embeddings")
     name, query, texts = served.judge.ranker(given["task"]), given["query"], given["texts"]
     raw, with_text = given["raw_scores"], given["return_text"]
     call.count(len(texts), "texts")
@@ -166,7 +177,7 @@ async def rerank(call: Call) -> Any:
 
 async def embed_sparse(call: Call) -> Any:
     """Only a SPLADE model can."""
-    raise Refused(424, "model is not a sparse (SPLADE) model")
+    raise other_model("model is not a sparse (SPLADE) model")
 
 
 async def similarity(call: Call) -> Any:
@@ -174,27 +185,28 @@ async def similarity(call: Call) -> Any:
     inputs = call.given["inputs"]
     call.count(len(inputs["sentences"]), "inputs.sentences")
     texts = [inputs["source_sentence"], *inputs["sentences"]]
-    rows = await call.tokenized(texts, "inputs", call.given["parameters"])
-    vectors = await call.vectors(rows)
-    return np.ascontiguousarray(vectors[1:] @ vectors[0])
+    call.given |= call.given["parameters"]
+    vectors = await call.vectors(await call.tokenized(texts, "inputs"))
+    return (vectors[1:] * vectors[0]).sum(axis=1)  # of the same bits whatever stands beside it, as @ has not
 
 
 async def tokenize(call: Call) -> Any:
     """The tokens of each text, with the characters that they stand for."""
-    texts, special, prompt = (call.given[name] for name in ("inputs", "add_special_tokens", "prompt_name"))
+    texts, special = call.given["inputs"], call.given["add_special_tokens"]
     call.count(len(texts), "inputs")
     call.characters = sum(map(len, texts))
     if call.characters > PIECES:
         raise Refused(413, f"the texts have {call.characters} characters; expected at most {PIECES}", "inputs")
-    pieces = functools.partial(call.served.pieces, special=special, prompt_name=prompt)
-    return await asyncio.get_running_loop().run_in_executor(call.service.pool, lambda: list(map(pieces, texts)))
+    pieces = functools.partial(call.served.pieces, special=special, prompt=call.prompt)
+    return await call.aside(lambda: [pieces(text) for text in texts])
 
 
 async def decode(call: Call) -> Any:
     """The texts that token ids stand for."""
     rows, skip = call.given["ids"], call.given["skip_special_tokens"]
     call.count(len(rows), "ids")
-    return [call.served.decode(row, skip) for row in rows]
+    call.characters = sum(map(len, rows))  # a token has one, or more
+    return await call.aside(lambda: [call.served.decode(row, skip) for row in rows])
 
 
 async def info(call: Call) -> Any:
@@ -240,6 +252,10 @@ async def root(call: Call, ask: Callable[[Handler], Awaitable[Any]]) -> Any:
         return await ask(similarity)
     if "query" in values:
         return await ask(rerank)
+    classifies = call.served.heads or call.served.judge
+    if not classifies:
+        call.fields.values = {**call.fields.inner("parameters").values, **values}
+        return await ask(embed)
     if "parameters" in values:
         parameters = PIPELINE.read(call.fields, "parameters")
         raw = parameters["function_to_apply"] == "none"
@@ -249,8 +265,7 @@ async def root(call: Call, ask: Callable[[Handler], Awaitable[Any]]) -> Any:
             labels[: parameters["top_k"]] for labels in (found if found and isinstance(found[0], list) else [found])
         ]
     embeds = values.keys() & {"normalize", "dimensions", "prompt_name", "encoding_format"}
-    classifies = call.served.heads or call.served.judge
-    return await ask(predict if classifies and not embeds else embed)
+    return await ask(embed if embeds else predict)
 
 
 # OpenAI, and ours beside it
@@ -276,7 +291,7 @@ async def embeddings(call: Call) -> Any:
 async def predictions(call: Call) -> Any:
     """What all heads say of each text, or pair of texts, and a text's embedding where it is asked for."""
     if not call.served.heads and not call.served.judge:
-        raise Refused(424, "the model has no task heads; /v1/embeddings gives embeddings")
+        raise other_model("the model has no task heads; /v1/embeddings gives embeddings")
     given, names, with_embedding = (call.given[name] for name in ("input", "tasks", "embedding"))
     pairs = bool(given) and not isinstance(given[0], str)
     for name in names or ():
@@ -299,8 +314,8 @@ async def predictions(call: Call) -> Any:
 async def search(call: Call) -> Any:
     """The rows of the server's index that are the most similar to each query."""
     if call.service.index is None:
-        raise Refused(424, "the server has no index; start it with --index FOLDER", "query")
-    rows = await call.tokenized(call.given["query"], "query", query=True)
+        raise other_model("the server has no index; start it with --index FOLDER", "query")
+    rows = await call.tokenized(call.given["query"], "query", prompt=call.served.prompt(query=True))
     vectors = call.served.finished(await call.values(VECTORS, rows), False, None)
 
     def found() -> list[list[orjson.Fragment]]:
@@ -336,109 +351,89 @@ PIPELINE = inner(
 )
 
 
-def questions(service: Service) -> list[Question]:
-    """All that clients may ask of a server, of those who can be asked for a key."""
-    kinds = Kinds(service.served, service.limits)
-    normalize, dimensions, cutting = flag("Scale vectors to length 1.", True), kinds.dimensions, kinds.cutting
-    inputs = kinds.texts_or_ids("A text or several, or their token ids, special ones included.")
+def of_tei(kinds: Kinds) -> list[Question]:
+    """What TEI's clients ask for."""
+    cutting, alone = kinds.cutting, {name: kinds.cutting[name] for name in ("truncate", "truncation_direction")}
+    inputs = {"inputs": kinds.texts_or_ids("A text or several, or their token ids, special ones included.")}
+    task = {"task": string("Which of several tasks.")}
     sentences = {
         "source_sentence": kinds.source("The sentence that the others are compared with."),
         "sentences": kinds.texts("The others."),
     }
-    found = [
-        Question(
-            ("/embed",), embed, {"inputs": inputs, "normalize": normalize, "dimensions": dimensions, **cutting}, MATRIX
-        ),
-        Question(("/embed_all",), embed_all, {"inputs": inputs, **cutting}, a_list(MATRIX)),
+    scaled = {"normalize": flag("Scale vectors to length 1.", True), "dimensions": kinds.dimensions}
+    classified = kinds.classified("A text or a pair of texts, or several, each in a list of its own.")
+    ranked = {
+        "query": kinds.source("What is asked."),
+        "texts": kinds.texts("A text or several, that are ranked."),
+        "raw_scores": flag("Logits instead of their sigmoids.", False),
+        "return_text": flag("With the texts.", False),
+    }
+    compared = {"inputs": inner("What is compared.", sentences, True), "parameters": inner("How it is read.", cutting)}
+    pieces = {
+        "inputs": kinds.texts("A text or several.", limited=False),
+        "add_special_tokens": flag("With those that the model's texts begin and end with.", True),
+        "prompt_name": cutting["prompt_name"],
+    }
+    ids = {
+        "ids": kinds.ids("Token ids, of one text or several."),
+        "skip_special_tokens": flag("Without the special ones.", True),
+    }
+    raw = {"raw_scores": flag("Logits instead of probabilities.", False)}
+    labels = {"anyOf": [LABELS, a_list(LABELS)]}
+    return [
+        Question(("/embed",), embed, inputs | scaled | cutting, MATRIX),
+        Question(("/embed_all",), embed_all, inputs | cutting, a_list(MATRIX)),
         Question(("/embed_sparse",), embed_sparse, {}, a_list({})),
-        Question(
-            ("/predict",),
-            predict,
-            {
-                "inputs": kinds.classified("A text or a pair of texts, or several, each in a list of its own."),
-                "task": string("Which of several tasks."),
-                "raw_scores": flag("Logits instead of probabilities.", False),
-                **cutting,
-            },
-            {"anyOf": [LABELS, a_list(LABELS)]},
-        ),
-        Question(
-            ("/rerank",),
-            rerank,
-            {
-                "query": kinds.source("What is asked."),
-                "texts": kinds.texts("A text or several, that are ranked."),
-                "task": string("Which of several tasks."),
-                "raw_scores": flag("Logits instead of their sigmoids.", False),
-                "return_text": flag("With the texts.", False),
-                **{name: cutting[name] for name in ("truncate", "truncation_direction")},
-            },
-            a_list(a_record(index=WHOLE, score=NUMBER)),
-        ),
-        Question(
-            ("/similarity",),
-            similarity,
-            {"inputs": inner("What is compared.", sentences, True), "parameters": inner("How it is read.", cutting)},
-            a_list(NUMBER),
-        ),
-        Question(
-            ("/tokenize",),
-            tokenize,
-            {
-                "inputs": kinds.texts("A text or several.", limited=False),
-                "add_special_tokens": flag("With those that the model's texts begin and end with.", True),
-                "prompt_name": cutting["prompt_name"],
-            },
-            a_list(a_list(PIECE)),
-        ),
-        Question(
-            ("/decode",),
-            decode,
-            {"ids": kinds.ids("Token ids, of one text or several."),
-             "skip_special_tokens": flag("Without the special ones.", True)},
-            a_list(WORD),
-        ),
+        Question(("/predict",), predict, {"inputs": classified} | task | raw | cutting, labels),
+        Question(("/rerank",), rerank, ranked | task | alone, a_list(a_record(index=WHOLE, score=NUMBER))),
+        Question(("/similarity",), similarity, compared, a_list(NUMBER)),
+        Question(("/tokenize",), tokenize, pieces, a_list(a_list(PIECE))),
+        Question(("/decode",), decode, ids, a_list(WORD)),
         Question(("/info",), info, {}, a_record(model_id=WORD, max_input_length=WHOLE), method="GET"),
-        Question(
-            ("/embeddings", "/v1/embeddings"),
-            embeddings,
-            {
-                "input": inputs,
-                "model": string("Any name; there is one model."),
-                "encoding_format": choice("Numbers, or little-endian float32 in base64.", "float", "base64",
-                                          default="float"),
-                "dimensions": dimensions,
-                **cutting,
-            },
-            envelope(embedding={"anyOf": [a_list(NUMBER), WORD]}),
-            openai=True,
-        ),
-        Question(
-            ("/v1/predict",),
-            predictions,
-            {
-                "input": kinds.predicted("A text or several, or pairs, each in a list or an object of its own."),
-                "tasks": kinds.names("No others than these."),
-                "embedding": flag("With the embedding of each text.", False),
-                **cutting,
-            },
-            envelope(tasks={"type": "object"}),
-            openai=True,
-        ),
-        Question(
-            ("/search",),
-            search,
-            {
-                "query": kinds.texts("A text or several."),
-                "k": count("The rows of each.", RESULTS, 5),
-                "truncate": cutting["truncate"],
-                "truncation_direction": cutting["truncation_direction"],
-            },
-            a_record(results=a_list({})),
-            openai=True,
-        ),
-        Question(("/v1/models",), models, {}, a_record(object=WORD, data=a_list(a_record(id=WORD))), True, "GET"),
-    ]  # fmt: skip
+    ]
+
+
+def of_openai(kinds: Kinds) -> list[Question]:
+    """What OpenAI's clients ask for."""
+    fields = {
+        "input": kinds.texts_or_ids("A text or several, or their token ids, special ones included."),
+        "model": string("Any name; there is one model."),
+        "encoding_format": choice("Numbers, or little-endian float32 in base64.", "float", "base64", default="float"),
+        "dimensions": kinds.dimensions,
+    }
+    answer = envelope(embedding={"anyOf": [a_list(NUMBER), WORD]})
+    known = a_record(object=WORD, data=a_list(a_record(id=WORD)))
+    return [
+        Question(("/embeddings", "/v1/embeddings"), embeddings, fields | kinds.cutting, answer, openai=True),
+        Question(("/v1/models",), models, {}, known, openai=True, method="GET"),
+    ]
+
+
+def of_ours(kinds: Kinds) -> list[Question]:
+    """What no other server answers: all heads at once, and searches."""
+    cutting = kinds.cutting
+    predicted = {
+        "input": kinds.predicted("A text or several, or pairs, each in a list or an object of its own."),
+        "tasks": kinds.names("No others than these."),
+        "embedding": flag("With the embedding of each text.", False),
+    }
+    searched = {
+        "query": kinds.texts("A text or several."),
+        "k": count("The rows of each.", RESULTS, 5),
+        "truncate": cutting["truncate"],
+        "truncation_direction": cutting["truncation_direction"],
+    }
+    labels = envelope(tasks={"type": "object"})
+    return [
+        Question(("/v1/predict",), predictions, predicted | cutting, labels, openai=True),
+        Question(("/search",), search, searched, a_record(results=a_list({})), openai=True),
+    ]
+
+
+def questions(service: Service) -> list[Question]:
+    """All that clients may ask of a server, of those who can be asked for a key."""
+    kinds = Kinds(service.served, service.limits)
+    found = [*of_tei(kinds), *of_openai(kinds), *of_ours(kinds)]
     by_handler = {question.handler: question for question in found}
 
     async def by_shape(call: Call) -> Any:
@@ -501,10 +496,14 @@ def application(service: Service, origins: Sequence[str] = ()) -> Starlette:
         *(Route(path, openapi) for path in ("/openapi.json", "/api-doc/openapi.json")),
         Route("/docs", listed_routes),
     ]
-    cors = Middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
-    return Starlette(
+    cors = Middleware(
+        CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
+    )
+    app = Starlette(
         routes=routes,
         middleware=[cors] if origins else [],
         exception_handlers={HTTPException: not_served},
         lifespan=service.lifespan,
     )
+    app.router.redirect_slashes = False  # a client that does not follow would take an empty answer for its own
+    return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import socket
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from mtl.errors import InputError
 from mtl.serve.app import Service
 
-HEAD_BYTES = 64 << 10  # of a request's line and headers
+HEAD_BYTES = 64 << 10  # of a request's line and headers, or of what else comes that is no body
 KEEP_ALIVE = 60  # seconds that a connection may rest between requests
+READ_RATE = 16 << 10  # bytes of an answer that a client reads in a second, at the least
 LINGER = 0.3  # seconds after SIGTERM in which requests on their way are told to go elsewhere
 
 
@@ -53,14 +55,18 @@ class Steady:
 
 
 class Patient(HttpToolsProtocol):
-    """A connection that ends where a request does not come whole, or an answer is not read, in ``patience`` seconds."""
+    """A connection that ends where a request does not come whole in ``patience`` seconds, or where its client reads
+    less of an answer than ``READ_RATE``."""
 
-    patience = 40.0
     reading: asyncio.TimerHandle | None = None
     writing: asyncio.TimerHandle | None = None
     partial = True  # whether a request has come in part, or is still to come after the connection
-    in_head = True
-    head_bytes = 0
+    head_bytes = 0  # that have come since the last part of a body
+
+    def __init__(self, service: Service, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.service = service
+        self.patience = service.limits.body_seconds + 10
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.parser: Any = Steady(self.parser, self)
@@ -69,6 +75,11 @@ class Patient(HttpToolsProtocol):
 
     def wait(self) -> None:
         self.reading = self.reading or self.loop.call_later(self.patience, self.give_up)
+
+    def wait_no_more(self) -> None:
+        if self.reading:
+            self.reading.cancel()
+            self.reading = None
 
     def give_up(self) -> None:
         self.reading = None
@@ -83,21 +94,22 @@ class Patient(HttpToolsProtocol):
         super().data_received(data)
         if self.partial:
             self.wait()
-        elif self.reading:
-            self.reading.cancel()
-            self.reading = None
-        if self.partial and self.in_head and self.head_bytes > HEAD_BYTES and not self.transport.is_closing():
+        if self.partial and self.head_bytes > HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("Request header fields too large.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.partial = self.in_head = True
+        self.partial = True
 
     def on_headers_complete(self) -> None:
         if self.leaving:
             return
         super().on_headers_complete()
-        self.in_head = False
+        self.head_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self.head_bytes = 0
 
     @property
     def leaving(self) -> bool:
@@ -109,21 +121,39 @@ class Patient(HttpToolsProtocol):
             return
         super().on_message_complete()
         self.partial, self.head_bytes = False, 0
+        self.wait_no_more()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self.writing = self.writing or self.loop.call_later(self.patience, self.transport.abort)
+    def on_response_complete(self) -> None:
+        self.watch()
+        super().on_response_complete()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self.watch()
+
+    def watch(self) -> None:
+        """Note how much of an answer the client has still to read."""
+        self.watch_no_more()
+        if left := self.transport.get_write_buffer_size():
+            self.service.unread[self] = left
+            self.writing = self.loop.call_later(self.patience, self.check_read, left)
+
+    def watch_no_more(self) -> None:
+        self.service.unread.pop(self, None)
         if self.writing:
             self.writing.cancel()
             self.writing = None
 
+    def check_read(self, before: int) -> None:
+        if before - self.transport.get_write_buffer_size() < min(before, READ_RATE * self.patience):
+            self.transport.abort()
+        else:
+            self.watch()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self.reading:
-            self.reading.cancel()
+        self.wait_no_more()
+        self.watch_no_more()
 
 
 class Server(uvicorn.Server):
@@ -168,9 +198,10 @@ def is_loopback(host: str) -> bool:
 
 def configured(app: Starlette, service: Service, drain_seconds: int = 60) -> Server:
     """A server for an application; those that were accepted are answered within ``drain_seconds`` of a signal."""
-    Patient.patience = service.limits.body_seconds + 10
+    http: Any = functools.partial(Patient, service)
     config = uvicorn.Config(
-        app, http=Patient, ws="none", lifespan="on", log_config=None, log_level="error", access_log=False,
+        app, http=http, ws="none", lifespan="on", log_config=None, log_level="error",
+        access_log=False,
         server_header=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=drain_seconds,
     )  # fmt: skip
     return Server(config, service)

@@ -320,8 +320,8 @@ class MultiTaskModel(nn.Module):
         pairs, listed = pairs_or_texts(several_texts)
         pairs = pairs or (isinstance(several_texts, Sized) and not len(several_texts) and self.only_pairs)
         parts = [outputs for _, outputs in self._outputs(in_blocks(listed, WINDOW), threads, ahead, pairs)]
-        none = torch.empty(0, sum(self._widths(pairs)), dtype=torch.float32, device="cpu")
-        words = {name: [found for part in parts for found in part.words[name]] for name in self._taggers(pairs)}
+        none = torch.empty(0, sum(self.widths(pairs)), dtype=torch.float32, device="cpu")
+        words = {name: [found for part in parts for found in part.words[name]] for name in self.taggers(pairs)}
         return self._prediction(Outputs(torch.cat([none, *(part.texts for part in parts)]), words), pairs)
 
     def rank(
@@ -392,7 +392,7 @@ class MultiTaskModel(nn.Module):
         found = self._outputs(in_blocks(rows, window, text), threads, True, pairs)
         return ((part, self._prediction(outputs, pairs)) for part, outputs in found)
 
-    def _widths(self, pairs: bool = False) -> list[int]:
+    def widths(self, pairs: bool = False) -> list[int]:
         """Of the embeddings and of each branch's logits of texts or pairs, as they stand side by side."""
         heads = self.pair_heads if pairs else self.text_heads
         return [0 if pairs else self.embedder.width, *map(self.outputs, heads)]
@@ -411,7 +411,7 @@ class MultiTaskModel(nn.Module):
     @property
     def only_pairs(self) -> bool:
         """Whether it has heads for pairs of texts, and none for single ones."""
-        return bool(self.pair_heads) and not self.text_heads and not self._taggers()
+        return bool(self.pair_heads) and not self.text_heads and not self.taggers()
 
     @property
     def pair_fields(self) -> tuple[str, str]:
@@ -419,7 +419,7 @@ class MultiTaskModel(nn.Module):
         named = [self.tasks[name].text_field for name in self.pair_heads]
         return next(((one, other) for one, other, *_ in (fields for fields in named if len(fields) > 1)), ("a", "b"))
 
-    def _taggers(self, pairs: bool = False) -> dict[str, Tokens]:
+    def taggers(self, pairs: bool = False) -> dict[str, Tokens]:
         """The handlers of the tasks that have an output for each token of a text."""
         tasks = {} if pairs else self.tasks
         return {name: task.handler for name, task in tasks.items() if isinstance(task.handler, Tokens)}
@@ -435,6 +435,26 @@ class MultiTaskModel(nn.Module):
         if not pairs and self.only_pairs:
             raise InputError('the model reads pairs of texts; expected such, as in [("a text", "another")]')
 
+    def side_by_side(self, pairs: bool = False) -> Callable[[PackedBatch], tuple[Tensor, Tensor]]:
+        """What inference computes of texts: embeddings and each head's logits, (texts, sum of ``widths``), and those of
+        taggers, (tokens, outputs); of ``pairs``, the logits of the heads that read such."""
+        program, taggers = self.program(), self.taggers(pairs)
+        heads = self.pair_heads if pairs else self.text_heads
+
+        def outputs(batch: PackedBatch) -> tuple[Tensor, Tensor]:
+            embeddings, logits = program(batch)
+            of_tokens = [logits[name] for name in taggers]
+            of_texts = [embeddings[:, : 0 if pairs else None], *(logits[name] for name in heads)]
+            return torch.cat(of_texts, dim=1), torch.cat(of_tokens or [embeddings[:0]], dim=1)
+
+        return outputs
+
+    def columns(self, outputs: Tensor, pairs: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """Embeddings (texts, dimensions) and each head's logits, of what ``side_by_side`` gives of texts or pairs."""
+        embeddings, *columns = outputs.split(self.widths(pairs), dim=1)
+        heads = self.pair_heads if pairs else self.text_heads
+        return embeddings[:, : self.embedder.dim], dict(zip(heads, columns, strict=True))
+
     def _outputs(
         self, blocks: Iterable[Block[R]], threads: int | None, ahead: bool = True, pairs: bool = False
     ) -> Iterator[tuple[R, Outputs]]:
@@ -446,17 +466,8 @@ class MultiTaskModel(nn.Module):
     def _computed(
         self, blocks: Iterable[Block[R]], threads: int | None, ahead: bool, pairs: bool
     ) -> Iterator[tuple[R, Outputs]]:
-        program, taggers = self.program(), self._taggers(pairs)
-        heads = self.pair_heads if pairs else self.text_heads
-        tokenizer, prompt = self.embedder.tokenizer, self.embedder.default_prompt
-
-        def all_at_once(batch: PackedBatch) -> tuple[Tensor, Tensor]:
-            embeddings, logits = program(batch)
-            of_tokens = [logits[name] for name in taggers]
-            of_texts = [embeddings[:, : 0 if pairs else None], *(logits[name] for name in heads)]
-            return torch.cat(of_texts, dim=1), torch.cat(of_tokens or [embeddings[:0]], dim=1)
-
-        engine = Engine(all_at_once, self.embedder.device, threads=threads)
+        taggers, tokenizer, prompt = self.taggers(pairs), self.embedder.tokenizer, self.embedder.default_prompt
+        engine = Engine(self.side_by_side(pairs), self.embedder.device, threads=threads)
         windows = tokenized_windows(blocks, tokenizer, prompt, ahead=ahead, pairs=pairs)
         advice = "; tags are of whole texts" if taggers else ""
         for part in warn_of_cuts(windows, tokenizer.max_length, advice, "pair" if pairs else "text"):
@@ -468,11 +479,11 @@ class MultiTaskModel(nn.Module):
             texts, tokens = zip(*parts, strict=True)
             vectors = part.vectors(in_order(texts, order)[: len(part.tokenized.rows)]).cpu()
             lengths = [*map(len, rows)]
-            words = self._words(units, in_order(tokens, order, lengths).cpu().split(lengths)) if taggers else {}
+            words = self.words(units, in_order(tokens, order, lengths).cpu().split(lengths)) if taggers else {}
             of_text = {name: [(units[i], found[i]) for i in part.inverse] for name, found in words.items()}
             yield part.rows, Outputs(vectors, of_text)
 
-    def _words(self, units: Sequence[Units], rows: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    def words(self, units: Sequence[Units], rows: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         """By tagger, the logits of each text's words, from those of the tokens of rows: of texts, perhaps cut, and
         behind them of the windows of those that have several."""
         numbers: list[int] = []
@@ -480,19 +491,18 @@ class MultiTaskModel(nn.Module):
         for i, found in enumerate(units):
             numbers += [i] if len(found.rows) == 1 else [next(behind) for _ in found.rows]
         tokens = torch.cat([rows[number] for number in numbers])
-        columns = tokens.split([handler.outputs for handler in self._taggers().values()], dim=1)
-        named = zip(self._taggers().items(), columns, strict=True)
+        columns = tokens.split([handler.outputs for handler in self.taggers().values()], dim=1)
+        named = zip(self.taggers().items(), columns, strict=True)
         return {name: [*handler.logits(x, units)] for (name, handler), x in named}
 
     def _prediction(self, outputs: Outputs, pairs: bool = False) -> Prediction:
         """What embeddings and logits say."""
-        embeddings, *columns = outputs.texts.split(self._widths(pairs), dim=1)
-        taggers = self._taggers(pairs)
-        logits = dict(zip(self.pair_heads if pairs else self.text_heads, columns, strict=True))
+        embeddings, logits = self.columns(outputs.texts, pairs)
+        taggers = self.taggers(pairs)
         kinds = {name: self.head_kind(name) for name in logits}
         scores = {name: kinds[name].scores(x) for name, x in logits.items()}
         return Prediction(
-            embeddings[:, : self.embedder.dim].numpy(),
+            embeddings.numpy(),
             {name: x.numpy() for name, x in logits.items()}
             | {name: [x.numpy() for _, x in found] for name, found in outputs.words.items()},
             {name: x.numpy() for name, x in scores.items()}

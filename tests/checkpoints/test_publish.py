@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from checkpoints.folders import split_in_shards
 from conftest import randomized
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,10 +19,11 @@ from repositories import TOKEN, WritableHub, writable
 import mtl
 from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
 from mtl.checkpoints import card as cards
+from mtl.checkpoints import tokenizer as tokenizers
 from mtl.checkpoints.card import HUB_TASKS, PLACEHOLDER, cell, markdown
 from mtl.checkpoints.publish import FILES, model_files, page, push
 from mtl.cli import main
-from mtl.errors import InputError, WeightsError
+from mtl.errors import InputError, MtlError, WeightsError
 from mtl.tasks.kinds import KINDS
 
 TASKS = (TaskSpec("topic", ("x|y", "z"), head="distilbert", pooling=("cls",)), TaskSpec("score", kind="regression"))
@@ -72,11 +74,37 @@ def test_every_kind_of_task_has_a_name_on_the_hub() -> None:
 def test_all_that_is_saved_is_the_models(heads: MultiTaskModel, tmp_path: Path) -> None:
     heads.save(tmp_path / "heads")
     assert model_files(tmp_path / "heads")[1] == []
-    for name in ("onnx/model.onnx", "onnx/model_quantized.onnx", "2_Dense/model.safetensors", "vocab.txt"):
+    for name in ("onnx/model.onnx", "onnx/model_quantized.onnx", "2_Dense/model.safetensors", "vocab.txt",
+                 *(f"0_Transformer/{name}" for kind in tokenizers.KINDS.values() for name in kind.files)):  # fmt: skip
         assert FILES.fullmatch(name), name
     for name in ("token.json", "checkpoints/config.json", "data/config.json", "state.json", "README.md.bak",
                  "optimizer.safetensors", "x/1_Pooling/config.json", "rows.jsonl"):  # fmt: skip
         assert not FILES.fullmatch(name), name
+
+
+def test_a_model_that_others_saved_is_pushed_whole(folder: Path, hub: WritableHub) -> None:
+    """Its shards too, and the files of its vocabulary; or nothing, where it reads what is no model's file here."""
+    (folder / "added_tokens.json").write_text("{}")
+    shards = split_in_shards(folder)
+    push(folder, "me/shards")
+    pushed = hub.repositories["me/shards"].branches["main"]
+    assert pushed.keys() >= {*(path.name for path in shards), "model.safetensors.index.json", "added_tokens.json"}
+    (folder / "1_Pooling").rename(folder / "layers")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = "layers"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    SentenceEncoder.from_pretrained(folder)
+    with pytest.raises(MtlError, match=r"without the files that are not pushed.*layers/config.json; save it with"):
+        push(folder, "me/other")
+    assert "me/other" not in hub.repositories
+
+
+@pytest.mark.parametrize("name", ["a\nb: c", "emoji \U0001f600", "\udcff", "- x", "'\"|`", "---", "{}", "model "])
+def test_a_folder_of_any_name_has_a_page(tiny: SentenceEncoder, tmp_path: Path, name: str) -> None:
+    tiny.save(tmp_path / name)
+    text = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+    assert head_of(text)["library_name"] == "sentence-transformers"
+    assert sum(line.startswith("# ") for line in text.split("\n")) == 1
 
 
 def test_what_is_saved_has_a_page(heads: MultiTaskModel, tiny: SentenceEncoder, tmp_path: Path) -> None:

@@ -259,6 +259,8 @@ def test_what_is_not_the_models_own_gets_no_name(
 def test_refusals(folder: Path, tiny: SentenceEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WeightsError, match="exists and is not empty; choose another name, or delete it first"):
         export_onnx(folder, folder)
+    with pytest.raises(WeightsError, match="x cannot be written: File name too long"):
+        export_onnx(folder, tmp_path / ("x" * 300))
 
     class Other(DistilBert):
         pass

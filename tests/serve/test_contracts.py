@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
@@ -19,6 +20,7 @@ from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
 from mtl.serve.app import Service, read_keys
 from mtl.serve.contracts import Limits
 from mtl.serve.model import Served, public_name
+from mtl.tasks.spans import in_units
 
 from .conftest import TASKS, Client, letters, randomized, running
 
@@ -166,6 +168,16 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("/embed", b"\xff", 400, "no JSON"),
     ("/embed", b"[" * 10_000, 400, "no JSON"),
     ("/embed", b'{"inputs": "\\ud800"}', 400, "no JSON"),
+    ("/embed", b'{"inputs": NaN}', 400, "no JSON"),
+    ("/embed", b'{"inputs": "a", "dimensions": Infinity}', 400, "no JSON"),
+    ("/embed", b"", 400, "no JSON"),
+    ("/embed", b'\xef\xbb\xbf{"inputs": "a"}', 400, "no JSON"),
+    ("/embed", b'{"inputs": %s"a"%s}' % (b"[" * 900, b"]" * 900), 422, "token ids"),
+    ("/embed", b'{"inputs": "a", "inputs": "b"}', 422, "a field is there twice: 'inputs'"),
+    ("/embed", b'{"inputs": "a", "inputs": %s1%s}' % (b"[" * 900, b"]" * 900), 422, "a field is there twice"),
+    ("/embed", b'{"x1": 0, %s' % json.dumps({f"x{i}": i for i in range(100)}).encode()[1:], 422, "twice: 'x1'"),
+    ("/similarity", b'{"inputs": {"source_sentence": "a", "sentences": ["a"], "sentences": ["b"]}}', 422, "twice"),
+    ("/embed", {"inputs": [[2, 5, 3]], "prompt_name": "query"}, 422, "`inputs` holds token ids"),
     ("/embed", [1], 422, "expected a JSON object"),
     ("/embed", {}, 422, "`inputs` is missing"),
     ("/embed", {"inputs": None}, 422, "`inputs` is missing"),
@@ -196,6 +208,8 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("/predict", {"inputs": "a"}, 424, "not a classifier model"),
     ("/rerank", {"query": "a", "texts": ["b"]}, 424, "not a re-ranker model"),
     ("/embed_sparse", {"inputs": "a"}, 424, "not a sparse"),
+    ("/v1/embeddings", b'{"input": "a", "input": "b"}', 400, "there twice"),
+    ("/v1/embeddings", {"input": [2, 5, 3], "prompt_name": "query"}, 400, "`input` holds token ids"),
     ("/v1/embeddings", {"input": ""}, 400, "cannot be empty"),
     ("/v1/embeddings", {"input": []}, 400, "cannot be empty"),
     ("/v1/embeddings", {"input": [[100_000]]}, 400, "send texts instead"),
@@ -215,7 +229,63 @@ def test_bad_requests_are_refused_in_one_line(client: Client, path: str, body: A
     if path.startswith("/v1/"):
         assert error.keys() == {"message", "type", "param", "code"}
     else:
-        assert reply.json["error_type"] == {400: "Empty", 422: "Validation", 424: "Backend"}[status]
+        empty = status == 400 and "cannot be empty" in said
+        assert reply.json["error_type"] == ("Empty" if empty else {424: "Backend"}.get(status, "Validation"))
+
+
+def test_what_is_twice_in_a_text_is_no_field(client: Client) -> None:
+    for text in ("inputs", '"inputs": "inputs"', "x"):
+        body = {"inputs": [text] * 2, "x": [{"y": 1}, {"y": 1}], "user": "inputs"}
+        assert client.post("/embed", body).status == 200
+
+
+def test_what_failed_is_counted_by_its_cause(serving: Callable[..., Client]) -> None:
+    client = serving(limits=Limits(texts=1))
+    for path, body in (("/embed", {"inputs": ["a", "b"]}), ("/predict", {"inputs": "a"}), ("/embed", {"inputs": 3})):
+        client.post(path, body)
+    failures = client.service.metrics.values["te_request_failure"]
+    assert failures == {'err="batch_size"': 1, 'err="model_type"': 1, 'err="validation"': 1}
+
+
+def test_odd_requests_of_the_protocol(client: Client) -> None:
+    body = b'{"inputs": "a b"}'
+    expected = client.post("/embed", body).body
+    for kind in ("application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"):
+        assert client.post("/embed", body, **{"Content-Type": kind}).body == expected
+    assert client.post("/embed?inputs=c&%ff", body).body == expected
+    assert client.post("/embed", body, Host="[nowhere").body == expected
+    for path in ("/embed/", "//embed", "/embed/%ff?%ff", "/EMBED"):
+        assert client.post(path, body, Host="[nowhere").status == 404
+    assert client.send("HEAD", "/info").body == b""
+    for method, path in (("OPTIONS", "/embed"), ("HEAD", "/embed"), ("PUT", "/embed")):
+        reply = client.send(method, path)
+        assert (reply.status, reply.headers["allow"]) == (405, "POST")
+    for kind in ("", "application/jsonx", "text/json", "multipart/form-data"):
+        assert client.post("/embed", body, **{"Content-Type": kind}).status == 415
+
+
+def test_the_root_embeds_where_there_is_no_head(client: Client) -> None:
+    """As TEI's does; what stands among the parameters counts."""
+    expected = client.post("/embed", {"inputs": ["a", "b"], "normalize": False}).body
+    assert client.post("/", {"inputs": ["a", "b"], "parameters": {"normalize": False}}).body == expected
+    assert client.post("/", {"inputs": ["a", "b"], "parameters": None, "normalize": False}).body == expected
+    assert client.post("/", {"inputs": "a", "parameters": 3}).status == 422
+
+
+def test_a_similarity_has_the_same_bits_whatever_stands_beside_it(client: Client) -> None:
+    sentences = [" ".join("abcdefghijkl"[i : i + 5]) for i in range(8)]
+    ask = {"source_sentence": "a b"}
+    together = client.post("/similarity", {"inputs": {**ask, "sentences": sentences}}).json
+    alone = [client.post("/similarity", {"inputs": {**ask, "sentences": [text]}}).json for text in sentences]
+    assert together == [one for (one,) in alone]
+
+
+def test_a_prompt_that_leaves_no_room(encoder: SentenceEncoder, tmp_path: Any) -> None:
+    """The server starts, and says so of each text."""
+    made = dataclasses.replace(letters(tmp_path), default_prompt=f"{LONG} ")
+    with running(Service(Served(SentenceEncoder.from_checkpoint(made), "long"))) as client:
+        assert client.post("/embed", {"inputs": "a"}).status == 422
+        assert client.post("/embed", {"inputs": "a", "truncate": True}).headers["x-mtl-truncated"] == "1"
 
 
 def test_unknown_tasks_are_refused(headed: Client) -> None:
@@ -255,14 +325,14 @@ def test_a_request_of_more_tokens_than_may_ever_wait(serving: Callable[..., Clie
 
 
 def test_keys(serving: Callable[..., Client]) -> None:
-    client = serving(keys=read_keys("\ufefffirst\r\n\r\n# ours\r\n second \r\nsecond\n"))
+    client = serving(keys=read_keys("\ufefffirst\r\n\r\n# ours\r\n second \r\nsecond\nschl\u00fcssel"))
     for headers in ({}, {"Authorization": "Bearer nope"}, {"Authorization": "first"}, {"Authorization": "Bearer"}):
         for path in ("/embed", "/v1/embeddings"):
             reply = client.post(path, {"inputs": "a", "input": "a"}, **headers)
             assert reply.status == 401
             assert reply.headers["www-authenticate"] == "Bearer"
         assert client.get("/info", **headers).status == 401
-    for key in ("first", "second"):
+    for key in ("first", "second", "schl\u00fcssel".encode().decode("latin-1")):  # as it goes over the wire
         assert client.post("/embed", {"inputs": "a"}, Authorization=f"Bearer {key}").status == 200
     assert client.get("/health").status == 200
     assert client.get("/metrics").status == 200
@@ -376,6 +446,13 @@ def test_taggers_are_served_beside_heads(tagging: MultiTaskModel) -> None:
         assert client.get("/info").json["mtl"]["tasks"].keys() == {"topic", "ner"}
         assert client.post("/predict", {"inputs": "a", "task": "ner"}).json["error"].endswith("ask /v1/predict")
         assert client.post("/predict", {"inputs": "a", "task": "topic"}).status == 200
+        prompted = [f"q {text}" for text in texts]
+        rows = client.post("/v1/predict", {"input": texts, "prompt_name": "query"}).json["data"]
+        assert [row["tasks"]["topic"]["label"] for row in rows] == tagging.predict(prompted).labels["topic"]
+        for row, text, found in zip(rows, texts, tagging.predict(prompted).logits["ner"], strict=True):
+            spans = tagging.tasks["ner"].handler.spans
+            (units,) = in_units(tagging.embedder.tokenizer, [text], 16, "q ")
+            assert row["tasks"]["ner"]["spans"] == spans(units, torch.from_numpy(found[1:]))
         reply = client.post("/v1/predict", {"input": LONG, "truncate": True})
         assert (reply.status, "send it in parts" in reply.json["error"]["message"]) == (400, True)
         assert client.post("/v1/predict", {"input": LONG, "truncate": True, "tasks": ["topic"]}).status == 200

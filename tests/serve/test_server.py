@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import random
 import re
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,11 +91,33 @@ def test_a_body_that_does_not_come(serving: Callable[..., Client]) -> None:
     assert client.service.held == client.service.requests == 0
 
 
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have connections be patient for a tenth of a second only."""
+    made = Patient.__init__
+
+    def impatient(self: Patient, *arguments: Any, **settings: Any) -> None:
+        made(self, *arguments, **settings)
+        self.patience = 0.1
+
+    monkeypatch.setattr(Patient, "__init__", impatient)
+
+
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the system keep little of what is sent, so that it waits in the server."""
+    made = Patient.connection_made
+
+    def connection_made(self: Patient, transport: asyncio.Transport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        made(self, transport)
+
+    monkeypatch.setattr(Patient, "connection_made", connection_made)
+
+
 def test_connections_that_say_nothing_or_too_much(
     serving: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = serving()
-    monkeypatch.setattr(Patient, "patience", 0.1)
+    hurry(monkeypatch)
     for parts in ((), (HEAD,), (b"\r\n",), (HEAD, b"Content-Length: 20\r\n\r\n{")):
         with connected(client, *parts) as raw, contextlib.suppress(ConnectionResetError):
             assert raw.recv(1000) == b""
@@ -105,6 +129,16 @@ def test_connections_that_say_nothing_or_too_much(
     with connected(client, whole + whole) as raw:  # one behind the other
         wait_for(lambda: client.service.metrics.values.get("te_embed_success", {}).get("") == 2)
         assert raw.recv(100_000).count(b"HTTP/1.1 200") >= 1
+
+
+@pytest.mark.parametrize(("begin", "more"), [(b"0\r\n", b"x: " + b"y" * 1000 + b"\r\n"), (b"1;", b"x" * 1000)])
+def test_fields_behind_a_body_that_never_end(serving: Callable[..., Client], begin: bytes, more: bytes) -> None:
+    """Or words beside the size of a part of it: nobody counts these as the head's or the body's."""
+    client = serving()
+    start = HEAD + b'Transfer-Encoding: chunked\r\n\r\nf\r\n{"inputs": "a"}\r\n'
+    with connected(client, start, begin) as raw, pytest.raises(ConnectionError):
+        raw.sendall(more * 30_000)
+    wait_for(lambda: client.service.held == 0)
 
 
 def test_clients_that_would_rather_speak_http_2(serving: Callable[..., Client]) -> None:
@@ -138,10 +172,94 @@ def test_a_body_that_is_cut_off(serving: Callable[..., Client]) -> None:
     client = serving()
     for _ in range(3):
         with connected(client, HEAD, b'Content-Length: 20\r\n\r\n{"inp'):
-            wait_for(lambda: client.service.requests == 1)
-        wait_for(lambda: client.service.requests == 0)
+            wait_for(lambda: client.service.held == 5)
+        wait_for(lambda: client.service.held == 0)
     assert client.service.metrics.values["te_request_failure"] == {'err="dropped"': 3}
     assert client.service.held == 0
+
+
+def test_bodies_that_do_not_come_take_no_place_from_others(serving: Callable[..., Client]) -> None:
+    """Neither of the requests that may wait, nor of the bytes that may be held."""
+    client = serving(limits=Limits(requests=1, body_bytes=1000, held_bytes=1000))
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(connected(client, HEAD, b'Content-Length: 900\r\n\r\n{"inp'))
+        wait_for(lambda: client.service.held == 15)
+        assert client.post("/embed", {"inputs": "a"}).status == 200
+        assert client.post("/embed", {"inputs": "a" * 980}).status == 429
+
+
+def test_answers_that_nobody_reads(serving: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They count among the bytes that are held, until they are read or their connection ends."""
+    client = serving(limits=Limits(held_bytes=10_000))
+    unread = client.service.unread
+    body = json.dumps({"inputs": ["a b c"] * 600}).encode()
+    whole = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+    expected = client.post("/embed", body).body
+    narrow(monkeypatch)
+    for reads in (True, False):
+        with socket.socket() as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.settimeout(10)
+            raw.connect(("127.0.0.1", client.port))
+            raw.sendall(whole)
+            wait_for(lambda: sum(unread.values()) > 10_000)
+            assert client.post("/embed", {"inputs": "a"}).status == 429
+            if not reads:  # for as long as a connection has patience
+                ((connection, left),) = unread.items()
+                client.service.loop.call_soon_threadsafe(connection.check_read, left)
+                wait_for(lambda: not unread)
+                assert client.post("/embed", {"inputs": "a"}).status == 200
+            said = b""
+            with contextlib.suppress(ConnectionResetError):
+                while not said.endswith(expected) and (more := raw.recv(4096)):
+                    said += more
+            assert said.endswith(expected) is reads
+        wait_for(lambda: not unread)
+
+
+def test_a_refusal_is_read_behind_a_large_body(serving: Callable[..., Client]) -> None:
+    """The rest of the body is read and thrown away: else the client would learn of a broken connection only."""
+    client = serving(limits=Limits(body_bytes=1000))
+    for headers in ({}, {"Content-Type": "text/plain"}, {"Content-Encoding": "gzip"}):
+        assert client.post("/embed", b" " * (20 << 20), **headers).status in (413, 415)
+    assert client.service.held == 0
+
+
+def test_the_same_connection_after_a_refusal(serving: Callable[..., Client]) -> None:
+    client = serving(limits=Limits(body_bytes=1000))
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=10)
+    good = json.dumps({"inputs": "a b"})
+    for path, body, kind, status in (
+        ("/embed", "{", "application/json", 400),
+        ("/embed", '{"inputs": 3}', "application/json", 422),
+        ("/embed", " " * 5000, "application/json", 413),
+        ("/embed", good, "text/plain", 415),
+        ("/nope", good, "application/json", 404),
+    ):
+        for ask, expected in (((path, body, kind), status), (("/embed", good, "application/json"), 200)):
+            connection.request("POST", ask[0], ask[1], {"Content-Type": ask[2]})
+            reply = connection.getresponse()
+            reply.read()
+            assert reply.status == expected
+    connection.close()
+
+
+def test_http_1_0_and_half_closed_connections(serving: Callable[..., Client]) -> None:
+    client = serving()
+    whole = HEAD + b'Content-Length: 15\r\n\r\n{"inputs": "a"}'
+    with connected(client, whole.replace(b"HTTP/1.1", b"HTTP/1.0")) as raw:
+        said = b"".join(iter(lambda: raw.recv(10_000), b""))  # it ends with the connection
+        assert said.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in said
+    with connected(client, whole) as raw, contextlib.suppress(ConnectionResetError):
+        raw.shutdown(socket.SHUT_WR)  # who ends the connection has left, as far as anybody can tell
+        assert raw.recv(10_000)[:12] in (b"", b"HTTP/1.1 200")
+    wait_for(lambda: client.service.queue.tokens == client.service.requests == client.service.held == 0)
+    for bad in (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n",
+                b"\x16\x03\x01\x02\x00", b"POST /embed HTTP/1.1\r\nContent-Length: -1\r\n\r\n"):  # fmt: skip
+        with connected(client, bad) as raw:
+            assert raw.recv(1000)[:12] == b"HTTP/1.1 400"
 
 
 def test_whoever_leaves_is_not_computed_for(gate: tuple[Client, threading.Event, threading.Event]) -> None:
