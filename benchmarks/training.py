@@ -5,12 +5,16 @@
 Rounds are interleaved, and each figure is the median of its rounds. All weights are trained, in fp32 and, where the
 processor multiplies in it, in bf16 (autocast on both sides); then the trunk is frozen; then it stays frozen from the
 second epoch on, when what it gives is remembered. --accuracy trains on so many rows and measures on the dev set.
+
+In the same rounds a window is divided into one share for each thread: what equal bits on any number of threads cost.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -19,6 +23,7 @@ import torch
 from benchmarks.loops import BATCH, MODEL, features, first_rows, ours, rates, their_rate, trainer
 from benchmarks.machine import cpu_fields, describe, flags, native_bf16, result_path, write_result
 from mtl.display import table
+from mtl.training import run
 from mtl.training.loop import train
 from mtl.training.report import Log
 
@@ -42,11 +47,24 @@ def their_accuracy(folder: Path, precision: str, dev: Path) -> float:
     return float((found.predictions.argmax(axis=1) == found.label_ids).mean())
 
 
+@contextmanager
+def one_share_a_thread() -> Iterator[None]:
+    """Within it, a window's shares are as many as there are threads, so that its bits follow their number."""
+    threads = torch.get_num_threads()  # while a window is computed, it is 1
+    before, run.share_count = run.share_count, lambda *_: threads
+    try:
+        yield
+    finally:
+        run.share_count = before
+
+
 def one_round(folder: Path, precisions: list[str]) -> dict[str, float]:
     """Texts per second by side and what is trained."""
     figures = {}
     for precision in precisions:
         figures[f"mtl {precision}"] = next(rates(ours(folder, precision), 1))
+        with one_share_a_thread():
+            figures[f"mtl {precision}, one share a thread"] = next(rates(ours(folder, precision), 1))
         figures[f"Trainer {precision}"] = their_rate(folder, precision)
     frozen = ours(folder, "fp32", "encoder", epochs=4)
     figures["mtl, frozen trunk"], figures["mtl, frozen trunk, later epochs"] = rates(frozen, 1, 3)
@@ -94,6 +112,10 @@ def main(data: Path, steps: int, rounds: int, accuracy: int, save: Path | None) 
             found = accuracies(Path(name), precisions, dev)
     rows = [[key, statistics.median(values), found.get(key, "")] for key, values in measured.items()]
     print(table([["", "texts per second, median", "dev accuracy"], *rows]))
+    for precision in precisions:
+        one, other = (measured[f"mtl {precision}{more}"] for more in (", one share a thread", ""))
+        cost = statistics.median(a / b for a, b in zip(one, other, strict=True)) - 1
+        print(f"{precision}: equal bits on any number of threads cost {cost:.1%} of the speed, the median of rounds")
     settings = {"model": MODEL, "batch": BATCH, "steps": steps, "threads": torch.get_num_threads(), "rows": accuracy}
     result = {"machine": describe(*PACKAGES), "settings": settings, "texts_per_second": measured, "accuracy": found}
     write_result(result_path(save, "training"), result)

@@ -47,16 +47,12 @@ class Faster(TorchFunctionMode):
         self, attention: Any, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, p: float,
         biases: Sequence[Tensor | None],
     ) -> Tensor | None:  # fmt: skip
-        """Attention that drops some of its weights, or None where the textbook is to compute it."""
-        draws = drawn()
-        if (
-            attention is not textbook
-            or not batch.lengths
-            or biases
-            or not 0 < round(p * VALUES) < VALUES
-            or draws is None
-            or draws.lengths.tolist() != [*batch.lengths]
-        ):
+        """Attention of a whole layer at once, or None where the textbook is to compute it: torch's own call is as fast
+        without dropout and bias."""
+        draws, given = drawn(), [bias for bias in biases if bias is not None]
+        if attention is not textbook or not batch.lengths or len(given) < len(biases) or not (p or given):
+            return None
+        if p and (not 0 < round(p * VALUES) < VALUES or draws is None or draws.lengths.tolist() != [*batch.lengths]):
             return None
         if q.dtype not in (torch.float32, torch.bfloat16):
             return None
@@ -65,7 +61,8 @@ class Faster(TorchFunctionMode):
         if self.plan is None or (self.plan.lengths, self.plan.heads) != (batch.lengths, q.shape[1]):
             self.plan = Plan(batch.lengths, q.shape[1])
         with torch.autocast("cpu", enabled=False):
-            context: Tensor = Attention.apply(q, k, v, self.plan, self.plan.kept(draws, p))
+            kept = self.plan.kept(draws, p) if p and draws else None
+            context: Tensor = Attention.apply(q, k, v, self.plan, kept, *(self.plan.padded(given) if given else ()))
         return context
 
 

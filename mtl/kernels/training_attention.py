@@ -1,9 +1,9 @@
-"""Attention as training computes it, with dropout: the texts of a batch side by side, in a few padded runs.
+"""Attention as training computes it: the texts of a batch side by side, in a few padded runs.
 
-    w = softmax(q k^T / sqrt(head_dim))     d = w * kept / (1 - p)     context = d v
+    w = softmax(q k^T / sqrt(head_dim) + bias)     d = w * kept / (1 - p)     context = d v
 
     dv = d^T g     dw = (g v^T) * kept / (1 - p)     ds = w * (dw - the sum of dw * w in the row)
-    dq = ds k / sqrt(head_dim)     dk = ds^T q / sqrt(head_dim)
+    dq = ds k / sqrt(head_dim)     dk = ds^T q / sqrt(head_dim)     dbias = ds
 
 The textbook computes each length that texts have by itself, and autograd some fifty small operations around it, which
 take longer than all of the arithmetic. What a text drops is the same here and there. Where q, k and v are in bfloat16,
@@ -16,9 +16,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -36,7 +39,7 @@ class Run:
     into: For each row of (texts, heads, length) its row in (tokens, heads); for a row of padding, its text's first.
     back: For each row of (tokens, heads) its row in (texts, heads, length).
     mask: What is added to scores, (texts * heads, 1, length): -inf at padding; None where there is none.
-    kept: 1 for each text's own rows, else 0: (texts, 1, length, 1).
+    kept: 1 for each text's own rows, else 0: (texts, heads, length, 1).
     """
 
     texts: int
@@ -75,7 +78,8 @@ def run_of(lengths: Sequence[int], heads: int, before: int) -> Run:
     own_tokens = slice(before, before + tokens)
     mask = torch.zeros(texts, length, dtype=torch.float32, device="cpu").masked_fill_(~valid, -torch.inf)
     each_mask = None if valid.all() else mask.repeat_interleave(heads, dim=0)[:, None]
-    return Run(texts, length, own_tokens, into.flatten(), back.flatten(), each_mask, valid.float()[:, None, :, None])
+    kept = valid.float()[:, None, :, None].expand(-1, heads, -1, -1)
+    return Run(texts, length, own_tokens, into.flatten(), back.flatten(), each_mask, kept)
 
 
 def words_behind(lengths: Sequence[int], length: int, heads: int) -> Tensor:
@@ -92,47 +96,78 @@ class Plan:
     def __init__(self, lengths: Sequence[int], heads: int) -> None:
         self.lengths, self.heads = lengths, heads
         self.runs: list[Run] = []
-        words, before = [], 0
+        before = 0
         for own in runs_of(lengths):
             self.runs.append(run_of(own, heads, before))
-            words.append(words_behind(own, self.runs[-1].length, heads))
             before += sum(own)
-        self.words = torch.cat(words)
+        self.biases: tuple[Sequence[Tensor], list[Tensor]] = (), []  # the last ones that were padded, and what came
+
+    @cached_property
+    def words(self) -> tuple[Tensor, Tensor]:
+        """How far behind its text's first number each word of all scores is, and how many words each text has."""
+        runs = runs_of(self.lengths)
+        words = [words_behind(own, run.length, self.heads) for own, run in zip(runs, self.runs, strict=True)]
         counts = [len(part) // run.texts for run, part in zip(self.runs, words, strict=True) for _ in range(run.texts)]
-        self.counts = torch.tensor(counts, dtype=torch.int64, device="cpu")
+        return torch.cat(words), torch.tensor(counts, dtype=torch.int64, device="cpu")
 
     def kept(self, draws: Draws, p: float) -> list[Tensor]:
         """What the next layer's weights are multiplied by in each run, (texts * heads, length, length)."""
-        dropped = round(p * VALUES)
-        starts = draws.of_scores().repeat_interleave(self.counts, output_size=len(self.words))
+        dropped, (words, counts) = round(p * VALUES), self.words
+        starts = draws.of_scores().repeat_interleave(counts, output_size=len(words))
         draws.attended += len(self.lengths)
-        stay = stays(mixed(starts.add_(self.words)).view(torch.int16), dropped)
+        stay = stays(mixed(starts.add_(words)).view(torch.int16), dropped)
         shapes = [(run.texts, self.heads, run.length, run.length) for run in self.runs]
         parts = stay.split([math.prod(shape) for shape in shapes])
         scales = [run.kept * (VALUES / (VALUES - dropped)) for run in self.runs]
         together = zip(parts, shapes, scales, strict=True)
         return [(part.view(shape) * scale).flatten(0, 1) for part, shape, scale in together]
 
+    def padded(self, biases: Sequence[Tensor]) -> list[Tensor]:
+        """The biases of groups of equally long texts as those of runs, (texts * heads, length, length).
+
+        Layers that share theirs share what is made of them.
+        """
+        known, found = self.biases
+        if len(known) != len(biases) or any(one is not other for one, other in zip(known, biases, strict=True)):
+            each, found = iter(biases), []
+            for own, run in zip(runs_of(self.lengths), self.runs, strict=True):
+                parts = []
+                for length, texts in groupby(own):  # a run has whole groups
+                    more = run.length - length
+                    parts.append(F.pad(next(each).expand(len([*texts]), -1, -1, -1), (0, more, 0, more)))
+                whole = torch.cat(parts).flatten(0, 1)
+                found.append(whole if run.mask is None else whole + run.mask)
+            self.biases = biases, found
+        return found
+
 
 class Attention(torch.autograd.Function):
-    """q, k and v (tokens, heads, head_dim) -> the same, in their format."""
+    """q, k and v (tokens, heads, head_dim) -> the same, in their format.
+
+    ``kept`` is as Plan gives it, or without dropout None; ``biases``, of which there may be none, are as well.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, kept: Sequence[Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, kept: Sequence[Tensor] | None, *biases: Tensor
+    ) -> Tensor:
         width = q.shape[2]
         out = q.new_empty(q.shape)
-        saved: list[Tensor] = []
-        for run, drops in zip(plan.runs, kept, strict=True):
+        saved: list[Tensor | None] = []
+        for i, run in enumerate(plan.runs):
             dtype = q.dtype if run.length >= LONG else torch.float32
             queries, keys, values = (rows_of(x, run, dtype) for x in (q, k, v))
-            mask, added = (queries.new_zeros(1), 0) if run.mask is None else (run.mask.to(dtype), 1)
-            scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), beta=added, alpha=width**-0.5)
+            added = biases[i] if biases else run.mask
+            scores = torch.baddbmm(
+                queries.new_zeros(1) if added is None else added.to(dtype), queries, keys.transpose(1, 2),
+                beta=int(added is not None), alpha=width**-0.5,
+            )  # fmt: skip
             weights = scores.softmax(dim=-1, dtype=torch.float32)
-            dropped = (weights * drops).to(dtype)
-            context = dropped @ values
-            put(context, run, out)
+            drops = kept[i] if kept is not None else None if run.mask is None else run.kept.flatten(0, 1)
+            dropped = (weights if drops is None else weights * drops).to(dtype)
+            put(dropped @ values, run, out)
             saved += [queries, keys, values, weights, drops, dropped]
-        ctx.plan = plan
+        ctx.plan, ctx.formats = plan, [bias.dtype for bias in biases]
         ctx.save_for_backward(*saved)
         return out
 
@@ -141,18 +176,23 @@ class Attention(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         of_q, of_k, of_v = (g.new_empty(g.shape) for _ in range(3))
+        of_biases: list[Tensor | None] = [None] * len(ctx.formats)
         g = g.contiguous()
         scale = g.shape[2] ** -0.5
-        for run in ctx.plan.runs:
+        for i, run in enumerate(ctx.plan.runs):
             queries, keys, values, weights, drops, dropped = (next(saved) for _ in range(6))
             upper = rows_of(g, run, dropped.dtype)
             put(dropped.transpose(1, 2) @ upper, run, of_v)
-            part = (upper @ values.transpose(1, 2)).float().mul_(drops)
-            part = torch._softmax_backward_data(part, weights, -1, torch.float32).to(dropped.dtype)
+            part = (upper @ values.transpose(1, 2)).float()
+            part = part if drops is None else part.mul_(drops)
+            part = torch._softmax_backward_data(part, weights, -1, torch.float32)
+            if ctx.formats and ctx.needs_input_grad[5 + i]:
+                of_biases[i] = part.to(ctx.formats[i])
+            part = part.to(dropped.dtype)
             none = part.new_zeros(1)
             put(torch.baddbmm(none, part, keys, beta=0, alpha=scale), run, of_q)
             put(torch.baddbmm(none, part.transpose(1, 2), queries, beta=0, alpha=scale), run, of_k)
-        return of_q, of_k, of_v, None, None
+        return of_q, of_k, of_v, None, None, *of_biases
 
 
 def rows_of(x: Tensor, run: Run, dtype: torch.dtype) -> Tensor:

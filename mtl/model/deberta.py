@@ -20,7 +20,7 @@ from mtl.model.config import DebertaConfig
 from mtl.model.dropout import Dropout
 from mtl.model.encoder import FeedForward, attention
 from mtl.model.interface import Encoder
-from mtl.model.packing import PackedBatch
+from mtl.model.packing import PackedBatch, within_texts
 from mtl.model.positions import segment_table, with_segments
 
 
@@ -39,6 +39,13 @@ def rows_of(length: int, config: DebertaConfig, device: torch.device | None = No
     farthest = torch.arange(1 - length, length, device="cpu")
     found = (buckets(farthest, config) + config.span).clamp(0, 2 * config.span - 1).to(device)  # (2 length - 1,)
     return found.unfold(0, length, 1).flip(1)  # query i begins at the distance i, that to the first key
+
+
+def rows_within(length: int, config: DebertaConfig) -> slice:
+    """The rows of the table that texts of up to so many tokens have."""
+    ends = torch.tensor((1 - length, length - 1), dtype=torch.int64, device="cpu")
+    first, last = (buckets(ends, config) + config.span).clamp(0, 2 * config.span - 1).tolist()
+    return slice(first, last + 1)
 
 
 class Embeddings(nn.Module):
@@ -73,7 +80,7 @@ class DisentangledAttention(nn.Module):
             self.pos_q_lin = nn.Linear(config.dim, config.dim) if self.p2c else nn.Identity()
 
     def distances(self, table: Tensor) -> tuple[Tensor, Tensor]:
-        """A table of distances (2 span, dim) as keys and as queries, each (heads, 2 span, head_dim)."""
+        """A table of distances (rows, dim) as keys and as queries, each (heads, rows, head_dim)."""
         k_lin, q_lin = (self.k_lin, self.q_lin) if self.shared else (self.pos_k_lin, self.pos_q_lin)
         k, q = (linear(table).unflatten(1, (self.n_heads, -1)).transpose(0, 1) for linear in (k_lin, q_lin))
         return k, q
@@ -82,7 +89,7 @@ class DisentangledAttention(nn.Module):
         """What distances add to scores, (texts, heads, length, length); q, k are (texts, length, heads, head_dim)."""
         parts: list[Tensor] = []
         if self.c2p:
-            found = q.transpose(1, 2) @ pos_k.transpose(1, 2)  # (texts, heads, length, 2 span)
+            found = q.transpose(1, 2) @ pos_k.transpose(1, 2)  # (texts, heads, length, rows)
             parts.append(found.gather(3, rows.expand(*found.shape[:2], -1, -1)))
         if self.p2c:
             found = k.transpose(1, 2) @ pos_q.transpose(1, 2)
@@ -95,11 +102,9 @@ class DisentangledAttention(nn.Module):
         compared = math.sqrt(1 + self.c2p + self.p2c)  # scores are a sum of so many, and scaled down as such
         q, pos_q = q / compared, pos_q / compared
         p = self.dropout if self.training else 0.0
-        groups = zip(*map(batch.split, (q, k, v)), rows, strict=True)  # of equally long texts
-        contexts = [
-            attention(q, k, v, p, self.bias(q, k, pos_k, pos_q, rows)).flatten(0, 1) for q, k, v, rows in groups
-        ]
-        context = torch.cat(contexts) if contexts else q  # (tokens, heads, head_dim), as q, k and v
+        groups = zip(batch.split(q), batch.split(k), rows, strict=True)  # of equally long texts
+        biases = [self.bias(of_q, of_k, pos_k, pos_q, own) for of_q, of_k, own in groups]
+        context = within_texts(attention, q, k, v, batch, p, biases)
         return self.out_lin(context.flatten(1))  # (tokens, dim)
 
 
@@ -137,14 +142,15 @@ class Deberta(Encoder):
     def embed(self, batch: PackedBatch) -> Tensor:
         return self.embeddings(batch)
 
-    def table(self) -> Tensor:
-        """The vectors of distances, (2 span, dim)."""
-        return self.rel_norm(self.rel_embeddings.weight)
+    def table(self, rows: slice = slice(None)) -> Tensor:
+        """The vectors of distances, (2 span, dim), or some of them."""
+        return self.rel_norm(self.rel_embeddings.weight[rows])
 
     def run(self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None) -> Tensor:
         """Blocks ``start`` up to ``stop``, not included: (tokens, dim) in and out."""
-        table = self.table()
-        each = [rows_of(group.length, self.config, x.device) for group in batch.groups]
+        seen = rows_within(max(batch.lengths, default=1), self.config)
+        table = self.table(seen)
+        each = [rows_of(group.length, self.config, x.device) - seen.start for group in batch.groups]
         for block in self.blocks[start:stop]:
             x = block(x, batch, table, each)
         return x

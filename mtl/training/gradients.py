@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial, reduce
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from mtl.encode.batching import by_token_budget
 from mtl.tasks.examples import Examples
 from mtl.tasks.spec import TaskSpec
 from mtl.training.distributed import ALONE, Processes
-from mtl.training.optim import LossWeights
+from mtl.training.optim import LossWeights, Map
 from mtl.training.schedule import MicroBatch, one_seed
 
 SHARE_TOKENS = 128  # of a share at least: below it, making and adding up its gradients costs more than it saves
@@ -49,7 +49,6 @@ class Piece:
 T = TypeVar("T")
 Share = Sequence[Piece]
 Gradients = list[Tensor | None]  # for each parameter
-Map = Callable[..., Iterable[Any]]  # as the builtin, perhaps side by side
 
 
 class Found(NamedTuple):
@@ -309,8 +308,9 @@ def backward(
         labels[piece.task] += objective.tasks[piece.task].handler.counted(piece.targets)
 
     def embed(number: int) -> list[Tensor]:
-        with torch.set_grad_enabled(graphs):
-            return [objective.forward(piece) for piece in together[number]]
+        forward = objective.forward
+        # Not without gradients: torch has other kernels then
+        return [forward(piece) if graphs else forward(piece).detach() for piece in together[number]]
 
     vectors = dict(zip(mine, mapped(embed, mine), strict=True))
     own = {id(piece): x.detach() for i in mine for piece, x in zip(together[i], vectors[i], strict=True)}

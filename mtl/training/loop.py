@@ -10,15 +10,13 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-
-from torch import Tensor, nn
 
 from mtl.errors import TrainingError
 from mtl.kernels.cores import default_threads
 from mtl.training.metrics import all_logits, chosen_metric, fitted_on_dev, measure
-from mtl.training.optim import rate_factor
+from mtl.training.optim import clip, rate_factor
 from mtl.training.report import Log
 from mtl.training.run import Run
 from mtl.training.threads import computing
@@ -43,9 +41,9 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
             objective = run.objective(window, epoch)
             own, gradients = run.gradients(window, objective, mapped)
             losses, stopping = run.ranks.agree(own, stopped.is_set())
-            norm = clip([gradient for gradient in gradients if gradient is not None], training.clip)
+            norm = clip([gradient for gradient in gradients if gradient is not None], training.clip, mapped)
             check_finite(losses, norm, run.step + 1)
-            run.update(gradients, objective, factor)
+            run.update(gradients, objective, factor, mapped)
             del gradients  # their memory goes before that of the next comes
 
             texts = sum(len(micro.rows) for micro in window)
@@ -58,15 +56,6 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
             if stopping:
                 return False
     return True
-
-
-def clip(gradients: Sequence[Tensor], most: float) -> float:
-    """The norm of all gradients together, which are scaled down to ``most`` where that is less and not 0."""
-    norm = nn.utils.get_total_norm(gradients)
-    if 0 < most < norm:  # otherwise they stay as they are, and a pass over all of them is saved
-        for gradient in gradients:
-            gradient.mul_(most / (norm + 1e-6))  # as torch's clip_grad_norm_
-    return float(norm)
 
 
 def check_finite(losses: Mapping[str, float], norm: float, step: int) -> None:

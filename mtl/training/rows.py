@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
+
+from mtl.training.optim import adamw_step
 
 SPARE = 0.25  # of the rows that have moments: so many more have room, before all are copied to where there is more
 
@@ -52,12 +53,10 @@ class Rows:
     def step(self, rows: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """A step with the gradient (rows, dim) of some rows, by the settings of an optimiser's group."""
         self.meet(rows)
-        count, (beta1, beta2) = len(self.rows), group["betas"]
+        count = len(self.rows)
         full = gradient.new_zeros(count, gradient.shape[1]).index_copy_(0, self.place[rows], gradient)
         own, (exp_avg, exp_avg_sq) = self.table[self.rows], (x[:count] for x in self.held)
         if group["weight_decay"] and count < len(self.table):
             self.table.mul_(1 - group["lr"] * group["weight_decay"])
-        adamw([own], [full], [exp_avg], [exp_avg_sq], [], [self.steps], fused=True, amsgrad=False, maximize=False,
-              beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"],
-              eps=group["eps"])  # fmt: skip
+        adamw_step([own], [full], [{"step": self.steps, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}], group)
         self.table.index_copy_(0, self.rows, own)

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from mtl.encode.precision import effective
 from mtl.errors import CheckpointError
 from mtl.kernels.linear import release
+from mtl.kernels.threads import computing_with
 from mtl.kernels.training import faster
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint
@@ -27,7 +29,6 @@ from mtl.training.gradients import (
     PIECE_TOKENS,
     Found,
     Gradients,
-    Map,
     Objective,
     Piece,
     backward,
@@ -35,13 +36,13 @@ from mtl.training.gradients import (
     share_count,
 )
 from mtl.training.metrics import check_metric
-from mtl.training.optim import LossWeights, optimiser
+from mtl.training.optim import LossWeights, Map, adamw_step, optimiser, parts_of
 from mtl.training.phases import Phase, ever_trained, phase_of, phases
 from mtl.training.recipe import Recipe
 from mtl.training.rows import Rows
 from mtl.training.schedule import MicroBatch, Schedule
 
-NUMBERS = 2  # raised when the same run gives other numbers: it cannot go on from a checkpoint of before
+NUMBERS = 3  # raised when the same run gives other numbers: it cannot go on from a checkpoint of before
 GRAPHS = 8  # pieces of which graphs are in memory together, where no limit is set
 
 
@@ -101,7 +102,8 @@ class Run:
         self.plan, self.folder, self.ranks = plan, folder, ranks
         self.recipe, self.model, self.data, self.schedule = plan.recipe, plan.model, plan.data, plan.schedule
         self.checkpoints = folder / "checkpoints"
-        self.model.fit(self.data["train"])
+        with computing_with(1):  # a long sum's bits follow the number of threads
+            self.model.fit(self.data["train"])
         training, names = plan.recipe.training, ever_trained(plan.phases)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
@@ -291,24 +293,29 @@ class Run:
         losses, gradients = backward(shares, objective, mapped, self.ranks, graphs)
         if self.ranks.count > 1:  # another process may have a gradient of what this one has none of
             indices = sorted({i for micro in window for i in objective.trained[micro.task]})
-            parts = ((i, gradients[i]) for i in indices)
+            parts = [(i, gradients[i]) for i in indices]
+            given = torch.tensor([float(part is not None) for _, part in parts], device=self.device)
             own = [objective.zeros(i) if part is None else part for i, part in parts]
-            for i, total in zip(indices, self.ranks.add_gradients(own), strict=True):
-                gradients[i] = total
+            givers, *totals = self.ranks.add_gradients([given, *own])
+            for i, count, total in zip(indices, givers.tolist(), totals, strict=True):
+                gradients[i] = total if count else None  # without one, the optimiser leaves a parameter as it is
         return Found(losses, gradients)
 
-    def update(self, gradients: Gradients, objective: Objective, factor: float) -> None:
+    def update(self, gradients: Gradients, objective: Objective, factor: float, mapped: Map = map) -> None:
         """Make a step with these gradients, at so much of the full learning rates."""
-        found = iter(gradients)
+        found, steps = iter(gradients), []
         for group in self.optimiser.param_groups:
             group["lr"] = group["full_rate"] * factor
+            parameters, own = [], []
             for parameter, gradient in zip(group["params"], found, strict=False):
-                if parameter is not self.of_words.table:
-                    parameter.grad = gradient
+                if gradient is not None and parameter is self.of_words.table:
+                    steps.append(partial(self.of_words.step, objective.words, gradient, group))
                 elif gradient is not None:
-                    self.of_words.step(objective.words, gradient, group)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+                    parameters.append(parameter)
+                    own.append(gradient)
+            states = [self.optimiser.state[parameter] for parameter in parameters]
+            steps += [partial(adamw_step, parameters[i], own[i], states[i], group) for i in parts_of(own)]
+        list(mapped(lambda step: step(), steps))
         self.step += 1
 
     # Limits and modes

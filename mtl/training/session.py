@@ -16,6 +16,7 @@ from mtl.disk import lock, sweep, writing
 from mtl.encode.engine import on_the_cpu, usable
 from mtl.errors import CheckpointError, InputError, RecipeError, TrainingError, TrainingStopped, shown
 from mtl.kernels.cores import default_threads
+from mtl.kernels.threads import computing_with
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint, loop
 from mtl.training.changes import changed, keep, kept
@@ -86,7 +87,7 @@ def train(
         model = create(read, place)
         data, cuts = load_data(read, model.embedder)
         run = Run(prepare(read, model, data), folder, ranks)
-        with claimed(folder, resume, ranks):
+        with claimed(folder, resume, ranks), computing_with(1):  # but for what gets ``threads``
             begun = resume and ranks.told(lambda: checkpoint.begun(run.checkpoints))  # not, if it never made a step
             notes = set_in_words(changes) + found + cuts + unmeasured(read) + (restored(run) if begun else [])
             check_alike(run)

@@ -15,28 +15,41 @@ from mtl.model.packing import PackedBatch, within_texts
 LENGTHS = [(1,), (9, 9, 9), (40, 37, 13, 12, 12, 3, 1), (2, 60, 5, 61), (90, 33)]
 
 
-def found(lengths: tuple[int, ...], mode: bool, p: float = 0.2, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """The context of two layers, one after another, and the gradients of q, k and v."""
+def found(
+    lengths: tuple[int, ...], mode: bool, p: float = 0.2, dtype: torch.dtype = torch.float32, biased: str = ""
+) -> list[Tensor]:
+    """The context of two layers, one after another, and the gradients of q, k, v, and what biases are made of.
+
+    A bias is of all "texts" of a length, which two layers share, or of each "text", which the second doubles.
+    """
     generator = torch.Generator().manual_seed(sum(lengths))
     q, k, v, g = (torch.randn(sum(lengths), 4, 24, generator=generator).to(dtype) for _ in range(4))
-    parts = [x.requires_grad_() for x in (q, k, v)]
+    table = torch.randn(len(lengths), 4, 1, max(lengths), generator=generator).to(dtype)
+    parts = [x.requires_grad_() for x in (q, k, v, *([table] if biased else []))]
     batch = PackedBatch.pack([[1] * length for length in lengths])
+    biases, before = [], 0
+    for group in batch.groups if biased else ():
+        n, texts = group.length, group.texts if biased == "text" else 1
+        biases.append(table[before : before + texts, ..., :n] * torch.arange(n, dtype=dtype)[:, None] / n)
+        before += group.texts
+    more = biases if biased == "texts" else [2 * bias for bias in biases]
     draws = Draws([7 + i for i in range(len(lengths))], lengths)
     with drawing_from(draws), Faster() if mode else nullcontext():
-        first = within_texts(attention, q, k, v, batch, p, ())
-        context = within_texts(attention, first, k, v, batch, p, ())
+        first = within_texts(attention, q, k, v, batch, p, biases)
+        context = within_texts(attention, first, k, v, batch, p, more)
     return [first.detach(), context.detach(), *torch.autograd.grad(context, parts, g)]
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("p", [0.1, 0.5])
-def test_as_the_textbook(lengths: tuple[int, ...], p: float) -> None:
-    exact = found(lengths, False, p, torch.float64)
-    for one, other in zip(found(lengths, True, p), exact, strict=True):
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("biased", ["", "texts", "text"])
+def test_as_the_textbook(lengths: tuple[int, ...], p: float, biased: str) -> None:
+    exact = found(lengths, False, p, torch.float64, biased)
+    for one, other in zip(found(lengths, True, p, biased=biased), exact, strict=True):
         torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-5)
-    for one, other in zip(found(lengths, True, p, torch.bfloat16), exact, strict=True):
+    for one, other in zip(found(lengths, True, p, torch.bfloat16, biased), exact, strict=True):
         assert one.dtype == torch.bfloat16
-        assert (one - other).norm() <= 0.02 * other.norm()
+        assert (one - other).norm() <= 0.02 * other.norm() + 1e-6
 
 
 def test_padding_is_bounded() -> None:
@@ -52,7 +65,7 @@ def test_padding_is_bounded() -> None:
 
 
 def test_the_textbook_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without dropout, with a bias, of other texts than dropout knows, where torch draws, of another attention."""
+    """With nothing to drop or add, a bias of some lengths alone, of other texts than dropout knows, and so on."""
     batch = PackedBatch.pack([[1] * 5, [1] * 3])
     q = torch.randn(8, 2, 16, generator=torch.Generator().manual_seed(0))
     bias = [torch.zeros(1, 2, n, n) for n in (5, 3)]
@@ -62,13 +75,13 @@ def test_the_textbook_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
         with drawing_from(draws):
             assert mode.attention(attention, q, q, q, batch, 0.0, ()) is None
             assert mode.attention(attention, q, q, q, batch, 1.0, ()) is None
-            assert mode.attention(attention, q, q, q, batch, 0.1, bias) is None
+            assert mode.attention(attention, q, q, q, batch, 0.1, [*bias[:1], None]) is None
             assert mode.attention(attention, q.double(), q, q, batch, 0.1, ()) is None
             with no_dropout():
                 assert mode.attention(attention, q, q, q, batch, 0.1, ()) is None
             patched = lambda *given: attention(*given)  # noqa: E731
             assert mode.attention(patched, q, q, q, batch, 0.1, ()) is None
-            assert mode.attention(attention, q, q, q, batch, 0.1, ()) is not None
+            assert mode.attention(attention, q, q, q, batch, 0.1, bias) is not None
         with drawing_from(Draws([1, 2], [3, 5])):
             assert mode.attention(attention, q, q, q, batch, 0.1, ()) is None
 

@@ -14,7 +14,7 @@ from mtl.kernels.compile import compile
 from mtl.kernels.deberta import Program
 from mtl.kernels.int8 import Calibration
 from mtl.model.config import DebertaConfig
-from mtl.model.deberta import Deberta, rows_of
+from mtl.model.deberta import Deberta, rows_of, rows_within
 from mtl.model.dropout import Draws, drawing_from
 from mtl.model.packing import PackedBatch
 
@@ -42,6 +42,7 @@ def test_rows_by_hand(buckets: int, most: int) -> None:
     for length in (1, 2, 9, 60):
         found = rows_of(length, config)
         assert found.tolist() == [[expected_row(i - j, config) for j in range(length)] for i in range(length)]
+        assert rows_within(length, config) == slice(int(found.min()), int(found.max()) + 1)
 
 
 def test_scores_by_hand() -> None:

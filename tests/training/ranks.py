@@ -38,6 +38,7 @@ from mtl.training.report import Log, NoLog
 from mtl.training.run import Run, prepare
 
 PAIRS = {"alike": SIMILAR, "belong": NEGATIVES, "learn": STUDENT, "sizes": SIZES}
+JUDGE = dataclasses.replace(B, name="judge", text_field=("a", "b"), joint=True, pooling=("cls",))
 ALL = (A, B, SETS, VALUE, *(dataclasses.replace(task, name=name) for name, task in PAIRS.items()))
 SOME_HELD = (1, "none", 2, "encoder", "none", 0, 1, 1)
 ALL_HELD = (1, 2, "encoder", 1, 1, 1, 1, 1)
@@ -57,6 +58,7 @@ SCENARIOS: dict[str, tuple[tuple[TaskSpec, ...], dict]] = {
     "prefix": (holding(ALL_HELD), SETTINGS),
     "bf16": (ALL, SETTINGS | {"precision": "bf16"}),
     "lone rows": ((A, VALUE), SETTINGS | {"batch_size": 1, "accumulate": 1}),
+    "pairs and texts": ((A, JUDGE), SETTINGS | {"accumulate": 1, "weight_decay": 0.5}),
     "not finite": ((A, VALUE), SETTINGS),
     "silent": ((A, VALUE), SETTINGS),
     "held layers": (
@@ -69,12 +71,15 @@ SCENARIOS: dict[str, tuple[tuple[TaskSpec, ...], dict]] = {
 def run_of(scenario: str, folder: Path, ranks: Processes = ALONE) -> Run:
     """A run of a tiny model, measured on the dev data of two of its tasks."""
     tasks, settings = SCENARIOS[scenario]
-    config = EncoderConfig(len(WORDS), max_position_embeddings=16, n_layers=2, n_heads=3, dim=12, hidden_dim=20)
+    shape = {"max_position_embeddings": 16, "n_layers": 2, "n_heads": 3, "dim": 12, "hidden_dim": 20}
+    config = EncoderConfig(len(WORDS), **shape, segments=1 + any(task.handler.joint for task in tasks))
     tokenizer = Tokenizer(WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     torch.manual_seed(0)
     after = (Dense(12, 12),) if scenario == "held layers" else ()
     model = build(Checkpoint(randomized(DistilBert(config)), tokenizer, 16, after=after), tasks)
     data = dataset(*tasks)
+    for rows in (data["train"][task.name].rows for task in tasks if task.handler.joint):
+        rows[:] = [[*row[:2], *(~word for word in row[2:])] for row in rows]  # a second text
     data["dev"] = {name: rows for name, rows in data["dev"].items() if name in ("topic", "alike")}
     if scenario == "not finite":
         data["train"]["score"].targets[3] = math.nan

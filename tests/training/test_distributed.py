@@ -23,6 +23,7 @@ __all__ = ["mtl", "recipe"]  # fixtures
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+TO_THE_BIT = ("mixed", "held layers", "pairs and texts")
 # A bias that softmax takes out again: its gradient is rounding alone, which AdamW scales up to whole steps
 WITHOUT_EFFECT = ("attention.k_lin.bias", "pooling.score.bias")
 
@@ -78,9 +79,9 @@ def compare(folder: Path, scenario: str, tolerances: tuple[float, float] = (0, 0
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
     """To the bit; then a loss that is NaN in one process."""
-    done(torchrun(2, ROOT / "tests" / "training" / "ranks.py", tmp_path, "mixed", "held layers", "not finite"))
-    compare(tmp_path, "mixed")
-    compare(tmp_path, "held layers")
+    done(torchrun(2, ROOT / "tests" / "training" / "ranks.py", tmp_path, *TO_THE_BIT, "not finite"))
+    for scenario in TO_THE_BIT:
+        compare(tmp_path, scenario)
     lines = [(tmp_path / f"not finite.{rank}.txt").read_text() for rank in (0, 1)]
     assert lines[0] == lines[1]
     assert lines[0].startswith("the loss of task 'score' is nan at step ")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from training.test_loop import examples as labelled
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.checkpoints.load import Checkpoint
 from mtl.errors import MtlError, TrainingError
+from mtl.model.packing import PackedBatch
 from mtl.model.pooling import Dense, Normalize
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.kinds.contrastive import text_numbers
@@ -196,16 +198,24 @@ def test_only_one_micro_batch_s_graph_is_alive(start, monkeypatch: pytest.Monkey
     """The largest number of tokens with a graph at once is that of a piece."""
     monkeypatch.setitem(gradients_module.PIECE_TOKENS, "cpu", 40)
     run = start((NEGATIVES,), data=dataset(NEGATIVES), batch_size=13, micro_tokens=40)
-    seen: list[tuple[int, bool]] = []
+    graphs: list[tuple[int, weakref.ref[Tensor]]] = []
+    alive: list[int] = []
     embed = run.model.encoder.embed
-    monkeypatch.setattr(
-        run.model.encoder, "embed", lambda b: seen.append((len(b.ids), torch.is_grad_enabled())) or embed(b)
-    )
-    go(run, 1, threads=1)
-    without, graphs = ([tokens for tokens, graph in seen if graph == wanted] for wanted in (False, True))
-    assert without[: len(graphs)] == graphs  # then the epoch is measured
-    assert len(graphs) > 5
-    assert max(graphs) <= 40
+
+    def watched(batch: PackedBatch) -> Tensor:
+        x = embed(batch)
+        graphs.append((len(batch.ids), weakref.ref(x)))
+        alive.append(sum(tokens for tokens, x in graphs if x() is not None))
+        return x
+
+    monkeypatch.setattr(run.model.encoder, "embed", watched)
+    with run.training():
+        window = run.window(1)
+        run.gradients(window, run.objective(window, 1))
+    half = len(graphs) // 2
+    assert [tokens for tokens, _ in graphs[:half]] == [tokens for tokens, _ in graphs[half:]]
+    assert half > 5
+    assert max(alive) <= 40
 
 
 def test_the_best_epoch_is_chosen_by_the_correlation(start) -> None:

@@ -7,18 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import WORDS
 from test_cli import Done, mtl
 from torch import Tensor
 from training.ranks import ALL_HELD, SOME_HELD, holding, small_shares
-from training.test_loop import A, B, go, start
-from training.test_pairs import dataset
+from training.test_loop import VALUE, A, B, go, start
+from training.test_pairs import NEGATIVES, dataset
 from training.test_session import recipe
 
+from mtl import MultiTaskModel, SentenceEncoder
 from mtl.checkpoints.fetch import sha256_of
+from mtl.checkpoints.load import Checkpoint
+from mtl.kernels.threads import computing_with
+from mtl.model.config import DebertaConfig, EncoderConfig
+from mtl.model.deberta import Deberta
 from mtl.model.dropout import Draws, drawing_from, dropout
+from mtl.model.encoder import DistilBert
+from mtl.model.mpnet import MPNet
+from mtl.tasks.examples import Examples
 from mtl.training import gradients
 from mtl.training.gradients import Tree, divide, plus, share_count
-from mtl.training.run import Run
+from mtl.training.recipe import Recipe, Training
+from mtl.training.run import Run, prepare
 from mtl.training.schedule import MicroBatch
 from mtl.training.session import train
 
@@ -39,6 +49,15 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def moments(run: Run) -> dict[str, Tensor]:
@@ -69,6 +88,35 @@ def test_threads_and_limits_change_no_bit(start, small, freezes: tuple) -> None:
         for name, x in {**first.tensors(), **moments(first)}.items():
             assert torch.equal(x, {**run.tensors(), **moments(run)}[name]), name
         assert run.best == first.best
+
+
+def test_a_scale_is_the_same_on_any_number_of_threads(start) -> None:
+    """Of so many numbers that torch divides their sum among threads, which are added in another order."""
+    numbers = torch.randn(100_001, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    data = {"train": {VALUE.name: Examples([[2, 3]] * len(numbers), numbers)}, "dev": {}, "test": {}}
+    scales = []
+    for threads in (1, 2, 3):
+        with computing_with(threads):
+            scales.append(start((VALUE,), data=data).model.tasks[VALUE.name].target_scale)
+    assert len({*scales}) == 1
+
+
+@pytest.mark.parametrize("family", [MPNet, Deberta])
+def test_limits_change_no_bit_without_dropout(family: type[DistilBert], tokenizer, tmp_path: Path) -> None:
+    """Attention with a bias that needs a gradient has another kernel in torch than one that needs none."""
+    shape = {"n_layers": 2, "n_heads": 2, "dim": 32, "hidden_dim": 48, "dropout": 0.0, "attention_dropout": 0.0}
+    config = DebertaConfig(len(WORDS), 40, **shape, position_buckets=0, max_relative_positions=40)
+    config = EncoderConfig(len(WORDS), 40, **shape) if family is MPNet else config
+    runs = []
+    for micro_tokens in (0, 1):
+        torch.manual_seed(0)
+        embedder = SentenceEncoder.from_checkpoint(Checkpoint(family(config), tokenizer, 40))
+        training = Training(epochs=1, batch_size=13, learning_rate=1e-2, micro_tokens=micro_tokens)
+        made = Recipe("", (NEGATIVES,), training), MultiTaskModel(embedder, [NEGATIVES]), dataset(NEGATIVES)
+        runs.append(Run(prepare(*made), tmp_path / str(micro_tokens)))
+        go(runs[-1])
+    one, other = (run.tensors() for run in runs)
+    assert all(torch.equal(x, other[name]) for name, x in one.items())
 
 
 def test_a_row_drops_the_same_in_any_company(start, small) -> None:
@@ -192,6 +240,7 @@ def test_settings_of_the_process_change_nothing(recipe: Path, tmp_path: Path) ->
         "device": lambda: torch.device("meta"),
         "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
         "no_grad": torch.no_grad,
+        "deterministic": deterministic,
         "inference": torch.inference_mode,
     }
     for state, setting in states.items():
