@@ -1,4 +1,4 @@
-"""The one place that chooses how training computes on a CPU.
+"""The one place that chooses how training computes.
 
 Modules know nothing of it: within ``faster`` torch's ``F.linear`` and the textbook's ``within_texts`` are other
 functions of the same tensors, with the same value but for rounding. So hooks, adapters and subclasses are what they
@@ -8,7 +8,7 @@ are, and where they call something else, that is computed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -54,18 +54,18 @@ class Faster(TorchFunctionMode):
             return None
         if p and (not 0 < round(p * VALUES) < VALUES or draws is None or draws.lengths.tolist() != [*batch.lengths]):
             return None
-        if q.dtype not in (torch.float32, torch.bfloat16):
+        if q.dtype not in (torch.float32, torch.bfloat16) or q.device.type not in ("cpu", "cuda"):
             return None
-        if any(x.device.type != "cpu" or x.dtype != q.dtype for x in (q, k, v)):
+        if any((x.device, x.dtype) != (q.device, q.dtype) for x in (k, v)):
             return None
         if self.plan is None or (self.plan.lengths, self.plan.heads) != (batch.lengths, q.shape[1]):
-            self.plan = Plan(batch.lengths, q.shape[1])
-        with torch.autocast("cpu", enabled=False):
+            self.plan = Plan(batch.lengths, q.shape[1], q.device)
+        with torch.autocast(q.device.type, enabled=False):
             kept = self.plan.kept(draws, p) if p and draws else None
             context: Tensor = Attention.apply(q, k, v, self.plan, kept, *(self.plan.padded(given) if given else ()))
         return context
 
 
-def faster(device: str = "cpu") -> AbstractContextManager[Any]:
+def faster() -> AbstractContextManager[Any]:
     """Within it, this thread computes one forward pass in the faster way, and so its gradients."""
-    return Faster() if device == "cpu" else nullcontext()
+    return Faster()

@@ -29,13 +29,14 @@ from mtl.model.dropout import LANES, STEP, VALUES, Draws, mixed, stays, words_of
 
 LONG = 64  # tokens, from which products in bfloat16 are faster
 PADDING = 1024  # scores of a head, at most, that a text may add to a run and that are not its own
+PADDING_GPU = 2**18  # where each operation costs more than what it computes
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """Texts that stand side by side, padded to one length.
 
-    tokens: Where the texts' tokens are in the batch.
+    before, tokens: Where the texts' tokens begin in the batch, and how many there are.
     into: For each row of (texts, heads, length) its row in (tokens, heads); for a row of padding, its text's first.
     back: For each row of (tokens, heads) its row in (texts, heads, length).
     mask: What is added to scores, (texts * heads, 1, length): -inf at padding; None where there is none.
@@ -44,19 +45,24 @@ class Run:
 
     texts: int
     length: int
-    tokens: slice
+    before: int
+    tokens: int
     into: Tensor
     back: Tensor
     mask: Tensor | None
     kept: Tensor
 
+    def to(self, device: torch.device) -> Run:
+        moved: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return dataclasses.replace(self, **moved)
 
-def runs_of(lengths: Sequence[int]) -> list[list[int]]:
+
+def runs_of(lengths: Sequence[int], padding: int = PADDING) -> list[list[int]]:
     """The lengths of neighbouring texts that are computed as one run; each is from half as long as its first on."""
     runs: list[list[int]] = []
     for length in lengths:
         longest = runs[-1][0] if runs else 0
-        if length <= longest <= 2 * length and longest**2 - length**2 <= PADDING:
+        if length <= longest <= 2 * length and longest**2 - length**2 <= padding:
             runs[-1].append(length)
         else:
             runs.append([length])
@@ -75,11 +81,10 @@ def run_of(lengths: Sequence[int], heads: int, before: int) -> Run:
     into = places[:, None] * heads + each[:, None]  # (texts, heads, length)
     text, position = valid.nonzero(as_tuple=True)
     back = (text[:, None] * heads + each) * length + position[:, None]  # (tokens, heads)
-    own_tokens = slice(before, before + tokens)
     mask = torch.zeros(texts, length, dtype=torch.float32, device="cpu").masked_fill_(~valid, -torch.inf)
     each_mask = None if valid.all() else mask.repeat_interleave(heads, dim=0)[:, None]
     kept = valid.float()[:, None, :, None].expand(-1, heads, -1, -1)
-    return Run(texts, length, own_tokens, into.flatten(), back.flatten(), each_mask, kept)
+    return Run(texts, length, before, tokens, into.flatten(), back.flatten(), each_mask, kept)
 
 
 def words_behind(lengths: Sequence[int], length: int, heads: int) -> Tensor:
@@ -93,22 +98,22 @@ def words_behind(lengths: Sequence[int], length: int, heads: int) -> Tensor:
 class Plan:
     """The runs of one batch, and what each layer's scores drop of them."""
 
-    def __init__(self, lengths: Sequence[int], heads: int) -> None:
-        self.lengths, self.heads = lengths, heads
+    def __init__(self, lengths: Sequence[int], heads: int, device: torch.device | str = "cpu") -> None:
+        self.lengths, self.heads, self.device = lengths, heads, torch.device(device)
+        self.each = runs_of(lengths, PADDING if self.device.type == "cpu" else PADDING_GPU)
         self.runs: list[Run] = []
         before = 0
-        for own in runs_of(lengths):
-            self.runs.append(run_of(own, heads, before))
+        for own in self.each:
+            self.runs.append(run_of(own, heads, before).to(self.device))
             before += sum(own)
         self.biases: tuple[Sequence[Tensor], list[Tensor]] = (), []  # the last ones that were padded, and what came
 
     @cached_property
     def words(self) -> tuple[Tensor, Tensor]:
         """How far behind its text's first number each word of all scores is, and how many words each text has."""
-        runs = runs_of(self.lengths)
-        words = [words_behind(own, run.length, self.heads) for own, run in zip(runs, self.runs, strict=True)]
+        words = [words_behind(own, run.length, self.heads) for own, run in zip(self.each, self.runs, strict=True)]
         counts = [len(part) // run.texts for run, part in zip(self.runs, words, strict=True) for _ in range(run.texts)]
-        return torch.cat(words), torch.tensor(counts, dtype=torch.int64, device="cpu")
+        return torch.cat(words).to(self.device), torch.tensor(counts, dtype=torch.int64, device="cpu").to(self.device)
 
     def kept(self, draws: Draws, p: float) -> list[Tensor]:
         """What the next layer's weights are multiplied by in each run, (texts * heads, length, length)."""
@@ -130,7 +135,7 @@ class Plan:
         known, found = self.biases
         if len(known) != len(biases) or any(one is not other for one, other in zip(known, biases, strict=True)):
             each, found = iter(biases), []
-            for own, run in zip(runs_of(self.lengths), self.runs, strict=True):
+            for own, run in zip(self.each, self.runs, strict=True):
                 parts = []
                 for length, texts in groupby(own):  # a run has whole groups
                     more = run.length - length
@@ -155,7 +160,7 @@ class Attention(torch.autograd.Function):
         out = q.new_empty(q.shape)
         saved: list[Tensor | None] = []
         for i, run in enumerate(plan.runs):
-            dtype = q.dtype if run.length >= LONG else torch.float32
+            dtype = q.dtype if run.length >= LONG or q.is_cuda else torch.float32
             queries, keys, values = (rows_of(x, run, dtype) for x in (q, k, v))
             added = biases[i] if biases else run.mask
             scores = torch.baddbmm(
@@ -203,7 +208,7 @@ def rows_of(x: Tensor, run: Run, dtype: torch.dtype) -> Tensor:
 
 def put(x: Tensor, run: Run, out: Tensor) -> None:
     """What ``rows_of`` took goes to where it was."""
-    own = out[run.tokens].view(-1, out.shape[2])
+    own = out.narrow(0, run.before, run.tokens).view(-1, out.shape[2])
     rows = x.view(-1, x.shape[2])
     if own.dtype == rows.dtype:
         torch.index_select(rows, 0, run.back, out=own)

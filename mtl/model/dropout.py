@@ -45,8 +45,8 @@ class Draws:
 
     def __init__(self, keys: Sequence[int], lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.keys = torch.tensor(keys, dtype=torch.int64, device=device)
-        self.lengths = torch.tensor(lengths, dtype=torch.int64, device=device)
-        self.text, self.position = places(self.lengths)  # of each token
+        self.lengths = torch.tensor(lengths, dtype=torch.int64, device="cpu")  # a GPU would be waited for to ask it
+        self.text, self.position = (x.to(device) for x in places(self.lengths))  # of each token
         self.calls = self.attended = 0
         self.of_layer: tuple[Tensor, ...] = ()
 
@@ -76,7 +76,7 @@ class Draws:
         first, length = self.attended % len(self.keys), x.shape[-1]
         if first == 0:
             counts = x.shape[1] * self.lengths * words_of(self.lengths)
-            text, word = places(counts)
+            text, word = (x.to(self.keys.device) for x in places(counts))
             self.of_layer = (
                 mixed(self.of_scores()[text] + word * STEP).view(torch.int16).split((counts * LANES).tolist())
             )

@@ -249,7 +249,7 @@ class Run:
         forward, bf16 = self.forward_of(epoch), self.plan.precision == "bf16"
 
         def outputs(piece: Piece) -> Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), faster(self.device.type):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), faster():
                 return forward(piece).float()
 
         return outputs

@@ -1,13 +1,17 @@
 """Training's attention in padded runs: the textbook's values and gradients, and what each text drops of its scores."""
 
+import dataclasses
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mtl.kernels import training_attention
 from mtl.kernels.training import Faster
-from mtl.kernels.training_attention import PADDING, Plan, runs_of
+from mtl.kernels.training_attention import PADDING, PADDING_GPU, Attention, Plan, Run, run_of, runs_of
 from mtl.model.dropout import Draws, drawing_from, no_dropout
 from mtl.model.encoder import attention
 from mtl.model.packing import PackedBatch, within_texts
@@ -94,3 +98,45 @@ def test_what_is_not_finite_stays_in_its_text() -> None:
         context = within_texts(attention, q, q, q, batch, 0.1, ())
     assert context[7:].isfinite().all()
     assert not context[:7].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [False, True])
+def test_on_a_gpu_nothing_is_left_on_the_cpu(dtype: torch.dtype, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values, which know their device, go through it forward and backward; two devices raise."""
+    lengths = (9, 9, 7, 3)
+    draws = Draws([1, 2, 3, 4], lengths)
+    made = {(tuple(own), before): run_of(own, 2, before) for own, before in (((9, 9, 7), 0), ((3,), 25))}
+    as_ever = Tensor.to
+
+    def to(x: Tensor, *given: object, **named: object) -> Tensor:  # a copy to a GPU asks for its driver
+        moved = torch.device("cuda:0") in given
+        return torch.empty_like(x, device="cuda") if moved else as_ever(x, *given, **named)
+
+    monkeypatch.setattr(Tensor, "to", to)
+    with FakeTensorMode() as fake:
+        draws.keys = torch.empty(4, device="cuda", dtype=torch.int64)
+
+        def known(own: list[int], heads: int, before: int) -> Run:
+            run = made[tuple(own), before]
+            return dataclasses.replace(
+                run, **{name: fake.from_tensor(x) for name, x in vars(run).items() if isinstance(x, Tensor)}
+            )
+
+        monkeypatch.setattr(training_attention, "run_of", known)
+        q, k, v, g = (torch.empty(28, 2, 16, device="cuda", dtype=dtype) for _ in range(4))
+        biases = [torch.empty(1, 2, n, n, device="cuda", dtype=dtype) for n in (9, 7, 3)] if biased else []
+        plan = Plan(lengths, 2, q.device)
+        assert [run.texts for run in plan.runs] == [3, 1]
+        context = SimpleNamespace(needs_input_grad=[True] * 7)  # autograd itself asks for the driver
+        context.save_for_backward = lambda *tensors: setattr(context, "saved_tensors", tensors)
+        kept, padded = plan.kept(draws, 0.1), plan.padded(biases) if biased else ()
+        out = Attention.forward(context, q, k, v, plan, kept, *padded)
+        of_q, of_k, of_v, _, _, *of_biases = Attention.backward(context, g)
+        assert len(of_biases) == len(padded)
+        assert all(x.device.type == "cuda" for x in (out, of_q, of_k, of_v, *of_biases))
+        assert {x.dtype for x in (out, of_q, of_k, of_v)} == {dtype}
+
+
+def test_longer_runs_on_a_gpu() -> None:
+    assert runs_of([60, 50, 40, 30, 29, 9], PADDING_GPU) == [[60, 50, 40, 30], [29], [9]]
