@@ -70,17 +70,17 @@ class Mined:
         said = "nothing is left to do for" if self.before else "wrote"
         rows, pairs = counted(found.get("rows", 0), "row"), counted(found.get("pairs", 0), "pair")
         lines = [f"{said} {self.path}: {rows} of {pairs}"]
-        for name, what in (
-            ("few", "pairs have fewer negatives than were asked for"),
-            ("none", "pairs have none, and no row"),
-            ("own", "candidates are a query's own texts, or equal to them"),
-            ("margin", "candidates are within the margin"),
-            ("guide", "candidates are false negatives to the guide"),
-            ("twice", "texts of the corpus are equal to an earlier one"),
-            ("blank", "texts of the corpus are empty"),
+        for name, noun, what in (
+            ("few", "pair", "with fewer negatives than were asked for"),
+            ("none", "pair", "without one, and no row"),
+            ("own", "candidate", "among a query's own texts, or equal to one"),
+            ("margin", "candidate", "within the margin"),
+            ("guide", "candidate", "taken for a false negative by the guide"),
+            ("twice", "text", "of the corpus equal to an earlier one"),
+            ("blank", "text", "of the corpus left out, being empty"),
         ):
             if found.get(name):
-                lines.append(f"{found[name]} {what}")
+                lines.append(f"{counted(found[name], noun)} {what}")
         return "\n".join(lines)
 
 
@@ -110,7 +110,7 @@ class Pairs:
         for number, row in read_rows(path):
             where = f"{path}, line {number}"
             names = tuple(fields) or tuple(row) if found is None else found.names
-            if len(names) != 2:
+            if len({*names}) != 2 or len(names) != 2:
                 given = f"fields are {', '.join(names)}" if fields else f"{where}: it has the fields {', '.join(names)}"
                 raise InputError(f"{given}; expected two, a query and what answers it; name them with --fields")
             if NEGATIVE in row:

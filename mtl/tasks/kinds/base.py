@@ -90,6 +90,8 @@ class Kind(ABC):
         self.options = self.Options(**given, **more)
         self.check_labels()
         self.check_texts()
+        if self.labelled and task.label_field in task.text_field:
+            raise RecipeError(f"label_field is {task.label_field!r}, as a text_field; expected another", "label_field")
 
     @classmethod
     def settings(cls) -> list[str]:
