@@ -71,16 +71,17 @@ class Mined:
         rows, pairs = counted(found.get("rows", 0), "row"), counted(found.get("pairs", 0), "pair")
         lines = [f"{said} {self.path}: {rows} of {pairs}"]
         for name, noun, what in (
-            ("few", "pair", "with fewer negatives than were asked for"),
-            ("none", "pair", "without one, and no row"),
-            ("own", "candidate", "among a query's own texts, or equal to one"),
-            ("margin", "candidate", "within the margin"),
-            ("guide", "candidate", "taken for a false negative by the guide"),
-            ("twice", "text", "of the corpus equal to an earlier one"),
-            ("blank", "text", "of the corpus left out, being empty"),
+            ("few", "pair", "have fewer negatives than were asked for"),
+            ("none", "pair", "have none, and no row"),
+            ("own", "candidate", "are a query's own texts, or equal to them"),
+            ("margin", "candidate", "are within the margin"),
+            ("guide", "candidate", "are false negatives to the guide"),
+            ("twice", "text", "of the corpus are equal to an earlier one"),
+            ("blank", "text", "of the corpus are empty"),
         ):
-            if found.get(name):
-                lines.append(f"{counted(found[name], noun)} {what}")
+            if count := found.get(name):
+                of_one = what.replace("have ", "has ").replace("are ", "is ")
+                lines.append(f"{counted(count, noun)} {of_one if count == 1 else what}")
         return "\n".join(lines)
 
 
