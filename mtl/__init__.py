@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mtl.index.shards import search_corpus
     from mtl.rows.corpus import embed_corpus
     from mtl.tasks.kinds.base import HeadKind, Kind
+    from mtl.tasks.kinds.single_label import SingleLabel
     from mtl.tasks.multitask import MultiTaskModel
     from mtl.tasks.register import register_kind, register_loss, register_metric
     from mtl.tasks.spec import TaskSpec
@@ -43,6 +44,7 @@ MODULES = {
     "TaskSpec": "mtl.tasks.spec",
     "Kind": "mtl.tasks.kinds.base",
     "HeadKind": "mtl.tasks.kinds.base",
+    "SingleLabel": "mtl.tasks.kinds.single_label",
     "register_kind": "mtl.tasks.register",
     "register_loss": "mtl.tasks.register",
     "register_metric": "mtl.tasks.register",
@@ -69,6 +71,7 @@ __all__ = [
     "RecipeError",
     "Reporter",
     "SentenceEncoder",
+    "SingleLabel",
     "TaskSpec",
     "Training",
     "TrainingError",

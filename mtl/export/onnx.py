@@ -37,7 +37,6 @@ from mtl.errors import InputError, WeightsError, shown
 from mtl.export.twin import Padded
 from mtl.model.packing import PackedBatch
 from mtl.tasks.classifier import PROBLEMS
-from mtl.tasks.kinds.tokens import Tokens
 from mtl.tasks.multitask import MultiTaskModel, with_heads
 
 OPSET = 18
@@ -129,8 +128,7 @@ def add_labels(model: SentenceEncoder | MultiTaskModel, config: Path) -> None:
         return
     (name,) = model.branches
     task = model.tasks[name]
-    labels = task.handler.tags if isinstance(task.handler, Tokens) else task.labels or ("LABEL_0",)
-    fields = json.loads(config.read_text(encoding="utf-8")) | label_fields(labels)
+    fields = json.loads(config.read_text(encoding="utf-8")) | label_fields(task.handler.classes or ("LABEL_0",))
     if problem := PROBLEMS.get(task.kind):
         fields["problem_type"] = problem
     write_json(config, fields)
@@ -185,8 +183,7 @@ def about(model: SentenceEncoder | MultiTaskModel) -> dict[str, Any]:
         "prompts": embedder.prompts,
         "default_prompt": embedder.default_prompt,
         "outputs": {
-            output: {"task": task.name, "kind": task.kind, **task.handler.about(),
-                     "labels": list(task.handler.tags if isinstance(task.handler, Tokens) else task.labels)}
+            output: {"task": task.name, "kind": task.kind, **task.handler.about(), "labels": list(task.handler.classes)}
             for output, task in zip(heads, tasks, strict=True)
         },
     }  # fmt: skip

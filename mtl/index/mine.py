@@ -70,17 +70,18 @@ class Mined:
         said = "nothing is left to do for" if self.before else "wrote"
         rows, pairs = counted(found.get("rows", 0), "row"), counted(found.get("pairs", 0), "pair")
         lines = [f"{said} {self.path}: {rows} of {pairs}"]
-        for name, what in (
-            ("few", "pairs have fewer negatives than were asked for"),
-            ("none", "pairs have none, and no row"),
-            ("own", "candidates are a query's own texts, or equal to them"),
-            ("margin", "candidates are within the margin"),
-            ("guide", "candidates are false negatives to the guide"),
-            ("twice", "texts of the corpus are equal to an earlier one"),
-            ("blank", "texts of the corpus are empty"),
+        for name, noun, what in (
+            ("few", "pair", "have fewer negatives than were asked for"),
+            ("none", "pair", "have none, and no row"),
+            ("own", "candidate", "are a query's own texts, or equal to them"),
+            ("margin", "candidate", "are within the margin"),
+            ("guide", "candidate", "are false negatives to the guide"),
+            ("twice", "text", "of the corpus are equal to an earlier one"),
+            ("blank", "text", "of the corpus are empty"),
         ):
-            if found.get(name):
-                lines.append(f"{found[name]} {what}")
+            if count := found.get(name):
+                of_one = what.replace("have ", "has ").replace("are ", "is ")
+                lines.append(f"{counted(count, noun)} {of_one if count == 1 else what}")
         return "\n".join(lines)
 
 
@@ -110,7 +111,7 @@ class Pairs:
         for number, row in read_rows(path):
             where = f"{path}, line {number}"
             names = tuple(fields) or tuple(row) if found is None else found.names
-            if len(names) != 2:
+            if len({*names}) != 2 or len(names) != 2:
                 given = f"fields are {', '.join(names)}" if fields else f"{where}: it has the fields {', '.join(names)}"
                 raise InputError(f"{given}; expected two, a query and what answers it; name them with --fields")
             if NEGATIVE in row:

@@ -53,6 +53,11 @@ def token_cross_entropy(
     return cross_entropy(logits.flatten(0, 1), labels, weights, smoothing)
 
 
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+    """A teacher's probabilities of the classes, all 0 where there is no label: logits and targets (..., outputs)."""
+    return -(F.log_softmax(logits, dim=-1) * targets).sum(), float(targets.any(dim=-1).sum())
+
+
 def binary_cross_entropy(
     logits: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
 ) -> tuple[Tensor, float]:

@@ -16,7 +16,7 @@ import select
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn, cast
 
@@ -193,24 +193,45 @@ def table_rows(file: Iterable[bytes], name: str, kind: str, quoting: Quoting) ->
 def conll_rows(file: Iterable[bytes], name: str) -> Iterator[Row]:
     """The sentences of a .conll file, as ``{"tokens": [...], "tags": [...]}``: the first and the last column of lines.
 
-    A blank line ends a sentence, and one that begins with -DOCSTART- stands for none. Columns are parted by tabs, or
-    where a line has none, by blanks. A sentence has the number of its first line.
+    A blank line ends a sentence, and one that begins with -DOCSTART- stands for none. Lines before a sentence's words
+    that begin with # are comments, if they have not the words' number of columns. Columns are parted by tabs, or where
+    a line has none, by blanks. A sentence has the number of its first line.
     """
-    sentence: list[list[str]] = []
-    start = columns = 0
+    blocks: list[list[tuple[int, list[str]]]] = [[]]  # lines between blank ones, till the words' columns are known
+    columns = 0
     for number, line in enumerate(chain(lines(file, name), [""]), 1):
-        values = [value.strip(" ") for value in line.split("\t")] if "\t" in line else line.split(" ")
-        values = [value for value in values if value] if "\t" not in line else values
-        if not line.strip() or values[0] == "-DOCSTART-":
-            if sentence:
-                yield start, {"tokens": [row[0] for row in sentence], "tags": [row[-1] for row in sentence]}
-            sentence = []
-            continue
-        start, columns = (start, columns) if sentence else (number, columns or len(values))
+        values = columns_of(line)
+        if values and values[0] != "-DOCSTART-":
+            blocks[-1].append((number, values))
+            columns = columns or (0 if values[0].startswith("#") else len(values))
+        elif columns:
+            yield from (row for block in blocks for row in sentence_of(block, columns, name))
+            blocks = [[]]
+        else:
+            blocks.append([])
+    if rest := [block for block in blocks if block]:
+        yield from (row for block in rest for row in sentence_of(block, len(rest[0][0][1]), name))
+
+
+def columns_of(line: str) -> list[str]:
+    """The columns of a line of a .conll file, without empty ones at its end; none of a blank line."""
+    values = [value.strip(" ") for value in line.rstrip().split("\t")] if "\t" in line else line.split(" ")
+    return [value for value in values if value or "\t" in line] if line.strip() else []
+
+
+def sentence_of(block: Iterable[tuple[int, list[str]]], columns: int, name: str) -> Iterator[Row]:
+    """The sentence of numbered lines, if any of them is a word's.
+
+    Raises:
+        InputError: a line has another number of columns.
+    """
+    words = [*dropwhile(lambda line: line[1][0].startswith("#") and len(line[1]) != columns, block)]
+    for number, values in words:
         if len(values) < 2 or len(values) != columns or not (values[0] and values[-1]):
             expected = f"{columns}, as before" if columns > 1 else "two or more: a word, and at last its tag"
             raise InputError(f"{name}, line {number}: {counted(len(values), 'column')}; expected {expected}")
-        sentence.append(values)
+    if words:
+        yield words[0][0], {"tokens": [row[0] for _, row in words], "tags": [row[-1] for _, row in words]}
 
 
 def rows_of(file: Iterable[bytes], name: str, kind: str, quoting: Quoting = "auto") -> Iterator[Row]:

@@ -29,7 +29,7 @@ from mtl.kernels.vectors import Vectors
 from mtl.model.packing import PackedBatch
 from mtl.serve.contracts import PAIR
 from mtl.serve.queue import Row
-from mtl.tasks.kinds.tokens import Tokens as Tagger
+from mtl.tasks.kinds.base import Kind
 from mtl.tasks.multitask import MultiTaskModel, with_heads
 from mtl.tasks.spans import in_units
 
@@ -112,7 +112,7 @@ class Served:
         return [pair for pair in dict.fromkeys(names) if pair[::-1] not in names]  # else which is the first is a guess
 
     @property
-    def taggers(self) -> dict[str, Tagger]:
+    def taggers(self) -> dict[str, Kind]:
         """The tasks that find spans."""
         return self.heads.taggers() if self.heads else {}
 

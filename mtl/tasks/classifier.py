@@ -11,7 +11,6 @@ from mtl.checkpoints.families.family import Family
 from mtl.checkpoints.load import Classifier
 from mtl.errors import WeightsError
 from mtl.tasks.kinds.base import HeadKind
-from mtl.tasks.kinds.tokens import Tokens
 from mtl.tasks.spec import TaskSpec
 
 # A kind of task -> what transformers calls it in config.json
@@ -26,8 +25,8 @@ PROBLEMS = {
 def as_classifier(task: TaskSpec, head: Mapping[str, Tensor], family: Family) -> Classifier | None:
     """A model's one task as transformers has it, of the tensors of its head; None where it has no such classifier."""
     handler = task.handler
-    if isinstance(handler, Tokens):
-        return Classifier("tokens", handler.folded(head), handler.tags)
+    if handler.level == "token":
+        return Classifier("tokens", handler.folded(head), handler.classes)
     readable = (("cls",), ("mean",)) if family.head.pooled else (("cls",),)
     if task.pooling not in readable or task.head == "linear" or task.kind not in PROBLEMS:
         return None

@@ -37,8 +37,7 @@ from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
 from mtl.tasks.classifier import as_classifier, as_task
 from mtl.tasks.examples import Examples
-from mtl.tasks.kinds.base import HeadKind
-from mtl.tasks.kinds.tokens import Tokens
+from mtl.tasks.kinds.base import HeadKind, Kind
 from mtl.tasks.spans import Units, in_units
 from mtl.tasks.spec import TaskSpec, checked_tasks
 
@@ -419,10 +418,10 @@ class MultiTaskModel(nn.Module):
         named = [self.tasks[name].text_field for name in self.pair_heads]
         return next(((one, other) for one, other, *_ in (fields for fields in named if len(fields) > 1)), ("a", "b"))
 
-    def taggers(self, pairs: bool = False) -> dict[str, Tokens]:
+    def taggers(self, pairs: bool = False) -> dict[str, Kind]:
         """The handlers of the tasks that have an output for each token of a text."""
         tasks = {} if pairs else self.tasks
-        return {name: task.handler for name, task in tasks.items() if isinstance(task.handler, Tokens)}
+        return {name: task.handler for name, task in tasks.items() if task.handler.level == "token"}
 
     def _check_reads(self, pairs: bool) -> None:
         """That a task reads pairs, or texts.

@@ -29,9 +29,9 @@ def register_kind(kind: K) -> K:
     """Make a class a kind of task, which a TaskSpec, or a recipe's [[task]], names by the class's ``name``.
 
     It may stand as a decorator. The class is one of ``mtl.Kind``, or of one of our own kinds, as ``mtl.HeadKind`` or
-    ``mtl.tasks.kinds.single_label.SingleLabel``, of which it changes what it wants: ``target`` and ``stacked`` (how
-    labels are read), ``branch`` (the head), ``loss`` and ``count``, ``scores`` and ``words`` (what predict says),
-    ``measure`` and ``own_metrics``. Fields of its ``Options`` that a TaskSpec has not are given in the task's
+    ``mtl.SingleLabel``, of which it changes what it wants: ``target`` and ``stacked`` (how labels are read), ``branch``
+    (the head), ``loss`` and ``count``, ``scores`` and ``words`` (what predict says), ``measure`` and ``own_metrics``.
+    Fields of its ``Options`` that a TaskSpec has not are given in the task's
     ``options``. Registered again under the same name, it takes the place of what was there.
 
     Raises:
@@ -41,12 +41,18 @@ def register_kind(kind: K) -> K:
         raise InputError(f"kind is {shown(kind)}; expected a class of mtl.Kind")
     name = getattr(kind, "name", None)
     check_name("kind", name, BUILT_IN)
-    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
-        raise InputError(f"kind {name!r} lacks {', '.join(missing)}; expected a class that defines all of Kind's")
-    if not getattr(kind, "own_metrics", None):
+    missing = {*getattr(kind, "__abstractmethods__", ())}
+    if kind.level == "token":
+        missing |= {name for name in ("logits", "spans") if getattr(kind, name) is getattr(Kind, name)}
+    if missing:
         raise InputError(
-            f"kind {name!r} has no own_metrics; expected each metric's name with 1 or -1, the main one first"
+            f"kind {name!r} lacks {', '.join(sorted(missing))}; expected a class that defines all of Kind's"
         )
+    metrics = getattr(kind, "own_metrics", None)
+    by_name = isinstance(metrics, dict) and metrics and all(sign in (1, -1) for sign in metrics.values())
+    if not (by_name or isinstance(metrics, property)):
+        given = f"own_metrics {shown(metrics)}" if metrics else "no own_metrics"
+        raise InputError(f"kind {name!r} has {given}; expected each metric's name with 1 or -1, the main one first")
     if not dataclasses.is_dataclass(kind.Options):
         raise InputError(
             f"kind {name!r} has Options that are no dataclass; expected one, with a default for each field"
@@ -95,7 +101,7 @@ def register_metric(
 
 
 def required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def check_name(what: str, name: object, taken: set[str]) -> None:

@@ -69,11 +69,16 @@ def together(texts: Sequence[Sequence[str]]) -> list[list[int]]:
 def quotas(strata: Sequence[str], share: float, seed: int) -> dict[str, int]:
     """How many rows of each stratum make up a share of all: rounded down, and what is then missing where most was lost.
 
-    Of equal remainders those of the seed's choice come first, so that of labels with few rows not always the same are.
+    Strata of which nothing would be left come last. Of equal remainders those of the seed's choice come first, so that
+    of labels with few rows not always the same are.
     """
     sizes = Counter(strata)
     found = {stratum: math.floor(share * size) for stratum, size in sizes.items()}
-    lost = sorted(sizes, key=lambda each: (found[each] - share * sizes[each], digest(seed, each)))
+
+    def rank(each: str) -> tuple[bool, float, bytes]:
+        return found[each] + 1 >= sizes[each], found[each] - share * sizes[each], digest(seed, each)
+
+    lost = sorted(sizes, key=rank)
     for stratum in lost[: max(0, round(share * len(strata)) - sum(found.values()))]:
         found[stratum] += 1
     return found

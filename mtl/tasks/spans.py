@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Container, Iterator, Sequence
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtl.encode.tokenizer import Pieces, Tokenizer
+from mtl.errors import is_unicode
 from mtl.tasks.tally import Tally, by_label, rates
 
 Span = tuple[int, int, str]  # the first character, the one behind the last, the label
+Word = tuple[int, int]  # the first character, the one behind the last
 OUTSIDE = "O"
 PREFIXES = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}  # BILOU's last and unit are BIOES's end, single
 
@@ -50,12 +54,14 @@ def runs(tags: Sequence[str], alone: bool = False) -> list[Span]:
     return found
 
 
-def names(label: str, words: int, known: Iterable[str]) -> list[str]:
+def names(label: str, words: int, known: Container[str]) -> list[str]:
     """The tags of a span of so many words, in the scheme of the known tags."""
-    first, end, single = ("B-", "E-", "S-") if f"E-{label}" in known else ("B-", "I-", "B-")
-    wanted = [single] if words == 1 else [first, *["I-"] * (words - 2), end]
-    plain = label in known
-    return [label if plain else f"{prefix if f'{prefix}{label}' in known else 'I-'}{label}" for prefix in wanted]
+
+    def tag(prefixes: str) -> str:
+        wanted = [f"{prefix}-{label}" for prefix in prefixes]
+        return next((name for name in (*wanted, label) if name in known), f"I-{label}")
+
+    return [tag("SUBI")] if words == 1 else [tag("BI"), *[tag("I")] * (words - 2), tag("ELI")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,28 +91,31 @@ def windows(pieces: int, room: int) -> list[tuple[int, int]]:
 def words_of(text: str, pieces: Pieces, start: int) -> list[tuple[int, int, int]]:
     """The words of a text, behind a prompt of ``start`` characters: first piece, first character, end."""
     found: list[tuple[int, int, int]] = []
-    for i, ((first, last), begins) in enumerate(zip(pieces.offsets, pieces.begins, strict=True)):
-        first, last = max(first - start, 0), last - start
-        first += len(text[first:last]) - len(text[first:last].lstrip()) if last > first else 0
-        last -= len(text[first:last]) - len(text[first:last].rstrip()) if last > first else 0
-        if last <= first:
-            continue
-        if begins or not found:
+    for i, first, last in trimmed(text, pieces, start):
+        if pieces.begins[i] or not found:
             found.append((i, first, last))
         else:
             found[-1] = (*found[-1][:2], last)
     return found
 
 
-def first_pieces(words: Sequence[tuple[int, int]], pieces: Pieces, start: int) -> list[tuple[int, int, int]]:
+def trimmed(text: str, pieces: Pieces, start: int) -> Iterator[tuple[int, int, int]]:
+    """The pieces that have a character which is no blank, without the blanks that some have around: number, edges."""
+    for i, (first, last) in enumerate(pieces.offsets):
+        first, last = max(first - start, 0), max(last - start, 0)
+        if own := text[first:last].strip():
+            first = text.index(own, first)
+            yield i, first, first + len(own)
+
+
+def first_pieces(text: str, words: Sequence[Word], pieces: Pieces, start: int) -> list[tuple[int, int, int]]:
     """The given words that have a piece which begins in them, each with the first such piece."""
-    found, i = [], 0
-    begins = [first - start for first, _ in pieces.offsets]
+    found, own, nth = [], [*trimmed(text, pieces, start)], 0
     for first, last in words:
-        while i < len(begins) and begins[i] < first:
-            i += 1
-        if i < len(begins) and begins[i] < last:
-            found.append((i, first, last))
+        while nth < len(own) and own[nth][1] < first:
+            nth += 1
+        if nth < len(own) and own[nth][1] < last:
+            found.append((own[nth][0], first, last))
     return found
 
 
@@ -122,7 +131,7 @@ def in_units(
     found = []
     for i, (text, pieces) in enumerate(zip(texts, tokenizer.pieces([prompt + t for t in texts]), strict=True)):
         given = words[i] if words else None
-        own = words_of(text, pieces, len(prompt)) if given is None else first_pieces(given, pieces, len(prompt))
+        own = words_of(text, pieces, len(prompt)) if given is None else first_pieces(text, given, pieces, len(prompt))
         edges = windows(len(pieces.ids), room)
         rows = [[*tokenizer.prefix, *pieces.ids[at : at + room], *tokenizer.suffix] for at, _ in edges]
         places = []
@@ -133,7 +142,15 @@ def in_units(
     return found
 
 
-def tagged(units: Units, spans: Sequence[Span], known: Iterable[str]) -> list[str]:
+def word_at(word: Word, words: Sequence[Word]) -> int | None:
+    """Which of another tokenizer's words, in order, has the first character of a word, or else begins within it."""
+    found = bisect_right(words, word[0], key=itemgetter(0)) - 1
+    if found < 0 or words[found][1] <= word[0]:
+        found += 1
+    return found if found < len(words) and words[found][0] < word[1] else None
+
+
+def tagged(units: Units, spans: Sequence[Span], known: Container[str]) -> list[str]:
     """A tag for each word, from spans in order: a word is in the first span that has one of its characters."""
     found, nth = [OUTSIDE] * len(units.words), 0
     for start, end, label in spans:
@@ -189,9 +206,11 @@ def checked_spans(value: Any, text: str) -> list[Span]:
     found: list[Span] = []
     for item in value:
         parts = [item.get(name) for name in ("start", "end", "label")] if isinstance(item, dict) else item
-        if not isinstance(parts, (list, tuple)) or len(parts) != 3 or not isinstance(parts[2], str) or not parts[2]:
+        if not isinstance(parts, (list, tuple)) or len(parts) != 3:
             raise ValueError(f"has {item!r}; expected {expected}")
         start, end, label = parts
+        if not isinstance(label, str) or not label.strip() or not is_unicode(label):
+            raise ValueError(f"has {item!r}; expected {expected}")
         if type(start) is not int or type(end) is not int or not 0 <= start < end <= len(text):
             units = len(text.encode("utf-16-le", "surrogatepass")) // 2
             hint = f" ({units} in UTF-16, which is not what is counted)" if units != len(text) else ""

@@ -1,4 +1,4 @@
-"""A teacher's vectors, which a distillation task trains towards: from a file, or from a model, computed once."""
+"""What a teacher says, towards which a task trains: vectors, scores or tags, of a file or of a model, computed once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from torch import Tensor
 
 from mtl.checkpoints.files import read_tensors
 from mtl.disk import atomic_write, expanded, user_cache
+from mtl.encode.batching import in_order
+from mtl.encode.engine import Engine
 from mtl.encode.sentence_encoder import SentenceEncoder
-from mtl.encode.tokenizer import Pair
+from mtl.encode.tokenizer import Pair, filled
 from mtl.errors import RecipeError, TrainingError
 from mtl.tasks.predictions import fingerprint
+from mtl.tasks.spans import Word, in_units
 
 if TYPE_CHECKING:
+    from mtl.tasks.multitask import MultiTaskModel
     from mtl.tasks.spec import TaskSpec
 
 FILES = (".npy", ".safetensors")
@@ -71,12 +75,48 @@ def checked(found: Tensor, shape: tuple[int, int], where: str, noun: str, expect
     return found.float()
 
 
-def computed_scores(name: str, folder: Path, pairs: Sequence[Pair]) -> Tensor:
-    """A cross-encoder's logits of pairs, (pairs,), remembered as vectors are."""
+def teacher_tags(
+    task: TaskSpec, texts: Sequence[str], words: Sequence[Sequence[Word] | None], folder: Path
+) -> list[tuple[list[Word], Tensor]]:
+    """A tagger's words of each text, those given or its own, and its probabilities of the task's tags (words, tags).
+
+    Raises:
+        RecipeError: it is no tagger, or has other tags.
+        MtlError: the model cannot be loaded.
+    """
+    model, tags = with_heads(task.teacher, folder), task.handler.classes
+    taggers = {name: handler for name, handler in model.taggers().items() if {*handler.classes} == {*tags}}
+    if len(taggers) != 1:
+        has = "; ".join(", ".join(handler.classes) for handler in model.taggers().values()) or "no tags"
+        expected = f"one tagger with the task's own: {', '.join(tags)}"
+        raise RecipeError(f"task {task.name!r}: the teacher {task.teacher} has {has}; expected {expected}", "teacher")
+    ((name, handler),) = taggers.items()
+    tokenizer = model.embedder.tokenizer
+    units = in_units(tokenizer, texts, tokenizer.max_length, model.embedder.default_prompt, words)
+
+    def compute() -> NDArray[np.float32]:
+        rows = filled([row for each in units for row in each.rows])
+        order, parts = Engine(model.outputs_of(name), model.embedder.device).computed(rows)
+        logits = in_order(parts, order, [*map(len, rows)])
+        found: NDArray[np.float32] = torch.cat([*handler.logits(logits, units)]).softmax(dim=1).numpy()
+        return found
+
+    found = remembered([fingerprint(model), name, list(texts), list(words)], compute)
+    columns = found[:, [handler.classes.index(tag) for tag in tags]]
+    return [*zip([each.words for each in units], columns.split([len(each.words) for each in units]), strict=True)]
+
+
+def with_heads(name: str, folder: Path) -> MultiTaskModel:
+    """A model with its heads: beside the recipe, or by name."""
     from mtl.tasks.multitask import MultiTaskModel  # which knows of all kinds of task
 
     beside = folder / expanded(name)
-    model = MultiTaskModel.from_pretrained(beside if beside.is_dir() else name)
+    return MultiTaskModel.from_pretrained(beside if beside.is_dir() else name)
+
+
+def computed_scores(name: str, folder: Path, pairs: Sequence[Pair]) -> Tensor:
+    """A cross-encoder's logits of pairs, (pairs,), remembered as vectors are."""
+    model = with_heads(name, folder)
     task = model.ranker()
     return remembered([fingerprint(model), list(pairs)], lambda: model.predict(pairs).logits[task][:, 0])
 

@@ -125,13 +125,15 @@ def held_out(task: TaskSpec, rows: Rows, seed: int) -> dict[str, list[int]]:
     """The rows of train that its task's shares take, by split.
 
     Raises:
-        RecipeError: a share takes none.
+        RecipeError: a share takes none, or all that there are.
     """
     found = shares_of(rows.texts, task.handler.strata(rows.targets), task.shares, seed)
+    left = len(rows.texts) - sum(map(len, found.values()))
     for name, part in found.items():
-        if not part:
-            given = f"task {task.name!r}: {name} = {task.shares[name]:g} takes no row of {len(rows.texts)}"
-            raise RecipeError(f"{given}, of which equal texts stay together; expected a larger share, or more rows")
+        if not part or not left:
+            given = f"task {task.name!r}: {name} = {task.shares[name]:g} takes {'all rows' if part else 'no row'}"
+            given += f" of {len(rows.texts)}, of which equal texts stay together"
+            raise RecipeError(f"{given}; expected a {'smaller' if part else 'larger'} share, or more rows")
     return found
 
 
@@ -155,11 +157,6 @@ def splits_of(task: TaskSpec, splits: Sequence[str], folder: Path, seed: int = 0
 def split_rows(task: TaskSpec, split: str, folder: Path, seed: int = 0) -> Rows:
     """As ``splits_of``, the rows of one split."""
     return splits_of(task, [split], folder, seed)[split]
-
-
-def read_split(task: TaskSpec, split: str, folder: Path, seed: int = 0) -> tuple[list[str], Any]:
-    """As ``split_rows``: the texts, row by row, and the targets as the task's kind stacks them."""
-    return split_rows(task, split, folder, seed).stacked(task)
 
 
 def fingerprints(data: Data) -> dict[str, dict[str, str]]:

@@ -22,13 +22,29 @@ def test_tabs_keep_what_stands_between_them(tmp_path: Path) -> None:
     assert rows(tmp_path, "a b\tO\r\n#\tB-x\r\n\r\n") == [(1, ["a b", "#"], ["O", "B-x"])]
 
 
+def test_comments_are_lines_before_a_sentence_with_other_columns(tmp_path: Path) -> None:
+    text = (
+        "\ufeff# global columns\n\n# id 7\tdomain=en\na _ _ O\n# _ _ B-x\n\n"
+        "# id 8\tdomain=en\n# _ _ O\nb _ _ O\n-DOCSTART-\n# end"
+    )
+    assert rows(tmp_path, text) == [(4, ["a", "#"], ["O", "B-x"]), (8, ["#", "b"], ["O", "O"])]
+    assert rows(tmp_path, "#\tO\n\na\tB-x\n") == [(1, ["#"], ["O"]), (3, ["a"], ["B-x"])]
+    assert rows(tmp_path, "# O\n") == [(1, ["#"], ["O"])]
+
+
+def test_empty_columns_at_the_end_count_for_nothing(tmp_path: Path) -> None:
+    assert rows(tmp_path, "a\tO\t\nb\tB-x \t \t\nc B-x  \n") == [(1, ["a", "b", "c"], ["O", "B-x", "B-x"])]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a O\nb\n", "line 2: 1 column; expected 2, as before"),
         ("word\nother\n", "line 1: 1 column; expected two or more: a word, and at last its tag"),
         ("a x O\nb O\n", "line 2: 2 columns; expected 3, as before"),
-        ("a\tO\n\nb\t\n", "line 3: 2 columns; expected 2, as before"),
+        ("a\tO\n\nb\t\n", "line 3: 1 column; expected 2, as before"),
+        ("a\t\tO\n\n\tb\tO\n", "line 3: 3 columns; expected 3, as before"),
+        ("a O\n# about it\n", "line 2: 3 columns; expected 2, as before"),
     ],
 )
 def test_bad_columns(tmp_path: Path, text: str, message: str) -> None:

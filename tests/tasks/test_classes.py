@@ -108,6 +108,9 @@ def test_a_class_without_rows_weighs_as_it_is() -> None:
     flags = torch.tensor([[1.0, 0, 1], [1, 0, 0]])
     task = dataclasses.replace(SETS, class_weights="balanced").handler.fitted(of(flags, flags)[1])
     assert task.class_weights == {"z": 1.0}
+    flags = torch.zeros(2, 3)
+    task = dataclasses.replace(SETS, class_weights="balanced").handler.fitted(of(flags, flags)[1])
+    assert task.class_weights is None
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,17 @@ def test_one_declaration_gives_a_classifier(folder: Path, tmp_path: Path, rows: 
         assert metrics["accuracy"] == np.mean(right)
 
 
+def test_numbers_that_are_found_are_names(folder: Path, tmp_path: Path) -> None:
+    """Also where one could be another label's place; they stand in the order of numbers."""
+    rows = {text: int({"x": 10, "y": 1, "z": 2}[label]) for text, label in ONE.items()}
+    model = mtl.train(recipe(folder, few(tmp_path, rows)), tmp_path / "run")
+    assert model.tasks["kind"].labels == ("1", "2", "10")
+    assert set(model.predict([*rows]).labels["kind"]) <= {"1", "2", "10"}
+    found = read_files(few(tmp_path, rows, labels=("1", "2", "10")), "train", tmp_path)
+    assert [("1", "2", "10")[label] for (label,) in found.targets] == [str(number) for number in rows.values()]
+    assert found.places == 0
+
+
 def test_the_head_is_fitted_to_the_vectors_that_predict_has(folder: Path, tmp_path: Path) -> None:
     model = mtl.train(recipe(folder, few(tmp_path, ONE)), tmp_path / "run")
     vectors = torch.from_numpy(model.embedder.encode([*ONE]))  # the tiny model has a mean pooling and nothing behind it

@@ -26,6 +26,15 @@ def test_each_label_has_its_share() -> None:
     assert len(shares_of(texts, [str(i) for i in range(1000)], {"dev": 0.1}, seed=0)["dev"]) == 100
 
 
+def test_a_label_keeps_its_last_row_where_others_have_more() -> None:
+    strata = ["once", "twice", "twice", *["often"] * 7]
+    for seed in range(20):
+        held = shares_of([[f"text {i}"] for i in range(10)], strata, {"dev": 0.3}, seed)["dev"]
+        assert len(held) == 3
+        assert 0 not in held
+        assert not {1, 2} <= {*held}
+
+
 @settings(max_examples=200, deadline=None)
 @given(rows=ROWS, share=st.floats(0.05, 0.6), seed=st.integers(0, 9), shuffle=st.integers())
 def test_equal_texts_stay_together_in_any_order(

@@ -21,7 +21,7 @@ from mtl.cli import cli
 from mtl.encode.tokenizer import Tokenizer
 from mtl.errors import RecipeError, TrainingStopped
 from mtl.model.losses import NO_LABEL
-from mtl.tasks.spans import agreement, bio, in_units, runs, tagged, windows
+from mtl.tasks.spans import agreement, bio, in_units, names, runs, tagged, windows
 from mtl.training import loop
 from mtl.training.data import completed, load_data
 from mtl.training.evaluate import bootstrap
@@ -125,6 +125,19 @@ def test_tags_say_the_spans_of_whole_words(text: str, source: st.DataObject) -> 
         assert [(units.words[i][0], units.words[j - 1][1], label) for i, j, label in runs(tags)] == spans
 
 
+def test_tags_in_the_scheme_of_the_outputs() -> None:
+    """Whatever prefixes there are; and a label that is called as another's tag stays what it is."""
+    bioes, bilou = ({"O", *(f"{prefix}-x" for prefix in prefixes)} for prefixes in ("BIES", "BILU"))
+    for words, expected in ((1, ["S-x"]), (2, ["B-x", "E-x"]), (4, ["B-x", "I-x", "I-x", "E-x"])):
+        assert names("x", words, bioes) == expected
+        assert names("x", words, bilou) == [tag.replace("E", "L").replace("S", "U") for tag in expected]
+    assert names("x", 2, {"O", "I-x"}) == ["I-x", "I-x"]
+    assert names("x", 2, {"O", "x"}) == ["x", "x"]
+    labels = ["x", "B-x", "O"]
+    for label in labels:
+        assert runs(names(label, 3, bio(labels))) == [(0, 3, label)]
+
+
 # Texts as they are tagged
 
 
@@ -142,6 +155,19 @@ def test_words_of_a_vocabulary_of_bytes_stand_between_blanks() -> None:
     text = "Paris is,  é\U0001f600\nok."
     (units,) = in_units(byte_level(), [text], 64)
     assert [text[start:end] for start, end in units.words] == ["Paris", "is,", "é\U0001f600", "ok."]
+
+
+def test_given_words_have_pieces_that_begin_with_a_blank() -> None:
+    """Vocabularies of bytes have it in the piece, and not all tokenizers leave it out of the piece's place."""
+    text, words = "Paris  is in", [(0, 5), (7, 9), (10, 12)]
+    (units,) = in_units(byte_level(), [text], 64, words=[words])
+    assert units.words == words
+    pieces = byte_level().backend.encode(text, add_special_tokens=False).tokens
+    assert ["".join(pieces[place:]).lstrip("\u0120") for _, place in units.places] == [
+        "Paris\u0120\u0120is\u0120in",
+        "is\u0120in",
+        "in",
+    ]
 
 
 def test_a_prompt_is_no_part_of_the_text(tiny: SentenceEncoder) -> None:
@@ -172,6 +198,12 @@ def test_parts_of_speech(tiny: SentenceEncoder, tmp_path: Path) -> None:
     model = MultiTaskModel(tiny, recipe.tasks).eval()
     found = model.predict("a b c").labels["ner"][0]
     assert [(span["start"], span["end"]) for span in found] == [(0, 1), (2, 3), (4, 5)]
+
+
+def test_spans_beside_a_label_or_in_its_place(tiny: SentenceEncoder, tmp_path: Path) -> None:
+    rows = [{"text": "ab c", "label": "good", "spans": [[3, 4, "x"]]}, {"text": "ab c", "label": [[3, 4, "x"]]}]
+    recipe, _ = completed(Recipe("", [tagger(train=write(tmp_path / "rows.jsonl", rows))]))
+    assert load_data(recipe, tiny, ["train"])[0]["train"]["ner"].spans == [[(3, 4, "x")]] * 2
 
 
 # Computing
@@ -288,6 +320,9 @@ def test_predict_says_spans_in_every_form(tiny: SentenceEncoder, tmp_path: Path)
         ({"tokens": [], "tags": []}, "tokens is empty; expected at least one word"),
         ({"tokens": ["a", " "], "tags": ["O", "O"]}, r"tokens\[1\] is ' '; expected a word"),
         ({"tokens": "a b", "tags": ["O", "O"]}, "tags has 'O'; expected a list of"),
+        ({"tokens": ["a"], "tags": [""]}, "tags has ''; expected O, or a tag with the name of a label"),
+        ({"tokens": ["a"], "tags": ["B- "]}, "tags has 'B- '; expected O, or a tag with the name of a label"),
+        ({"text": None, "spans": []}, "text is None; expected a text, or a list of words"),
         ({"tokens": [1], "tags": ["O"]}, r"tokens is \[1\]; expected a list of strings"),
         ({"text": "ab", "spans": [[0, 1, "x"], [0, 2, "y"]]}, "which overlap; expected spans apart from each other"),
         ({"text": "a b", "spans": [[1, 2, "x"]]}, "which is ' '; expected no blanks at its ends"),
@@ -298,7 +333,16 @@ def test_predict_says_spans_in_every_form(tiny: SentenceEncoder, tmp_path: Path)
         ({"text": "ab", "spans": [[1, 0, "x"]]}, "expected characters from 0 to 2, the end behind the start"),
         ({"text": "ab", "spans": [[0, 1]]}, r"spans has \[0, 1\]; expected a list of \[start, end, label\]"),
         ({"text": " ", "spans": []}, "text is empty; expected a text"),
-        ({"text": "a", "label": "x"}, "fields are text, label; expected 'tokens' and 'tags' or 'text' and 'spans'"),
+        ({"text": "a", "tags": []}, "fields are text, tags; expected 'tokens' and 'tags' or 'text' and 'spans'; name"),
+        ({"text": "a", "label": "x"}, r"label is a str; expected a list of \[start, end, label\]"),
+        ({"text": "ab", "spans": [[0, 1, " "]]}, r"spans has \[0, 1, ' '\]; expected a list of"),
+        ({"text": "ab", "spans": [[0, 1, "\ud83d"]]}, r"expected a list of \[start, end, label\]"),
+        ({"text": "ab", "spans": [["0", 1, "x"]]}, "expected characters from 0 to 2"),
+        ({"text": "ab", "spans": [[0.0, 1.0, "x"]]}, "expected characters from 0 to 2"),
+        ({"text": "ab", "spans": [[False, True, "x"]]}, "expected characters from 0 to 2"),
+        ({"text": "ab", "spans": [[-2, 1, "x"]]}, "expected characters from 0 to 2"),
+        ({"text": "ab", "spans": [[1, 1, "x"]]}, "expected characters from 0 to 2, the end behind the start"),
+        ({"text": "ab", "spans": {"start": 0}}, "spans is a dict; expected a list of"),
         ({"text": "a", "spans": [], "tokens": ["a"], "tags": ["O"]}, "name them with text_field and label_field"),
     ],
 )
@@ -321,6 +365,15 @@ def test_bad_tasks(tiny: SentenceEncoder, tmp_path: Path) -> None:
     mixed = write(tmp_path / "mixed.jsonl", [{"tokens": ["a", "b"], "tags": ["B-x", "NOUN"]}])
     with pytest.raises(RecipeError, match="have tags as 'NOUN' and as 'B-x'; expected all of them"):
         completed(Recipe("", [tagger(train=mixed)]))
+    small = write(tmp_path / "small.jsonl", [{"tokens": ["a", "b"], "tags": ["b-x", "o"]}])
+    with pytest.raises(RecipeError, match="have tags as 'b-x' and 'o'; expected capital letters before the label"):
+        completed(Recipe("", [tagger(train=small)]))
+    inside = write(tmp_path / "inside.jsonl", [{"tokens": ["a", "b"], "tags": ["O", "x"]}])
+    with pytest.raises(RecipeError, match=r"as 'x' and as 'O'; .*; tags = \['O', 'x'\] takes them as they are") as said:
+        completed(Recipe("", [tagger(train=inside)]))
+    assert said.value.field == "tags"
+    data = load_data(Recipe("", [tagger(train=inside, tags=("O", "x"))]), tiny, ["train"])[0]["train"]["ner"]
+    assert data.spans == [[(2, 3, "x")]]
     none = write(tmp_path / "none.jsonl", [{"tokens": ["a"], "tags": ["O"]}])
     with pytest.raises(RecipeError, match="have no labelled span; expected some, or labels"):
         completed(Recipe("", [tagger(train=none)]))
@@ -329,7 +382,7 @@ def test_bad_tasks(tiny: SentenceEncoder, tmp_path: Path) -> None:
 def test_spans_within_words_are_said(tiny: SentenceEncoder, tmp_path: Path) -> None:
     path = write(tmp_path / "within.jsonl", [{"text": "ab c", "spans": [[0, 1, "x"], [3, 4, "x"]]}])
     _, notes = load_data(Recipe("", [tagger(train=path, labels=("x",))]), tiny, ["train"])
-    assert notes == ["ner train: 1 spans begin or end within a word; whole words are tagged, so these are never found"]
+    assert notes == ["ner train: 1 span cut through words; whole words are tagged, so such are never found"]
 
 
 def test_texts_without_a_token(checkpoint: Checkpoint) -> None:

@@ -21,7 +21,7 @@ from mtl.tasks.examples import Examples, Split
 from mtl.tasks.kinds.contrastive import text_numbers
 from mtl.tasks.spec import TaskSpec
 from mtl.training import gradients as gradients_module
-from mtl.training.data import load_data, read_split
+from mtl.training.data import load_data, split_rows
 from mtl.training.gradients import Piece, divide
 from mtl.training.metrics import all_logits
 from mtl.training.recipe import Recipe, Training, read_recipe
@@ -252,7 +252,7 @@ FEW = TaskSpec("near", ("x", "y", "z"), kind="few-shot", train="few.jsonl", pair
 
 def few(folder: Path, labels: str, task: TaskSpec = FEW) -> Examples:
     write(folder / "few.jsonl", *({"text": chr(97 + i) * 2, "label": label} for i, label in enumerate(labels)))
-    texts, targets = read_split(task, "train", folder)
+    texts, targets = split_rows(task, "train", folder).stacked(task)
     split = Split("train", folder, None, seed=7)
     split.tokenize = lambda texts: [[2, 5 + i, 3] for i in range(len(texts))]
     return task.handler.examples(texts, targets, split)
@@ -337,10 +337,11 @@ GOOD = {"a": "a b", "b": "b", "score": 3}
 def test_scores_are_shares_of_their_range(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", GOOD, GOOD | {"score": 1}, GOOD | {"score": 2.5})
     task = dataclasses.replace(SIMILAR, train="rows.jsonl")
-    texts, targets = read_split(task, "train", tmp_path)
+    texts, targets = split_rows(task, "train", tmp_path).stacked(task)
     assert texts == ["a b", "b"] * 3
     torch.testing.assert_close(targets, torch.tensor([[1.0], [0.0], [0.75]]))
-    _, targets = read_split(dataclasses.replace(task, score_range=(0, 5)), "train", tmp_path)
+    task = dataclasses.replace(task, score_range=(0, 5))
+    _, targets = split_rows(task, "train", tmp_path).stacked(task)
     torch.testing.assert_close(targets, torch.tensor([[0.6], [0.2], [0.5]]))
 
 

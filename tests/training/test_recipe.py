@@ -10,7 +10,7 @@ import torch
 from mtl import SentenceEncoder
 from mtl.errors import InputError, MtlError, RecipeError
 from mtl.tasks.spec import TaskSpec
-from mtl.training.data import fingerprints, load_data, read_split, split_rows
+from mtl.training.data import fingerprints, load_data, split_rows
 from mtl.training.recipe import BUNDLED, Recipe, find_recipe, read_recipe
 
 RECIPE = """
@@ -119,7 +119,7 @@ SCORE = TaskSpec("score", kind="regression", train="train.jsonl")
 )
 def test_targets(tmp_path: Path, task: TaskSpec, labels: list, targets: list) -> None:
     rows(tmp_path / "train.jsonl", *({"text": "a", "label": label} for label in labels))
-    texts, found = read_split(task, "train", tmp_path)
+    texts, found = split_rows(task, "train", tmp_path).stacked(task)
     assert texts == ["a"] * len(labels)
     assert found.tolist() == targets
     assert found.dtype == {"topic": torch.int64, "score": torch.float64}.get(task.name, torch.float32)
@@ -142,21 +142,26 @@ def test_targets(tmp_path: Path, task: TaskSpec, labels: list, targets: list) ->
         (SCORE, {"text": "a", "label": 10**400}, "line 2: label is 10+.*; expected a finite number"),
         (TOPIC, {"body": "a", "label": "x"}, "line 2: no field 'text'; it has body, label"),
         (TOPIC, {"text": 5, "label": "x"}, "line 2: field 'text' is a int; expected a string"),
+        (
+            TOPIC,
+            {"text": "\ud83d", "label": "x"},
+            "line 2: field 'text' holds half of a surrogate pair: .*; expected Un",
+        ),
     ],
 )
 def test_mistakes_in_data(tmp_path: Path, task: TaskSpec, row: dict, message: str) -> None:
     good = {"text": "a", "label": 1.0 if task is SCORE else "x"}
     rows(tmp_path / "train.jsonl", good, row)
     with pytest.raises(MtlError, match=message):
-        read_split(task, "train", tmp_path)
+        split_rows(task, "train", tmp_path)
 
 
 def test_missing_and_empty_files(tmp_path: Path, tiny: SentenceEncoder) -> None:
     with pytest.raises(InputError, match=r"train.jsonl cannot be read: No such file"):
-        read_split(TOPIC, "train", tmp_path)
+        split_rows(TOPIC, "train", tmp_path)
     (tmp_path / "train.jsonl").write_text("")
     with pytest.raises(RecipeError, match=r"task 'topic': .*train.jsonl has no rows; expected at least one for train"):
-        read_split(TOPIC, "train", tmp_path)
+        split_rows(TOPIC, "train", tmp_path)
     path = write(tmp_path, 'model = "tiny"\n[[task]]\nname = "topic"\nlabels = ["x", "y"]\n')
     with pytest.raises(RecipeError, match="task 'topic' has no training data"):
         load_data(read_recipe(path), tiny)
@@ -173,7 +178,8 @@ def test_every_format(tmp_path: Path, suffix: str) -> None:
         parquet.write_table(pyarrow.table({"text": ["a, b", "c"], "label": [0, 1]}), path)
     else:
         path.write_text('text,label\n"a, b",x\nc,y\n' if suffix == ".csv" else "text\tlabel\na, b\tx\nc\ty\n")
-    texts, targets = read_split(TaskSpec("t", ("x", "y"), train=path.name), "train", tmp_path)
+    task = TaskSpec("t", ("x", "y"), train=path.name)
+    texts, targets = split_rows(task, "train", tmp_path).stacked(task)
     assert texts == ["a, b", "c"]
     assert targets.tolist() == [0, 1]
 
@@ -182,7 +188,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "train.parquet").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"train.parquet cannot be read as Parquet"):
-        read_split(TaskSpec("t", ("x", "y"), train="train.parquet"), "train", tmp_path)
+        split_rows(TaskSpec("t", ("x", "y"), train="train.parquet"), "train", tmp_path)
 
 
 def test_what_is_cut_is_noted(tmp_path: Path, tiny: SentenceEncoder) -> None:
@@ -208,7 +214,7 @@ def test_the_demo_s_sentences_are_distinct() -> None:
 
     recipe = read_recipe(BUNDLED / "demo.toml")
     for task in recipe.tasks:
-        splits = {split: read_split(task, split, BUNDLED) for split in ("train", "dev", "test")}
+        splits = {split: split_rows(task, split, BUNDLED).stacked(task) for split in ("train", "dev", "test")}
         texts = [text for found, _ in splits.values() for text in found]
         assert len(set(texts)) == len(texts)
         bags = [words(text) for text in texts]
@@ -224,7 +230,7 @@ def test_the_demo_s_pairs_are_distinct() -> None:
     (task,) = read_recipe(BUNDLED / "demo-pairs.toml").tasks
     seen: set[str] = set()
     for split, rows in (("train", 90), ("dev", 30), ("test", 30)):
-        texts, _ = read_split(task, split, BUNDLED)
+        texts, _ = split_rows(task, split, BUNDLED).stacked(task)
         questions, answers, others = texts[::3], texts[1::3], texts[2::3]
         assert len(set(questions)) == len(set(answers)) == rows
         assert set(others) == set(answers)
@@ -292,6 +298,9 @@ def test_a_share_of_train(tmp_path: Path, tiny: SentenceEncoder) -> None:
     few = dataclasses.replace(TOPIC, dev=0.001)
     with pytest.raises(RecipeError, match=r"dev = 0.001 takes no row of 60.*; expected a larger share, or more rows"):
         split_rows(few, "dev", tmp_path)
+    (tmp_path / "train.jsonl").write_text(lines[0])
+    with pytest.raises(RecipeError, match=r"dev = 0.9 takes all rows of 1,.*; expected a smaller share, or more rows"):
+        split_rows(dataclasses.replace(TOPIC, dev=0.9), "train", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,25 @@
-"""Distillation: a teacher's vectors from files and models, and students with fewer blocks."""
+"""Distillation: a teacher's vectors from files and models, its tags, and students with fewer blocks."""
 
 import dataclasses
 import json
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import randomized
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from training.test_loop import go
 
-from mtl import SentenceEncoder
+import mtl
+from mtl import MultiTaskModel, SentenceEncoder
 from mtl.errors import MtlError
+from mtl.tasks.spans import word_at
 from mtl.tasks.spec import TaskSpec
 from mtl.training.data import load_data
 from mtl.training.recipe import Recipe, Training, read_recipe
@@ -129,3 +137,102 @@ def test_layers_that_are_not_there(rows: Path, folder: Path) -> None:
     (rows / "recipe.toml").write_text(text)
     with pytest.raises(MtlError, match=r"recipe.toml, line 2: layers are \[1, 0\]; expected rising numbers from 0 on"):
         read_recipe(rows / "recipe.toml")
+
+
+# A teacher that tags
+
+
+@pytest.fixture
+def teacher(folder: Path, rows: Path) -> MultiTaskModel:
+    """A tagger whose words stand between blanks; its outputs are in another order than the student's."""
+    embedder = SentenceEncoder.from_pretrained(folder)
+    embedder.tokenizer.backend.pre_tokenizer = WhitespaceSplit()
+    task = TaskSpec("theirs", kind="tokens", tags=("I-x", "O", "B-x"))
+    model = randomized(MultiTaskModel(embedder, [task]), 0)
+    with torch.no_grad():
+        model.branches["theirs"].head.classifier.weight.mul_(4)
+    model.save(rows / "teacher")
+    return model
+
+
+MARKED = [
+    {"tokens": ["ab", "c", "d"], "tags": ["O", "O", "O"]},
+    {"text": "a b, c", "spans": []},
+    {"text": " ".join("abcdefghijklmnopqrstuvwxyz"), "spans": []},
+]
+STUDENT = TaskSpec("ner", ("x",), kind="tokens", train="marked.jsonl", teacher="teacher", dropout=0.0)
+
+
+@pytest.fixture
+def marked(rows: Path, tiny: SentenceEncoder) -> Path:
+    (rows / "marked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in MARKED))
+    return rows
+
+
+def test_a_tagger_s_probabilities_stand_on_the_student_s_words(
+    marked: Path, teacher: MultiTaskModel, tiny: SentenceEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, notes = load_data(Recipe("tiny", (STUDENT,), folder=marked), tiny, ["train"])
+    examples = data["train"]["ner"]
+    assert notes == []
+    said = [x[:, [1, 2, 0]] for x in teacher.predict(["ab c d", "a b, c", MARKED[2]["text"]]).scores["theirs"]]
+    found = [
+        torch.stack([examples.targets[at + window, place] for window, place in units.places]).numpy()
+        for at, units in zip((0, 1, 2), examples.texts, strict=True)
+    ]
+    assert np.array_equal(found[0], said[0])
+    assert np.array_equal(found[1][[0, 1, 3]], said[1])  # the comma is within their word, and goes on with it
+    assert np.array_equal(found[1][2], [said[1][1][0], 0, said[1][1][1:].sum()])
+    assert np.array_equal(found[2], said[2])
+    assert examples.targets.any(dim=2).sum() == 3 + 4 + 26
+    with monkeypatch.context() as patched:
+        patched.setattr(MultiTaskModel, "outputs_of", None)
+        again, _ = load_data(Recipe("tiny", (STUDENT,), folder=marked), tiny, ["train"])
+    assert torch.equal(again["train"]["ner"].targets, examples.targets)
+
+
+@given(st.lists(st.integers(1, 3), max_size=9), st.lists(st.integers(1, 3), max_size=9), st.integers(0, 2))
+def test_which_of_another_s_words_a_word_is_in(ours: list[int], theirs: list[int], gap: int) -> None:
+    def words(sizes: list[int]) -> list[tuple[int, int]]:
+        ends = list(accumulate(sizes, lambda end, size: end + gap + size))
+        return [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+    for first, last in words(ours):
+        has = [i for i, (start, end) in enumerate(words(theirs)) if start <= first < end]
+        begins = [i for i, (start, _) in enumerate(words(theirs)) if first <= start < last]
+        assert word_at((first, last), words(theirs)) == next(iter(has or begins), None)
+
+
+def test_a_student_comes_to_say_what_its_teacher_says(
+    marked: Path, folder: Path, teacher: MultiTaskModel, edit_json: Callable[..., None]
+) -> None:
+    """Beside a classifier, with accumulation; what is trained knows no teacher, and is measured against the data."""
+    edit_json(folder / "config.json", dropout=0.0, attention_dropout=0.0)
+    (marked / "topics.jsonl").write_text('{"text": "ab", "label": "p"}\n{"text": "c d", "label": "q"}\n')
+    tasks = [STUDENT, TaskSpec("topic", ("p", "q"), train="topics.jsonl")]
+    training = Training(epochs=60, batch_size=2, accumulate=2, schedule="constant", learning_rate=1e-2,
+                        head_learning_rate=5e-2)  # fmt: skip
+    model = mtl.train(Recipe(str(folder), tasks, training, marked), marked / "run")
+    expected, found = (each.predict([MARKED[2]["text"]]).scores for each in (teacher, model))
+    assert np.abs(found["ner"][0] - expected["theirs"][0][:, [1, 2, 0]]).mean() < 0.05
+    saved = MultiTaskModel.from_pretrained(marked / "run")
+    assert saved.tasks["ner"].teacher == ""
+    recipe = Recipe(str(folder), tasks, training, marked)
+    assert mtl.evaluate(saved, recipe, "train", closely=True)["ner"]["x.support"] == 0
+
+
+def test_teachers_that_cannot_tag(marked: Path, teacher: MultiTaskModel, tiny: SentenceEncoder) -> None:
+    def load(task: TaskSpec) -> None:
+        load_data(Recipe("tiny", (task,), folder=marked), tiny, ["train"])
+
+    with pytest.raises(
+        MtlError, match="'ner': the teacher teacher has I-x, O, B-x; expected one tagger with .*: O, B-y, I-y"
+    ):
+        load(dataclasses.replace(STUDENT, labels=("y",)))
+    MultiTaskModel(tiny, [TaskSpec("topic", ("p", "q"))]).save(marked / "topics")
+    with pytest.raises(MtlError, match="the teacher topics has no tags; expected one tagger"):
+        load(dataclasses.replace(STUDENT, teacher="topics"))
+    with pytest.raises(MtlError, match="label_smoothing is given beside a teacher, who says how likely each tag is"):
+        dataclasses.replace(STUDENT, label_smoothing=0.1)
+    with pytest.raises(MtlError, match="class_weights is given beside a teacher"):
+        dataclasses.replace(STUDENT, class_weights="balanced")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mtl.encode.batching import in_order
-from mtl.errors import RecipeError, TrainingError, shown
+from mtl.errors import RecipeError, TrainingError, is_unicode, shown
 from mtl.model.heads import BETWEEN, Branch, HiddenHead, LinearHead
 from mtl.model.pooling import MODES, AttentionPooling, Pooling
 from mtl.tasks.examples import Examples, Split
@@ -26,6 +26,7 @@ from mtl.tasks.tally import Sampled
 if TYPE_CHECKING:
     from mtl.checkpoints.load import Classifier
     from mtl.encode.sentence_encoder import SentenceEncoder
+    from mtl.tasks.spans import Units
     from mtl.tasks.spec import TaskSpec
 
 Target = Any  # a row's label, as its kind's ``target`` gives it
@@ -89,6 +90,8 @@ class Kind(ABC):
         self.options = self.Options(**given, **more)
         self.check_labels()
         self.check_texts()
+        if self.labelled and task.label_field in task.text_field:
+            raise RecipeError(f"label_field is {task.label_field!r}, as a text_field; expected another", "label_field")
 
     @classmethod
     def settings(cls) -> list[str]:
@@ -154,6 +157,8 @@ class Kind(ABC):
         for name, text in zip(self.task.text_field, texts, strict=True):
             if not isinstance(text, str):
                 raise ValueError(f"field {name!r} is a {type(text).__name__}; expected a string")
+            if not is_unicode(text):
+                raise ValueError(f"field {name!r} holds half of a surrogate pair: {shown(text)}; expected Unicode")
             if len(texts) > 1 and not text.strip():
                 raise ValueError(f"field {name!r} is empty; expected a text")
         if not self.labelled:
@@ -229,9 +234,14 @@ class Kind(ABC):
     # Computing
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """What its outputs are called, one by one; nothing where there is one, which is a number."""
+        return self.labels
+
+    @property
     def outputs(self) -> int:
         """The number of logits."""
-        return len(self.labels) or 1
+        return len(self.classes) or 1
 
     def on(self, embedder: SentenceEncoder) -> TaskSpec:
         """The task as it is on this embedder."""
@@ -300,6 +310,14 @@ class Kind(ABC):
     def folded(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A head's tensors, changed so that its outputs are in the units of the data."""
         return dict(head)
+
+    def logits(self, outputs: Tensor, texts: Sequence[Units]) -> Iterator[Tensor]:
+        """Of each text, the logits of its words (words, outputs), from those of all tokens of its windows."""
+        raise NotImplementedError(f"a {self.name} task has no output for each token")
+
+    def spans(self, units: Units, logits: Tensor) -> list[dict[str, Any]]:
+        """What the logits of a text's words say: its spans, in order."""
+        raise NotImplementedError(f"a {self.name} task has no output for each token")
 
     # Measuring
 
@@ -422,7 +440,7 @@ class HeadKind(Kind):
     @property
     def columns(self) -> tuple[str, ...]:
         """What the scores of a text are called, one by one."""
-        return self.labels or ("value",)
+        return self.classes or ("value",)
 
 
 def check_dropout(dropout: float) -> None:

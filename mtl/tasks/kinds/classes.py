@@ -94,12 +94,12 @@ class ClassKind(Kind):
 
     @abstractmethod
     def balanced(self, examples: Examples) -> dict[str, float]:
-        """The weights with which all classes count alike; a class that has no rows is left out."""
+        """The weights with which all classes count alike; a class that has no rows, or all, is left out."""
 
     def fitted(self, examples: Examples) -> TaskSpec:
         if self.options.class_weights != BALANCED:
             return self.task
-        return dataclasses.replace(self.task, class_weights=self.balanced(examples))
+        return dataclasses.replace(self.task, class_weights=self.balanced(examples) or None)
 
     # Probabilities
 

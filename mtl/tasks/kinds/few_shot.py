@@ -95,8 +95,9 @@ class FewShot(CosineKind, HeadKind):
                 raise ValueError(f"is {shown(value)}; expected a label, or labels; {shown(wrong[0])} is none")
             return tuple(map(str, known))
         several = isinstance(value, list) or (isinstance(value, str) and "|" in value and value not in self.labels)
-        if not several:
-            return (class_index(value, self.labels),)
+        if not several:  # where labels were found in the data, a number is a label's name, and no place
+            named = [name for name in (str(value), str(as_number(value))) if name in self.labels]
+            return (class_index((named or [value])[0], self.labels),)
         return tuple(i for i, flag in enumerate(label_set(value, self.labels)) if flag)
 
     def labels_in(self, target: tuple[Any, ...]) -> list[str]:
@@ -111,7 +112,7 @@ class FewShot(CosineKind, HeadKind):
 
     def strata(self, targets: Sequence[tuple[Any, ...]]) -> list[str]:
         """As the classifier that it becomes has them, so that this one's shares are the same rows."""
-        labels = range(len(self.labels)) if self.labels else sorted({label for own in targets for label in own})
+        labels = range(len(self.labels)) if self.labels else ordered({label for own in targets for label in own})
         several = self.options.several
         several = any(len(own) != 1 for own in targets) if several is None else several
         if several:
@@ -133,7 +134,7 @@ class FewShot(CosineKind, HeadKind):
         """
         several = self.options.several
         several = any(len(own) != 1 for own in targets) if several is None else several
-        labels = self.labels or tuple(sorted({label for own in targets for label in own}))
+        labels = self.labels or tuple(ordered({label for own in targets for label in own}))
         if len(labels) < 2:
             given = f"task {self.task.name!r}: the labels of its training data are {shown(list(labels))}"
             raise RecipeError(f"{given}; expected at least 2", "labels")
@@ -247,6 +248,12 @@ class FewShot(CosineKind, HeadKind):
             draw_map(axes, self.task.name, vectors, targets, self.labels)
         else:
             super().draw(axes, vectors, targets)
+
+
+def ordered(labels: set[str]) -> list[str]:
+    """Labels by name, or where all are numbers by these, so that 0, 1, ... are at their places."""
+    numbers = [(number, label) for label in labels if (number := as_number(label)) is not None]
+    return [label for _, label in sorted(numbers)] if len(numbers) == len(labels) else sorted(labels)
 
 
 def partners(

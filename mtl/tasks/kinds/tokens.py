@@ -17,7 +17,7 @@ from mtl.encode.batching import in_order
 from mtl.encode.tokenizer import filled
 from mtl.errors import RecipeError, is_unicode, shown
 from mtl.model.heads import BETWEEN, Branch, HiddenHead, LinearHead
-from mtl.model.losses import NO_LABEL, token_cross_entropy, weight_sum
+from mtl.model.losses import NO_LABEL, soft_cross_entropy, token_cross_entropy, weight_sum
 from mtl.model.pooling import EachToken
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.fields import one_of
@@ -27,6 +27,7 @@ from mtl.tasks.spans import (
     OUTSIDE,
     Span,
     Units,
+    Word,
     bio,
     checked_spans,
     in_units,
@@ -35,8 +36,10 @@ from mtl.tasks.spans import (
     runs,
     tagged,
     tallied,
+    word_at,
 )
 from mtl.tasks.tally import Tally, by_label, calibration_error
+from mtl.tasks.teacher import teacher_tags
 
 if TYPE_CHECKING:
     from mtl.checkpoints.load import Classifier
@@ -51,11 +54,14 @@ class TokenOptions(ClassOptions):
         the labels of single words, without "O", as NOUN and VERB.
     head: "linear", or one with a hidden layer, as of other kinds: ModernBERT's own taggers have "modernbert".
     dropout: The share of the features that the head drops in training.
+    teacher: A tagger of the same tags, whose probabilities of each word's are learned in place of those that train has;
+        its tokenizer may be another. A row's spans may then be [].
     """
 
     tags: tuple[str, ...] = ()
     head: str = "linear"
     dropout: float = 0.1
+    teacher: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +69,9 @@ class TokenOptions(ClassOptions):
             raise RecipeError(f"tags are {shown(list(self.tags))}; expected a name for each output, each once", "tags")
         one_of("head", self.head, ("linear", *BETWEEN))
         check_dropout(self.dropout)
+        if self.teacher and (self.class_weights is not None or self.label_smoothing):
+            name = "label_smoothing" if self.class_weights is None else "class_weights"
+            raise RecipeError(f"{name} is given beside a teacher, who says how likely each tag is; expected none", name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +101,9 @@ class Tokens(ClassKind):
     [[start, end, label], ...]} with characters from start up to end, not included, or a .conll file.
 
     Labels that are not given are those of the training data. The first piece of a word carries its tag. Logits are
-    (tokens, tags), and targets (rows, length) int16, ``NO_LABEL`` where a token has none. A text over the limit is
-    tagged in windows that overlap.
+    (tokens, tags), and targets (rows, length) int16, ``NO_LABEL`` where a token has none; with a ``teacher`` those of
+    train are its probabilities, (rows, length, tags), all 0 where a token has none. A text over the limit is tagged in
+    windows that overlap.
     """
 
     name = "tokens"
@@ -123,18 +133,21 @@ class Tokens(ClassKind):
 
     def read(self, fields: Mapping[str, Any]) -> tuple[list[str], Marked]:
         (text_field,), label_field = self.task.text_field, self.task.label_field
-        given = text_field != "text" or label_field != "label"
-        pairs = [(text_field, label_field)] if given else [("tokens", "tags"), ("text", "spans")]
+        named = (text_field, label_field)
+        pairs = [("tokens", "tags"), ("text", "spans")] if named == ("text", "label") else [named]
         held = [pair for pair in pairs if fields.keys() >= {*pair}]
+        held = held or [named] * (fields.keys() >= {*named})  # a row may have a label of its text beside its spans
         if len(held) != 1:
             expected = " or ".join(" and ".join(map(repr, pair)) for pair in pairs)
-            expected += "; name them with text_field and label_field" * (len(held) > 1)
-            raise ValueError(f"fields are {', '.join(fields)}; expected {expected}")
+            hint = "name them with text_field and label_field"
+            raise ValueError(f"fields are {', '.join(fields)}; expected {expected}; {hint}")
         words, labels = (fields[name] for name in held[0])
         if isinstance(words, str):
             if not words.strip():
                 raise ValueError(f"{held[0][0]} is empty; expected a text")
             return [whole(words, held[0][0])], Marked(self.check_spans(labels, words, held[0][1]))
+        if not isinstance(words, list):
+            raise ValueError(f"{held[0][0]} is {shown(words)}; expected a text, or a list of words")
         return self.read_words(words, labels, *held[0])
 
     def check_spans(self, value: Any, text: str, field: str) -> list[Span]:
@@ -174,6 +187,8 @@ class Tokens(ClassKind):
                 raise ValueError(f"{field} has the number {tag}; expected a name, or a place from 0 among tags = [...]")
             return self.tags[tag]
         prefix, label = parted(tag)
+        if tag != OUTSIDE and not label.strip():
+            raise ValueError(f"{field} has {tag!r}; expected O, or a tag with the name of a label")
         if self.tags and not self.alone and tag not in self.index and (not prefix or label not in self.types):
             words = " (for labels of single words say tags = [...], not labels)" if tag in self.types else ""
             raise ValueError(f"{field} has {tag!r}; expected O, or B- or I- and one of {', '.join(self.types)}{words}")
@@ -197,7 +212,10 @@ class Tokens(ClassKind):
         where = f"task {self.task.name!r}: its training data"
         if plain and prefixed:
             given = f"{where} have tags as {min(plain)!r} and as {min(prefixed)!r}"
-            raise RecipeError(f"{given}; expected all of them O, B-... and I-..., or none of them")
+            other = f"tags = [{', '.join(map(repr, sorted(tags)))}] takes them as they are"
+            raise RecipeError(f"{given}; expected all of them O, B-... and I-..., or none of them; {other}", "tags")
+        if "o" in plain and any(parted(tag.upper())[0] for tag in plain - {"o"}):
+            raise RecipeError(f"{where} have tags as {min(plain)!r} and 'o'; expected capital letters before the label")
         if not labels:
             raise RecipeError(f"{where} have no labelled span; expected some, or labels = [...]")
         if plain:
@@ -205,13 +223,17 @@ class Tokens(ClassKind):
         return dataclasses.replace(self.task, labels=tuple(sorted(labels)))
 
     def declared(self, known: TaskSpec | None) -> TaskSpec:
+        task = dataclasses.replace(self.task, teacher="")  # what is measured is what the data say
         if self.tags or known is None or known.kind != self.name:
-            return self.task
-        return dataclasses.replace(self.task, labels=known.labels, tags=known.tags)
+            return task
+        return dataclasses.replace(task, labels=known.labels, tags=known.tags)
+
+    @property
+    def becomes(self) -> TaskSpec:
+        return dataclasses.replace(super().becomes, teacher="")
 
     def continued(self, before: TaskSpec) -> TaskSpec | None:
-        same = before.kind == self.name and isinstance(before.handler, Tokens) and before.handler.tags == self.tags
-        same = same and before.head == self.task.head
+        same = before.kind == self.name and before.handler.classes == self.tags and before.head == self.task.head
         return self.task if same else None
 
     def begins_with(self, theirs: Classifier) -> bool:
@@ -253,17 +275,37 @@ class Tokens(ClassKind):
                 lost += sum(start not in edges or end not in edges for start, end, _ in marked.spans)
         notes = []
         if lost:
-            notes.append(f"{lost} spans begin or end within a word; whole words are tagged, so these are never found")
+            notes.append(f"{counted(lost, 'span')} cut through words; whole words are tagged, so such are never found")
         if unseen:
             notes.append(f"{counted(unseen, 'word')} without a token: such tags are neither learned nor found")
         split.cut = "; ".join(notes)
+        if self.options.teacher and split.name == "train":
+            marks = self.soft_marks(found, marks, teacher_tags(self.task, texts, words, split.folder))
         return TaggedExamples(rows, marks, 1, found, [marked.spans for marked in targets])
+
+    def soft_marks(self, found: Sequence[Units], marks: Tensor, taught: Sequence[tuple[list[Word], Tensor]]) -> Tensor:
+        """A teacher's probabilities where ``marks`` (rows, length) have a tag: (rows, length, tags) float32.
+
+        A word that begins within one of the teacher's has that word's, as one that goes on with a span.
+        """
+        soft = torch.zeros(*marks.shape, len(self.tags))
+        inner = [self.index.get(f"I-{label}", i) if prefix in "BS" else i
+                 for i, (prefix, label) in enumerate(map(parted, self.tags))]  # fmt: skip
+        goes_on = F.one_hot(torch.tensor(inner), len(self.tags)).float()
+        at = 0
+        for units, (words, said) in zip(found, taught, strict=True):
+            for word, (window, place) in zip(units.words, units.places, strict=True):
+                if (number := word_at(word, words)) is not None:
+                    begins = words[number][0] >= word[0]
+                    soft[at + window, place] = said[number] if begins else said[number] @ goes_on
+            at += len(units.rows)
+        return soft
 
     # Computing
 
     @property
-    def outputs(self) -> int:
-        return len(self.tags)
+    def classes(self) -> tuple[str, ...]:
+        return self.tags
 
     def branch(self, dim: int) -> Branch:
         if not self.tags:
@@ -289,13 +331,19 @@ class Tokens(ClassKind):
         return evenly(marks.bincount(minlength=len(self.tags)), self.tags)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+        if targets.is_floating_point():
+            return soft_cross_entropy(outputs, targets[:, : outputs.shape[1]])
         return token_cross_entropy(outputs, targets, self.weights, self.options.label_smoothing)
 
     def count(self, targets: Tensor) -> float:
+        if targets.is_floating_point():
+            return float(targets.any(dim=-1).sum())
         return weight_sum(targets, self.weights)
 
     def with_label(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         marks = targets[:, : outputs.shape[1]]
+        if marks.is_floating_point():
+            return outputs[marks.any(dim=-1)], marks[marks.any(dim=-1)]
         return outputs[marks != NO_LABEL], marks[marks != NO_LABEL].long()
 
     def labelled_examples(self, outputs: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
@@ -308,7 +356,6 @@ class Tokens(ClassKind):
     # Measuring and showing
 
     def logits(self, outputs: Tensor, texts: Sequence[Units]) -> Iterator[Tensor]:
-        """Of each text, the logits of its words (words, tags), from those of all tokens of its windows."""
         rows = iter(outputs.split([len(row) for units in texts for row in filled(units.rows)]))
         for units in texts:
             own = [next(rows) for _ in units.rows]
