@@ -79,16 +79,17 @@ class Mined:
         rows, pairs = counted(found.get("rows", 0), "row"), counted(found.get("pairs", 0), "pair")
         lines = [f"{said} {self.path}: {rows} of {pairs}"]
         for name, noun, what in (
-            ("few", "pair", "had fewer negatives than were asked for"),
-            ("none", "pair", "had none, and got no row"),
-            ("own", "candidate", "left out: a query's own texts, or equal to them"),
-            ("margin", "candidate", "left out: within the margin"),
-            ("guide", "candidate", "left out: false negatives to the guide"),
-            ("twice", "text", "of the corpus left out: equal to an earlier one"),
-            ("blank", "text", "of the corpus left out: empty"),
+            ("few", "pair", "have fewer negatives than were asked for"),
+            ("none", "pair", "have none, and no row"),
+            ("own", "candidate", "are a query's own texts, or equal to them"),
+            ("margin", "candidate", "are within the margin"),
+            ("guide", "candidate", "are false negatives to the guide"),
+            ("twice", "text", "of the corpus are equal to an earlier one"),
+            ("blank", "text", "of the corpus are empty"),
         ):
-            if found.get(name):
-                lines.append(f"{counted(found[name], noun)} {what}")
+            if count := found.get(name):
+                of_one = what.replace("have ", "has ").replace("are ", "is ")
+                lines.append(f"{counted(count, noun)} {of_one if count == 1 else what}")
         return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ class Pairs:
         for number, row in read_rows(path):
             where = f"{path}, line {number}"
             names = tuple(fields) or tuple(row) if found is None else found.names
-            if len(names) != 2:
+            if len({*names}) != 2 or len(names) != 2:
                 given = f"fields are {', '.join(names)}" if fields else f"{where}: it has the fields {', '.join(names)}"
                 raise InputError(f"{given}; expected two, a query and what answers it; name them with --fields")
             if NEGATIVE in row:

@@ -192,8 +192,8 @@ def test_the_command_and_training_on_its_output(
     done = mtl(*given)
     assert done.returncode == 0, done.stderr
     assert f"wrote {output}: " in done.stderr
-    assert "candidates left out: a query's own texts" in done.stderr
-    assert "2 texts of the corpus left out: equal to an earlier one" in done.stderr
+    assert "candidates are a query's own texts" in done.stderr
+    assert "2 texts of the corpus are equal to an earlier one" in done.stderr
     assert f"{output} exists; --overwrite" in mtl(*given).stderr
     assert "nothing is left to do for" in mtl(*given, "--resume").stderr
     (tmp_path / "my.toml").write_text(
