@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from benchmarks import machine
 from mtl import Index, SentenceEncoder
 from mtl.display import table
-from mtl.index.store import Form, State, write_segment, write_state
+from mtl.index.store import Form, State, prepared, write_segment, write_state
 from mtl.rows.read import read_rows, texts_of
 
 FORMS: tuple[Form, ...] = ("fp32", "int8", "binary")
@@ -64,14 +64,8 @@ def our_index(folder: Path, form: Form, corpus: Vectors) -> Index:
     """An index of vectors, without texts."""
     segment, rows = "segment-00000001", len(corpus)
     state = State(form, corpus.shape[1], "cosine", {}, ((segment, rows),), None, 1, rows)
-    parts = (
-        (
-            range(start, min(start + PART, rows)),
-            ([{}] * len(corpus[start : start + PART]), corpus[start : start + PART]),
-        )
-        for start in range(0, rows, PART)
-    )
-    write_segment(folder / segment, state, cast(Any, parts), rows)
+    parts = (([{}] * len(part), part) for part in np.split(corpus, range(PART, rows, PART)))
+    write_segment(folder / segment, state, prepared(state, parts, range(rows)), rows)
     write_state(folder, state)
     return Index(folder)
 

@@ -162,7 +162,7 @@ def nearest(
             if measure in ("cosine", "dot"):
                 query, place, exact = best_products(group, vectors, alike, least, k, most)
             else:
-                query, place = candidates(alike, least, k, 0.0)
+                query, place = first_best(alike, least, k)
                 exact = alike[query, place]
             if len(query):
                 found, places = in_rows(len(group), query, exact, place + start)
@@ -181,23 +181,35 @@ def best_products(
     """Which pairs of queries and vectors may be among the best k, and their products; ``alike`` is what a kernel for
     matrices makes of all."""
     query, place = candidates(alike, least, k, rounding(queries, longest))
-    if len(query) > FEW * len(queries):  # vectors that are nearly alike
-        alike = queries.double() @ corpus.double().T
-        query, place = candidates(alike, least, k, rounding(queries, longest, double=True))
-    return query, place, dots(queries, corpus, query, place)
+    if len(query) <= FEW * len(queries):
+        return query, place, dots(queries, corpus, query, place)
+    alike = products(queries, corpus)  # vectors that are nearly alike, or equal
+    query, place = first_best(alike, least, k)
+    return query, place, alike[query, place]
+
+
+def products(queries: Tensor, corpus: Tensor) -> Tensor:
+    """As ``dots``, of all pairs: made by a kernel for matrices, and those anew that its order of summing might round
+    to another float32 (Higham 2002, section 3.1; no product of two float32 is rounded in float64)."""
+    a, b = queries.double(), corpus.double().T
+    found, off = a @ b, (a.abs() @ b.abs()).mul_(1.01 * (2 * len(b) + 8) * 2.0**-53)
+    query, place = ((found - off).float() != (found + off).float()).nonzero(as_tuple=True)
+    rounded = found.float()
+    rounded[query, place] = dots(queries, corpus, query, place)
+    return rounded
 
 
 def longest_of(vectors: Tensor) -> float:
     return float(torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).max()) if len(vectors) else 0.0
 
 
-def rounding(queries: Tensor, longest: float, double: bool = False) -> Tensor:
+def rounding(queries: Tensor, longest: float) -> Tensor:
     """How far two products of each query with vectors no longer than ``longest`` may be off, taken together, in
-    whatever order float32 or float64 sums them (Higham 2002, section 3.1), and rounded: (queries,) float64."""
+    whatever order float32 sums them (Higham 2002, section 3.1), and rounded: (queries,) float64."""
     lengths = torch.linalg.vector_norm(queries, dim=1, dtype=torch.float64)
-    terms = 4 if double else 2 * queries.shape[1] + 8  # a rounding for each term of both, and of what they are held to
+    terms = 2 * queries.shape[1] + 8  # a rounding for each term of both, and of what they are held to
     told = [getattr(torch.backends, name).matmul.fp32_precision for name in ("mkldnn", "cuda")]
-    of_inputs = 0.0 if double else 4 * max(ROUNDING.get(name, 0.0) for name in told)
+    of_inputs = 4 * max(ROUNDING.get(name, 0.0) for name in told)
     return (terms * 2.0**-24 + of_inputs) * 1.01 * longest * lengths + terms * 2.0**-126
 
 
@@ -208,7 +220,19 @@ def dots(queries: Tensor, corpus: Tensor, query: Tensor, place: Tensor) -> Tenso
     return torch.cat([(queries[a].double() * corpus[b].double()).sum(dim=1) for a, b in parts]).float()
 
 
-def candidates(alike: Tensor, least: Tensor, k: int, off: Tensor | float) -> tuple[Tensor, Tensor]:
+def first_best(alike: Tensor, least: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Which queries and which vectors of a block are among the best k of it, of equal ones the first, and better than
+    ``least`` (queries,), as pairs, in rising order. ``alike`` are the scores themselves, (queries, block)."""
+    chosen = alike > least[:, None]
+    if int(chosen.count_nonzero()) > (2 * k + SPARE) * len(alike):
+        border = alike.topk(min(k, alike.shape[1]), dim=1).values[:, -1:]
+        equal = alike == border
+        chosen &= (alike > border) | (equal & (equal.cumsum(dim=1) <= k))
+    query, place = chosen.nonzero(as_tuple=True)
+    return query, place
+
+
+def candidates(alike: Tensor, least: Tensor, k: int, off: Tensor) -> tuple[Tensor, Tensor]:
     """Which queries and which vectors of a block may be among the best k, as pairs, in rising order.
 
     alike: The scores (queries, block), two of which are off by less than ``off`` (queries,) together.

@@ -121,6 +121,21 @@ def test_nobody_s_home(folder: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
 
 
+@pytest.mark.parametrize("options", [(), ("--resume",)])
+def test_a_table_without_rows_keeps_its_columns(
+    mtl: Callable[..., Done], run: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """Those that it has with rows: its own, and those of the tasks."""
+    given = ["predict", "--model", run, "--threads", 1, *options]
+    for name, content in (("none", "id,text\n"), ("one", "id,text\n7,a\n")):
+        (tmp_path / f"{name}.csv").write_text(content)
+        done = mtl(*given, "--input", tmp_path / f"{name}.csv", "--output", tmp_path / f"{name}.o.csv")
+        assert done.returncode == 0, done.stderr
+    header, _ = (tmp_path / "one.o.csv").read_text().splitlines()
+    assert (tmp_path / "none.o.csv").read_text().splitlines() == [header]
+    assert header.startswith("id,text,topic,")
+
+
 def test_half_of_a_surrogate_pair_in_a_table(run: Path, tmp_path: Path) -> None:
     rows = [("a", {"text": "a", "x": "\ud800"})]
     write_answers(tmp_path / "o.csv", (fields for _, fields in answers(MultiTaskModel.from_pretrained(run), rows)))

@@ -289,3 +289,36 @@ def test_products_that_are_allowed_to_be_less_exact(precision: str) -> None:
     finally:
         torch.set_float32_matmul_precision(before)
     assert all(np.array_equal(one, same) for one, same in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot", "euclidean", "manhattan"])
+def test_many_equal_vectors(monkeypatch: pytest.MonkeyPatch, measure: str) -> None:
+    """Of equal ones the first come first, also where blocks are full of them, and no more than k are compared anew."""
+    monkeypatch.setattr(module, "FEW", 16)
+    monkeypatch.setattr(module, "BLOCK", 300)
+    compared = []
+    dots = module.dots
+    monkeypatch.setattr(module, "dots", lambda *given: compared.append(len(given[2])) or dots(*given))
+    generator = np.random.default_rng(1)
+    few = generator.normal(size=(3, 32)).astype(np.float32)
+    few[2] = 0
+    x = few[generator.integers(0, 3, 1000)]
+    scores, places = search(few, x, 7, measure)
+    for query, own, row in zip(few, scores, places, strict=True):
+        every = module.similarity(query, x, measure)[0]
+        order = np.argsort(-every.round(4), kind="stable")[:7]
+        np.testing.assert_array_equal(row, order)
+        np.testing.assert_allclose(own, every[order], atol=1e-5)
+    assert sum(compared) <= 4 * 3 * 32
+
+
+def test_products_equal_those_of_pairs() -> None:
+    """To the bit, of vectors whose products cancel, of large and small ones, and of zeros."""
+    generator = np.random.default_rng(2)
+    a, b = (torch.from_numpy(generator.normal(size=(n, 24)) * 10.0 ** generator.integers(-18, 18, (n, 1))).float()
+            for n in (40, 60))  # fmt: skip
+    a[:5], b[:20, :12], b[20:30, 12:] = 0, 0, 0
+    b[30:40] = torch.cat([b[30:40, :12], -b[30:40, :12]], dim=1)
+    a[5:10, 12:] = a[5:10, :12]
+    query, place = torch.ones(40, 60).nonzero(as_tuple=True)
+    assert torch.equal(module.products(a, b).flatten(), module.dots(a, b, query, place))

@@ -26,7 +26,7 @@ from mtl.cli.options import (
 )
 from mtl.errors import shown
 from mtl.rows.outputs import open_output
-from mtl.rows.read import Quoting, TextRow
+from mtl.rows.read import Quoting, TextRow, column_names
 from mtl.rows.vector_files import WITH_ROWS, WRITERS, OutputPrecision, Vectors
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def embed(
         **encoder.fingerprint,
     }
     dim = options["truncate_dim"] or encoder.dim
-    with open_output(output, dim, output_precision, made_with, resume, overwrite, source) as target:
+    names = column_names(source, quoting) if whole and source and str(source) != "-" else []
+    with open_output(output, dim, output_precision, made_with, resume, overwrite, source, names) as target:
         for part in encoder.encode_rows(target.remaining(rows), itemgetter(0), window=WINDOW, **options):
             target.write(*part)
         target.finish()

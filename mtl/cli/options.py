@@ -163,7 +163,7 @@ def choose_rows(
     if quoting != "auto" and (source is None or kind_of(source) not in DELIMITERS):
         raise click.UsageError("--quoting goes with --input FILE, a .csv or .tsv file")
     if texts:
-        for path in {text for text in texts if kind_of(Path(text)) in INPUTS and is_file(text)}:
+        for path in dict.fromkeys(text for text in texts if kind_of(Path(text)) in INPUTS and is_file(text)):
             click.echo(f"note: {path} is taken as a text; --input {path} reads the file", err=True)
         return ((text, {"text": text}) for text in map(decoded, texts))
     if source is not None and from_file:

@@ -26,7 +26,7 @@ from mtl.cli.options import (
 )
 from mtl.display import counted, table
 from mtl.errors import shown
-from mtl.rows.read import Quoting
+from mtl.rows.read import Quoting, column_names
 from mtl.tasks.answer_files import SUFFIXES, resume_answers, write_answers
 from mtl.tasks.predictions import answers, fingerprint, said
 
@@ -87,15 +87,20 @@ def predict(
     def answered(rows: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, dict[str, Any]]]:
         return answers(loaded, rows, threads, pairs)
 
+    def blank() -> dict[str, Any]:
+        header = column_names(source, quoting) if source and str(source) != "-" else ["text"]
+        return next(answered([(("", "") if pairs else "", dict.fromkeys(header))]))[1]
+
     if output and resume:
         about = {"model": fingerprint(loaded), "precision": said_precision(loaded.embedder), "field": field or "text"}
-        count, before = resume_answers(output, rows, lambda left: (each for _, each in answered(left)), about)
+        count, before = resume_answers(output, rows, lambda left: (each for _, each in answered(left)), about,
+                                       blank)  # fmt: skip
         done = "nothing is left to do for" if before else "wrote"
         click.echo(f"{done} {output}: {counted(count, 'row')}", err=True)
         return
     found = answered(rows)
     if output:
-        count = write_answers(output, (answer for _, answer in found), overwrite)
+        count = write_answers(output, (answer for _, answer in found), overwrite, blank)
         click.echo(f"wrote {output}: {counted(count, 'row')}", err=True)
         return
     for text, answer in found:

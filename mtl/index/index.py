@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count, islice
 from operator import itemgetter
@@ -21,12 +21,12 @@ from mtl.index.store import (
     Id,
     State,
     View,
+    change,
     check_id,
     clean,
-    delete,
     planes,
+    prepared,
     read_state,
-    write_segment,
     write_state,
 )
 from mtl.kernels.int8 import LEAST_COSINE
@@ -122,12 +122,14 @@ class Index:
 
     def refresh(self) -> None:
         """See the newest state."""
-        try:
+        while True:
             self.state = read_state(self.folder)
-            self.view = View(self.folder, self.state)
-        except InputError:  # two states have followed each other in between, or something is damaged
-            self.state = read_state(self.folder)
-            self.view = View(self.folder, self.state)
+            try:
+                self.view = View(self.folder, self.state)
+                return
+            except InputError:  # two states have followed each other in between, or something is damaged
+                if read_state(self.folder).number == self.state.number:
+                    raise
 
     def current(self) -> Index:
         """The index in its newest state: this object, or where another has changed it, a new one."""
@@ -172,7 +174,11 @@ class Index:
         known = self.view.places_by_id() if id_field and not replace else {}
         seen: set[str] = set()
         for number, row in enumerate(rows, 1):
+            if not isinstance(row, (str, Mapping)):
+                raise InputError(f"row {number} is {shown(row)}; expected a text, or fields by name")
             fields = {field: row} if isinstance(row, str) else dict(row)
+            if not all(isinstance(name, str) for name in fields):
+                raise InputError(f"row {number} has the fields {shown([*fields])}; expected strings as their names")
             if not isinstance(fields.get(field), str):
                 raise InputError(f"row {number} has no text in the field {field!r}; expected a string there")
             if id_field:
@@ -216,13 +222,10 @@ class Index:
         state, parts, field = self.state, output.parts("float32"), self.state.settings["id_field"]
         given = (fields[field] for rows, _ in parts for fields in rows) if field else count(state.added)
         ids: list[Id] = list(islice(given, output.rows))
-        name = f"segment-{state.number + 1:08d}"
-        write_segment(self.folder / name, state, with_ids(parts, ids), output.rows)
         known = self.view.places_by_id() if field else {}
-        delete(
-            self.folder, state, [known[str(one)] for one in ids if str(one) in known],
-            segments=(*state.segments, (name, output.rows)), added=state.added + output.rows,
-            last=output.digest.hexdigest(),
+        change(
+            self.folder, state, [known[str(one)] for one in ids if str(one) in known], prepared(state, parts, ids),
+            output.rows, added=state.added + output.rows, last=output.digest.hexdigest(),
         )  # fmt: skip
 
     def delete(self, ids: Iterable[Id]) -> int:
@@ -235,7 +238,7 @@ class Index:
             known, wanted = self.view.places_by_id(), {str(name) for name in ids}
             if missing := sorted(wanted - known.keys()):
                 raise InputError(f"no row has the id {shown(missing[0])}; nothing was deleted")
-            delete(self.folder, self.state, [known[name] for name in wanted])
+            change(self.folder, self.state, [known[name] for name in wanted])
             return len(wanted)
 
     @contextmanager
@@ -297,12 +300,6 @@ def made_with(model: SentenceEncoder) -> dict[str, Any]:
         "max_length": model.max_seq_length,
         **model.fingerprint,
     }
-
-
-def with_ids(parts: Iterable[Any], ids: Sequence[Id]) -> Iterator[Any]:
-    """Parts, each with the ids of its rows before it."""
-    given = iter(ids)
-    return ((list(islice(given, len(part[0]))), part) for part in parts)
 
 
 def is_index(folder: Path) -> bool:

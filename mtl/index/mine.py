@@ -7,17 +7,17 @@ the rows found so far, in blocks. So a run that was killed goes on, and ends wit
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mtl.disk import atomic_write, beside, lock, remove, writing
@@ -25,14 +25,22 @@ from mtl.display import counted
 from mtl.encode.sentence_encoder import DOCUMENT, QUERY, SentenceEncoder
 from mtl.errors import InputError, check_counts
 from mtl.index.index import WINDOW, Index, is_index, made_with
-from mtl.rows.outputs import ANEW, check_made_alike, open_output
-from mtl.rows.read import check_text, folded, read_rows, texts_of
-from mtl.rows.vector_files import json_line
+from mtl.index.mining_files import (
+    NEGATIVE,
+    SETTINGS,
+    Corpus,
+    Pairs,
+    check_made,
+    check_under_way,
+    finish,
+    write_block,
+)
+from mtl.rows.outputs import open_output
 from mtl.search import Similarity, scores
 
 BLOCK = 1024  # pairs whose negatives are found, and kept, at once
-NEGATIVE = "negative"  # the field of what is found
-SETTINGS = "settings.json"  # of what is under way
+HELD = 2**22  # nearest texts of queries that are held at once
+GUIDED = 256  # texts that the guide is asked about at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,88 +91,6 @@ class Mined:
                 of_one = what.replace("have ", "has ").replace("are ", "is ")
                 lines.append(f"{counted(count, noun)} {of_one if count == 1 else what}")
         return "\n".join(lines)
-
-
-def plain(text: str) -> bytes:
-    """What stands for a text, the same for texts that differ in case, blanks and forms of Unicode alone."""
-    return hashlib.blake2b(folded(text).encode(), digest_size=16).digest()
-
-
-@dataclasses.dataclass
-class Pairs:
-    """The pairs of a file: each row's fields, and its query and positive; ``own`` has what no query may be given."""
-
-    names: tuple[str, str]
-    rows: list[Mapping[str, Any]]
-    queries: list[str]
-    positives: list[str]
-    own: dict[str, set[bytes]]
-
-    @classmethod
-    def read(cls, path: Path, fields: Sequence[str] = ()) -> Pairs:
-        """The pairs of a file whose rows have two fields, or these two.
-
-        Raises:
-            InputError: the file cannot be read, has no rows, or a row is wrong; it names the line.
-        """
-        found: Pairs | None = None
-        for number, row in read_rows(path):
-            where = f"{path}, line {number}"
-            names = tuple(fields) or tuple(row) if found is None else found.names
-            if len({*names}) != 2 or len(names) != 2:
-                given = f"fields are {', '.join(names)}" if fields else f"{where}: it has the fields {', '.join(names)}"
-                raise InputError(f"{given}; expected two, a query and what answers it; name them with --fields")
-            if NEGATIVE in row:
-                raise InputError(f"{where}: it has a field {NEGATIVE!r} already; rename it")
-            if missing := [name for name in names if name not in row]:
-                raise InputError(f"{where}: no field {missing[0]!r}; it has {', '.join(row)}")
-            texts = [check_text(row[name], name, where) for name in names]
-            if blank := [name for name, text in zip(names, texts, strict=True) if not text.strip()]:
-                raise InputError(f"{where}: field {blank[0]!r} is empty; expected a text")
-            found = found or cls((names[0], names[1]), [], [], [], {})
-            found.rows.append(dict(row))
-            found.queries.append(texts[0])
-            found.positives.append(texts[1])
-            found.own.setdefault(texts[0], {plain(texts[0])}).add(plain(texts[1]))
-        if found is None:
-            raise InputError(f"{path} has no rows; expected pairs, a query and what answers it")
-        return found
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps([self.names, self.rows], default=str).encode()).hexdigest()
-
-
-class Corpus:
-    """The different texts of a file that are not blank, in its order; they need not fit in memory.
-
-    ``keys`` has what stands for each, as ``plain``.
-    """
-
-    def __init__(self, path: Path, field: str) -> None:
-        self.path, self.field = path, field
-        self.keys: list[bytes] = []
-        self.twice = self.blank = 0
-        digest, seen = hashlib.sha256(), set[bytes]()
-        for text, _ in texts_of(read_rows(path, [field]), str(path), field):
-            key = plain(text)
-            self.blank += not text.strip()
-            self.twice += bool(text.strip()) and key in seen
-            if text.strip() and key not in seen:
-                seen.add(key)
-                self.keys.append(key)
-                digest.update(len(text).to_bytes(8, "little") + text.encode())
-        self.digest = digest.hexdigest()
-        if not self.keys:
-            raise InputError(f"{path} has no text in {field!r} that is not blank; expected some to choose from")
-
-    def __iter__(self) -> Iterator[str]:
-        seen: set[bytes] = set()
-        for text, _ in texts_of(read_rows(self.path, [self.field]), str(self.path), self.field):
-            key = plain(text)
-            if text.strip() and key not in seen:
-                seen.add(key)
-                yield text
 
 
 class Side:
@@ -283,7 +209,7 @@ def mine(
             block = under_way / f"block-{start // BLOCK:06d}.jsonl"
             if not block.exists():
                 rows = range(start, min(start + BLOCK, len(read.rows)))
-                write_block(block, Search(read, among, sides, settings), rows)
+                write_block(block, *Search(read, among, sides, settings).negatives(rows))
             blocks.append(block)
         counts += finish(output, blocks)
         with atomic_write(made, InputError) as partial:
@@ -293,66 +219,14 @@ def mine(
     return Mined(output, counts)
 
 
-def check_made(made: Path, output: Path, about: Mapping[str, Any], resume: bool) -> dict[str, int]:
-    """What came of an output that is whole.
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """The texts of the corpus that are nearest to a query, by falling similarity: the places and similarities of those
+    that it may be given, and the similarities of its own."""
 
-    Raises:
-        InputError: it was made otherwise, or nobody asked to go on with it.
-    """
-    if not resume:
-        raise InputError(f"{output} exists; --overwrite replaces it, or choose another name")
-    before = read_json(made)
-    if before is None:
-        raise InputError(f"{output} exists, and {made}, which would say how it was made, does not; {ANEW}")
-    check_made_alike(output, before.get("settings", {}), json.loads(json.dumps(about)))
-    return {name: int(count) for name, count in before.get("counts", {}).items()}
-
-
-def check_under_way(folder: Path, about: Mapping[str, Any], resume: bool) -> None:
-    """Begin a run's folder, or see that the one that is there is of the same run."""
-    path = folder / SETTINGS
-    before = read_json(path)
-    if before is not None and not resume:
-        raise InputError(f"{folder} holds what an interrupted run has found; --resume goes on with it, {ANEW}")
-    if before is None:
-        remove(folder)
-        with atomic_write(path, InputError) as partial:
-            partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    else:
-        check_made_alike(folder, before, json.loads(json.dumps(about)))
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """An object in a file of ours, or None where there is no file.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, RecursionError, ValueError, TypeError):
-        raise InputError(f"{path} is damaged; {ANEW}") from None
-
-
-def write_block(path: Path, search: Search, rows: range) -> None:
-    """Write the negatives of some pairs: a line of counts, and one for each row."""
-    counts, found = search.negatives(rows)
-    with atomic_write(path, InputError) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        file.write(json.dumps(counts) + "\n")
-        file.writelines(json_line(row) + "\n" for row in found)
-
-
-def finish(output: Path, blocks: Iterable[Path]) -> Counter[str]:
-    """Put the blocks together; gives the sums of their counts."""
-    counts: Counter[str] = Counter()
-    with atomic_write(output, InputError) as partial, partial.open("wb") as file:
-        for block in blocks:
-            with block.open("rb") as lines:
-                counts += Counter(json.loads(next(lines)))
-                file.writelines(lines)
-    return counts
+    places: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    own: NDArray[np.float64]
 
 
 class Search:
@@ -371,18 +245,20 @@ class Search:
         chosen: dict[int, list[tuple[int, float]]] = {}
         pending, depth = list(range(len(rows))), 2 * (self.settings.negatives + self.settings.skip_top) + 8
         while pending:
-            depth = min(depth, len(self.corpus.keys))
-            wanted = list(dict.fromkeys(queries[i] for i in pending))
-            ranked = dict(zip(wanted, self.ranked(wanted, depth), strict=True))
-            left = []
+            depth = min(depth, len(self.corpus))
+            of_query: dict[str, list[int]] = {}
             for i in pending:
-                found, dropped = self.choose(queries[i], ranked[queries[i]], own[i], guided[i])
-                if len(found) < self.settings.negatives and depth < len(self.corpus.keys):
-                    left.append(i)
-                    continue
-                chosen[i] = found
-                counts += dropped
-            pending, depth = left, 4 * depth
+                of_query.setdefault(queries[i], []).append(i)
+            pending = []
+            for query, ranked in self.ranked([*of_query], depth):
+                for i in of_query[query]:
+                    found, dropped = self.choose(query, ranked, own[i], guided[i])
+                    if len(found) < self.settings.negatives and depth < len(self.corpus):
+                        pending.append(i)
+                        continue
+                    chosen[i] = found
+                    counts += dropped
+            depth *= 4
         found_rows = [self.row(rows[i], own[i], *negative) for i in range(len(rows)) for negative in chosen[i]]
         lengths = [len(found) for found in chosen.values()]
         counts += Counter(
@@ -391,29 +267,40 @@ class Search:
         )  # fmt: skip
         return counts, found_rows
 
-    def ranked(self, queries: Sequence[str], depth: int) -> Iterator[list[tuple[int, float]]]:
-        """The places of the nearest texts to each query, and how near they are, best first."""
-        found, places = self.side.index.nearest(self.side.of("queries", queries), depth)
-        for values, at in zip(found, places, strict=True):
-            yield list(zip(map(int, at), map(float, values), strict=True))
+    def ranked(self, queries: Sequence[str], depth: int) -> Iterator[tuple[str, Ranked]]:
+        """Each query with so many of the nearest texts."""
+        size = max(1, HELD // depth)
+        for start in range(0, len(queries), size):
+            part = queries[start : start + size]
+            found, nearest = self.side.index.nearest(self.side.of("queries", part), depth)
+            for query, values, places in zip(part, found.astype(np.float64), nearest, strict=True):
+                known = (self.corpus.places.get(key) for key in self.pairs.own[query])
+                own = np.isin(places, [place for place in known if place is not None])
+                yield query, Ranked(places[~own], values[~own], values[own])
 
     def choose(
-        self, query: str, ranked: Sequence[tuple[int, float]], own: float, guided: float
+        self, query: str, ranked: Ranked, own: float, guided: float
     ) -> tuple[list[tuple[int, float]], Counter[str]]:
         """The negatives of one pair, among texts by their rank, and how many of these were left out before the last."""
-        settings, taken = self.settings, self.pairs.own[query]
-        free = [(place, score) for place, score in ranked if self.corpus.keys[place] not in taken]
-        below = math.inf if settings.margin is None else own - settings.margin
-        near = [(place, score) for place, score in free[settings.skip_top :] if score <= below]
-        right = self.agreed(query, [place for place, _ in near], guided)
-        found = [each for each, agreed in zip(near, right, strict=True) if agreed][: settings.negatives]
-        last = found[-1][1] if len(found) == settings.negatives else -math.inf
-        seen = right[: near.index(found[-1]) + 1] if len(found) == settings.negatives else right
-        return found, Counter(
-            own=sum(self.corpus.keys[place] in taken and score >= last for place, score in ranked),
-            margin=sum(score > below for _, score in free[settings.skip_top :]),
-            guide=seen.count(False),
-        )
+        skip, wanted, margin = self.settings.skip_top, self.settings.negatives, self.settings.margin
+        near = 0 if margin is None else int((ranked.scores[skip:] > own - margin).sum())
+        found: list[tuple[int, float]] = []
+        false = 0
+        for place, score, right in self.judged(query, ranked, skip + near, guided):
+            if right:
+                found.append((place, score))
+            else:
+                false += 1
+            if len(found) == wanted:
+                break
+        last = found[-1][1] if len(found) == wanted else -math.inf
+        return found, Counter(own=int((ranked.own >= last).sum()), margin=near, guide=false)
+
+    def judged(self, query: str, ranked: Ranked, start: int, guided: float) -> Iterator[tuple[int, float, bool]]:
+        """The texts from a rank on: place, similarity, and whether the guide agrees."""
+        for first in range(start, len(ranked.places), GUIDED):
+            places, values = (x[first : first + GUIDED].tolist() for x in (ranked.places, ranked.scores))
+            yield from zip(places, values, self.agreed(query, places, guided), strict=True)
 
     def agreed(self, query: str, places: Sequence[int], guided: float) -> list[bool]:
         """Whether the guide finds each text less similar to the query than its positive."""

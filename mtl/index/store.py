@@ -1,20 +1,25 @@
 """The files of an index, of which a reader sees one state or the next, and never a part of one.
 
     index.json            the state: settings, segments, which file lists what is deleted; replaced in one step
-    segment-00000001/     rows that were added together: vectors.npy, rows.jsonl, offsets.npy, ids.jsonl
+    segment-00000001-0/   consecutive rows: vectors.npy, rows.jsonl, offsets.npy, ids.jsonl
     deleted-00000002.npy  the places of deleted rows, counted over all segments
 
 What index.json does not name is of an older state, or of a write that did not end; the next writer removes it.
+
+A segment is at least twice as large as the one behind it: a write that would leave it smaller makes one of them. So
+there are few of them however many additions there were, a row is copied few times, and what is deleted is given back.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,7 +28,7 @@ from numpy.typing import NDArray
 from mtl.disk import atomic_write, remove, sweep
 from mtl.errors import InputError, one_line, shown
 from mtl.rows.vector_files import Part, Vectors, convert, json_line, scaled
-from mtl.search import unit
+from mtl.search import Similarity, unit
 
 Form = Literal["fp32", "int8", "binary"]
 Id = str | int
@@ -34,6 +39,7 @@ FILES = {  # the .npy files of a segment
     "int8": ("vectors", "scales"),
     "binary": ("vectors", "bits"),
 }
+PART = 8192  # rows that are copied at once
 ROWS = 65536  # whose bits are compared at once, so that they stay in the processor's cache
 
 
@@ -66,7 +72,12 @@ def read_state(folder: Path) -> State:
         fields["segments"] = tuple((str(name), int(rows)) for name, rows in fields["segments"])
         state = State(**fields)
         names = [name for name, _ in state.segments] + ([state.deleted] if state.deleted else [])
-        if state.form not in FILES or not isinstance(state.settings, dict) or any(Path(n).name != n for n in names):
+        whole = [state.dim, state.number, state.added, *(rows for _, rows in state.segments)]
+        if (
+            state.form not in FILES or state.measure not in get_args(Similarity)
+            or not isinstance(state.settings, dict) or not all(type(number) is int for number in whole)
+            or state.dim < 1 or any(Path(name).name != name for name in names)
+        ):  # fmt: skip
             raise ValueError("a field has a value that it cannot have")
         return state
     except FileNotFoundError:
@@ -97,61 +108,110 @@ def planes(vectors: Vectors) -> NDArray[np.uint64]:
     return np.ascontiguousarray(bits.view(np.uint64).T)
 
 
-def write_segment(path: Path, state: State, parts: Iterable[tuple[Sequence[Id], Part]], rows: int) -> None:
-    """Write so many rows as a segment: ids, fields and float32 vectors come in parts.
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Consecutive rows as a segment's files have them: arrays by name, and the lines of rows.jsonl and ids.jsonl."""
+
+    arrays: dict[str, NDArray[Any]]
+    lines: Sequence[bytes]
+    ids: Sequence[bytes]
+
+
+def arrays_of(form: Form, dim: int, rows: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """What the .npy files of a segment hold: the number type and the shape."""
+    vectors = (np.int8 if form == "int8" else np.float32, (rows, dim))
+    bits = (np.uint64, (-(-dim // 64), rows))
+    known = {"vectors": vectors, "scales": (np.float32, (rows,)), "bits": bits}
+    return {name: known[name] for name in FILES[form]}
+
+
+def some_of(name: str, array: NDArray[Any], where: slice | NDArray[np.int64]) -> NDArray[Any]:
+    """Some rows of a segment's array."""
+    return array[:, where] if name == "bits" else array[where]
+
+
+def prepared(state: State, parts: Iterable[Part], ids: Iterable[Id]) -> Iterator[Rows]:
+    """Rows to be written, of parts of fields and float32 vectors, with an id for each.
 
     Where the measure is the cosine, vectors are kept at length 1, so that no search has to make them so.
+    """
+    given = iter(ids)
+    for fields, vectors in parts:
+        if state.measure == "cosine":
+            vectors = unit(torch.from_numpy(vectors.copy())).numpy()
+        arrays = {"vectors": vectors}
+        if state.form == "int8":
+            arrays["vectors"], arrays["scales"] = scaled(vectors)
+        if state.form == "binary":
+            arrays["bits"] = planes(vectors)
+        own = list(islice(given, len(vectors)))
+        lines = [json_line({"id": name, "row": row}) for name, row in zip(own, fields, strict=True)]
+        yield Rows(arrays, [line.encode(errors="backslashreplace") + b"\n" for line in lines],
+                   [json.dumps(name).encode() for name in own])  # fmt: skip
+
+
+def write_segment(path: Path, state: State, parts: Iterable[Rows], rows: int) -> None:
+    """Write so many rows, one or more, as a segment.
 
     Raises:
         InputError: it cannot be written.
     """
-    shapes: dict[str, tuple[type, tuple[int, ...]]] = {
-        "vectors": (np.int8 if state.form == "int8" else np.float32, (rows, state.dim)),
-        "scales": (np.float32, (rows,)),
-        "bits": (np.uint64, (-(-state.dim // 64), rows)),
-    }
     with atomic_write(path, InputError, folder=True) as partial:
         files = {
-            name: np.lib.format.open_memmap(partial / f"{name}.npy", "w+", shapes[name][0], shapes[name][1])
-            for name in (FILES[state.form] if rows else ())
+            name: np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape)
+            for name, (dtype, shape) in arrays_of(state.form, state.dim, rows).items()
         }
         offsets, start = [0], 0
         with (partial / "rows.jsonl").open("wb") as lines, (partial / "ids.jsonl").open("wb") as names:
-            for ids, (fields, vectors) in parts if rows else ():
-                stop = start + len(vectors)
-                if state.measure == "cosine":
-                    vectors = unit(torch.from_numpy(vectors.copy())).numpy()
-                if state.form == "int8":
-                    files["vectors"][start:stop], files["scales"][start:stop] = scaled(vectors)
-                else:
-                    files["vectors"][start:stop] = vectors
-                if state.form == "binary":
-                    files["bits"][:, start:stop] = planes(vectors)
-                for name, row in zip(ids, fields, strict=True):
-                    line = json_line({"id": name, "row": row}).encode(errors="backslashreplace") + b"\n"
-                    lines.write(line)
-                    names.write(json.dumps(name).encode() + b"\n")
-                    offsets.append(offsets[-1] + len(line))
-                start = stop
+            for part in parts:
+                for name, array in part.arrays.items():
+                    some_of(name, files[name], slice(start, start + len(part.lines)))[...] = array
+                lines.writelines(part.lines)
+                names.writelines(name + b"\n" for name in part.ids)
+                offsets += (offsets[-1] + np.cumsum([*map(len, part.lines)])).tolist()
+                start += len(part.lines)
         for file in files.values():
             file.flush()
         np.save(partial / "offsets.npy", np.array(offsets))
 
 
-class Segment:
-    """Rows that were added together; their files are mapped into memory, and read where they are looked at."""
+def mapped(path: Path) -> NDArray[Any]:
+    """The array of a .npy file, mapped into memory.
 
-    def __init__(self, folder: Path, rows: int, form: Form) -> None:
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        # "c": nobody writes, but torch warns of an array that cannot be written to
+        return np.lib.format.open_memmap(path, "c")
+    except Exception as error:  # numpy has Python's tokenizer read a damaged header, which fails in many ways
+        raise InputError(f"{path} cannot be read: {one_line(error)}; make the index anew") from None
+
+
+class Segment:
+    """Consecutive rows; their files are mapped into memory, and read where they are looked at.
+
+    Raises:
+        InputError: they cannot be read, or are not what they should be.
+    """
+
+    def __init__(self, folder: Path, rows: int, state: State) -> None:
         self.folder, self.rows = folder, rows
+        expected = {"offsets": (np.int64, (rows + 1,)), **arrays_of(state.form, state.dim, rows)}
+        found = {name: mapped(folder / f"{name}.npy") for name in expected}
         try:
-            self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
-            # "c": nobody writes, but torch warns of an array that cannot be written to
-            self.arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in FILES[form]}
+            self.lines = np.memmap(folder / "rows.jsonl", np.uint8, "r")
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder} cannot be read: {one_line(error)}; make the index anew") from None
-        lengths = {name: array.shape[1 if name == "bits" else 0] for name, array in self.arrays.items()}
-        if len(self.offsets) != rows + 1 or any(length != rows for length in lengths.values()):
+            raise InputError(f"{folder / 'rows.jsonl'} cannot be read: {one_line(error)}") from None
+        if any(found[name].dtype != kind or found[name].shape != shape for name, (kind, shape) in expected.items()):
             raise InputError(f"{folder} does not hold the {rows} rows that it should; make the index anew")
+        self.offsets = found.pop("offsets")
+        self.arrays = found
+        if len(self.lines) != self.offsets[-1]:
+            raise self.damaged("rows.jsonl")
+
+    def damaged(self, name: str) -> InputError:
+        return InputError(f"{self.folder / name} is damaged; make the index anew")
 
     def vectors(self, where: slice | NDArray[np.int64]) -> Vectors:
         """Float32 vectors of some rows; of an index in int8, what its integers stand for."""
@@ -161,14 +221,40 @@ class Segment:
             return torch.from_numpy(found).float().mul_(scales[:, None]).numpy()
         return found
 
+    def id_lines(self) -> list[bytes]:
+        """Each row's id, as JSON."""
+        try:
+            lines = (self.folder / "ids.jsonl").read_bytes().splitlines()
+        except OSError:
+            raise self.damaged("ids.jsonl") from None
+        if len(lines) != self.rows:
+            raise self.damaged("ids.jsonl")
+        return lines
+
     def ids(self) -> list[Id]:
-        return [json.loads(line) for line in (self.folder / "ids.jsonl").read_bytes().splitlines()]
+        try:
+            return [json.loads(line) for line in self.id_lines()]
+        except ValueError:
+            raise self.damaged("ids.jsonl") from None
+
+    def line(self, place: int) -> bytes:
+        return self.lines[int(self.offsets[place]) : int(self.offsets[place + 1])].tobytes()
 
     def row(self, place: int) -> dict[str, Any]:
         """A row as {"id": ..., "row": its fields}."""
-        with (self.folder / "rows.jsonl").open("rb") as file:
-            file.seek(int(self.offsets[place]))
-            return dict(json.loads(file.read(int(self.offsets[place + 1] - self.offsets[place]))))
+        try:
+            found = dict(json.loads(self.line(place)))
+            return {"id": found["id"], "row": dict(found["row"])}
+        except (RecursionError, ValueError, KeyError, TypeError):
+            raise self.damaged("rows.jsonl") from None
+
+    def parts(self, places: NDArray[np.int64]) -> Iterator[Rows]:
+        """Some of the rows, as they are."""
+        ids = self.id_lines()
+        for some in np.split(places, range(PART, len(places), PART)):
+            arrays = {name: some_of(name, array, some) for name, array in self.arrays.items()}
+            listed = some.tolist()
+            yield Rows(arrays, [*map(self.line, listed)], [ids[place] for place in listed])
 
 
 class View:
@@ -181,14 +267,11 @@ class View:
 
     def __init__(self, folder: Path, state: State) -> None:
         self.state = state
-        self.segments = [Segment(folder / name, rows, state.form) for name, rows in state.segments if rows]
+        self.segments = [Segment(folder / name, rows, state) for name, rows in state.segments if rows]
         self.starts = np.cumsum([0, *(segment.rows for segment in self.segments)])
         self.deleted: NDArray[np.int64] = np.empty(0, np.int64)
         if state.deleted:
-            try:
-                self.deleted = np.load(folder / state.deleted)
-            except (OSError, ValueError) as error:
-                raise InputError(f"{folder / state.deleted} cannot be read: {one_line(error)}") from None
+            self.deleted = read_deleted(folder / state.deleted, int(self.starts[-1]))
 
     @cached_property
     def live(self) -> NDArray[np.int64]:
@@ -266,15 +349,70 @@ class View:
         return np.sort(np.concatenate([nearer, np.flatnonzero(bits == border)[: count - len(nearer)]]))
 
 
-def delete(folder: Path, state: State, places: Iterable[int], **changed: Any) -> None:
-    """Make the index's a state without these places, in which other fields are changed too."""
+def read_deleted(path: Path, rows: int) -> NDArray[np.int64]:
+    """The rising places of the rows, of so many, that are deleted.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    found = np.array(mapped(path))
+    rising = found.ndim == 1 and found.dtype == np.int64 and bool((np.diff(found, prepend=-1, append=rows) > 0).all())
+    if not rising:
+        raise InputError(f"{path} is damaged; make the index anew")
+    return found
+
+
+def together(sizes: Sequence[int]) -> list[list[int]]:
+    """Which of consecutive segments are to be one, by number: no group has less than twice the rows of that behind it.
+
+    Those without rows are in none.
+    """
+    groups: list[list[int]] = []
+    totals: list[int] = []
+    for number, size in enumerate(sizes):
+        if size:
+            groups.append([number])
+            totals.append(size)
+        while len(totals) > 1 and totals[-2] < 2 * totals[-1]:
+            last, total = groups.pop(), totals.pop()
+            groups[-1] += last
+            totals[-1] += total
+    return groups
+
+
+def change(
+    folder: Path, state: State, removed: Iterable[int] = (), more: Iterable[Rows] = (), count: int = 0, **fields: Any
+) -> None:
+    """Make the index's a state without the rows at some places, and with ``count`` more rows at its end.
+
+    ``fields`` are those of the state that are changed, too. A segment of which less than half is left is written anew.
+    """
     view, number = View(folder, state), state.number + 1
-    deleted = np.union1d(view.deleted, np.fromiter(places, np.int64))
-    name = f"deleted-{number:08d}.npy" if len(deleted) else None
+    gone = np.union1d(view.deleted, np.fromiter(removed, np.int64))
+    parts: list[Iterable[Rows]] = []
+    kept: list[NDArray[np.int64]] = []
+    for segment, start in zip(view.segments, view.starts, strict=False):
+        own = gone[np.searchsorted(gone, start) : np.searchsorted(gone, start + segment.rows)] - start
+        kept.append(np.delete(np.arange(segment.rows), own))
+        parts.append(segment.parts(kept[-1]))
+    segments: list[tuple[str, int]] = []
+    deleted, start = [np.empty(0, np.int64)], 0
+    for group in together([*map(len, kept), count]):
+        first, rows = group[0], sum(len(kept[i]) if i < len(kept) else count for i in group)
+        if len(group) == 1 and first < len(kept) and 2 * rows >= (old := view.segments[first]).rows:
+            segments.append((old.folder.name, old.rows))
+            deleted.append(start + np.delete(np.arange(old.rows), kept[first]))
+        else:
+            segments.append((f"segment-{number:08d}-{len(segments)}", rows))
+            every = chain.from_iterable([*parts, more][i] for i in group)
+            write_segment(folder / segments[-1][0], state, every, rows)
+        start += segments[-1][1]
+    places = np.concatenate(deleted)
+    name = f"deleted-{number:08d}.npy" if len(places) else None
     if name:
         with atomic_write(folder / name, InputError) as partial, partial.open("wb") as file:
-            np.save(file, deleted)
-    write_state(folder, dataclasses.replace(state, deleted=name, number=number, **changed))
+            np.save(file, places)
+    write_state(folder, dataclasses.replace(state, segments=tuple(segments), deleted=name, number=number, **fields))
 
 
 def check_id(name: Any, where: str, seen: set[str], known: Mapping[str, int]) -> None:
@@ -283,7 +421,7 @@ def check_id(name: Any, where: str, seen: set[str], known: Mapping[str, int]) ->
     Raises:
         InputError: it is no string or whole number, or another row's.
     """
-    if isinstance(name, bool) or not isinstance(name, (str, int)):
+    if isinstance(name, bool) or not isinstance(name, (str, numbers.Integral)):
         raise InputError(f"{where}: the id is {shown(name)}; expected a string or a whole number")
     if str(name) in seen:
         raise InputError(f"{where}: another row has the id {shown(name)} too; expected each id once")

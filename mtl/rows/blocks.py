@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mtl.encode.windows import Block
 from mtl.errors import InputError, shown
-from mtl.rows.parquet import BUFFER, batches, check_header, column_kinds, column_of, readable
-from mtl.rows.read import Quoting, Row, check_text, rows_of
+from mtl.rows.parquet import batches, check_header, column_kinds, column_of, open_parquet, readable
+from mtl.rows.read import DELIMITERS, Quoting, Row, check_text, rows_of, table_records
 from mtl.rows.uris import Place, Source, ending, named, reading
 
 ROW = "row"  # the column of row numbers, where no column holds ids
@@ -81,7 +80,7 @@ class Ids:
             what = "has no id" if missing[i] else f"has the id {shown(ids[i])}, as a row before it"
             raise InputError(f"{where[i]} {what}; expected one for each row, each once in a file")
         while self.runs and len(self.runs[-1]) <= len(run):
-            run = np.sort(np.concatenate([self.runs.pop(), run]), kind="stable")  # of two sorted runs: quick
+            run = np.sort(np.concatenate([self.runs.pop(), run]), kind="stable")  # timsort: linear for two sorted runs
         self.runs += [run] * bool(len(run))
 
 
@@ -118,7 +117,7 @@ Rows = tuple[list[str], list[Any], pa.RecordBatch]  # where each row stands, the
 
 def parquet_blocks(place: Place, columns: Columns, size: int) -> Iterator[Rows]:
     """A Parquet file's rows, ``size`` at a time."""
-    with place.open_random() as opened, pq.ParquetFile(opened, buffer_size=BUFFER) as file:
+    with place.open_random() as opened, open_parquet(opened) as file:
         check_schema(file.schema_arrow, columns)
         if not file.metadata.num_rows:
             yield [], [], pa.RecordBatch.from_pylist([], file.schema_arrow).select(columns.kept)
@@ -148,7 +147,10 @@ def table_blocks(place: Place, columns: Columns, size: int) -> Iterator[Rows]:
     kinds = {name: found.get(name, pa.null()) for name in columns.kept}
     kinds = {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in kinds.items()}
     parts = table_parts(place, columns, size)
-    for part in chain([next(parts, [])], parts):
+    first, kind = next(parts, []), ending(place.path).removesuffix(".gz")
+    if not first and kind in DELIMITERS:
+        check_names(table_records(place.open_lines(), str(place), kind, columns.quoting)[0], columns)
+    for part in chain([first], parts):
         arrays = [column_of([fields[name] for _, fields in part], kind) for name, kind in kinds.items()]
         where = [f"line {number}" for number, _ in part]
         yield where, [fields[columns.text] for _, fields in part], pa.record_batch(arrays, columns.kept)
@@ -184,6 +186,6 @@ def check_source(source: Source, columns: Columns) -> int | None:
     if ending(source.place.path) != ".parquet":
         return None
     with named(source.place), reading(source.place), source.place.open_random() as opened:
-        file = pq.ParquetFile(opened)
+        file = open_parquet(opened)
         check_schema(file.schema_arrow, columns)
         return int(file.metadata.num_rows)

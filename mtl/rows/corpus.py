@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Unpack, get_args
@@ -107,14 +107,11 @@ def embed_corpus(
         MtlError: an input, the output folder or an option will not do; what is finished stays.
     """
     started = time.monotonic()
-    given: dict[str, Any] = dict(options)
-    field, precision_of = given.pop("column", field), given.pop("vectors", output_precision)
-    numbers: Any = "scaled-int8" if precision_of == "int8" and "vectors" in options else precision_of
-    if quoting not in get_args(Quoting):
-        raise InputError(f"quoting is {quoting!r}; expected one of {', '.join(get_args(Quoting))}")
+    given, field, numbers = without_older_names(options, field, output_precision)
+    for name, value, kind in (("quoting", quoting, Quoting), ("output_precision", numbers, CorpusPrecision)):
+        if value not in get_args(kind):
+            raise InputError(f"{name} is {value!r}; expected one of {', '.join(get_args(kind))}")
     columns, place = Columns(field, id_column, tuple(keep), quoting), Place.of(output)
-    if numbers not in get_args(CorpusPrecision):
-        raise InputError(f"output_precision is {numbers!r}; expected one of {', '.join(get_args(CorpusPrecision))}")
     if address is not None:
         import_ray()
     elif actors is not None:
@@ -137,6 +134,17 @@ def embed_corpus(
             else:
                 parts, count = on_ray(job, left, address, actors, threads, bar.update)
     return summary(parts, len(sources) - len(left), count, time.monotonic() - started)
+
+
+def without_older_names(
+    options: Mapping[str, Any], field: str, numbers: CorpusPrecision
+) -> tuple[dict[str, Any], str, CorpusPrecision]:
+    """Options without ``column`` and ``vectors``, and what these say of field and output_precision."""
+    given = dict(options)
+    if "vectors" in given:
+        older = given.pop("vectors")
+        numbers = "scaled-int8" if older == "int8" else older
+    return given, given.pop("column", field), numbers
 
 
 def summary(parts: Sequence[Done], there: int, actors: int, seconds: float) -> Summary:

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path, PurePosixPath
 
 from mtl.checkpoints.datasets import HubDataset
@@ -183,9 +184,10 @@ def check_shards(names: Iterable[str], where: str) -> None:
             counts = " and ".join(map(str, sorted(of)))
             raise InputError(f"{where} has {start} in {counts} shards; expected one set of them")
         ((total, there),) = of.items()
-        if missing := sorted({*range(total)} - there):
-            name = f"{start}-{missing[0]:05}-of-{total:05}{end}"
-            raise InputError(f"{where} lacks {counted(len(missing), 'shard')} of {total}, {name} first")
+        if missing := total - sum(number < total for number in there):  # names may speak of any number
+            first = next(number for number in count() if number not in there)
+            name = f"{start}-{first:05}-of-{total:05}{end}"
+            raise InputError(f"{where} lacks {counted(missing, 'shard')} of {total}, {name} first")
 
 
 def some(names: Sequence[str]) -> str:

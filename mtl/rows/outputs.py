@@ -77,14 +77,16 @@ class Output:
     """An output under way, of which ``rows`` rows are done. ``open_output`` gives one."""
 
     def __init__(
-        self, path: Path, dim: int, precision: OutputPrecision, settings: dict[str, Any], source: Path | None
-    ) -> None:
+        self, path: Path, dim: int, precision: OutputPrecision, settings: dict[str, Any], source: Path | None,
+        names: Sequence[str],
+    ) -> None:  # fmt: skip
         self.path, self.dim, self.precision = path, dim, precision
         self.settings = {**settings, "output_precision": precision}
         self.keeps_rows = path.suffix in formats.WITH_ROWS
         self.source = source if source and (path.suffix, kind_of(source)) == (".parquet", ".parquet") else None
         self.schema = schema_of(self.source) if self.source else None
-        self.check_names(self.schema.names if self.schema else ())
+        self.names = names or (self.schema.names if self.schema else ())
+        self.check_names(self.names)
         self.partial, self.rows_path, self.state_path, self.made_path, self.ranges_path = (
             beside(path, end) for end in (".partial", ".partial.rows", ".partial.json", ".made.json", ".ranges.npy")
         )
@@ -241,7 +243,7 @@ class Output:
             else:
                 ranges = self.save_ranges() if self.precision in ("int8", "uint8") and self.rows else None
                 write = formats.WRITERS[self.path.suffix]
-                write(temporary, self.parts(self.precision, ranges), self.shape, self.dtype)
+                write(temporary, self.parts(self.precision, ranges), self.shape, self.dtype, self.names)
         self.save_state(self.made_path)
         self.discard()
 
@@ -322,19 +324,21 @@ def open_output(
     resume: bool = False,
     overwrite: bool = False,
     source: Path | None = None,
+    names: Sequence[str] = (),
 ) -> Iterator[Output]:
     """An output to add rows to, locked: a new one, or with ``resume`` what is there of it already.
 
     ``settings`` are all that a vector depends on, as JSON; ``source`` is the file that the rows come from, if they do,
-    whose columns keep their types from .parquet to .parquet. With ``resume``, a partial output goes on, one that is
-    whole has nothing left to do, and where nothing is, it begins. Nothing is thrown away but with ``overwrite``.
+    and ``names`` are its columns, which keep their types from .parquet to .parquet. With ``resume``, a partial output
+    goes on, one that is whole has nothing left to do, and where nothing is, it begins. Nothing is thrown away but with
+    ``overwrite``.
 
     Raises:
         InputError: the file cannot be written, is another process's, or is there already; it was made from
             another input or with other settings, in which case the line says which.
     """
     with lock(path, InputError):
-        output = Output(path, dim, precision, settings, source)
+        output = Output(path, dim, precision, settings, source, names)
         output.find(resume, overwrite)
         try:
             yield output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby, islice
@@ -30,6 +31,14 @@ def import_pyarrow(path: Path) -> tuple[Any, Any]:
     except ImportError:
         raise InputError(f"{path} needs pyarrow; pip install 'mtl[parquet]'") from None
     return pyarrow, pyarrow.parquet
+
+
+def open_parquet(file: Any) -> Any:
+    """A pyarrow ParquetFile. Instants of 96 bits, as Spark writes them, are read in microseconds, as Spark has them: in
+    nanoseconds, pyarrow's own choice, those before 1678 and after 2262 become others."""
+    from pyarrow import parquet
+
+    return parquet.ParquetFile(file, buffer_size=BUFFER, coerce_int96_timestamp_unit="us")
 
 
 class Batch:
@@ -94,9 +103,9 @@ def reading_parquet(name: object) -> Iterator[None]:
 
 def check_header(names: list[str], where: object) -> None:
     """Raise an InputError if a table has two columns of one name."""
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{where}: the field {name!r} is there {names.count(name)} times; expected each name once")
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"{where}: the field {name!r} is there {count} times; expected each name once")
 
 
 def batches(file: Any, where: object, columns: list[str] | None, size: int) -> Iterator[Batch]:
@@ -113,9 +122,9 @@ def schema_of(path: Path) -> Any:
     Raises:
         InputError: as ``parquet_rows``.
     """
-    _, parquet = import_pyarrow(path)
-    with reading_parquet(path):
-        schema = parquet.read_schema(path)
+    import_pyarrow(path)
+    with reading_parquet(path), open_parquet(path) as file:
+        schema = file.schema_arrow
     check_header(schema.names, path)
     return schema
 
@@ -143,8 +152,8 @@ def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple
     Raises:
         InputError: pyarrow is not installed, or the file is not Parquet.
     """
-    _, parquet = import_pyarrow(path)
-    with reading_parquet(path), parquet.ParquetFile(path, buffer_size=BUFFER) as file:
+    import_pyarrow(path)
+    with reading_parquet(path), open_parquet(path) as file:
         names = file.schema_arrow.names
         check_header(names, path)
         if columns is not None:  # where none of them is there, the caller is to see what is
@@ -175,6 +184,7 @@ def readable(array: Any) -> list[Any]:
     if of.is_struct(kind):
         fields = [readable(part) for part in array.flatten()]
         names = [kind.field(i).name for i in range(kind.num_fields)]
+        check_header(names, kind)
         there = array.is_valid().to_pylist()
         return [{n: f[i] for n, f in zip(names, fields, strict=True)} if v else None for i, v in enumerate(there)]
     if of.is_nested(kind):  # a list of whatever make
@@ -242,9 +252,10 @@ def kind_of_values(values: list[Any], before: Any, final: bool) -> Any:
         schemas = [pa.schema([("", each)]) for each in (before, kind)]
         both = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
         both = pa.uint64() if {kind, before} == {pa.int64(), pa.uint64()} else both
-        parquet.write_table(pa.table([pa.array(values, both)], [""]), pa.BufferOutputStream())
+        parquet.write_table(pa.table([pa.array(values, both)], [""]), sink := pa.BufferOutputStream())
+        parquet.read_schema(pa.BufferReader(sink.getvalue()))  # more than 100 levels can be written, and not read
         return both
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+    except (OSError, pa.ArrowException, OverflowError, UnicodeEncodeError):
         return pa.string()
 
 

@@ -15,14 +15,16 @@ import os
 import select
 import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain, dropwhile
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn, cast
 
 from mtl.display import counted
-from mtl.errors import InputError, is_unicode, one_line, shown
-from mtl.rows.parquet import check_header, parquet_rows
+from mtl.errors import InputError, is_unicode, one_line, printable, shown
+from mtl.rows.parquet import check_header, parquet_rows, schema_of
 
 log = logging.getLogger("mtl")
 
@@ -119,8 +121,8 @@ def no_number(constant: str) -> NoReturn:
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; of two values under one name, nobody could say which is meant."""
     if len(found := dict(pairs)) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {name!r} is there twice")
     return found
 
 
@@ -166,11 +168,8 @@ def plain_records(file: Iterable[bytes], name: str, delimiter: str, warn: bool) 
         yield number, values
 
 
-def table_rows(file: Iterable[bytes], name: str, kind: str, quoting: Quoting) -> Iterator[Row]:
-    """The records of a table as rows; the first names the fields.
-
-    An empty line is passed over, but where there is one field: there it is an empty text.
-    """
+def table_records(file: Iterable[bytes], name: str, kind: str, quoting: Quoting) -> tuple[list[str], Records]:
+    """The names of a table's fields, which its first record has, and the records behind that."""
     if quoting == "minimal" or (quoting == "auto" and kind == ".csv"):
         records = quoted_records(file, name, DELIMITERS[kind])
     else:
@@ -179,6 +178,15 @@ def table_rows(file: Iterable[bytes], name: str, kind: str, quoting: Quoting) ->
     if not header:
         raise InputError(f"{name} is empty; expected a first line that names the fields")
     check_header(header, name)
+    return header, records
+
+
+def table_rows(file: Iterable[bytes], name: str, kind: str, quoting: Quoting) -> Iterator[Row]:
+    """The records of a table as rows.
+
+    An empty line is passed over, but where there is one field: there it is an empty text.
+    """
+    header, records = table_records(file, name, kind, quoting)
     for number, values in records:
         if not values and len(header) == 1:
             values = [""]
@@ -255,9 +263,37 @@ def read_rows(path: Path, fields: list[str] | None = None, quoting: Quoting = "a
     if kind == ".parquet":
         yield from parquet_rows(path, fields)
         return
+    with opened(path) as file:
+        yield from rows_of(file, str(path), kind, quoting)
+
+
+def column_names(path: Path, quoting: Quoting = "auto") -> list[str]:
+    """The columns of a table or a .parquet file, whether or not it has rows; of other files, none.
+
+    Raises:
+        InputError: as ``read_rows``.
+    """
+    kind = kind_of(path)
+    if kind == ".parquet":
+        return list(schema_of(path).names)
+    if kind not in DELIMITERS:
+        return []
+    if kind == ".tsv" and quoting == "auto":
+        quoting = "none"  # as it is read, but for the line that says of fields that they look quoted
+    with opened(path) as file:
+        return table_records(file, str(path), kind, quoting)[0]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to be read, decompressed where its name ends in .gz.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
-        with gzip.open(path) if is_gzip(path) else path.open("rb") as opened:
-            yield from rows_of(cast(BinaryIO, opened), str(path), kind, quoting)
+        with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
+            yield cast(BinaryIO, file)
     except (EOFError, zlib.error) as error:
         raise InputError(f"{path} is no whole gzip file: {error}") from None
     except OSError as error:
@@ -288,7 +324,7 @@ def texts_of(rows: Iterable[Row], name: str, field: str = "text") -> Iterator[Te
     """
     for number, fields in rows:
         if field not in fields:
-            has = f"it has {', '.join(fields)}; say with --field which holds the text"
+            has = f"it has {', '.join(map(printable, fields))}; say with --field which holds the text"
             raise InputError(f"{name}, line {number}: no field {field!r}; {has}")
         yield check_text(fields[field], field, f"{name}, line {number}"), fields
 

@@ -1,7 +1,8 @@
 """Vectors in several number formats, and the files that they end up in.
 
 A writer goes through the parts of an output, as often as it needs to, each some rows' fields (none, where the format
-keeps none) and their vectors, so that what is written may be larger than memory.
+keeps none) and their vectors, so that what is written may be larger than memory. ``names`` are columns that a table has
+even where it has no rows.
 """
 
 from __future__ import annotations
@@ -88,14 +89,16 @@ def raw(vectors: Vectors) -> bytes:
     return np.ascontiguousarray(vectors.astype(vectors.dtype.newbyteorder("<"), copy=False)).tobytes()
 
 
-def write_npy(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str) -> None:
+def write_npy(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str, names: Iterable[str] = ()) -> None:
     """Vectors as numpy stores them."""
     with path.open("wb") as file:
         npy_header(file, shape, dtype)
         file.writelines(raw(vectors) for _, vectors in parts)
 
 
-def write_safetensors(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str) -> None:
+def write_safetensors(
+    path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str, names: Iterable[str] = ()
+) -> None:
     """Vectors as one tensor called ``embeddings``."""
     offsets = [0, shape[0] * shape[1] * np.dtype(dtype).itemsize]
     tensor = {"dtype": SAFETENSORS_TYPES[dtype], "shape": shape, "data_offsets": offsets}
@@ -115,19 +118,25 @@ def json_line(value: Any, finite: bool = True, where: str = "JSON") -> str:
     """A value, as the fields of a row, in a line of JSON.
 
     What JSON has no type for, such as a date, becomes a string, as bytes do in base64, and a number that is not finite
-    null, which a line says of ``where``; or where it need not be ``finite`` what Python writes for it.
+    null, which a line says of ``where``; or where it need not be ``finite`` what Python writes for it. Numbers and
+    arrays of numpy are what they hold.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, default=as_text, allow_nan=not finite)
+        return json.dumps(value, ensure_ascii=False, default=plain, allow_nan=not finite)
     except ValueError:
         say_infinite(where)
-        return json.dumps(without_infinite(value), ensure_ascii=False, default=as_text)
+        return json.dumps(without_infinite(value), ensure_ascii=False, default=plain)
 
 
 @cache
 def say_infinite(where: str) -> None:
     """Said once of each."""
     log.warning("%s: numbers that are infinite become null, as JSON has none", where)
+
+
+def plain(value: Any) -> Any:
+    """What JSON has no type for, as something that it has."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else as_text(value)
 
 
 def as_text(value: Any) -> str:
@@ -137,6 +146,8 @@ def as_text(value: Any) -> str:
 
 def without_infinite(value: Any) -> Any:
     """The same value with None for each number in it that is not finite."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
     if isinstance(value, dict):
         return {key: without_infinite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -144,7 +155,9 @@ def without_infinite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_jsonl(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str) -> None:
+def write_jsonl(
+    path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str, names: Iterable[str] = ()
+) -> None:
     """Each row's fields, and its vector as ``embedding`` behind them."""
     where = str(finished(path))
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -163,14 +176,9 @@ def csv_line(values: Iterable[Any]) -> str:
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
-def names_of(parts: Iterable[Part]) -> list[str]:
-    """The fields that any row has, in the order in which they first come."""
-    return list(dict.fromkeys(name for rows, _ in parts for fields in rows for name in fields))
-
-
-def write_csv(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str) -> None:
-    """A column for each field of any row, and the vector, as a JSON list, in the column ``embedding``."""
-    columns = names_of(parts)
+def write_csv(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str, names: Iterable[str] = ()) -> None:
+    """A column for each of ``names`` and each field of any row, and the vector, a JSON list, as ``embedding``."""
+    columns = list(dict.fromkeys([*names, *(name for rows, _ in parts for fields in rows for name in fields)]))
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         file.write(csv_line([*columns, COLUMN]))
         for rows, vectors in parts:
@@ -178,10 +186,12 @@ def write_csv(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: 
                 file.write(csv_line([*map(fields.get, columns), json_numbers(vector)]))
 
 
-def write_parquet(path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str) -> None:
-    """A column for each field of any row, and the vector as ``embedding``, a list of fixed length.
+def write_parquet(
+    path: Path, parts: Iterable[Part], shape: tuple[int, int], dtype: str, names: Iterable[str] = ()
+) -> None:
+    """A column for each of ``names`` and each field of any row, and the vector as ``embedding``, a list of one length.
 
-    Columns that come from Parquet keep their types.
+    Columns that come from Parquet keep their types, and those without a value are of strings.
 
     Raises:
         InputError: pyarrow is not installed, or a field's name is no Unicode.
@@ -193,7 +203,8 @@ def write_parquet(path: Path, parts: Iterable[Part], shape: tuple[int, int], dty
         if first and isinstance(first[0], pyarrow.Table):
             schema = first[0].schema
         else:
-            schema = pyarrow.schema(column_kinds(lambda: (rows for rows, _ in parts), finished(path)).items())
+            strings = dict.fromkeys(names, pyarrow.string())
+            schema = pyarrow.schema(strings | column_kinds(lambda: (rows for rows, _ in parts), finished(path)))
         with parquet.ParquetWriter(path, schema.append(vector)) as writer:
             for rows, vectors in parts:
                 numbers = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), shape[1])

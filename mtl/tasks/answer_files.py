@@ -49,15 +49,18 @@ def flat(answer: Fields) -> Fields:
     return fields | columns
 
 
-def write_csv(file: Any, rows: Iterable[Fields], folder: Path) -> None:
-    """Rows as .csv, a column for each field of any row; they are kept aside until all fields are known."""
+def write_csv(file: Any, answers: Iterable[Fields], folder: Path, blank: Callable[[], Fields]) -> None:
+    """Answers as .csv, flat, a column for each field of any; they are kept aside until all fields are known.
+
+    Where there are none, the columns are those of ``blank``, an answer to nothing.
+    """
     names: dict[str, None] = {}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass", dir=folder) as aside:
-        for row in rows:
+        for row in map(flat, answers):
             names |= dict.fromkeys(row)
             aside.write(json_line(row, finite=False) + "\n")
         aside.seek(0)
-        file.write(csv_line(names))
+        file.write(csv_line(names or flat(blank())))
         file.writelines(csv_line(map(json.loads(line).get, names)) for line in aside)
 
 
@@ -76,8 +79,16 @@ def state_paths(path: Path) -> tuple[Path, Path]:
     return beside(path, ".partial"), beside(path, ".made.json")
 
 
-def write_answers(path: Path, found: Iterable[Fields], overwrite: bool = False) -> int:
+def nothing() -> Fields:
+    return {"tasks": {}}
+
+
+def write_answers(
+    path: Path, found: Iterable[Fields], overwrite: bool = False, blank: Callable[[], Fields] = nothing
+) -> int:
     """Write answers as .jsonl, or flat as .csv, which appears under its name when it is whole; how many there are.
+
+    ``blank`` gives an answer to nothing, for the columns of a .csv without rows.
 
     Raises:
         InputError: it exists, or a part of it, and may not be overwritten; it is another process's, or cannot be
@@ -103,7 +114,7 @@ def write_answers(path: Path, found: Iterable[Fields], overwrite: bool = False) 
         remove(partial)
         with appearing(path) as file:
             if path.suffix == ".csv":
-                write_csv(file, map(flat, counting()), path.parent)
+                write_csv(file, counting(), path.parent, blank)
             else:
                 file.writelines(json_line(answer, where=str(path)) + "\n" for answer in counting())
     return count
@@ -129,6 +140,7 @@ def resume_answers(
     rows: Iterator[TextRow],
     answer: Callable[[Iterator[TextRow]], Iterable[Fields]],
     about: dict[str, Any],
+    blank: Callable[[], Fields] = nothing,
 ) -> tuple[int, bool]:
     """As ``write_answers``, but what is done is kept in PATH.partial, and gone on with; an output that is whole stays.
 
@@ -162,7 +174,7 @@ def resume_answers(
         write_made(made, {**about, "input": given.hash.hexdigest()})
         with partial.open(encoding="utf-8", newline="\n") as lines, appearing(path) as target:
             if path.suffix == ".csv":
-                write_csv(target, map(flat, map(json.loads, lines)), path.parent)
+                write_csv(target, map(json.loads, lines), path.parent, blank)
             else:
                 target.writelines(lines)
         remove(partial)

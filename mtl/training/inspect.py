@@ -276,8 +276,8 @@ class Look:
     def near(self, least: float, most: int, threads: int | None) -> Iterator[str]:
         """Rows that are not equal, but near, in words."""
         chosen = [split for split, found in self.splits.items() if 0 < len(found.seen) <= most]
-        for split in self.splits.keys() - chosen:
-            if count := len(self.splits[split].seen):
+        for split, found in self.splits.items():
+            if (count := len(found.seen)) and split not in chosen:
                 yield f"{split}: near rows are not sought: there are {count} different ones, more than {most}"
         with TemporaryFile() as file:
             vectors = {split: self.vectors(split, file, threads) for split in chosen}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,19 @@ from mtl.cli import main
 from mtl.disk import lock
 from mtl.errors import InputError
 from mtl.index import index as indexes
-from mtl.index.store import State, View, delete, planes, read_state, write_segment, write_state
+from mtl.index.store import State, View, change, clean, planes, prepared, read_state, together, write_state
 from mtl.rows.vector_files import scaled
 
 TEXTS = ["a b", "c d e", "f", "a g h", "i", "e j", "k l m n", "a b"]
 ROWS = [{"id": f"n{i}", "text": text, "size": len(text)} for i, text in enumerate(TEXTS)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unsynced() -> Iterator[None]:
+    """No power is lost here, and a write of many small files would wait for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtl.disk.sync", lambda path: None)
+        yield
 
 
 def made(folder: Path, encoder: SentenceEncoder, **options: Any) -> Index:
@@ -53,7 +63,7 @@ def test_search_is_that_of_all_vectors(tiny: SentenceEncoder, tmp_path: Path) ->
     assert index.search([], 3) == []
     again = Index.open(tmp_path / "idx", tiny)
     assert again.search(queries, 5) == found
-    assert sorted(path.name for path in (tmp_path / "idx").iterdir()) == ["index.json", "segment-00000001"]
+    assert sorted(path.name for path in (tmp_path / "idx").iterdir()) == ["index.json", "segment-00000001-0"]
 
 
 @pytest.mark.parametrize("measure", ["dot", "euclidean", "manhattan"])
@@ -112,17 +122,15 @@ def test_rows_are_numbered_where_they_have_no_id(tiny: SentenceEncoder, tmp_path
 
 def random_state(folder: Path, form: str, vectors: np.ndarray, cuts: list[int], gone: list[int]) -> Index:
     """An index of vectors, in segments, some of them deleted."""
-    state = State(form, vectors.shape[1], "cosine", {"id_field": None})
     folder.mkdir(parents=True)
-    for number, part in enumerate(np.split(vectors, cuts), 1):
-        name = f"segment-{number:08d}"
-        parts = [(range(len(part)), ([{"text": str(i)} for i in range(len(part))], part))]
-        write_segment(folder / name, state, parts, len(part))
-        delete(folder, state, [], segments=(*state.segments, (name, len(part)))) if number > 1 else write_state(
-            folder, State(form, vectors.shape[1], "cosine", {"id_field": None}, ((name, len(part)),), None, 1)
-        )
-        state = read_state(folder)
-    delete(folder, state, gone)
+    write_state(folder, State(form, vectors.shape[1], "cosine", {"id_field": None}))
+    start = 0
+    for part in np.split(vectors, cuts):
+        ids, state = range(start, start + len(part)), read_state(folder)
+        rows = prepared(state, [([{"text": str(i)} for i in ids], part)] if len(part) else [], ids)
+        change(folder, state, [], rows, len(part))
+        start += len(part)
+    change(folder, read_state(folder), gone)
     return Index(folder)
 
 
@@ -147,7 +155,8 @@ def test_any_history_is_searched_as_what_is_left(tmp_path_factory: pytest.TempPa
         scores, places = search.search(unit, corpus[kept], k, "dot")
         found = index.nearest(queries, k)
         if form != "binary":  # of few rows, all are candidates, compared one query at a time
-            assert np.array_equal(np.array(found[1]), kept[places])
+            named = [[index.fields(place)[0] for place in row] for row in found[1]]
+            assert np.array_equal(np.array(named).reshape(places.shape), kept[places])
             assert np.array_equal(np.array(found[0]), scores)
         np.testing.assert_allclose(np.array(found[0]), scores, atol=1e-6)
 
@@ -225,10 +234,87 @@ def test_what_is_no_index(tiny: SentenceEncoder, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="index.json is damaged"):
             Index.open(tmp_path / "idx")
     (tmp_path / "idx" / "index.json").write_text(state)
-    vectors = tmp_path / "idx" / "segment-00000001" / "vectors.npy"
+    vectors = tmp_path / "idx" / "segment-00000001-0" / "vectors.npy"
     vectors.write_bytes(vectors.read_bytes()[:200])
     with pytest.raises(InputError, match="segment-00000001"):
         Index.open(tmp_path / "idx")
+
+
+@given(st.lists(st.integers(0, 40), max_size=60))
+def test_segments_are_few(sizes: list[int]) -> None:
+    groups = together(sizes)
+    assert [i for group in groups for i in group if sizes[i]] == [i for i, size in enumerate(sizes) if size]
+    totals = [sum(sizes[i] for i in group) for group in groups]
+    assert sum(totals) == sum(sizes)
+    assert all(one >= 2 * other for one, other in itertools.pairwise(totals))
+
+
+@pytest.mark.parametrize("form", ["fp32", "int8", "binary"])
+def test_many_small_changes(tmp_path: Path, form: str) -> None:
+    """Its files stay few, those of deleted rows are given back, and every row is where it was."""
+    vectors = np.random.default_rng(0).standard_normal((40, 70)).astype(np.float32)
+    index = random_state(tmp_path / "idx", form, vectors, list(range(1, 40)), [])
+    assert len(index.state.segments) <= 6
+    at_once = random_state(tmp_path / "once", form, vectors, [], [])
+    for one, other in zip(index.nearest(vectors[:9], 40), at_once.nearest(vectors[:9], 40), strict=True):
+        assert np.array_equal(one, other)
+    assert [index.fields(place) for place in range(40)] == [at_once.fields(place) for place in range(40)]
+    reader = Index(tmp_path / "idx")
+    size = sum(path.stat().st_size for path in (tmp_path / "idx").rglob("*"))
+    left = 40
+    while left > 3:
+        change(tmp_path / "idx", index.state, index.view.live[: left // 2])
+        index.refresh()
+        clean(tmp_path / "idx", index.state)
+        left -= left // 2
+        assert [index.fields(place)[0] for place in index.view.live] == list(range(40 - left, 40))
+        assert np.array_equal(index.view[:], at_once.view[40 - left : 40])
+    assert sum(path.stat().st_size for path in (tmp_path / "idx").rglob("*")) < size / 4
+    assert [reader.fields(place) for place in range(40)] == [at_once.fields(place) for place in range(40)]
+
+
+def test_rows_as_numpy_has_them(tiny: SentenceEncoder, tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "idx", tiny, id_field="id")
+    index.add([{"id": np.int64(7), "text": np.str_("a b"), "x": np.float32(0.5), "y": np.arange(2), "z": np.bool_(1)}])
+    (hit,) = index.search("a")
+    assert (hit.id, hit.row) == (7, {"id": 7, "text": "a b", "x": 0.5, "y": [0, 1], "z": True})
+    for row in (5, None, ["text", "a"], {1: "a", "text": "b", "id": 3}):
+        with pytest.raises(InputError, match="row 1 "):
+            index.add([row])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("form", ["fp32", "int8", "binary"])
+def test_any_damage_is_said(tiny: SentenceEncoder, tmp_path: Path, form: str) -> None:
+    """Every file emptied, cut, longer, of other numbers or gone: a line that names it, and never another row."""
+    index = made(tmp_path / "idx", tiny, form=form)
+    index.delete(["n1"])
+    before = index.search("a b", 99)
+
+    def look() -> list[indexes.Hit] | str:
+        try:
+            opened = Index.open(tmp_path / "idx", tiny)
+            opened.view.places_by_id()
+            return list(opened.search("a b", 99))
+        except InputError as error:
+            return str(error)
+
+    for path in [path for path in (tmp_path / "idx").rglob("*") if path.is_file()]:
+        content = path.read_bytes()
+        other = content.replace(b"<f4", b"<i4").replace(b"<i8", b"<f8").replace(b"|i1", b"|u1").replace(b"<u8", b"<i8")
+        half = len(content) // 2
+        numbers = path.stem in ("vectors", "scales", "bits")  # of which any may be right
+        filled = content if numbers else content[:half] + b"}" * half
+        for damage in (b"", content[:half], content[:-3], content + b"x\n", filled, other, None):
+            path.unlink()
+            if damage is not None:
+                path.write_bytes(damage)
+            found = look()
+            if isinstance(found, str):
+                assert path.name in found or path.parent.name in found
+            else:
+                assert found == before, (path, damage)  # nothing hangs on what stands behind an array
+            path.write_bytes(content)
+    assert look() == before
 
 
 STEPS = """

@@ -14,7 +14,8 @@ from mtl import SentenceEncoder
 from mtl.errors import InputError
 from mtl.index import mine as mining
 from mtl.index.index import Index
-from mtl.index.mine import mine, plain
+from mtl.index.mine import mine
+from mtl.index.mining_files import text_key
 from mtl.training.recipe import read_recipe
 from mtl.training.session import train
 from mtl.training.start import keep_layers
@@ -61,7 +62,7 @@ def by_hand(
     margin: float | None,
 ) -> list[tuple[str, str, str]]:  # fmt: skip
     """The negatives of each pair, from the whole matrix of cosines."""
-    texts = list({plain(row["text"]): row["text"] for row in reversed(docs) if row["text"].strip()}.values())[::-1]
+    texts = list({text_key(row["text"]): row["text"] for row in reversed(docs) if row["text"].strip()}.values())[::-1]
 
     def cosines(by: SentenceEncoder) -> tuple[np.ndarray, np.ndarray]:
         """Of each pair's query with all texts, and with its answer."""
@@ -72,9 +73,9 @@ def by_hand(
     found = []
     for number, pair in enumerate(pairs):
         query, answer = pair["query"], pair["answer"]
-        taken = {plain(query), *(plain(other["answer"]) for other in pairs if other["query"] == query)}
+        taken = {text_key(query), *(text_key(other["answer"]) for other in pairs if other["query"] == query)}
         alike, own = by_model[0][number], by_model[1][number]
-        ranked = [i for i in np.argsort(-alike, kind="stable") if plain(texts[i]) not in taken][skip:]
+        ranked = [i for i in np.argsort(-alike, kind="stable") if text_key(texts[i]) not in taken][skip:]
         if margin is not None:
             ranked = [i for i in ranked if alike[i] <= own - margin]
         if by_guide:

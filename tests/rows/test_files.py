@@ -9,7 +9,7 @@ import pytest
 from hub import COMMIT, serving
 
 from mtl.errors import InputError, MtlError
-from mtl.rows.files import files_of
+from mtl.rows.files import check_shards, files_of
 
 ROW = '{"text": "a", "label": "x"}\n'
 
@@ -156,3 +156,8 @@ def test_datasets_on_the_hub(tmp_path: Path) -> None:
 def test_an_address_that_is_none() -> None:
     with pytest.raises(MtlError, match="is no address of data"):
         files_of("hf://me/data", "train")
+
+
+def test_a_name_may_speak_of_any_number_of_shards() -> None:
+    with pytest.raises(InputError, match="lacks 9999999998 shards of 9999999999, a-00001-of-9999999999 first"):
+        check_shards(["a-00000-of-9999999999", "a-99999999999-of-9999999999"], "here")

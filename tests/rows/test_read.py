@@ -21,7 +21,7 @@ from mtl import embed_corpus
 from mtl.errors import InputError
 from mtl.rows.outputs import open_output
 from mtl.rows.parquet import column_kinds, column_of, readable
-from mtl.rows.read import read_rows, rows_of, texts_of
+from mtl.rows.read import column_names, read_rows, rows_of, texts_of
 from mtl.rows.vector_files import json_line
 
 
@@ -85,6 +85,67 @@ WRONG = [
 def test_what_is_not_understood(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):
         texts(tmp_path, name, content)
+
+
+def test_many_columns_are_checked_at_once(tmp_path: Path) -> None:
+    """By a count each, 100,000 names would take minutes."""
+    names = [f"c{i}" for i in range(100_000)]
+    assert texts(tmp_path, "wide.csv", f"text,{','.join(names)}\na{',' * len(names)}\n".encode()) == ["a"]
+    with pytest.raises(InputError, match="the field 'c7' is there 2 times"):
+        texts(tmp_path, "wide.csv", f"text,{','.join([*names, 'c7'])}\n".encode())
+    row = ",".join(f'"{name}": 1' for name in [*names, "c99999"])
+    with pytest.raises(InputError, match="line 1: not JSON .the key 'c99999' is there twice"):
+        texts(tmp_path, "wide.jsonl", f"{{{row}}}\n".encode())
+
+
+def test_a_struct_with_two_fields_of_a_name(tmp_path: Path) -> None:
+    twice = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"])
+    pq.write_table(pa.table({"text": ["x"], "s": twice}), tmp_path / "twice.parquet")
+    with pytest.raises(InputError, match="struct<a: int64, a: int64>: the field 'a' is there 2 times"):
+        [row["s"] for _, row in read_rows(tmp_path / "twice.parquet")]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us"])
+def test_instants_as_spark_writes_them(tmp_path: Path, unit: str) -> None:
+    """Of 96 bits; in nanoseconds, those of other centuries would be of ours."""
+    days = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000}[unit]
+    at = pa.array([-719_162 * days, 0, None, 2_932_896 * days], pa.timestamp(unit))
+    pq.write_table(pa.table({"text": list("abcd"), "at": at}), tmp_path / "spark.parquet",
+                   use_deprecated_int96_timestamps=True)  # fmt: skip
+    expected = ["0001-01-01T00:00:00.000000", "1970-01-01T00:00:00.000000", None, "9999-12-31T00:00:00.000000"]
+    assert [row["at"] for _, row in read_rows(tmp_path / "spark.parquet")] == expected
+
+
+HEADERS = {"none.csv": b"id,text,n\n", "none.tsv": b'id\t"text"\tn\r\n', "none.csv.gz": gzip.compress(b"id,text,n")}
+
+
+@pytest.mark.parametrize("name", [*HEADERS, "none.parquet"])
+def test_a_table_without_rows_keeps_its_columns(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    source, quoting = tmp_path / name, "minimal" if ".tsv" in name else "auto"
+    if name in HEADERS:
+        source.write_bytes(HEADERS[name])
+    else:
+        pq.write_table(pa.table({"id": pa.array([], pa.int32()), "text": pa.array([], pa.string()), "n": []}), source)
+    assert column_names(source, quoting) == ["id", "text", "n"]  # type: ignore[arg-type]
+    for end in (".csv", ".parquet", ".jsonl", ".npy", ".safetensors"):
+        with open_output(tmp_path / f"o{end}", 3, "float32", {}, source=source, names=["id", "text", "n"]) as output:
+            assert list(output.remaining(texts_of(read_rows(source, quoting=quoting), name))) == []
+            output.finish()
+    assert (tmp_path / "o.csv").read_bytes() == b"id,text,n,embedding\n"
+    assert pq.read_schema(tmp_path / "o.parquet").names == ["id", "text", "n", "embedding"]
+    assert pq.read_schema(tmp_path / "o.parquet").field("text").type == pa.string()
+    assert (tmp_path / "o.jsonl").read_bytes() == b""
+    assert np.load(tmp_path / "o.npy").shape == (0, 3)
+    assert not caplog.records
+
+
+def test_columns_of_no_table(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    assert column_names(tmp_path / "a.jsonl") == []
+    (tmp_path / "a.tsv").write_text('"id"\t"text"\n')
+    assert column_names(tmp_path / "a.tsv") == ['"id"', '"text"']
+    with pytest.raises(InputError, match="no.csv cannot be read: No such file"):
+        column_names(tmp_path / "no.csv")
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

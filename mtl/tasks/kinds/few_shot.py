@@ -267,10 +267,11 @@ def partners(
     """
     numbers: dict[tuple[int, ...], int] = {}
     of_row = torch.tensor([numbers.setdefault(row, len(numbers)) for row in labels])
-    having: dict[int, list[int]] = {}  # the sets of labels that have each label
+    sets: dict[int, list[int]] = {}
     for own, number in numbers.items():
         for label in own:
-            having.setdefault(label, []).append(number)
+            sets.setdefault(label, []).append(number)
+    having = {label: torch.tensor(found) for label, found in sets.items()}  # the sets of labels that have each label
     order, sizes = of_row.argsort(stable=True), of_row.bincount()
     starts, total = sizes.cumsum(0) - sizes, len(labels)
     likes, unlikes = (torch.full((total, count), -1) for _ in range(2))
@@ -289,7 +290,10 @@ def partners(
             if total > 1:
                 unlikes[rows] = order[drawn(total, members)]
             continue
-        blocks = torch.tensor(sorted({other for label in own for other in having[label]}))
+        shared = torch.zeros(len(numbers), dtype=torch.bool)
+        for label in own:
+            shared[having[label]] = True
+        blocks = shared.nonzero()[:, 0]
         ends = sizes[blocks].cumsum(0)  # of the blocks, among their own rows
         before = starts[blocks] - (ends - sizes[blocks])  # how many rows of no block stand before each
         alike = int(ends[-1])
