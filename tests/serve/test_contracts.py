@@ -406,6 +406,11 @@ def test_names_of_folders_show_no_path(tmp_path: Any) -> None:
     assert public_name("org/name@main") == "org/name"
 
 
+def test_a_name_that_json_cannot_hold(encoder: SentenceEncoder) -> None:
+    with running(Service(Served(encoder, "a\udcffb"))) as client:
+        assert client.get("/info").json["model_id"] == client.get("/v1/models").json["data"][0]["id"] == "a?b"
+
+
 NAMES = [
     "inputs", "input", "truncate", "truncation_direction", "normalize", "dimensions", "prompt_name", "parameters",
     "source_sentence", "sentences", "ids", "encoding_format", "task", "tasks", "raw_scores", "embedding", "top_k",
