@@ -15,6 +15,7 @@ from mtl.checkpoints.card import PLACEHOLDER, README, card, public_name, results
 from mtl.checkpoints.fetch import HUB_ID, fetch, quiet_hub
 from mtl.checkpoints.files import read_object
 from mtl.checkpoints.load import BRANCHES, TASKS, load
+from mtl.disk import writing
 from mtl.errors import InputError, MtlError, WeightsError, one_line, shown
 
 # All that a model is made of, here, for sentence-transformers, transformers and ONNX
@@ -63,17 +64,18 @@ def check_whole(files: Mapping[str, Path], others: Sequence[str]) -> None:
         ConfigError, WeightsError: they cannot be loaded.
     """
     with tempfile.TemporaryDirectory(prefix="mtl-") as temporary:
-        for name, path in files.items():
-            (alone := Path(temporary, name)).parent.mkdir(exist_ok=True)
-            try:
-                os.link(path.resolve(), alone)
-            except OSError:  # another file system
-                shutil.copyfile(path, alone)
+        with writing(Path(temporary), WeightsError):
+            for name, path in files.items():
+                (alone := Path(temporary, name)).parent.mkdir(exist_ok=True)
+                try:
+                    os.link(path.resolve(), alone)
+                except OSError:  # another file system
+                    shutil.copyfile(path, alone)
         try:
             load(Path(temporary))
         except MtlError as error:
             why = one_line(error).replace(temporary, "the pushed folder")
-            left_out = f"without the files that are not pushed, the model cannot be loaded ({why}): {', '.join(others)}"
+            left_out = f"without the files that are not pushed, the model cannot be loaded ({why}): {', '.join(others[:10])}"
             raise type(error)(f"{left_out}; save it with SentenceEncoder or MultiTaskModel, and push that") from None
 
 

@@ -101,7 +101,8 @@ def serve(
     service = Service(served, limits, keys, truncate, print_record if log_json else None, index)
 
     def ready() -> None:
-        click.echo(f"serving {served.name} at http://{host}:{at.getsockname()[1]}", err=True)
+        address = f"[{host}]" if ":" in host else host
+        click.echo(f"serving {served.name} at http://{address}:{at.getsockname()[1]}", err=True)
 
     run(configured(application(service, cors), service), at, ready)
     click.echo("stopped: every accepted request was answered", err=True)

@@ -53,7 +53,7 @@ class Served:
     """A model with its engines. Texts' values have the bits that `mtl embed` and `mtl predict` give them."""
 
     def __init__(self, model: SentenceEncoder | MultiTaskModel, name: str, threads: int | None = None) -> None:
-        self.name = name
+        self.name = name.encode(errors="replace").decode()  # a folder may be called what JSON cannot hold
         self.heads = model if isinstance(model, MultiTaskModel) and (model.text_heads or model.taggers()) else None
         self.judge = model if isinstance(model, MultiTaskModel) and model.pair_heads else None
         self.encoder = model.embedder if isinstance(model, MultiTaskModel) else model

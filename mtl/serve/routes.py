@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import torch
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mtl.display import version_of
+from mtl.errors import MtlError
 from mtl.index.index import Hit
 from mtl.kernels.activations import sigmoid
 from mtl.rows.vector_files import json_line
@@ -47,6 +50,8 @@ from mtl.serve.questions import (
     string,
 )
 from mtl.serve.queue import Row
+
+log = logging.getLogger("mtl")
 
 Handler = Callable[[Call], Awaitable[Any]]
 
@@ -258,12 +263,16 @@ async def root(call: Call, ask: Callable[[Handler], Awaitable[Any]]) -> Any:
         return await ask(embed)
     if "parameters" in values:
         parameters = PIPELINE.read(call.fields, "parameters")
-        raw = parameters["function_to_apply"] == "none"
-        call.fields.values = {"raw_scores": raw, **(values["parameters"] or {}), **values}
+        function = FUNCTIONS.get(parameters["function_to_apply"])
+        logits = {"raw_scores": True} if function else {}
+        call.fields.values = {**(values["parameters"] or {}), **values, **logits}
         found = await ask(predict)
-        return [
-            labels[: parameters["top_k"]] for labels in (found if found and isinstance(found[0], list) else [found])
-        ]
+        several = found if found and isinstance(found[0], list) else [found]
+        if function:
+            for labels in several:
+                scores = function(torch.tensor([label["score"] for label in labels])).numpy()
+                labels[:] = [{**label, "score": score} for label, score in zip(labels, scores, strict=True)]
+        return [labels[: parameters["top_k"]] for labels in several]
     embeds = values.keys() & {"normalize", "dimensions", "prompt_name", "encoding_format"}
     return await ask(embed if embeds else predict)
 
@@ -323,7 +332,11 @@ async def search(call: Call) -> Any:
         call.service.index = index = call.service.index.current()  # its newest state
         return [[as_json(hit) for hit in hits] for hits in index.search(vectors, call.given["k"])]
 
-    results = await asyncio.get_running_loop().run_in_executor(call.service.pool, found)
+    try:
+        results = await asyncio.get_running_loop().run_in_executor(call.service.pool, found)
+    except (MtlError, OSError) as error:  # what it says has a path in it, and is not the client's to mend
+        log.error("the index cannot be searched: %s", error)
+        raise Refused(424, "the index cannot be read; the server's log says more") from None
     return {"results": results[0] if isinstance(call.fields.get("query"), str) else results}
 
 
@@ -342,10 +355,18 @@ async def models(call: Call) -> Any:
     }
 
 
+# What transformers' pipelines make of logits; all keep their order
+FUNCTIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda logits: logits,
+    "sigmoid": sigmoid,
+    "softmax": lambda logits: logits.softmax(dim=-1),
+}
 PIPELINE = inner(
     "What transformers' pipelines are told.",
     {
-        "function_to_apply": choice("none for logits, nothing for the task's own probabilities.", "none"),
+        "function_to_apply": choice(
+            "What makes scores of logits; by default, as the task has it.", *filter(None, FUNCTIONS)
+        ),
         "top_k": count("The most labels.", 1 << 31),
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import ipaddress
 import signal
 import socket
 from collections.abc import Callable
@@ -193,7 +194,11 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+    """Whether a host is this machine's own alone; a name that only begins as such an address may be anybody's."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def configured(app: Starlette, service: Service, drain_seconds: int = 60) -> Server:

@@ -67,6 +67,15 @@ def test_huggingface_hub_classifies(one_head: Client, classifier: MultiTaskModel
     assert [(row.label, np.float32(row.score)) for row in found] == sorted(scores.items(), key=lambda row: -row[1])[:2]
 
 
+@pytest.mark.parametrize("function", ["none", "sigmoid", "softmax"])
+def test_huggingface_hub_says_what_scores_are(one_head: Client, classifier: MultiTaskModel, function: str) -> None:
+    found = InferenceClient(model=one_head.url).text_classification("a b", function_to_apply=function)
+    x = classifier.predict(["a b"]).logits["topic"][0]
+    expected = {"none": x, "sigmoid": 1 / (1 + np.exp(-x)), "softmax": np.exp(x) / np.exp(x).sum()}[function]
+    assert [row.label for row in found] == ["xyz"[i] for i in np.argsort(-x)]
+    np.testing.assert_allclose([row.score for row in found], np.sort(expected)[::-1], rtol=1e-5)
+
+
 def test_what_the_documentation_shows(minilm: SentenceEncoder, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("openai")
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")

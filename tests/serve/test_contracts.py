@@ -292,8 +292,8 @@ def test_unknown_tasks_are_refused(headed: Client) -> None:
     assert "topic, tags, score; name one" in headed.post("/predict", {"inputs": "a"}).json["error"]
     assert "expected one of topic" in headed.post("/predict", {"inputs": "a", "task": "nope"}).json["error"]
     assert headed.post("/v1/predict", {"input": "a", "tasks": ["nope"]}).status == 400
-    refused = headed.post("/", {"inputs": "a", "task": "topic", "parameters": {"function_to_apply": "sigmoid"}})
-    assert "`parameters.function_to_apply` is 'sigmoid'" in refused.json["error"]
+    refused = headed.post("/", {"inputs": "a", "task": "topic", "parameters": {"function_to_apply": "relu"}})
+    assert "`parameters.function_to_apply` is 'relu'; expected one of none, sigmoid, softmax" in refused.json["error"]
 
 
 def test_another_path_method_or_type(client: Client) -> None:
@@ -404,6 +404,11 @@ def test_names_of_folders_show_no_path(tmp_path: Any) -> None:
     assert public_name(str(tmp_path / "demo" / "model")) == "demo"
     assert public_name(str(tmp_path / "demo")) == "demo"
     assert public_name("org/name@main") == "org/name"
+
+
+def test_a_name_that_json_cannot_hold(encoder: SentenceEncoder) -> None:
+    with running(Service(Served(encoder, "a\udcffb"))) as client:
+        assert client.get("/info").json["model_id"] == client.get("/v1/models").json["data"][0]["id"] == "a?b"
 
 
 NAMES = [

@@ -41,6 +41,18 @@ def test_search_is_that_of_the_index(serving: Callable[..., Client], encoder: Se
     assert sorted(hit["id"] for hit in found) == [0, 2, 3, 4]
 
 
+def test_an_index_that_is_damaged_meanwhile(
+    serving: Callable[..., Client], index: Index, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Is not the client's to mend, who learns no path."""
+    client = serving(index=index)
+    (index.folder / "index.json").write_text("{")
+    reply = client.post("/search", {"query": "f"})
+    assert (reply.status, reply.json["error"]["type"]) == (424, "server_error")
+    assert str(index.folder).encode() not in reply.body
+    assert f"{index.folder}" in caplog.text
+
+
 def test_the_prompt_is_that_of_queries(
     serving: Callable[..., Client], encoder: SentenceEncoder, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:

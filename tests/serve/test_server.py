@@ -414,6 +414,7 @@ def test_sigterm_under_load_loses_nothing(folder: Path) -> None:
     ("arguments", "said"),
     [
         (["--host", "0.0.0.0"], "0.0.0.0 can be reached by others; give --api-keys FILE, or --without-key"),
+        (["--host", "127.0.0.1.example.invalid"], "can be reached by others; give --api-keys FILE, or --without-key"),
         (["--api-keys", "nowhere"], "nowhere cannot be read: No such file"),
         (["--api-keys", "empty"], "has none; expected one a line"),
         (["--model", "nowhere/at-all/model"], "nowhere"),
