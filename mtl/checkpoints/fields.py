@@ -57,9 +57,9 @@ class File:
 
 CONFIG = File(
     "config.json",
-    "model_type tokenizer_class id2label problem_type architectures sentence_transformers "
+    "model_type tokenizer_class id2label problem_type architectures sentence_transformers transformers_version "
     "sbert_ce_default_activation_function",
-    "_name_or_path transformers_version torch_dtype dtype return_dict output_hidden_states output_attentions "
+    "_name_or_path torch_dtype dtype return_dict output_hidden_states output_attentions "
     "output_past torchscript use_bfloat16 attn_implementation _attn_implementation _attn_implementation_autoset "
     "_attn_implementation_internal _experts_implementation gradient_checkpointing label2id num_labels _num_labels "
     "finetuning_task chunk_size_feed_forward tie_word_embeddings bos_token_id eos_token_id sep_token_id pad_token_id "

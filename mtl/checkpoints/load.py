@@ -32,7 +32,7 @@ from mtl.checkpoints.modules import (
     read_sentence_config,
     score_activation,
 )
-from mtl.checkpoints.tokenizer import class_of, load_tokenizer, read_options, takes_segments
+from mtl.checkpoints.tokenizer import VERBATIM, class_of, load_tokenizer, read_options, takes_segments
 from mtl.display import counted
 from mtl.errors import ConfigError, MtlError, WeightsError, printable, shown
 from mtl.kernels.uninitialized import uninitialized
@@ -332,6 +332,13 @@ def length_limit(sentence: Mapping[str, Any], options: Mapping[str, Any], positi
     return positions
 
 
+def of_transformers_4(config: Mapping[str, Any]) -> bool:
+    """Whether config.json was written by transformers 4 or before, where a tokenizer of no class of its own tells the
+    texts of a pair apart if no file says otherwise; in 5 it does not, of the same folder."""
+    major, _, _ = str(config.get("transformers_version")).partition(".")
+    return major in ("2", "3", "4")
+
+
 def load_tasks(folder: Path) -> tuple[dict[str, Any], ...]:
     """The fields of our own tasks, one object each; a folder that others wrote has none."""
     path = inside(folder, TASKS)
@@ -364,6 +371,8 @@ def load(folder: Path) -> Checkpoint:
     sentence, source = read_sentence_config(folder, part) if len(modules) > 1 else (inner, folder)
     options = read_options(folder, part, sentence.get("processor_kwargs"))
     name = class_of(options, config, family.tokenizer, inside(folder, part, "tokenizer.json").exists())
+    if name in VERBATIM and family.token_types and of_transformers_4(config):
+        options.setdefault("model_input_names", ["input_ids", "token_type_ids", "attention_mask"])
     tokenizer, side = load_tokenizer(folder, part, options, name)
     if len(modules) == 1 and ("chat_template" in options or inside(folder, "chat_template.jinja").exists()):
         log.warning("%s has a chat_template, which is not followed: texts are taken as they are", folder)

@@ -181,7 +181,9 @@ def tokenizer_options(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
     blank = (state(checkpoint.tokenizer.pre_tokenizer) or {}).get("add_prefix_space")
     if blank is not None and blank != came.get("add_prefix_space", False):  # transformers 4 follows what stands here
         settings["add_prefix_space"] = blank
-    asked = came.get("model_input_names", family.inputs)
+    takes = "token_type_ids" in family.inputs
+    apart = family.token_types and (checkpoint.origin.types is not None or checkpoint.config.segments > 1)
+    told = checkpoint.segments and (takes or apart) if came else takes
     held = {name: text for name, text in tokens.items() if checkpoint.tokenizer.token_to_id(text) is not None}
     return {
         **settings,
@@ -189,11 +191,7 @@ def tokenizer_options(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
         "tokenizer_class": came["tokenizer_class"] if kind else "PreTrainedTokenizerFast",
         "model_max_length": checkpoint.max_length,
         **({"truncation_side": "left"} if checkpoint.truncate_left else {}),
-        "model_input_names": [
-            name
-            for name in family.inputs
-            if name != "token_type_ids" or (name in asked and (checkpoint.segments or not came))
-        ],
+        "model_input_names": ["input_ids", *["token_type_ids"] * bool(told), "attention_mask"],
     }
 
 

@@ -127,6 +127,17 @@ def test_fewer_bits_said_than_there_are(bert: Path, edit_json: Callable, name: s
     assert line.partition("config.json ")[2].startswith(f"says dtype {said.removeprefix('torch.')}, but weights are ")
 
 
+@pytest.mark.parametrize(("version", "told"), [("4.57.6", True), ("5.23.0", False), (None, False)])
+def test_pairs_as_the_writer_told_them(bert: Path, edit_json: Callable, version: str, told: bool, tmp_path) -> None:
+    """By a tokenizer of no class of its own: transformers 4 has it tell segments apart, and 5 does not."""
+    edit_json(bert / "config.json", transformers_version=version)
+    edit_json(bert / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", model_input_names=None)
+    found = load(bert)
+    save(found, tmp_path / "again")
+    names = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["model_input_names"]
+    assert (found.segments, load(tmp_path / "again").segments, "token_type_ids" in names) == (told, told, told)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_narrow_numbers(bert: Path, dtype: torch.dtype) -> None:
     """What a folder holds is widened before anything is computed of it, the types of a pair's texts too."""
