@@ -34,11 +34,21 @@ def import_pyarrow(path: Path) -> tuple[Any, Any]:
 
 
 def open_parquet(file: Any) -> Any:
-    """A pyarrow ParquetFile. Instants of 96 bits, as Spark writes them, are read in microseconds, as Spark has them: in
-    nanoseconds, pyarrow's own choice, those before 1678 and after 2262 become others."""
+    """A pyarrow ParquetFile. Instants of 96 bits, as Spark writes them, are read in nanoseconds, or where one of them
+    is before 1678 or after 2262, of which pyarrow would make others, in microseconds, which is what Spark has."""
+    import pyarrow as pa
     from pyarrow import parquet
 
-    return parquet.ParquetFile(file, buffer_size=BUFFER, coerce_int96_timestamp_unit="us")
+    opened = parquet.ParquetFile(file, buffer_size=BUFFER, coerce_int96_timestamp_unit="us")
+    columns = [opened.schema.column(i) for i in range(len(opened.schema))]
+    wide = [column.path for column in columns if column.physical_type == "INT96"]
+    try:
+        for batch in opened.iter_batches(BATCH_ROWS, columns=wide) if wide else ():
+            for column in batch.columns:
+                column.cast(pa.timestamp("ns"))
+    except pa.ArrowException:
+        return opened
+    return parquet.ParquetFile(file, buffer_size=BUFFER) if wide else opened
 
 
 class Batch:

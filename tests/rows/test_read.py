@@ -114,6 +114,9 @@ def test_instants_as_spark_writes_them(tmp_path: Path, unit: str) -> None:
                    use_deprecated_int96_timestamps=True)  # fmt: skip
     expected = ["0001-01-01T00:00:00.000000", "1970-01-01T00:00:00.000000", None, "9999-12-31T00:00:00.000000"]
     assert [row["at"] for _, row in read_rows(tmp_path / "spark.parquet")] == expected
+    near = pa.table({"text": ["a"], "at": pa.array([123_456_789], pa.timestamp("ns"))})
+    pq.write_table(near, tmp_path / "impala.parquet", use_deprecated_int96_timestamps=True)
+    assert [row["at"] for _, row in read_rows(tmp_path / "impala.parquet")] == ["1970-01-01T00:00:00.123456789"]
 
 
 HEADERS = {"none.csv": b"id,text,n\n", "none.tsv": b'id\t"text"\tn\r\n', "none.csv.gz": gzip.compress(b"id,text,n")}
