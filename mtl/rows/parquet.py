@@ -262,11 +262,29 @@ def kind_of_values(values: list[Any], before: Any, final: bool) -> Any:
         schemas = [pa.schema([("", each)]) for each in (before, kind)]
         both = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
         both = pa.uint64() if {kind, before} == {pa.int64(), pa.uint64()} else both
-        parquet.write_table(pa.table([pa.array(values, both)], [""]), sink := pa.BufferOutputStream())
+        array = pa.array(values, both)
+        if "double" in str(both) and any(map(holds_truth, values)) and not same_truth(values, array.to_pylist()):
+            return pa.string()  # among fractions, pyarrow takes true for 1.0
+        parquet.write_table(pa.table([array], [""]), sink := pa.BufferOutputStream())
         parquet.read_schema(pa.BufferReader(sink.getvalue()))  # more than 100 levels can be written, and not read
         return both
     except (OSError, pa.ArrowException, OverflowError, UnicodeEncodeError):
         return pa.string()
+
+
+def holds_truth(value: Any) -> bool:
+    """Whether a value of JSON is true or false, or holds it."""
+    parts = value.values() if isinstance(value, dict) else value
+    return any(map(holds_truth, parts)) if isinstance(value, (dict, list)) else isinstance(value, bool)
+
+
+def same_truth(one: Any, other: Any) -> bool:
+    """Whether what is true or false in a value of JSON is so in what Arrow made of it, which may have more fields."""
+    if isinstance(one, dict):
+        return all(same_truth(value, other[name]) for name, value in one.items())
+    if isinstance(one, list):
+        return all(map(same_truth, one, other))
+    return isinstance(one, bool) == isinstance(other, bool)
 
 
 def column_of(values: list[Any], kind: Any) -> Any:
