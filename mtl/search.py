@@ -270,8 +270,10 @@ def ranking_metrics(rankings: Sequence[Sequence[int]], relevant: Sequence[Releva
     """
     sums = dict.fromkeys(METRICS, 0.0)
     for ranking, judged in zip(rankings, relevant, strict=True):
-        gains = [judged.get(place, 0.0) for place in ranking]
-        ideal = sorted((value for value in judged.values() if value > 0), reverse=True)
+        most = max(judged.values())
+        unit = 1.0 if 1e-100 < most < 1e100 else most  # sums of others would be infinite, or 0
+        gains = [judged.get(place, 0.0) / unit for place in ranking]
+        ideal = sorted((value / unit for value in judged.values() if value > 0), reverse=True)
         first = next((rank for rank, value in enumerate(gains[:10], 1) if value > 0), None)
         sums["ndcg@10"] += gain(gains[:10]) / gain(ideal[:10])
         sums["mrr@10"] += 1 / first if first else 0.0

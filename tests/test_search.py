@@ -322,3 +322,10 @@ def test_products_equal_those_of_pairs() -> None:
     a[5:10, 12:] = a[5:10, :12]
     query, place = torch.ones(40, 60).nonzero(as_tuple=True)
     assert torch.equal(module.products(a, b).flatten(), module.dots(a, b, query, place))
+
+
+@pytest.mark.parametrize("unit", [1e308, 1.0, 5e-324])
+def test_judgements_in_any_unit(unit: float) -> None:
+    """Sums of the largest are infinite, and of the smallest 0: a gain of 0 for a ranking that is right."""
+    found = ranking_metrics([[0, 1, 2], [2, 1, 0]], [{0: unit, 1: unit, 2: unit}, {0: unit}])
+    assert found["ndcg@10"] == pytest.approx((1 + 1 / 2) / 2)

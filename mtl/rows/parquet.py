@@ -34,11 +34,21 @@ def import_pyarrow(path: Path) -> tuple[Any, Any]:
 
 
 def open_parquet(file: Any) -> Any:
-    """A pyarrow ParquetFile. Instants of 96 bits, as Spark writes them, are read in microseconds, as Spark has them: in
-    nanoseconds, pyarrow's own choice, those before 1678 and after 2262 become others."""
+    """A pyarrow ParquetFile. Instants of 96 bits, as Spark writes them, are read in nanoseconds, or where one of them
+    is before 1678 or after 2262, of which pyarrow would make others, in microseconds, which is what Spark has."""
+    import pyarrow as pa
     from pyarrow import parquet
 
-    return parquet.ParquetFile(file, buffer_size=BUFFER, coerce_int96_timestamp_unit="us")
+    opened = parquet.ParquetFile(file, buffer_size=BUFFER, coerce_int96_timestamp_unit="us")
+    columns = [opened.schema.column(i) for i in range(len(opened.schema))]
+    wide = [column.path for column in columns if column.physical_type == "INT96"]
+    try:
+        for batch in opened.iter_batches(BATCH_ROWS, columns=wide) if wide else ():
+            for column in batch.columns:
+                column.cast(pa.timestamp("ns"))
+    except pa.ArrowException:
+        return opened
+    return parquet.ParquetFile(file, buffer_size=BUFFER) if wide else opened
 
 
 class Batch:
@@ -252,11 +262,29 @@ def kind_of_values(values: list[Any], before: Any, final: bool) -> Any:
         schemas = [pa.schema([("", each)]) for each in (before, kind)]
         both = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
         both = pa.uint64() if {kind, before} == {pa.int64(), pa.uint64()} else both
-        parquet.write_table(pa.table([pa.array(values, both)], [""]), sink := pa.BufferOutputStream())
+        array = pa.array(values, both)
+        if "double" in str(both) and any(map(holds_truth, values)) and not same_truth(values, array.to_pylist()):
+            return pa.string()  # among fractions, pyarrow takes true for 1.0
+        parquet.write_table(pa.table([array], [""]), sink := pa.BufferOutputStream())
         parquet.read_schema(pa.BufferReader(sink.getvalue()))  # more than 100 levels can be written, and not read
         return both
     except (OSError, pa.ArrowException, OverflowError, UnicodeEncodeError):
         return pa.string()
+
+
+def holds_truth(value: Any) -> bool:
+    """Whether a value of JSON is true or false, or holds it."""
+    parts = value.values() if isinstance(value, dict) else value
+    return any(map(holds_truth, parts)) if isinstance(value, (dict, list)) else isinstance(value, bool)
+
+
+def same_truth(one: Any, other: Any) -> bool:
+    """Whether what is true or false in a value of JSON is so in what Arrow made of it, which may have more fields."""
+    if isinstance(one, dict):
+        return all(same_truth(value, other[name]) for name, value in one.items())
+    if isinstance(one, list):
+        return all(map(same_truth, one, other))
+    return isinstance(one, bool) == isinstance(other, bool)
 
 
 def column_of(values: list[Any], kind: Any) -> Any:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from mtl.disk import atomic_write, sweep
+from mtl.display import counted
 from mtl.errors import InputError, one_line
 
 log = logging.getLogger("mtl")
@@ -212,7 +213,9 @@ def sources_of(place: Place) -> list[Source]:
         ([info for info in entries if info.type != fs.FileType.File], "they are links that lead nowhere, or no files"),
     ):
         if left:
-            log.warning("%d files in %s are left out, %s among them: %s", len(left), place, left[0].base_name, why)
+            log.warning(
+                "%s in %s left out, %s among them: %s", counted(len(left), "file"), place, left[0].base_name, why
+            )
     if not known:
         raise InputError(f"{place} holds no file that ends in one of {', '.join(ENDINGS)}")
     start = len(place.path) + 1

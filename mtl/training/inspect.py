@@ -20,6 +20,7 @@ import torch
 
 from mtl.checkpoints import load
 from mtl.checkpoints.fetch import fetch
+from mtl.disk import writing
 from mtl.display import counted
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tokenizer import Tokenized
@@ -279,7 +280,7 @@ class Look:
         for split, found in self.splits.items():
             if (count := len(found.seen)) and split not in chosen:
                 yield f"{split}: near rows are not sought: there are {count} different ones, more than {most}"
-        with TemporaryFile() as file:
+        with writing(Path("a temporary file"), RecipeError), TemporaryFile() as file:
             vectors = {split: self.vectors(split, file, threads) for split in chosen}
             for one, other in [*((split, split) for split in chosen), *combinations(chosen, 2)]:
                 yield from self.near_pairs(one, other, vectors, least)

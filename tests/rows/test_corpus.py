@@ -331,8 +331,8 @@ def test_what_is_left_out_of_a_folder(
         "d/b.parquet",
     }
     assert [line.partition(": they ")[0] for line in caplog.messages] == [
-        f"1 files in {corpus} are left out, photo.png among them",
-        f"2 files in {corpus} are left out, gone.jsonl among them",
+        f"1 file in {corpus} left out, photo.png among them",
+        f"2 files in {corpus} left out, gone.jsonl among them",
     ]
     with pytest.raises(InputError, match=r"pipe\.jsonl is neither a file nor a folder"):
         embed(corpus / "pipe.jsonl")

@@ -114,6 +114,9 @@ def test_instants_as_spark_writes_them(tmp_path: Path, unit: str) -> None:
                    use_deprecated_int96_timestamps=True)  # fmt: skip
     expected = ["0001-01-01T00:00:00.000000", "1970-01-01T00:00:00.000000", None, "9999-12-31T00:00:00.000000"]
     assert [row["at"] for _, row in read_rows(tmp_path / "spark.parquet")] == expected
+    near = pa.table({"text": ["a"], "at": pa.array([123_456_789], pa.timestamp("ns"))})
+    pq.write_table(near, tmp_path / "impala.parquet", use_deprecated_int96_timestamps=True)
+    assert [row["at"] for _, row in read_rows(tmp_path / "impala.parquet")] == ["1970-01-01T00:00:00.123456789"]
 
 
 HEADERS = {"none.csv": b"id,text,n\n", "none.tsv": b'id\t"text"\tn\r\n', "none.csv.gz": gzip.compress(b"id,text,n")}
@@ -351,6 +354,11 @@ MIXED: list[tuple[list[Any], Any, list[Any]]] = [
     ([1, 2**64 - 1], pa.uint64(), [1, 2**64 - 1]),
     ([-1, 2**63], pa.string(), ["-1", "9223372036854775808"]),
     ([True, 1], pa.string(), ["true", "1"]),
+    ([0.5, True], pa.string(), ["0.5", "true"]),
+    ([[0.5, False]], pa.string(), ["[0.5, false]"]),
+    ([{"a": [{"b": 0.5}, {"b": True}]}], pa.string(), ['{"a": [{"b": 0.5}, {"b": true}]}']),
+    ([{"a": 0.5}, {"b": True}], pa.struct([("a", pa.float64()), ("b", pa.bool_())]),
+     [{"a": 0.5, "b": None}, {"a": None, "b": True}]),
     ([{}, None], pa.string(), ["{}", None]),
     ([{"a": 1}, {"b": "x"}], pa.struct([("a", pa.int64()), ("b", pa.string())]),
      [{"a": 1, "b": None}, {"a": None, "b": "x"}]),

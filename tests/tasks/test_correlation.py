@@ -50,3 +50,16 @@ def test_values_of_rounding_noise_say_nothing() -> None:
             found = NUMBER.measure(given_, wanted)
             assert (found["spearman"], found["pearson"]) == (0, 0)
         assert NUMBER.measure(targets.float() * 1e-30, targets)["pearson"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([3e38, -3e38, 0.0], [1.0, 0.0, 0.5]),
+        ([1e9, 1e9 + 1, 1e9 + 4], [0.0, 0.25, 1.0]),
+        ([1.0, 2.0, 5.0], [0, 0.25, 1]),
+    ],
+)
+def test_scores_that_float32_does_not_tell_apart(scores: list[float], expected: list[float]) -> None:
+    """Neither infinite, of which no correlation is a number, nor all equal."""
+    assert PAIRS.stacked([[score] for score in scores])[:, 0].tolist() == expected

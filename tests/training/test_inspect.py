@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import Done, mtl
 
+from mtl.errors import RecipeError
 from mtl.training.inspect import alike, inspect
 
 __all__ = ["mtl"]  # the fixture
@@ -82,6 +83,12 @@ def test_near_rows(recipe: Path) -> None:
     assert [note for note in inspect(recipe, most=2).notes if "not sought" in note] == [
         "topic: train: near rows are not sought: there are 3 different ones, more than 2"
     ]
+
+
+def test_no_room_for_vectors(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(recipe.parent / "gone"))
+    with pytest.raises(RecipeError, match="a temporary file cannot be written: No such file or directory"):
+        inspect(recipe)
 
 
 def test_a_share_is_looked_at_as_training_takes_it(recipe: Path) -> None:

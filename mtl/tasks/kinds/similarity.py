@@ -14,7 +14,7 @@ from mtl.model import losses
 from mtl.tasks.correlation import correlations
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.fields import one_of
-from mtl.tasks.kinds.regression import finite_number
+from mtl.tasks.kinds.regression import LARGEST, finite_number
 from mtl.tasks.kinds.vectors import VectorKind, VectorOptions, check_distinct, check_scale
 from mtl.tasks.pictures import draw_cosines
 from mtl.tasks.shares import levels
@@ -98,10 +98,13 @@ class Similarity(CosineKind):
         """
         scores = torch.tensor(targets, dtype=torch.float32)
         low, high = self.options.score_range or (float(scores.min()), float(scores.max()))
+        if not max(abs(low), abs(high)) / 1000 < high - low <= LARGEST:  # too few digits, or none
+            scores = torch.tensor(targets, dtype=torch.float64)
+            low, high = self.options.score_range or (float(scores.min()), float(scores.max()))
         if low == high:
             given = f"task {self.task.name!r}: all scores are {low:g}"
             raise RecipeError(f"{given}; expected different ones, or a score_range")
-        return (scores - low) / (high - low)
+        return ((scores - low) / (high - low)).float()
 
     def examples(self, texts: Sequence[str], targets: Tensor, split: Split) -> Examples:
         found = super().examples(texts, targets, split)
