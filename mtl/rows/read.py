@@ -231,13 +231,19 @@ def sentence_of(block: Iterable[tuple[int, list[str]]], columns: int, name: str)
     """The sentence of numbered lines, if any of them is a word's.
 
     Raises:
-        InputError: a line has another number of columns.
+        InputError: a line has another number of columns, or the first of many are numbers of words.
     """
     words = [*dropwhile(lambda line: line[1][0].startswith("#") and len(line[1]) != columns, block)]
     for number, values in words:
         if len(values) < 2 or len(values) != columns or not (values[0] and values[-1]):
             expected = f"{columns}, as before" if columns > 1 else "two or more: a word, and at last its tag"
             raise InputError(f"{name}, line {number}: {counted(len(values), 'column')}; expected {expected}")
+    numbers = [row[0] for _, row in words if not {*"-."} & {*row[0]}]  # 3-4 is a word in two parts, 3.1 one left out
+    if columns >= 8 and numbers and numbers == [*map(str, range(1, len(numbers) + 1))]:  # CoNLL-U, CoNLL-X
+        expected = "the word in the first column, and its tag in the last"
+        raise InputError(
+            f"{name}, line {words[0][0]}: the first of {columns} columns counts the words; expected {expected}"
+        )
     if words:
         yield words[0][0], {"tokens": [row[0] for _, row in words], "tags": [row[-1] for _, row in words]}
 

@@ -44,6 +44,10 @@ def test_empty_columns_at_the_end_count_for_nothing(tmp_path: Path) -> None:
         ("a x O\nb O\n", "line 2: 2 columns; expected 3, as before"),
         ("a\tO\n\nb\t\n", "line 3: 1 column; expected 2, as before"),
         ("a\t\tO\n\n\tb\tO\n", "line 3: 3 columns; expected 3, as before"),
+        (
+            "# text\n1\ta\t_\t_\t_\t_\t_\t_\n2-3\tb\t_\t_\t_\t_\t_\t_\n",
+            "line 2: the first of 8 columns counts the words",
+        ),
         ("a O\n# about it\n", "line 2: 3 columns; expected 2, as before"),
     ],
 )
