@@ -48,6 +48,8 @@ def read_options(folder: Path, part: str = "", more: Options | None = None) -> d
     for name in options:
         if is_token(name, options[name]):
             added(options[name], name, source)
+    if options.get("add_prefix_space", True) is None:  # not the class's own, as null is elsewhere, but no
+        options["add_prefix_space"] = False
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -413,6 +413,11 @@ def window_of_transformers_5(f: Path) -> None:
 
 
 @equal
+def no_word_on_a_blank_before_texts(f: Path) -> None:
+    edit(of_family(f, "Camembert") / "tokenizer_config.json", add_prefix_space=None)
+
+
+@equal
 def chat_template_of_a_sentence_encoder(f: Path) -> None:
     edit(sentence(bert(f)) / "tokenizer_config.json", chat_template="x")
 

@@ -16,7 +16,7 @@ from mtl import MultiTaskModel, SentenceEncoder
 from mtl.checkpoints.load import Checkpoint
 from mtl.errors import MtlError, TrainingError
 from mtl.model.packing import PackedBatch
-from mtl.model.pooling import Dense, Normalize
+from mtl.model.pooling import Dense, LayerNorm, Normalize
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.kinds.contrastive import text_numbers
 from mtl.tasks.spec import TaskSpec
@@ -68,9 +68,9 @@ def dataset(*tasks: TaskSpec, size: int = 13, dim: int = 12) -> dict:
 
 
 def rich(checkpoint: Checkpoint) -> Checkpoint:
-    """With a layer behind the pooling, which pairs train too."""
+    """With layers behind the pooling, which pairs train too."""
     torch.manual_seed(0)
-    return dataclasses.replace(checkpoint, after=(Dense(12, 7), Normalize()))
+    return dataclasses.replace(checkpoint, after=(LayerNorm(12), Dense(12, 7, activation="SiLU"), Normalize()))
 
 
 def gradients(run: Run, divided: list[list[Piece]]) -> dict[str, Tensor]:
@@ -152,7 +152,7 @@ def test_a_task_leaves_the_layers_that_it_holds_to_others(checkpoint: Checkpoint
     model, data = build(rich(checkpoint), tasks), dataset(*tasks)
     training = Training(epochs=1, batch_size=4, weight_decay=0.0)
     run = Run(prepare(Recipe("tiny", tasks, training), model, data), tmp_path / "run")
-    layer, moved = model.embedder.after[0].linear.weight, []
+    layer, moved = model.embedder.after[1].linear.weight, []
     while run.step < run.plan.total:
         ((task,),) = [{micro.task for micro in run.schedule.window(run.step)}]
         before = layer.detach().clone(), model.encoder.transformer.layer[0].ffn.lin1.weight.detach().clone()
