@@ -190,6 +190,15 @@ def test_functions_that_give_something_else(recipe: Recipe, tmp_path: Path, chan
         mtl.train(recipe, tmp_path / "run")
 
 
+@pytest.mark.parametrize("given", [lambda x: x.sum(), lambda x: (x.sum(dim=1), 1), lambda x: (0.5, 1), lambda x: None])
+def test_a_kind_s_loss_that_is_no_sum_and_count(recipe: Recipe, tmp_path: Path, given) -> None:
+    mtl.register_kind(kind(name="theirs", loss=lambda self, outputs, targets: given(outputs)))
+    with pytest.raises(
+        TrainingError, match="task 'one': its kind's loss gives .*; expected the sum over all rows, a te"
+    ):
+        mtl.train(changed(recipe, kind="theirs"), tmp_path / "run")
+
+
 def test_a_hook_that_is_none(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(MtlError, match="on_step is 'print'; expected a function of the model and a record"):
         mtl.train(recipe, tmp_path / "run", on_step="print")

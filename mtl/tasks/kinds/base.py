@@ -274,10 +274,14 @@ class Kind(ABC):
         """As ``loss``, by the registered loss that the task names, if it names one.
 
         Raises:
-            TrainingError: that does not give one number for each row.
+            TrainingError: that does not give one number for each row, or a registered kind's no sum and count.
         """
         if self.own_loss is None:
-            return self.loss(outputs, targets)
+            found: Any = self.loss(outputs, targets)
+            if isinstance(found, tuple) and len(found) == 2 and getattr(found[0], "ndim", None) == 0:
+                return found
+            expected = "the sum over all rows, a tensor without dimensions, and the number of these"
+            raise TrainingError(f"task {self.task.name!r}: its kind's loss gives {shown(found)}; expected {expected}")
         found = self.own_loss.function(*self.with_label(outputs, targets))
         if not isinstance(found, Tensor) or found.shape != (self.counted(targets),):
             given = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else shown(found)
