@@ -371,8 +371,9 @@ def load(folder: Path) -> Checkpoint:
     sentence, source = read_sentence_config(folder, part) if len(modules) > 1 else (inner, folder)
     options = read_options(folder, part, sentence.get("processor_kwargs"))
     name = class_of(options, config, family.tokenizer, inside(folder, part, "tokenizer.json").exists())
-    if name in VERBATIM and family.token_types and of_transformers_4(config):
-        options.setdefault("model_input_names", ["input_ids", "token_type_ids", "attention_mask"])
+    if name in VERBATIM and family.token_types and "model_input_names" not in options and of_transformers_4(config):
+        options["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+        log.info("%s: the texts of a pair are told apart, as by transformers 4, which wrote it; 5 does not", folder)
     tokenizer, side = load_tokenizer(folder, part, options, name)
     if len(modules) == 1 and ("chat_template" in options or inside(folder, "chat_template.jinja").exists()):
         log.warning("%s has a chat_template, which is not followed: texts are taken as they are", folder)
