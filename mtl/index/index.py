@@ -139,6 +139,9 @@ class Index:
     def __len__(self) -> int:
         return len(self.view)
 
+    def __bool__(self) -> bool:
+        return True  # without rows, too
+
     @property
     def model(self) -> SentenceEncoder:
         """The model that made the vectors.

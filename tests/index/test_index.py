@@ -447,4 +447,9 @@ def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert call("index", "-o", idx)[0] == 2
     assert "is no index; without --append, one is made" in call("index", source, "-o", tmp_path / "x", "--append")[2]
     assert mtl.Index.open(idx).state.form == "fp32"
-    assert View(idx, read_state(idx)).shape == (7, 12)
+    left = [str(hit.id) for hit in mtl.Index.open(idx).search("a", 99)]
+    call("index", "-o", idx, *(word for name in left for word in ("--delete", name)))
+    assert mtl.Index.open(idx)  # though it has no rows
+    assert call("index", source, "-o", idx, "--append")[2].endswith("which has 1\n")
+    assert f"{source} is no index" in call("search", source, "a")[2]
+    assert View(idx, read_state(idx)).shape == (1, 12)
