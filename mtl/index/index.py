@@ -14,6 +14,7 @@ from mtl import search
 from mtl.disk import lock, writing
 from mtl.encode.precision import number_format
 from mtl.encode.sentence_encoder import DOCUMENT, SentenceEncoder
+from mtl.encode.tokenizer import several
 from mtl.errors import InputError, check_counts, differences, shown
 from mtl.index.store import (
     STATE,
@@ -138,6 +139,9 @@ class Index:
     def __len__(self) -> int:
         return len(self.view)
 
+    def __bool__(self) -> bool:
+        return True  # without rows, too
+
     @property
     def model(self) -> SentenceEncoder:
         """The model that made the vectors.
@@ -202,6 +206,7 @@ class Index:
         if replace and not settings["id_field"]:
             raise InputError(f"the rows of {self.folder} have numbers for ids; expected an index with an id_field, "
                              "whose rows can be replaced")  # fmt: skip
+        rows = several(rows)
         with self.changing(), open_output(target, self.state.dim, "float32", settings, resume, overwrite) as output:
             model, before = self.model, output.expected
             remaining = output.remaining(self.rows(rows, replace or (bool(before) and before == self.state.last)))
@@ -234,6 +239,8 @@ class Index:
         Raises:
             InputError: one is not there.
         """
+        if isinstance(ids, (str, int)):
+            raise InputError(f"ids is {shown(ids)}; expected several, as in [{shown(ids)}]")
         with self.changing():
             known, wanted = self.view.places_by_id(), {str(name) for name in ids}
             if missing := sorted(wanted - known.keys()):

@@ -80,7 +80,7 @@ def read_state(folder: Path) -> State:
         ):  # fmt: skip
             raise ValueError("a field has a value that it cannot have")
         return state
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is no index; `mtl index FILE -o {folder}` makes one") from None
     except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / STATE} is damaged ({one_line(error)}); make the index anew") from None

@@ -69,13 +69,13 @@ class Summary:
 
 
 def embed_corpus(
-    inputs: Sequence[str | os.PathLike[str]],
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str],
     field: str = "text",
     id_column: str | None = "id",
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     quoting: Quoting = "auto",
     output_precision: CorpusPrecision = "float32",
     device: str = "cpu",
@@ -87,8 +87,8 @@ def embed_corpus(
 ) -> Summary:
     """Embed the texts of files into as many Parquet files: ids, the columns to keep, and ``embedding``.
 
-    inputs: Files or folders, as paths or URLs (``s3://bucket/folder``): .parquet, .jsonl, .csv, .tsv, all but the
-        first also as .gz.
+    inputs: A file or folder, or several, as paths or URLs (``s3://bucket/folder``): .parquet, .jsonl, .csv, .tsv, all
+        but the first also as .gz.
     output: A folder, as a path or a URL. What is there already stays; the same call again does what is missing.
     field, id_column, keep: The columns of the texts, of the ids (None: a file's rows are numbered from 1), and
         others that go to the output.
@@ -108,10 +108,12 @@ def embed_corpus(
     """
     started = time.monotonic()
     given, field, numbers = without_older_names(options, field, output_precision)
+    inputs = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
+    keep = (keep,) if isinstance(keep, str) else tuple(keep)
     for name, value, kind in (("quoting", quoting, Quoting), ("output_precision", numbers, CorpusPrecision)):
         if value not in get_args(kind):
             raise InputError(f"{name} is {value!r}; expected one of {', '.join(get_args(kind))}")
-    columns, place = Columns(field, id_column, tuple(keep), quoting), Place.of(output)
+    columns, place = Columns(field, id_column, keep, quoting), Place.of(output)
     if address is not None:
         import_ray()
     elif actors is not None:

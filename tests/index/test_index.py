@@ -278,6 +278,13 @@ def test_rows_as_numpy_has_them(tiny: SentenceEncoder, tmp_path: Path) -> None:
     index.add([{"id": np.int64(7), "text": np.str_("a b"), "x": np.float32(0.5), "y": np.arange(2), "z": np.bool_(1)}])
     (hit,) = index.search("a")
     assert (hit.id, hit.row) == (7, {"id": 7, "text": "a b", "x": 0.5, "y": [0, 1], "z": True})
+    for rows in ("a b", {"id": 1, "text": "a"}):  # whose letters, or fields, are no rows
+        with pytest.raises(InputError, match="texts is "):
+            index.add(rows)
+    for name in ("7", 7):
+        with pytest.raises(InputError, match=f"ids is {name!r}; expected several, as in .{name!r}."):
+            index.delete(name)  # type: ignore[arg-type]
+    assert index.delete([np.int64(7)]) == 1
     for row in (5, None, ["text", "a"], {1: "a", "text": "b", "id": 3}):
         with pytest.raises(InputError, match="row 1 "):
             index.add([row])  # type: ignore[list-item]
@@ -440,4 +447,9 @@ def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert call("index", "-o", idx)[0] == 2
     assert "is no index; without --append, one is made" in call("index", source, "-o", tmp_path / "x", "--append")[2]
     assert mtl.Index.open(idx).state.form == "fp32"
-    assert View(idx, read_state(idx)).shape == (7, 12)
+    left = [str(hit.id) for hit in mtl.Index.open(idx).search("a", 99)]
+    call("index", "-o", idx, *(word for name in left for word in ("--delete", name)))
+    assert mtl.Index.open(idx)  # though it has no rows
+    assert call("index", source, "-o", idx, "--append")[2].endswith("which has 1\n")
+    assert f"{source} is no index" in call("search", source, "a")[2]
+    assert View(idx, read_state(idx)).shape == (1, 12)

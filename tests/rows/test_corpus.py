@@ -80,6 +80,13 @@ def test_every_format_gives_the_vectors_of_encode(embed: Callable[..., Any], fol
     assert not list((tmp_path / "out").rglob(".*"))
 
 
+def test_one_file_and_one_column(folder: Path, tmp_path: Path) -> None:
+    """As they stand, and not letter by letter."""
+    source = write_parquet(tmp_path / "a.parquet")
+    assert embed_corpus(str(source), tmp_path / "out", model=folder, keep="stars").files == 1
+    assert pq.read_schema(tmp_path / "out" / "a.parquet").names == ["id", "stars", "embedding"]
+
+
 def test_keywords_of_sentence_transformers(embed: Callable[..., Any], tmp_path: Path) -> None:
     """They mean in the manifest what they mean in the vectors; numbers of numpy's are numbers."""
     source = write_parquet(tmp_path / "a.parquet")
