@@ -10,6 +10,7 @@ import torch
 from conftest import WORDS
 from test_cli import Done, mtl
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from training.ranks import ALL_HELD, SOME_HELD, holding, small_shares
 from training.test_loop import VALUE, A, B, go, start
 from training.test_pairs import NEGATIVES, dataset
@@ -49,6 +50,17 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def medium() -> Iterator[None]:
+    """What programs for a GPU often say; it is for a CPU too."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
@@ -241,10 +253,14 @@ def test_settings_of_the_process_change_nothing(recipe: Path, tmp_path: Path) ->
         "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
         "no_grad": torch.no_grad,
         "deterministic": deterministic,
+        "medium": medium,
+        "no fused attention": lambda: sdpa_kernel(SDPBackend.MATH),
         "inference": torch.inference_mode,
     }
     for state, setting in states.items():
         with setting():
+            before = torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.flash_sdp_enabled()
             train(recipe, tmp_path / state)
+            assert before == (torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.flash_sdp_enabled())
         for file in ("model/model.safetensors", "model/tasks.safetensors", "metrics.jsonl"):
             assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / state / file).read_bytes(), (state, file)
