@@ -186,6 +186,28 @@ def test_dropout_by_key() -> None:
         assert torch.equal(dropout(torch.ones(2000, 5), 0.0), torch.ones(2000, 5))
 
 
+@pytest.mark.parametrize(
+    ("rows", "megabytes", "expected"),
+    [
+        (1, 0, 1),
+        (8, 0, 1),
+        (16, 0, 2),
+        (32, 0, 4),
+        (200, 0, 8),
+        (32, 340, 4),
+        (16, 340, 2),
+        (200, 340, 8),
+        (32, 999, 1),
+    ],
+)
+def test_shares_follow_the_window_and_the_gradients(rows: int, megabytes: int, expected: int) -> None:
+    """Of rows of 20 tokens: no thread of two, and none of four, is idle where a model of usual size has the tokens."""
+    data = {"a": Examples([[1] * 20] * rows, torch.zeros(rows))}
+    window = [MicroBatch("a", tuple(range(rows)))]
+    assert share_count(window, data, megabytes * 10**6) == expected
+    assert share_count(window, data, megabytes * 10**6, "cuda") == 1
+
+
 def test_the_tree_is_the_same_in_any_order() -> None:
     """Of numbers whose sum depends on the order; the threads finish one after another, last first."""
     values = torch.randn(8, 50, generator=torch.Generator().manual_seed(0)) * 10 ** torch.arange(8.0)[:, None]
