@@ -32,6 +32,8 @@ from mtl.training.schedule import MicroBatch, one_seed
 
 SHARE_TOKENS = 128  # of a share at least: below it, making and adding up its gradients costs more than it saves
 TOKEN_BYTES = 3 * 2**19  # a share has at least a token for so many bytes of gradients, as several are in memory at once
+FEW_SHARES = 4  # that many may have fewer tokens for their gradients, so that two threads or four do not stand idle,
+FEW_BYTES = 2**29  # where gradients have at most so many bytes
 MOST_SHARES = 8  # a power of two
 PIECE_TOKENS = {"cpu": 1024, "cuda": 8192}  # of a piece at most, unless one row has more: its graph is in memory
 
@@ -60,8 +62,11 @@ class Found(NamedTuple):
 
 def share_count(window: Sequence[MicroBatch], data: Mapping[str, Examples], size: int = 0, device: str = "cpu") -> int:
     """In how many shares, of gradients of ``size`` bytes, a window is computed: a power of two; 1 on a GPU."""
+    if device != "cpu":
+        return 1
     tokens = sum(data[micro.task].tokens(row) for micro in window for row in micro.rows)
-    most = min(MOST_SHARES, max(1, tokens // max(SHARE_TOKENS, size // TOKEN_BYTES))) if device == "cpu" else 1
+    few = min(FEW_SHARES, tokens // SHARE_TOKENS) if size <= FEW_BYTES else 1
+    most = min(MOST_SHARES, max(1, few, tokens // max(SHARE_TOKENS, size // TOKEN_BYTES)))
     return 1 << (most.bit_length() - 1)
 
 

@@ -249,7 +249,9 @@ class Run:
         forward, bf16 = self.forward_of(epoch), self.plan.precision == "bf16"
 
         def outputs(piece: Piece) -> Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), faster():
+            # autocast's cache is all threads', and each empties it: the moment would decide how the gradients of a
+            # weight that is used twice are added
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False), faster():
                 return forward(piece).float()
 
         return outputs

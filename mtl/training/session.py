@@ -27,6 +27,7 @@ from mtl.training.recipe import Recipe, as_recipe
 from mtl.training.report import Log, Metrics, NoLog, Notes, Reporter
 from mtl.training.run import Run, prepare
 from mtl.training.start import create
+from mtl.training.threads import by_default
 
 ModelHook = Callable[[MultiTaskModel, Mapping[str, Any]], object]
 
@@ -117,8 +118,10 @@ def set_in_words(changes: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Within it, this thread's autocast, default device and modes of autograd are torch's own defaults."""
+    """Within it, this thread's autocast, default device and modes of autograd are torch's own defaults, and so is what
+    the process says of how a CPU computes."""
     with ExitStack() as held:
+        held.enter_context(by_default)
         held.enter_context(torch.inference_mode(False))
         held.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda"):

@@ -10,6 +10,7 @@ import torch
 from conftest import WORDS
 from test_cli import Done, mtl
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from training.ranks import ALL_HELD, SOME_HELD, holding, small_shares
 from training.test_loop import VALUE, A, B, go, start
 from training.test_pairs import NEGATIVES, dataset
@@ -49,6 +50,17 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def medium() -> Iterator[None]:
+    """What programs for a GPU often say; it is for a CPU too."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
@@ -174,6 +186,28 @@ def test_dropout_by_key() -> None:
         assert torch.equal(dropout(torch.ones(2000, 5), 0.0), torch.ones(2000, 5))
 
 
+@pytest.mark.parametrize(
+    ("rows", "megabytes", "expected"),
+    [
+        (1, 0, 1),
+        (8, 0, 1),
+        (16, 0, 2),
+        (32, 0, 4),
+        (200, 0, 8),
+        (32, 340, 4),
+        (16, 340, 2),
+        (200, 340, 8),
+        (32, 999, 1),
+    ],
+)
+def test_shares_follow_the_window_and_the_gradients(rows: int, megabytes: int, expected: int) -> None:
+    """Of rows of 20 tokens: no thread of two, and none of four, is idle where a model of usual size has the tokens."""
+    data = {"a": Examples([[1] * 20] * rows, torch.zeros(rows))}
+    window = [MicroBatch("a", tuple(range(rows)))]
+    assert share_count(window, data, megabytes * 10**6) == expected
+    assert share_count(window, data, megabytes * 10**6, "cuda") == 1
+
+
 def test_the_tree_is_the_same_in_any_order() -> None:
     """Of numbers whose sum depends on the order; the threads finish one after another, last first."""
     values = torch.randn(8, 50, generator=torch.Generator().manual_seed(0)) * 10 ** torch.arange(8.0)[:, None]
@@ -241,10 +275,14 @@ def test_settings_of_the_process_change_nothing(recipe: Path, tmp_path: Path) ->
         "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
         "no_grad": torch.no_grad,
         "deterministic": deterministic,
+        "medium": medium,
+        "no fused attention": lambda: sdpa_kernel(SDPBackend.MATH),
         "inference": torch.inference_mode,
     }
     for state, setting in states.items():
         with setting():
+            before = torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.flash_sdp_enabled()
             train(recipe, tmp_path / state)
+            assert before == (torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.flash_sdp_enabled())
         for file in ("model/model.safetensors", "model/tasks.safetensors", "metrics.jsonl"):
             assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / state / file).read_bytes(), (state, file)
