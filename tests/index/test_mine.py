@@ -91,9 +91,11 @@ def by_hand(
 )  # fmt: skip
 def test_equal_to_a_search_by_hand(
     tmp_path: Path, data: tuple[Path, Path], minilm: SentenceEncoder, n: int, skip: int, margin: float | None,
-    guided: bool,
+    guided: bool, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The real model, since cosines of a random one lie too close together to be told apart in another order."""
+    monkeypatch.setattr(mining, "HELD", 100)  # a few queries at once, where many texts of each are looked at
+    monkeypatch.setattr(mining, "GUIDED", 3)
     guide = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2")
     keep_layers(guide.encoder, [0, 1])
     expected = by_hand(read(data[0]), read(data[1]), minilm, guide if guided else None, n, skip, margin)
