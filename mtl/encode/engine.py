@@ -23,6 +23,7 @@ from torch import Tensor
 from mtl.encode.batching import by_token_budget, in_order, in_shares
 from mtl.errors import InputError, one_line, shown
 from mtl.kernels.cores import default_threads, idle
+from mtl.kernels.defaults import by_default
 from mtl.kernels.threads import computing_with, side_by_side
 from mtl.model.packing import PackedBatch
 
@@ -130,11 +131,13 @@ class Engine:
             return self.compute(rows)
 
     def compute(self, rows: Sequence[Sequence[int]]) -> Any:
-        """One batch's vectors, (rows, dim). A caller's autocast or default device says nothing of them."""
+        """One batch's vectors, (rows, dim). A caller's autocast, default device or precision of products says nothing
+        of them."""
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), on_the_cpu():
             batch = PackedBatch.pack(rows)
             if self.on_cpu:
-                return self.model(batch)
+                with by_default:
+                    return self.model(batch)
             return self.model(batch.pinned().to(self.device))
 
 

@@ -16,6 +16,7 @@ from mtl.disk import lock, sweep, writing
 from mtl.encode.engine import on_the_cpu, usable
 from mtl.errors import CheckpointError, InputError, RecipeError, TrainingError, TrainingStopped, shown
 from mtl.kernels.cores import default_threads
+from mtl.kernels.defaults import by_default
 from mtl.kernels.threads import computing_with
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint, loop
@@ -27,7 +28,6 @@ from mtl.training.recipe import Recipe, as_recipe
 from mtl.training.report import Log, Metrics, NoLog, Notes, Reporter
 from mtl.training.run import Run, prepare
 from mtl.training.start import create
-from mtl.training.threads import by_default
 
 ModelHook = Callable[[MultiTaskModel, Mapping[str, Any]], object]
 

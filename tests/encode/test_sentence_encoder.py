@@ -16,6 +16,7 @@ import mtl
 from mtl import SentenceEncoder
 from mtl.checkpoints.load import Checkpoint
 from mtl.errors import InputError, WeightsError
+from mtl.kernels.defaults import matmul
 from mtl.model.pooling import Dense, Normalize
 
 # Lengths on both sides of every threshold: a few tokens, a batch, more than the model's limit
@@ -444,3 +445,25 @@ def test_torch_s_defaults_change_nothing(tiny: SentenceEncoder, kind: torch.dtyp
     with torch.autocast("cpu"):
         assert np.array_equal(tiny.encode(texts, overflow="chunk"), expected)
         assert all(map(np.array_equal, tiny.search(texts[:2], texts, 2), found))
+
+
+def test_what_a_process_has_set_of_products_changes_nothing(tiny: SentenceEncoder) -> None:
+    """With AMX, "medium" would have products of float32 computed in bfloat16; without flash attention another kernel
+    computes, which texts beside a text change. Both are as before afterwards."""
+    texts = ["a b c", "d " * 40, "e"]
+    expected, before = tiny.encode(texts), torch.get_float32_matmul_precision()
+    seen = []
+    program = tiny.program()
+    tiny.program = lambda: lambda batch: (
+        seen.append((matmul.fp32_precision, torch.backends.cuda.flash_sdp_enabled())) or program(batch)
+    )
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cuda.enable_flash_sdp(False)
+    try:
+        set_so = matmul.fp32_precision
+        assert np.array_equal(tiny.encode(texts), expected)
+        assert (matmul.fp32_precision, torch.backends.cuda.flash_sdp_enabled()) == (set_so, False)
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cuda.enable_flash_sdp(True)
+    assert set(seen) == {("ieee", True)}
