@@ -454,8 +454,8 @@ def test_what_a_process_has_set_of_products_changes_nothing(tiny: SentenceEncode
     expected, before = tiny.encode(texts), torch.get_float32_matmul_precision()
     seen = []
     program = tiny.program()
-    tiny.program = lambda: lambda batch: (
-        seen.append((matmul.fp32_precision, torch.backends.cuda.flash_sdp_enabled())) or program(batch)
+    tiny.program = lambda: (
+        lambda batch: seen.append((matmul.fp32_precision, torch.backends.cuda.flash_sdp_enabled())) or program(batch)
     )
     torch.set_float32_matmul_precision("medium")
     torch.backends.cuda.enable_flash_sdp(False)
