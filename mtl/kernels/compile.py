@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mtl.errors import MtlError, WeightsError
 from mtl.kernels import deberta, rotary
 from mtl.kernels import encoder as distilbert
+from mtl.kernels.defaults import by_default
 from mtl.kernels.int8 import Calibration, Ranges
 from mtl.kernels.parts import PARTS
 from mtl.kernels.threads import computing_with
@@ -202,7 +203,8 @@ def check_saveable(module: nn.Module) -> None:
 
 @contextmanager
 def exactly() -> Iterator[None]:
-    """Within it, what is computed follows no setting of the caller's: not autocast, device, number of threads."""
+    """Within it, what is computed follows no setting of the caller's: not autocast, device, number of threads, or
+    precision of products."""
     cpu, cuda = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
-    with torch.no_grad(), cpu, cuda, torch.device("cpu"), computing_with(1):
+    with torch.no_grad(), cpu, cuda, torch.device("cpu"), computing_with(1), by_default:
         yield

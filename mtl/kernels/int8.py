@@ -36,7 +36,7 @@ from mtl.model.packing import PackedBatch
 SMOOTHING = 0.55
 LEAST_COSINE = 0.98  # of a vector to that of float32; gate.py measures it
 HIDDEN_SHARE = 0.65  # of the largest activation: clipping the few above it leaves finer steps for all others
-ROWS = (4, 12, 32, 64, 128, 272, 768)  # of a product that is tried out, as linear.rounded gives them
+ROWS = (*range(4, 64, 4), *range(64, 128, 8), *range(128, 769, 16))  # of a product, as linear.rounded gives them
 ACTIVATED = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}  # what a kernel computes after the sum, in torch
 Ranges = dict[str, Tensor]  # a linear layer's name -> the least and the largest of each input, (2, in)
 
@@ -137,9 +137,10 @@ def in_one_kernel(inputs: int, outputs: int, activation: str) -> bool:
     """
     if not torch.cpu._is_amx_tile_supported():
         return True
-    generator = torch.Generator().manual_seed(0)
-    weight, bias = (torch.randn(*size, generator=generator) for size in ((outputs, inputs), (outputs,)))
-    x = torch.randint(256, (ROWS[-1], inputs), dtype=torch.uint8, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    here: dict[str, Any] = {"generator": generator, "device": "cpu"}
+    weight, bias = (torch.randn(size, dtype=torch.float32, **here) for size in ((outputs, inputs), (outputs,)))
+    x = torch.randint(256, (ROWS[-1], inputs), dtype=torch.uint8, **here)
     layer = Int8Linear(weight, bias, 0.013, 117, None, None if activation == "none" else (activation, 0.021, 9))
 
     def same(compute: Callable[[Tensor], Tensor]) -> bool:

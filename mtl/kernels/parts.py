@@ -63,8 +63,8 @@ def dense(part: Dense) -> DenseProgram:
 
 
 def by_row(activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """An activation of each row by itself, so that its bits do not depend on the others: (rows, features)."""
-    return torch.stack([activation(row) for row in x]) if len(x) else x
+    """An activation of each row by itself, so that on a CPU its bits do not depend on the others: (rows, features)."""
+    return torch.stack([activation(row) for row in x]) if len(x) and not x.is_cuda else activation(x)
 
 
 def like_dense(part: Dense) -> Dense:

@@ -7,8 +7,8 @@
 
 The textbook computes each length that texts have by itself, and autograd some fifty small operations around it, which
 take longer than all of the arithmetic. What a text drops is the same here and there. Where q, k and v are in bfloat16,
-the products of short texts are in float32, as each shape of a product in bfloat16 costs oneDNN a kernel; softmax always
-is.
+the products of short texts are in float32 on a CPU, as each shape of a product in bfloat16 costs oneDNN a kernel;
+softmax always is.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mtl.model.dropout import LANES, STEP, VALUES, Draws, mixed, stays, words_of
+from mtl.model.packing import moved
 
 LONG = 64  # tokens, from which products in bfloat16 are faster
 PADDING = 1024  # scores of a head, at most, that a text may add to a run and that are not its own
-PADDING_GPU = 2**18  # where each operation costs more than what it computes
+PADDING_GPU = 2**14  # where each operation costs more than what it computes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Run:
     kept: Tensor
 
     def to(self, device: torch.device) -> Run:
-        moved: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return dataclasses.replace(self, **moved)
+        tensors: dict[str, Any] = {name: moved(x, device) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return dataclasses.replace(self, **tensors)
 
 
 def runs_of(lengths: Sequence[int], padding: int = PADDING) -> list[list[int]]:
@@ -87,12 +88,12 @@ def run_of(lengths: Sequence[int], heads: int, before: int) -> Run:
     return Run(texts, length, before, tokens, into.flatten(), back.flatten(), each_mask, kept)
 
 
-def words_behind(lengths: Sequence[int], length: int, heads: int) -> Tensor:
+def words_behind(lengths: Sequence[int], length: int, heads: int, device: torch.device) -> Tensor:
     """How far behind its first number each word of a text's scores is, in a run: (texts * heads * length * words,)."""
-    own = torch.tensor(lengths, dtype=torch.int64, device="cpu")[:, None, None]
-    head, query, word = (torch.arange(n, device="cpu") for n in (heads, length, length // LANES))
-    row = head[:, None] * own + query  # (texts, heads, length)
-    return ((row[..., None] * words_of(own)[..., None] + word) * STEP).flatten()
+    own = moved(torch.tensor(lengths, dtype=torch.int64, device="cpu").view(-1, 1, 1), device)
+    head, query, word = (torch.arange(n, device=device) for n in (heads, length, length // LANES))
+    row = head.unsqueeze(1) * own + query  # (texts, heads, length)
+    return ((row.unsqueeze(3) * words_of(own).unsqueeze(3) + word) * STEP).flatten()
 
 
 class Plan:
@@ -111,9 +112,10 @@ class Plan:
     @cached_property
     def words(self) -> tuple[Tensor, Tensor]:
         """How far behind its text's first number each word of all scores is, and how many words each text has."""
-        words = [words_behind(own, run.length, self.heads) for own, run in zip(self.each, self.runs, strict=True)]
+        each = zip(self.each, self.runs, strict=True)
+        words = [words_behind(own, run.length, self.heads, self.device) for own, run in each]
         counts = [len(part) // run.texts for run, part in zip(self.runs, words, strict=True) for _ in range(run.texts)]
-        return torch.cat(words).to(self.device), torch.tensor(counts, dtype=torch.int64, device="cpu").to(self.device)
+        return torch.cat(words), moved(torch.tensor(counts, dtype=torch.int64, device="cpu"), self.device)
 
     def kept(self, draws: Draws, p: float) -> list[Tensor]:
         """What the next layer's weights are multiplied by in each run, (texts * heads, length, length)."""
@@ -172,7 +174,7 @@ class Attention(torch.autograd.Function):
             dropped = (weights if drops is None else weights * drops).to(dtype)
             put(dropped @ values, run, out)
             saved += [queries, keys, values, weights, drops, dropped]
-        ctx.plan, ctx.formats = plan, [bias.dtype for bias in biases]
+        ctx.runs, ctx.formats = plan.runs, [bias.dtype for bias in biases]  # a plan holds biases, and their graph
         ctx.save_for_backward(*saved)
         return out
 
@@ -184,7 +186,7 @@ class Attention(torch.autograd.Function):
         of_biases: list[Tensor | None] = [None] * len(ctx.formats)
         g = g.contiguous()
         scale = g.shape[2] ** -0.5
-        for i, run in enumerate(ctx.plan.runs):
+        for i, run in enumerate(ctx.runs):
             queries, keys, values, weights, drops, dropped = (next(saved) for _ in range(6))
             upper = rows_of(g, run, dropped.dtype)
             put(dropped.transpose(1, 2) @ upper, run, of_v)

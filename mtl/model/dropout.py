@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtl.model.packing import moved
+
 
 def signed(number: int) -> int:
     """The same 64 bits as an int64."""
@@ -44,9 +46,9 @@ class Draws:
     """
 
     def __init__(self, keys: Sequence[int], lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.keys = torch.tensor(keys, dtype=torch.int64, device=device)
+        self.keys = moved(torch.tensor(keys, dtype=torch.int64, device="cpu"), device)
         self.lengths = torch.tensor(lengths, dtype=torch.int64, device="cpu")  # a GPU would be waited for to ask it
-        self.text, self.position = (x.to(device) for x in places(self.lengths))  # of each token
+        self.text, self.position = places(self.lengths, device)  # of each token
         self.calls = self.attended = 0
         self.of_layer: tuple[Tensor, ...] = ()
 
@@ -76,7 +78,7 @@ class Draws:
         first, length = self.attended % len(self.keys), x.shape[-1]
         if first == 0:
             counts = x.shape[1] * self.lengths * words_of(self.lengths)
-            text, word = (x.to(self.keys.device) for x in places(counts))
+            text, word = places(counts, self.keys.device)
             self.of_layer = (
                 mixed(self.of_scores()[text] + word * STEP).view(torch.int16).split((counts * LANES).tolist())
             )
@@ -103,10 +105,11 @@ def words_of(length: Number) -> Number:
     return (length + LANES - 1) // LANES
 
 
-def places(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Of things that stand group after group, so many in each: every one's group, and its place there."""
-    group = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    return group, torch.arange(len(group), device=counts.device) - (counts.cumsum(0) - counts)[group]
+def places(counts: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Of things that stand group after group, so many in each: every one's group, and its place there, on a device."""
+    total, counts = int(counts.sum()), moved(counts, device)
+    group = torch.arange(len(counts), device=device).repeat_interleave(counts, output_size=total)
+    return group, torch.arange(total, device=device) - (counts.cumsum(0) - counts)[group]
 
 
 class _Source(threading.local):

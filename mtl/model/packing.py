@@ -98,8 +98,7 @@ class PackedBatch:
     def offsets(self) -> Tensor:
         """Where each text starts, and the end: (texts + 1,) int32, on the device of ids."""
         offsets = torch.tensor((0, *self.lengths), dtype=torch.int32, device="cpu").cumsum(0, dtype=torch.int32)
-        offsets = offsets.pin_memory() if self.ids.is_cuda else offsets
-        return offsets.to(self.ids.device, non_blocking=True)
+        return moved(offsets, self.ids.device)
 
     @property
     def firsts(self) -> Tensor:
@@ -117,6 +116,11 @@ class PackedBatch:
     def each(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
         ids, positions = function(self.ids), function(self.positions)
         return PackedBatch(ids, positions, self.lengths, None if self.segments is None else function(self.segments))
+
+
+def moved(x: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device; a GPU is not waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
 
 
 @wrap_torch_function(lambda *given, **_: given[1:4])  # so that training may compute it in another way, as F.linear

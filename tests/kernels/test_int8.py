@@ -275,3 +275,26 @@ def test_vectors_that_are_not_finite_are_what_is_said(tiny: SentenceEncoder) -> 
         tiny.encoder.blocks[0].ffn.lin1.bias[0] = torch.nan
     with pytest.raises(WeightsError, match="not finite"):
         tiny.encode("a")
+
+
+def test_int8_follows_nothing_that_a_process_has_set(folder: Path) -> None:
+    """Calibration and what it is measured by neither."""
+    expected = SentenceEncoder.from_pretrained(folder, precision="int8").encode(TEXTS)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cuda.enable_flash_sdp(False)
+    try:
+        again = SentenceEncoder.from_pretrained(folder, precision="int8").encode(TEXTS)
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cuda.enable_flash_sdp(True)
+    assert np.array_equal(again, expected)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_trying_kernels_out_follows_no_default(several_kernels: set[int], kind: torch.dtype) -> None:
+    torch.set_default_dtype(kind)
+    try:
+        assert not int8.in_one_kernel(24, 16, "none")
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -1,17 +1,21 @@
 """Training's attention in padded runs: the textbook's values and gradients, and what each text drops of its scores."""
 
 import dataclasses
+import weakref
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import randomized
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mtl.kernels import training_attention
 from mtl.kernels.training import Faster
 from mtl.kernels.training_attention import PADDING, PADDING_GPU, Attention, Plan, Run, run_of, runs_of
+from mtl.model.config import DebertaConfig
+from mtl.model.deberta import Deberta
 from mtl.model.dropout import Draws, drawing_from, no_dropout
 from mtl.model.encoder import attention
 from mtl.model.packing import PackedBatch, within_texts
@@ -111,9 +115,10 @@ def test_on_a_gpu_nothing_is_left_on_the_cpu(dtype: torch.dtype, biased: bool, m
 
     def to(x: Tensor, *given: object, **named: object) -> Tensor:  # a copy to a GPU asks for its driver
         moved = torch.device("cuda:0") in given
-        return torch.empty_like(x, device="cuda") if moved else as_ever(x, *given, **named)
+        return torch.empty(x.shape, dtype=x.dtype, device="cuda") if moved else as_ever(x, *given, **named)
 
     monkeypatch.setattr(Tensor, "to", to)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda x: x)
     with FakeTensorMode() as fake:
         draws.keys = torch.empty(4, device="cuda", dtype=torch.int64)
 
@@ -140,3 +145,15 @@ def test_on_a_gpu_nothing_is_left_on_the_cpu(dtype: torch.dtype, biased: bool, m
 
 def test_longer_runs_on_a_gpu() -> None:
     assert runs_of([60, 50, 40, 30, 29, 9], PADDING_GPU) == [[60, 50, 40, 30], [29], [9]]
+
+
+def test_nothing_is_left_of_a_pass() -> None:
+    """Biases that follow from a layer's input hold that layer's graph, which must not hold them."""
+    config = DebertaConfig(vocab_size=40, n_layers=3, n_heads=2, dim=16, hidden_dim=20, max_position_embeddings=32)
+    encoder = randomized(Deberta(config)).train()
+    batch = PackedBatch.pack([[5, 6, 7], [8, 9]])
+    with drawing_from(Draws([1, 2], batch.lengths)), Faster() as mode:
+        encoder(batch).sum().backward()
+        plan = weakref.ref(mode.plan)
+        mode.plan = None
+    assert plan() is None
