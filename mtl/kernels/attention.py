@@ -150,8 +150,8 @@ def attend(
 
     ``biases`` are added to the scores, (1, heads, length, length) for each group of equally long texts. With a
     ``reach``, no token sees others that are farther away. ``narrow``: float32 may be rounded to bfloat16 where that is
-    faster, as in a model whose other products are in integers. gate.py's sentences are too short for it; it moved no
-    vector of long texts by more than 1e-4 of its cosine (benchmarks/README.md).
+    faster, as in a model whose other products are in integers. gate.py's sentences are too short for it; the
+    mean cosine of MiniLM's long texts fell by 6e-5 (benchmarks/README.md).
     """
     low_precision = q.dtype in (torch.bfloat16, torch.float16)
     if q.is_cuda and low_precision and not biases and reach is None:
