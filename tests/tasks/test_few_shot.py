@@ -159,6 +159,14 @@ def test_numbers_that_are_found_are_names(folder: Path, tmp_path: Path) -> None:
     assert found.places == 0
 
 
+@pytest.mark.parametrize("kind", ["few-shot", "single-label"])
+@pytest.mark.parametrize("value", ["Favr", "favor", "", True, 1.5, 7, {"a": 1}])
+def test_a_label_called_none_stands_for_no_other(kind: str, value: object) -> None:
+    handler = TaskSpec("stance", ("None", "Favor", "Against"), kind=kind, train="rows.jsonl").handler
+    with pytest.raises(ValueError, match="label .* is not declared; expected one of None, Favor, Against"):
+        handler.read({"text": "a", "label": value})
+
+
 def test_the_head_is_fitted_to_the_vectors_that_predict_has(folder: Path, tmp_path: Path) -> None:
     model = mtl.train(recipe(folder, few(tmp_path, ONE)), tmp_path / "run")
     vectors = torch.from_numpy(model.embedder.encode([*ONE]))  # the tiny model has a mean pooling and nothing behind it
