@@ -95,11 +95,8 @@ class FewShot(CosineKind, HeadKind):
                 raise ValueError(f"is {shown(value)}; expected a label, or labels; {shown(wrong[0])} is none")
             return tuple(map(str, known))
         several = isinstance(value, list) or (isinstance(value, str) and "|" in value and value not in self.labels)
-        if not several:  # where labels were found in the data, a number is a label's name, and no place
-            number = as_number(value)
-            names = [str(value)] if number is None else [str(value), str(number)]
-            named = [name for name in names if name in self.labels]
-            return (class_index((named or [value])[0], self.labels),)
+        if not several:
+            return (class_index(value, self.labels),)
         return tuple(i for i, flag in enumerate(label_set(value, self.labels)) if flag)
 
     def labels_in(self, target: tuple[Any, ...]) -> list[str]:

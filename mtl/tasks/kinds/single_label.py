@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -18,6 +19,8 @@ from mtl.tasks.kinds.classes import ClassKind, ClassOptions, evenly, slope_of_so
 from mtl.tasks.pictures import draw_map
 from mtl.tasks.tally import GIVEN, RIGHT, Tally, by_label, calibration_error, rates
 
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)")
+
 
 def as_number(value: Any) -> int | None:
     """A whole number, as it may stand in data: 2, "2", and where a column had blanks, 2.0 or "2.0"; None otherwise."""
@@ -32,22 +35,18 @@ def as_number(value: Any) -> int | None:
 def class_index(value: Any, labels: Sequence[str]) -> int:
     """The index of a label by its name, or by its place (0, 1, ...) where no label is itself a number.
 
+    Where one is, as in ("1", "2", "3"), each number is a name.
+
     Raises:
-        ValueError: it is not among the labels; or it is a number that would be one label by its name and
-            another by its place.
+        ValueError: it is not among the labels.
     """
-    numbered = any(label.lstrip("-").isdecimal() for label in labels)
     number = as_number(value)
-    place = number if number is not None and 0 <= number < len(labels) else None
     names = [str(value)] if number is None else [str(value), str(number)]
-    name = next((labels.index(text) for text in names if text in labels), None)
-    if name is not None and place is not None and not isinstance(value, str) and place != name:
-        by_name, by_place = f"the label named {labels[name]!r}", f"the one at place {place} from 0, {labels[place]!r}"
-        raise ValueError(f'is {value}, which could be {by_name} or {by_place}; expected its name, "{number}" in quotes')
-    if name is not None:
-        return name
-    if place is not None and not numbered:
-        return place
+    for name in names:
+        if name in labels:
+            return labels.index(name)
+    if number is not None and 0 <= number < len(labels) and not any(map(NUMBER.fullmatch, labels)):
+        return number
     raise ValueError(f"{value!r} is not declared; expected one of {', '.join(labels)}")
 
 
@@ -69,7 +68,8 @@ class SingleLabelOptions(ClassOptions, HeadOptions):
 class SingleLabel(ClassKind, HeadKind):
     """One label of several: a label's name, or its place as a number (0, 1, ...) where no label is itself a number.
 
-    Logits (texts, labels), of which the softmax gives probabilities; targets (texts,) int64.
+    Of the labels "1", "2" and "3", the number 1 is "1". Logits (texts, labels), of which the softmax gives
+    probabilities; targets (texts,) int64.
     """
 
     name = "single-label"
