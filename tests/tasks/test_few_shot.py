@@ -165,7 +165,7 @@ def test_numbers_that_are_found_are_names(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["few-shot", "single-label"])
-@pytest.mark.parametrize("value", ["Favr", "favor", "", True, 1.5, 7, {"a": 1}])
+@pytest.mark.parametrize("value", ["Favr", "favor", "", None, True, 1.5, 7, {"a": 1}])
 def test_a_label_called_none_stands_for_no_other(kind: str, value: object) -> None:
     handler = TaskSpec("stance", ("None", "Favor", "Against"), kind=kind, train="rows.jsonl").handler
     with pytest.raises(ValueError, match="label .* is not declared; expected one of None, Favor, Against"):

@@ -102,6 +102,8 @@ def test_sets_of_labels(value: object, labels: list[str], expected: list[float])
         ([1, 0.5], "xy", "1 is not declared"),
         (0, "xy", "0 is not declared"),
         (None, "xy", "None is not declared"),
+        (None, ["None", "x"], "None is not declared"),
+        (["x", None], ["None", "x"], "None is not declared"),
         ("x|q", "xy", "'q' is not declared"),
         ("1|0", "xy", "'1' is not declared"),
         ([0, 1], "01", r"is \[0, 1\], which could be \['0', '1'\] by name or \['1'\] as a 0 or 1 for each label"),

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from mtl.tasks.spec import TaskSpec
 
 
+def is_name(value: Any, labels: Sequence[str]) -> bool:
+    return isinstance(value, (str, int, float)) and str(value) in labels  # null is not the label "None"
+
+
 def named_set(names: Sequence[Any], labels: Sequence[str]) -> list[float] | None:
     """The labels of these names; None where one of them is not declared."""
     given = {str(name) for name in names}
-    return [float(label in given) for label in labels] if given <= set(labels) else None
+    return [float(label in given) for label in labels] if all(is_name(name, labels) for name in names) else None
 
 
 def are_flags(values: Sequence[Any]) -> bool:
@@ -60,7 +64,7 @@ def label_set(value: Any, labels: Sequence[str]) -> list[float]:
     if not readings and isinstance(value, list) and are_flags(value):
         raise ValueError(f"is {value}; expected a 0 or 1 for each of the {len(labels)} labels, or names in a list")
     if not readings:
-        undeclared = next(name for name in names if str(name) not in labels)
+        undeclared = next(name for name in names if not is_name(name, labels))
         forms = 'names in a list or as "a|b", or a list with a 0 or 1 for each'
         raise ValueError(f"{undeclared!r} is not declared; expected {forms} of {', '.join(labels)}")
     if len({tuple(reading) for reading in readings.values()}) > 1:

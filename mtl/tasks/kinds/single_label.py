@@ -43,7 +43,7 @@ def class_index(value: Any, labels: Sequence[str]) -> int:
     number = as_number(value)
     names = [str(value)] if number is None else [str(value), str(number)]
     for name in names:
-        if name in labels:
+        if name in labels and isinstance(value, (str, int, float)):  # null is not the label "None"
             return labels.index(name)
     if number is not None and 0 <= number < len(labels) and not any(map(NUMBER.fullmatch, labels)):
         return number
