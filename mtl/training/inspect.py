@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,7 +21,7 @@ import torch
 
 from mtl.checkpoints import load
 from mtl.checkpoints.fetch import fetch
-from mtl.disk import writing
+from mtl.disk import write_whole, writing
 from mtl.display import counted
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tokenizer import Tokenized
@@ -36,6 +37,7 @@ from mtl.training.start import trunk_of
 
 WINDOW = 2048  # rows that are looked at together
 NEAR, MOST = 0.95, 20_000  # a cosine from which on rows are near; rows of a split up to which such are sought
+FILE = Path("a temporary file")  # in which the vectors are, as errors call it
 EXAMPLES = 3  # pairs of places that are named of each finding
 UNEVEN = 10  # times that the largest class may be the smallest before it is said
 
@@ -280,7 +282,9 @@ class Look:
         for split, found in self.splits.items():
             if (count := len(found.seen)) and split not in chosen:
                 yield f"{split}: near rows are not sought: there are {count} different ones, more than {most}"
-        with writing(Path("a temporary file"), RecipeError), TemporaryFile() as file:
+        with ExitStack() as stack:
+            with writing(FILE, RecipeError):
+                file = stack.enter_context(TemporaryFile(buffering=0))
             vectors = {split: self.vectors(split, file, threads) for split in chosen}
             for one, other in [*((split, split) for split in chosen), *combinations(chosen, 2)]:
                 yield from self.near_pairs(one, other, vectors, least)
@@ -296,8 +300,8 @@ class Look:
                                         threads=threads, progress=False)  # fmt: skip
             of_rows = found.reshape(len(block.rows), -1) / (len(texts) / len(block.rows)) ** 0.5
             width = of_rows.shape[1]
-            file.write(of_rows.astype(np.float32).tobytes())
-        file.flush()
+            with writing(FILE, RecipeError):
+                write_whole(file.fileno(), memoryview(of_rows.astype(np.float32).tobytes()))
         return np.memmap(file, np.float32, "r", start, (count, width))
 
     def near_pairs(self, one: str, other: str, vectors: Mapping[str, Any], least: float) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,25 @@ def test_near_rows(recipe: Path) -> None:
 def test_no_room_for_vectors(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(recipe.parent / "gone"))
     with pytest.raises(RecipeError, match="a temporary file cannot be written: No such file or directory"):
+        inspect(recipe)
+
+
+@pytest.mark.parametrize("named", ["encode", "nearest"])
+def test_what_else_cannot_be_read_is_not_called_the_temporary_file(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise OSError("the model's file")
+
+    place = {"encode": "mtl.SentenceEncoder.encode", "nearest": "mtl.training.inspect.nearest"}[named]
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(OSError, match=r"^the model's file"):
+        inspect(recipe)
+
+
+def test_a_full_disk(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtl.training.inspect.TemporaryFile", partial(Path("/dev/full").open, "wb"))
+    with pytest.raises(RecipeError, match="a temporary file cannot be written: No space left on device"):
         inspect(recipe)
 
 
