@@ -302,7 +302,7 @@ def gpu_table(parts: Result) -> str:
             own = rates.get(f"mtl {precision}")
             peers = [key for key in rates if precision in key and not key.startswith("mtl")]
             rows += [[name, precision, f"{own:,.0f}", f"{rates[peer]:,.0f} ({peer.replace(f' {precision}', '')})",
-                      f"{own / rates[peer]:.2f} x"] for peer in peers]  # fmt: skip
+                      f"{own / rates[peer]:.2f} x"] for peer in peers if own]  # fmt: skip
     return markdown(rows)
 
 

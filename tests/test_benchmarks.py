@@ -147,6 +147,12 @@ def test_what_a_gpu_has_to_show_is_shown_on_a_cpu(letters: str, tmp_path: Path) 
         assert parts[name]["texts per second"].keys() == {"mtl fp32", "mtl bf16"}
 
 
+def test_a_gpu_s_rate_of_the_peer_s_alone_is_in_no_row() -> None:
+    rates = {"mtl fp32": 200.0, "peer fp32": 100.0, "peer bf16": 300.0}
+    assert readme.gpu_table({"mixed-short": {"texts per second": rates}, "vectors": {}}).count("peer") == 2
+    assert "| 2.00 x" in readme.gpu_table({"mixed-short": {"texts per second": rates}})
+
+
 def test_what_is_wrong_on_a_gpu_is_kept_with_its_figures(letters: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "LEAST_COSINE", 1.1)
     found = gpu.done(lambda: gpu.vectors(letters, "cpu", 0.0005))
