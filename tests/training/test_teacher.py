@@ -19,7 +19,8 @@ from training.test_loop import go
 import mtl
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.errors import MtlError
-from mtl.tasks.spans import word_at
+from mtl.model.losses import NO_LABEL
+from mtl.tasks.spans import Units, word_at
 from mtl.tasks.spec import TaskSpec
 from mtl.training.data import load_data
 from mtl.training.recipe import Recipe, Training, read_recipe
@@ -189,6 +190,20 @@ def test_a_tagger_s_probabilities_stand_on_the_student_s_words(
         patched.setattr(MultiTaskModel, "outputs_of", None)
         again, _ = load_data(Recipe("tiny", (STUDENT,), folder=marked), tiny, ["train"])
     assert torch.equal(again["train"]["ner"].targets, examples.targets)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_a_tagger_s_probabilities_are_float32_whatever_is_the_default(kind: torch.dtype) -> None:
+    said = torch.tensor([[0.1, 0.2, 0.7]], dtype=torch.float32)
+    units, marks = Units("a", [[1, 2, 3]], [(0, 1)], [(0, 1)]), torch.full((1, 3), NO_LABEL)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(kind)
+    try:
+        found = STUDENT.handler.soft_marks([units], marks, [([(0, 1)], said)])
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, torch.stack([torch.zeros(3), said[0], torch.zeros(3)])[None])
 
 
 @given(st.lists(st.integers(1, 3), max_size=9), st.lists(st.integers(1, 3), max_size=9), st.integers(0, 2))

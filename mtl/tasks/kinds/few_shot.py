@@ -179,7 +179,8 @@ class FewShot(CosineKind, HeadKind):
             RecipeError: a row has not exactly one label, where all of the training data have one.
         """
         if self.options.several:
-            return torch.tensor([[float(i in own) for i in range(len(self.labels))] for own in targets])
+            flags = [[i in own for i in range(len(self.labels))] for own in targets]
+            return torch.tensor(flags, dtype=torch.float32)
         for number, own in enumerate(targets, 1):
             if len(own) != 1:
                 given = f"task {self.task.name!r}: text {number} of {split.name} has {len(own)} labels"

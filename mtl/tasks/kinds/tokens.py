@@ -284,11 +284,12 @@ class Tokens(ClassKind):
         return TaggedExamples(rows, marks, 1, found, [marked.spans for marked in targets])
 
     def soft_marks(self, found: Sequence[Units], marks: Tensor, taught: Sequence[tuple[list[Word], Tensor]]) -> Tensor:
-        """A teacher's probabilities where ``marks`` (rows, length) have a tag: (rows, length, tags) float32.
+        """A teacher's probabilities on the first piece of each word, (rows, length, tags) float32, 0 elsewhere.
 
-        A word that begins within one of the teacher's has that word's, as one that goes on with a span.
+        ``marks`` are (rows, length), of which the size alone counts. A word that stands in none of the teacher's has
+        none. A word that begins within one of the teacher's has that word's, as one that goes on with a span.
         """
-        soft = torch.zeros(*marks.shape, len(self.tags))
+        soft = torch.zeros(*marks.shape, len(self.tags), dtype=torch.float32)
         inner = [self.index.get(f"I-{label}", i) if prefix in "BS" else i
                  for i, (prefix, label) in enumerate(map(parted, self.tags))]  # fmt: skip
         goes_on = F.one_hot(torch.tensor(inner), len(self.tags)).float()
