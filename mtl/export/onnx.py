@@ -128,7 +128,7 @@ def add_labels(model: SentenceEncoder | MultiTaskModel, config: Path) -> None:
         return
     (name,) = model.branches
     task = model.tasks[name]
-    fields = json.loads(config.read_text(encoding="utf-8")) | label_fields(task.handler.classes or ("LABEL_0",))
+    fields = json.loads(config.read_text(encoding="utf-8")) | label_fields(task.handler.output_names or ("LABEL_0",))
     if problem := PROBLEMS.get(task.kind):
         fields["problem_type"] = problem
     write_json(config, fields)
@@ -183,7 +183,9 @@ def about(model: SentenceEncoder | MultiTaskModel) -> dict[str, Any]:
         "prompts": embedder.prompts,
         "default_prompt": embedder.default_prompt,
         "outputs": {
-            output: {"task": task.name, "kind": task.kind, **task.handler.about(), "labels": list(task.handler.classes)}
+            output: {
+                "task": task.name, "kind": task.kind, **task.handler.about(), "labels": [*task.handler.output_names]
+            }
             for output, task in zip(heads, tasks, strict=True)
         },
     }  # fmt: skip

@@ -25,8 +25,8 @@ PROBLEMS = {
 def as_classifier(task: TaskSpec, head: Mapping[str, Tensor], family: Family) -> Classifier | None:
     """A model's one task as transformers has it, of the tensors of its head; None where it has no such classifier."""
     handler = task.handler
-    if handler.level == "token":
-        return Classifier("tokens", handler.folded(head), handler.classes)
+    if task.kind == "tokens":
+        return Classifier("tokens", handler.folded(head), handler.output_names)
     readable = (("cls",), ("mean",)) if family.head.pooled else (("cls",),)
     if task.pooling not in readable or task.head == "linear" or task.kind not in PROBLEMS:
         return None

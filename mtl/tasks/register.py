@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -30,9 +31,9 @@ def register_kind(kind: K) -> K:
 
     It may stand as a decorator. The class is one of ``mtl.Kind``, or of one of our own kinds, as ``mtl.HeadKind`` or
     ``mtl.SingleLabel``, of which it changes what it wants: ``target`` and ``stacked`` (how labels are read), ``branch``
-    (the head), ``loss`` and ``count``, ``scores`` and ``words`` (what predict says), ``measure`` and ``own_metrics``.
-    Fields of its ``Options`` that a TaskSpec has not are given in the task's
-    ``options``. Registered again under the same name, it takes the place of what was there.
+    (the head), ``loss`` and ``count``, ``scores`` and ``words`` (what predict says; of ``level`` "token" ``logits`` and
+    ``spans`` do), ``measure`` and ``own_metrics``. Fields of its ``Options`` that a TaskSpec has not are given in the
+    task's ``options``. Registered again under the same name, it takes the place of what was there.
 
     Raises:
         InputError: it is no such class, lacks something, or its name is one of ours.
@@ -49,8 +50,8 @@ def register_kind(kind: K) -> K:
             f"kind {name!r} lacks {', '.join(sorted(missing))}; expected a class that defines all of Kind's"
         )
     metrics = getattr(kind, "own_metrics", None)
-    by_name = isinstance(metrics, dict) and metrics and all(sign in (1, -1) for sign in metrics.values())
-    if not (by_name or isinstance(metrics, property)):
+    by_name = isinstance(metrics, Mapping) and metrics and all(sign in (1, -1) for sign in metrics.values())
+    if not (by_name or isinstance(metrics, (property, cached_property))):
         given = f"own_metrics {shown(metrics)}" if metrics else "no own_metrics"
         raise InputError(f"kind {name!r} has {given}; expected each metric's name with 1 or -1, the main one first")
     if not dataclasses.is_dataclass(kind.Options):
@@ -96,7 +97,8 @@ def register_metric(
         InputError: the name, the function or a kind is not what it should be.
     """
     found = checked_kinds("metric", name, kinds)
-    check_name("metric", name, {metric for kind in found for metric in getattr(KINDS[kind], "own_metrics", ())})
+    taken = [getattr(KINDS[kind], "own_metrics", ()) for kind in found]
+    check_name("metric", name, {metric for own in taken if isinstance(own, Mapping) for metric in own})
     METRICS[name] = Own(checked("metric", name, function), found, -1 if less_is_better else 1)
 
 

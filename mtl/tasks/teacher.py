@@ -84,10 +84,10 @@ def teacher_tags(
         RecipeError: it is no tagger, or has other tags.
         MtlError: the model cannot be loaded.
     """
-    model, tags = with_heads(task.teacher, folder), task.handler.classes
-    taggers = {name: handler for name, handler in model.taggers().items() if {*handler.classes} == {*tags}}
+    model, tags = with_heads(task.teacher, folder), task.handler.output_names
+    taggers = {name: handler for name, handler in model.taggers().items() if {*handler.output_names} == {*tags}}
     if len(taggers) != 1:
-        has = "; ".join(", ".join(handler.classes) for handler in model.taggers().values()) or "no tags"
+        has = "; ".join(", ".join(handler.output_names) for handler in model.taggers().values()) or "no tags"
         expected = f"one tagger with the task's own: {', '.join(tags)}"
         raise RecipeError(f"task {task.name!r}: the teacher {task.teacher} has {has}; expected {expected}", "teacher")
     ((name, handler),) = taggers.items()
@@ -102,7 +102,7 @@ def teacher_tags(
         return found
 
     found = remembered([fingerprint(model), name, list(texts), list(words)], compute)
-    columns = found[:, [handler.classes.index(tag) for tag in tags]]
+    columns = found[:, [handler.output_names.index(tag) for tag in tags]]
     return [*zip([each.words for each in units], columns.split([len(each.words) for each in units]), strict=True)]
 
 

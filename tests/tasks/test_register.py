@@ -3,20 +3,24 @@
 import dataclasses
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import mtl
-from mtl import MultiTaskModel, Recipe, TaskSpec, Training
+from mtl import MultiTaskModel, Recipe, SentenceEncoder, TaskSpec, Training
 from mtl.errors import ConfigError, InputError, MtlError, RecipeError, TrainingError
 from mtl.tasks import registry
 from mtl.tasks.kinds import KINDS
 from mtl.tasks.kinds.base import HeadOptions
 from mtl.tasks.kinds.single_label import SingleLabel, SingleLabelOptions
+from mtl.tasks.kinds.tokens import Tokens
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +194,51 @@ def test_functions_that_give_something_else(recipe: Recipe, tmp_path: Path, chan
         mtl.train(recipe, tmp_path / "run")
 
 
-@pytest.mark.parametrize("given", [lambda x: x.sum(), lambda x: (x.sum(dim=1), 1), lambda x: (0.5, 1), lambda x: None])
+@pytest.mark.parametrize(
+    "own_metrics",
+    [MappingProxyType({"a": 1, "b": -1}), property(lambda self: {"a": 1}), cached_property(lambda self: {"a": 1})],
+    ids=["mapping", "property", "cached"],
+)
+def test_metrics_of_any_form(own_metrics: object) -> None:
+    mtl.register_kind(kind(name="k", own_metrics=own_metrics))
+    assert TaskSpec("one", ("x", "y"), kind="k").handler.main_metric == "a"
+    mtl.register_metric("mine", lambda x, y: 0.0, ["k", "distillation"])  # whose own depend on the task
+    assert "mine" in TaskSpec("one", ("x", "y"), kind="k").metrics
+
+
+def test_a_kind_s_attributes_may_be_called_classes() -> None:
+    def start(self: SingleLabel, task: TaskSpec) -> None:
+        SingleLabel.__init__(self, task)
+        self.classes = len(task.labels)
+
+    mtl.register_kind(kind(name="k", __init__=start))
+    handler = TaskSpec("one", ("x", "y"), kind="k").handler
+    assert handler.classes == handler.outputs == 2
+
+
+def test_a_kind_of_tokens_is_no_token_classifier_to_others(tiny: SentenceEncoder, tmp_path: Path) -> None:
+    mtl.register_kind(type("Theirs", (Tokens,), {"name": "theirs"}))
+    model = MultiTaskModel(tiny, [TaskSpec("one", ("x",), kind="theirs")]).eval()
+    model.save(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["architectures"] == ["DistilBertModel"]
+    saved = MultiTaskModel.from_pretrained(tmp_path / "model")
+    assert saved.tasks == model.tasks
+    assert np.array_equal(saved.predict(["a b"]).logits["one"][0], model.predict(["a b"]).logits["one"][0])
+
+
+def test_a_kind_s_loss_may_be_a_list() -> None:
+    mtl.register_kind(kind(name="k", loss=lambda self, x, y: [x.sum(), len(x)]))
+    handler = TaskSpec("one", ("x", "y"), kind="k").handler
+    found, count = handler.criterion(torch.full((3, 2), 0.5), torch.tensor([0, 1, 1]))
+    assert (found.item(), count) == (3.0, 3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [lambda x: x.sum(), lambda x: (x.sum(dim=1), 1), lambda x: (0.5, 1), lambda x: (np.float32(1), 1), lambda x: None],
+    ids=["sum", "rows", "float", "numpy", "nothing"],
+)
 def test_a_kind_s_loss_that_is_no_sum_and_count(recipe: Recipe, tmp_path: Path, given) -> None:
     mtl.register_kind(kind(name="theirs", loss=lambda self, outputs, targets: given(outputs)))
     with pytest.raises(

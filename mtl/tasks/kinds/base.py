@@ -234,14 +234,14 @@ class Kind(ABC):
     # Computing
 
     @property
-    def classes(self) -> tuple[str, ...]:
+    def output_names(self) -> tuple[str, ...]:
         """What its outputs are called, one by one; nothing where there is one, which is a number."""
         return self.labels
 
     @property
     def outputs(self) -> int:
         """The number of logits."""
-        return len(self.classes) or 1
+        return len(self.output_names) or 1
 
     def on(self, embedder: SentenceEncoder) -> TaskSpec:
         """The task as it is on this embedder."""
@@ -278,8 +278,9 @@ class Kind(ABC):
         """
         if self.own_loss is None:
             found: Any = self.loss(outputs, targets)
-            if isinstance(found, tuple) and len(found) == 2 and getattr(found[0], "ndim", None) == 0:
-                return found
+            both = isinstance(found, (tuple, list)) and len(found) == 2
+            if both and isinstance(found[0], Tensor) and found[0].ndim == 0:
+                return found[0], found[1]
             expected = "the sum over all rows, a tensor without dimensions, and the number of these"
             raise TrainingError(f"task {self.task.name!r}: its kind's loss gives {shown(found)}; expected {expected}")
         found = self.own_loss.function(*self.with_label(outputs, targets))
@@ -444,7 +445,7 @@ class HeadKind(Kind):
     @property
     def columns(self) -> tuple[str, ...]:
         """What the scores of a text are called, one by one."""
-        return self.classes or ("value",)
+        return self.output_names or ("value",)
 
 
 def check_dropout(dropout: float) -> None:

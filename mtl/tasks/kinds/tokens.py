@@ -233,7 +233,7 @@ class Tokens(ClassKind):
         return dataclasses.replace(super().becomes, teacher="")
 
     def continued(self, before: TaskSpec) -> TaskSpec | None:
-        same = before.kind == self.name and before.handler.classes == self.tags and before.head == self.task.head
+        same = before.kind == self.name and before.handler.output_names == self.tags and before.head == self.task.head
         return self.task if same else None
 
     def begins_with(self, theirs: Classifier) -> bool:
@@ -305,7 +305,7 @@ class Tokens(ClassKind):
     # Computing
 
     @property
-    def classes(self) -> tuple[str, ...]:
+    def output_names(self) -> tuple[str, ...]:
         return self.tags
 
     def branch(self, dim: int) -> Branch:
