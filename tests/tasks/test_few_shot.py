@@ -157,11 +157,6 @@ def test_numbers_that_are_found_are_names(folder: Path, tmp_path: Path) -> None:
     found = read_files(few(tmp_path, rows, labels=("1", "2", "10")), "train", tmp_path)
     assert [("1", "2", "10")[label] for (label,) in found.targets] == [str(number) for number in rows.values()]
     assert found.places == 0
-    measured = mtl.evaluate(model, recipe(folder, few(tmp_path, rows)), "train")["kind"]
-    said = model.predict([*rows]).labels["kind"]
-    assert measured["accuracy"] == np.mean(
-        [label == str(given) for label, given in zip(said, rows.values(), strict=True)]
-    )
 
 
 @pytest.mark.parametrize("kind", ["few-shot", "single-label"])

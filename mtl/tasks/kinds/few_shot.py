@@ -16,7 +16,7 @@ from mtl.tasks.examples import Examples, Split
 from mtl.tasks.kinds.base import HeadKind
 from mtl.tasks.kinds.multi_label import label_set, names_in
 from mtl.tasks.kinds.similarity import CosineKind, CosineOptions
-from mtl.tasks.kinds.single_label import as_number, class_index, is_place
+from mtl.tasks.kinds.single_label import as_number, class_index, is_place, names_of
 from mtl.tasks.logistic import fit
 from mtl.tasks.pictures import draw_map
 from mtl.tasks.tally import Sampled
@@ -95,8 +95,9 @@ class FewShot(CosineKind, HeadKind):
                 raise ValueError(f"is {shown(value)}; expected a label, or labels; {shown(wrong[0])} is none")
             return tuple(map(str, known))
         several = isinstance(value, list) or (isinstance(value, str) and "|" in value and value not in self.labels)
-        if not several:
-            return (class_index(value, self.labels),)
+        if not several:  # where labels were found in the data, a number is a label's name, and no place
+            named = [name for name in names_of(value) if name in self.labels]
+            return (class_index((named or [value])[0], self.labels),)
         return tuple(i for i, flag in enumerate(label_set(value, self.labels)) if flag)
 
     def labels_in(self, target: tuple[Any, ...]) -> list[str]:

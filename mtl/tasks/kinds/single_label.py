@@ -32,28 +32,37 @@ def as_number(value: Any) -> int | None:
     return int(value) if number else None
 
 
+def names_of(value: Any) -> list[str]:
+    """The names of a label that a value may be: null is not the label "None"."""
+    number = as_number(value)
+    own = [str(value)] if isinstance(value, (str, int, float)) else []
+    return own if number is None else [*own, str(number)]
+
+
 def class_index(value: Any, labels: Sequence[str]) -> int:
     """The index of a label by its name, or by its place (0, 1, ...) where no label is itself a number.
 
-    Where one is, as in ("1", "2", "3"), each number is a name.
-
     Raises:
-        ValueError: it is not among the labels.
+        ValueError: it is not among the labels; or it is a number that would be one label by its name and
+            another by its place.
     """
+    numbered = any(map(NUMBER.fullmatch, labels))
     number = as_number(value)
-    names = [str(value)] if number is None else [str(value), str(number)]
-    for name in names:
-        if name in labels and isinstance(value, (str, int, float)):  # null is not the label "None"
-            return labels.index(name)
-    if number is not None and 0 <= number < len(labels) and not any(map(NUMBER.fullmatch, labels)):
-        return number
+    place = number if number is not None and 0 <= number < len(labels) else None
+    name = next((labels.index(text) for text in names_of(value) if text in labels), None)
+    if name is not None and place is not None and not isinstance(value, str) and place != name:
+        by_name, by_place = f"the label named {labels[name]!r}", f"the one at place {place} from 0, {labels[place]!r}"
+        raise ValueError(f'is {value}, which could be {by_name} or {by_place}; expected its name, "{number}" in quotes')
+    if name is not None:
+        return name
+    if place is not None and not numbered:
+        return place
     raise ValueError(f"{value!r} is not declared; expected one of {', '.join(labels)}")
 
 
 def is_place(value: Any, labels: Sequence[str]) -> bool:
     """Whether ``class_index`` takes a value as a label's place, and not as its name."""
-    number = as_number(value)
-    return number is not None and not {str(value), str(number)} & {*labels}
+    return as_number(value) is not None and not {*names_of(value)} & {*labels}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +77,7 @@ class SingleLabelOptions(ClassOptions, HeadOptions):
 class SingleLabel(ClassKind, HeadKind):
     """One label of several: a label's name, or its place as a number (0, 1, ...) where no label is itself a number.
 
-    Of the labels "1", "2" and "3", the number 1 is "1". Logits (texts, labels), of which the softmax gives
-    probabilities; targets (texts,) int64.
+    Logits (texts, labels), of which the softmax gives probabilities; targets (texts,) int64.
     """
 
     name = "single-label"
