@@ -27,7 +27,7 @@ from mtl.serve.model import VECTORS, Served, Side
 from mtl.serve.questions import Question
 from mtl.serve.queue import Broken, Overloaded, Queue, Row
 
-INLINE = 4096  # characters that are worked on at once, where a thread would cost more
+INLINE = 4096  # bytes of a body that are worked on at once, where a thread would cost more
 LOGGED = (
     "time",
     "method",
@@ -70,7 +70,7 @@ class Call:
     tokenization: float = 0.0
     queued: float = 0.0
     inference: float = 0.0
-    held: int = 0
+    held: int = 0  # bytes of its body
 
     @property
     def served(self) -> Served:
@@ -116,7 +116,7 @@ class Call:
         self.check(texts, field, empty)
         prompt = self.prompt if prompt is None else prompt
         make = functools.partial(self.served.tokenize, texts, prompt, *self.cutting)
-        return await self.aside(lambda: self.keep(make, field))
+        return await self.aside(self.keep, make, field)
 
     async def tokenized_pairs(self, pairs: Sequence[Pair], field: str, empty: bool = False) -> tuple[Row, ...]:
         """As ``tokenized``, a row for each pair of texts."""
@@ -125,13 +125,14 @@ class Call:
         for pair in pairs:
             self.check(pair, field, empty)
         make = functools.partial(self.served.tokenize_pairs, pairs, *self.cutting)
-        return await self.aside(lambda: self.keep(make, field))
+        return await self.aside(self.keep, make, field)
 
     async def from_ids(self, rows: Sequence[list[int]], field: str) -> tuple[Row, ...]:
         """Rows that came as ids."""
         self.count(len(rows), field)
         self.check_no_prompt("token ids", field)
-        return self.keep(functools.partial(self.served.check_ids, rows, *self.cutting), field)
+        make = functools.partial(self.served.check_ids, rows, *self.cutting)
+        return await self.aside(self.keep, make, field)
 
     def check_no_prompt(self, what: str, field: str) -> None:
         """That no prompt is asked for where none goes before what came."""
@@ -154,11 +155,20 @@ class Call:
                 raise Refused(self.status, f"Input validation error: {given}; expected at most {most}", field)
         self.characters += sum(map(len, texts))
 
-    async def aside(self, work: Callable[[], T]) -> T:
+    async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
         """What a function gives, in a thread of its own where there is much to do."""
-        if self.characters <= INLINE:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self.service.pool, work)
+        if self.held <= INLINE:
+            return work(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self.service.pool, work, *arguments)
+
+    def read(self, body: bytearray, question: Question) -> None:
+        """Read what a question reads of a body.
+
+        Raises:
+            Refused: as ``read_fields`` and ``Question.read``.
+        """
+        self.fields = read_fields(body, self.status)
+        self.given = question.read(self.fields)
 
     @property
     def cutting(self) -> tuple[bool, Side | None]:
@@ -288,8 +298,7 @@ class Service:
                 try:
                     if question.method == "POST":
                         self.queue.check_room(1)  # before anything is read
-                        call.fields = read_fields(await self.body(call), call.status)
-                        call.given = question.read(call.fields)
+                        await call.aside(call.read, await self.body(call), question)
                         self.check_requests()  # those that came whole while this one did not
                     self.requests += 1
                     try:
