@@ -260,7 +260,7 @@ class Service:
         self.metrics = Metrics()
         self.draining = False
         self.requests = self.held = 0
-        self.unread: dict[object, int] = {}  # bytes of answers that clients have still to read, by connection
+        self.unread: set[asyncio.WriteTransport] = set()  # connections whose clients have still to read of an answer
         self.loop: asyncio.AbstractEventLoop | None = None
         self.pool = ThreadPoolExecutor(2, "mtl-tokenize")
         self.queue = Queue(served.compute, served.turn_tokens, limits.queued_tokens, limits.stuck_seconds, self.on_turn)
@@ -382,10 +382,21 @@ class Service:
         """
         self.check_size(size)
         more = size - call.held
-        if self.held + more + sum(self.unread.values()) > self.limits.held_bytes:
+        if self.held + more > self.limits.held_bytes:
             raise Refused(429, "Model is overloaded: too many bytes are under way", retry_after=self.queue.retry_after)
         self.held += more
         call.held += more
+
+    def keep_unread(self, connection: asyncio.WriteTransport) -> None:
+        """Have a connection keep an answer until its client has read it. Where all together are over the limit, those
+        with the most are ended, so that who reads slowly takes no place from others; the last of them may go on."""
+        self.unread.add(connection)
+        left = {each: each.get_write_buffer_size() for each in self.unread}
+        while len(left) > 1 and sum(left.values()) > self.limits.unread_bytes:
+            most = max(left, key=left.__getitem__)
+            del left[most]
+            self.unread.remove(most)
+            most.abort()
 
     def refuse(self, refused: Refused, openai: bool) -> Response:
         """The answer to a request that is not answered."""

@@ -230,7 +230,8 @@ class Limits:
     body_bytes: int = 8 << 20  # of a request
     queued_tokens: int = 1 << 18
     requests: int = 512  # that wait for an answer at once
-    held_bytes: int = 256 << 20  # of their bodies together, and of answers that their clients have still to read
+    held_bytes: int = 256 << 20  # of their bodies together
+    unread_bytes: int = 512 << 20  # of answers together that their clients have still to read
     token_states: int = 16384  # tokens whose hidden states a request may ask for
     body_seconds: float = 30  # until a request has come whole
     answer_seconds: float = 120  # until it is computed
