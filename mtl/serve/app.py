@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import hashlib
 import hmac
 import logging
@@ -115,8 +114,7 @@ class Call:
         self.count(len(texts), field)
         self.check(texts, field, empty)
         prompt = self.prompt if prompt is None else prompt
-        make = functools.partial(self.served.tokenize, texts, prompt, *self.cutting)
-        return await self.aside(self.keep, make, field)
+        return await self.aside(self.keep, field, self.served.tokenize, texts, prompt)
 
     async def tokenized_pairs(self, pairs: Sequence[Pair], field: str, empty: bool = False) -> tuple[Row, ...]:
         """As ``tokenized``, a row for each pair of texts."""
@@ -124,15 +122,13 @@ class Call:
         self.check_no_prompt("pairs of texts", field)
         for pair in pairs:
             self.check(pair, field, empty)
-        make = functools.partial(self.served.tokenize_pairs, pairs, *self.cutting)
-        return await self.aside(self.keep, make, field)
+        return await self.aside(self.keep, field, self.served.tokenize_pairs, pairs)
 
     async def from_ids(self, rows: Sequence[list[int]], field: str) -> tuple[Row, ...]:
         """Rows that came as ids."""
         self.count(len(rows), field)
         self.check_no_prompt("token ids", field)
-        make = functools.partial(self.served.check_ids, rows, *self.cutting)
-        return await self.aside(self.keep, make, field)
+        return await self.aside(self.keep, field, self.served.check_ids, rows)
 
     def check_no_prompt(self, what: str, field: str) -> None:
         """That no prompt is asked for where none goes before what came."""
@@ -176,11 +172,11 @@ class Call:
         truncate = self.given.get("truncate")
         return self.service.truncate if truncate is None else truncate, self.given.get("truncation_direction")
 
-    def keep(self, make: Callable[[], Tokenized], field: str) -> tuple[Row, ...]:
-        """The rows that a function makes, with their tokens counted."""
+    def keep(self, field: str, make: Callable[..., Tokenized], *arguments: Any) -> tuple[Row, ...]:
+        """The rows that a function makes, cut as the request says, with their tokens counted."""
         start = time.monotonic()
         try:
-            made = make()
+            made = make(*arguments, *self.cutting)
         except TooLong as error:
             limit = f"`{field}` must have less than {self.served.limit + 1} tokens. Given: {error.tokens}"
             raise Refused(self.status, f"Input validation error: {limit} (text {error.number})", field) from None
