@@ -249,6 +249,13 @@ class Tokenizer:
         check_texts(texts)
         return [encoding.ids for encoding in encodings(self.backend.encode_batch_fast, texts)]
 
+    def unknown(self) -> list[int]:
+        """The id of what stands in no vocabulary, where this one has a piece for it."""
+        try:
+            return [token.id for token in self.backend.model.tokenize(NOWHERE)]
+        except Exception:  # itself, as tokenizers raises it where there is no such piece; of Unigram's it tells no id
+            return []
+
     def pieces(self, texts: Sequence[str]) -> list[Pieces]:
         """The pieces of each text.
 
@@ -258,7 +265,7 @@ class Tokenizer:
         """
         check_texts(texts)
         marked, found = bool(getattr(self.backend.model, "continuing_subword_prefix", None)), []
-        unknown = [token.id for token in self.backend.model.tokenize(NOWHERE)]
+        unknown = [] if marked else self.unknown()
         for text, encoding in zip(texts, encodings(self.backend.encode_batch, texts), strict=True):
             if marked:
                 begins = [one != other for one, other in pairwise([None, *encoding.word_ids])]

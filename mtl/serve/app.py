@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import hashlib
 import hmac
 import logging
@@ -27,7 +26,7 @@ from mtl.serve.model import VECTORS, Served, Side
 from mtl.serve.questions import Question
 from mtl.serve.queue import Broken, Overloaded, Queue, Row
 
-INLINE = 4096  # characters that are worked on at once, where a thread would cost more
+INLINE = 4096  # bytes of a body that are worked on at once, where a thread would cost more
 LOGGED = (
     "time",
     "method",
@@ -70,7 +69,7 @@ class Call:
     tokenization: float = 0.0
     queued: float = 0.0
     inference: float = 0.0
-    held: int = 0
+    held: int = 0  # bytes of its body
 
     @property
     def served(self) -> Served:
@@ -115,8 +114,7 @@ class Call:
         self.count(len(texts), field)
         self.check(texts, field, empty)
         prompt = self.prompt if prompt is None else prompt
-        make = functools.partial(self.served.tokenize, texts, prompt, *self.cutting)
-        return await self.aside(lambda: self.keep(make, field))
+        return await self.aside(self.keep, field, self.served.tokenize, texts, prompt)
 
     async def tokenized_pairs(self, pairs: Sequence[Pair], field: str, empty: bool = False) -> tuple[Row, ...]:
         """As ``tokenized``, a row for each pair of texts."""
@@ -124,14 +122,13 @@ class Call:
         self.check_no_prompt("pairs of texts", field)
         for pair in pairs:
             self.check(pair, field, empty)
-        make = functools.partial(self.served.tokenize_pairs, pairs, *self.cutting)
-        return await self.aside(lambda: self.keep(make, field))
+        return await self.aside(self.keep, field, self.served.tokenize_pairs, pairs)
 
     async def from_ids(self, rows: Sequence[list[int]], field: str) -> tuple[Row, ...]:
         """Rows that came as ids."""
         self.count(len(rows), field)
         self.check_no_prompt("token ids", field)
-        return self.keep(functools.partial(self.served.check_ids, rows, *self.cutting), field)
+        return await self.aside(self.keep, field, self.served.check_ids, rows)
 
     def check_no_prompt(self, what: str, field: str) -> None:
         """That no prompt is asked for where none goes before what came."""
@@ -154,11 +151,20 @@ class Call:
                 raise Refused(self.status, f"Input validation error: {given}; expected at most {most}", field)
         self.characters += sum(map(len, texts))
 
-    async def aside(self, work: Callable[[], T]) -> T:
+    async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
         """What a function gives, in a thread of its own where there is much to do."""
-        if self.characters <= INLINE:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self.service.pool, work)
+        if self.held <= INLINE:
+            return work(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self.service.pool, work, *arguments)
+
+    def read(self, body: bytearray, question: Question) -> None:
+        """Read what a question reads of a body.
+
+        Raises:
+            Refused: as ``read_fields`` and ``Question.read``.
+        """
+        self.fields = read_fields(body, self.status)
+        self.given = question.read(self.fields)
 
     @property
     def cutting(self) -> tuple[bool, Side | None]:
@@ -166,11 +172,11 @@ class Call:
         truncate = self.given.get("truncate")
         return self.service.truncate if truncate is None else truncate, self.given.get("truncation_direction")
 
-    def keep(self, make: Callable[[], Tokenized], field: str) -> tuple[Row, ...]:
-        """The rows that a function makes, with their tokens counted."""
+    def keep(self, field: str, make: Callable[..., Tokenized], *arguments: Any) -> tuple[Row, ...]:
+        """The rows that a function makes, cut as the request says, with their tokens counted."""
         start = time.monotonic()
         try:
-            made = make()
+            made = make(*arguments, *self.cutting)
         except TooLong as error:
             limit = f"`{field}` must have less than {self.served.limit + 1} tokens. Given: {error.tokens}"
             raise Refused(self.status, f"Input validation error: {limit} (text {error.number})", field) from None
@@ -250,7 +256,7 @@ class Service:
         self.metrics = Metrics()
         self.draining = False
         self.requests = self.held = 0
-        self.unread: dict[object, int] = {}  # bytes of answers that clients have still to read, by connection
+        self.unread: set[asyncio.WriteTransport] = set()  # connections whose clients have still to read of an answer
         self.loop: asyncio.AbstractEventLoop | None = None
         self.pool = ThreadPoolExecutor(2, "mtl-tokenize")
         self.queue = Queue(served.compute, served.turn_tokens, limits.queued_tokens, limits.stuck_seconds, self.on_turn)
@@ -288,8 +294,7 @@ class Service:
                 try:
                     if question.method == "POST":
                         self.queue.check_room(1)  # before anything is read
-                        call.fields = read_fields(await self.body(call), call.status)
-                        call.given = question.read(call.fields)
+                        await call.aside(call.read, await self.body(call), question)
                         self.check_requests()  # those that came whole while this one did not
                     self.requests += 1
                     try:
@@ -373,10 +378,21 @@ class Service:
         """
         self.check_size(size)
         more = size - call.held
-        if self.held + more + sum(self.unread.values()) > self.limits.held_bytes:
+        if self.held + more > self.limits.held_bytes:
             raise Refused(429, "Model is overloaded: too many bytes are under way", retry_after=self.queue.retry_after)
         self.held += more
         call.held += more
+
+    def keep_unread(self, connection: asyncio.WriteTransport) -> None:
+        """Have a connection keep an answer until its client has read it. Where all together are over the limit, those
+        with the most are ended, so that who reads slowly takes no place from others; the last of them may go on."""
+        self.unread.add(connection)
+        left = {each: each.get_write_buffer_size() for each in self.unread}
+        while len(left) > 1 and sum(left.values()) > self.limits.unread_bytes:
+            most = max(left, key=left.__getitem__)
+            del left[most]
+            self.unread.remove(most)
+            most.abort()
 
     def refuse(self, refused: Refused, openai: bool) -> Response:
         """The answer to a request that is not answered."""

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from mtl.encode.tokenizer import Pair
 from mtl.errors import MtlError, shown
 
-MANY = 64  # fields, more than any route has
 CHARACTERS = 250  # that a text may have for each token of the limit, as in TEI
 TEI_TYPES = {401: "Unauthorized", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}  # others: by what is wrong
 FAILURES = {424: "inference", 429: "overloaded", 500: "inference", 503: "unhealthy"}  # others are "validation"
@@ -135,32 +134,23 @@ def read_fields(body: bytes | bytearray, status: int) -> Fields:
     """A body's fields.
 
     Raises:
-        Refused: it is no JSON, or no object, or has a field twice.
+        Refused: it is no JSON, or no object, or an object in it has a field twice.
     """
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        """orjson keeps the last value of a name that is there twice, and says nothing."""
+        if len(dict(pairs)) < len(pairs):
+            ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+            raise Refused(status, f"a field is there twice: {shown(twice)}; expected each once", twice)
+
     try:
         values = orjson.loads(body)
         if not isinstance(values, dict):
             raise Refused(status, f"the body is {type(values).__name__}; expected a JSON object")
-        if twice := repeated(body, values):
-            raise Refused(status, f"a field is there twice: {shown(twice)}; expected each once", twice)
+        json.loads(body, object_pairs_hook=check)
     except (orjson.JSONDecodeError, RecursionError) as error:
         raise Refused(400, f"the body is no JSON: {str(error)[:100]}") from None
     return Fields(values, status)
-
-
-def repeated(body: bytes | bytearray, values: Mapping[str, Any]) -> str | None:
-    """A name that an object in a body has twice: orjson keeps the last of its values, and says nothing."""
-    names = {name for fields in (values, *values.values()) if isinstance(fields, dict) for name in fields}
-    if len(names) <= MANY and all(body.count(orjson.dumps(name)) < 2 for name in names):
-        return None
-    found: list[str] = []
-
-    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found.extend(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
-        return dict(pairs)
-
-    json.loads(body, object_pairs_hook=note)
-    return next(iter(found), None)
 
 
 def to_classify(fields: Fields) -> tuple[list[list[str]], bool]:
@@ -240,7 +230,8 @@ class Limits:
     body_bytes: int = 8 << 20  # of a request
     queued_tokens: int = 1 << 18
     requests: int = 512  # that wait for an answer at once
-    held_bytes: int = 256 << 20  # of their bodies together, and of answers that their clients have still to read
+    held_bytes: int = 256 << 20  # of their bodies together
+    unread_bytes: int = 512 << 20  # of answers together that their clients have still to read
     token_states: int = 16384  # tokens whose hidden states a request may ask for
     body_seconds: float = 30  # until a request has come whole
     answer_seconds: float = 120  # until it is computed

@@ -88,7 +88,7 @@ class Queue:
         self.rate = 1000.0  # tokens a second, as lately seen
         self.busy_since: float | None = None
         self.failures = 0
-        self.closing = False
+        self.closing = self.dead = False
         self.thread = threading.Thread(target=self.work, name="mtl-serve", daemon=True)
         self.thread.start()
 
@@ -96,7 +96,7 @@ class Queue:
     def halted(self) -> str | None:
         """Why nothing is computed, in words; None while something is."""
         since = self.busy_since
-        if not self.thread.is_alive():
+        if self.dead:
             return "the worker is dead"
         if since is not None and time.monotonic() - since > self.stuck_seconds:
             return f"the worker has been at one turn for more than {self.stuck_seconds:.0f} seconds"
@@ -242,6 +242,7 @@ class Queue:
     def give_up(self) -> None:
         """Tell everybody who waits that nothing comes any more."""
         with self.changed:
+            self.dead = True  # before anybody hears of it; the thread lives on for a moment
             waiting = {ticket for item in self.pending.values() for ticket, _ in item.waiting}
             for ticket in waiting:
                 ticket.values = [Broken("the worker is dead")]

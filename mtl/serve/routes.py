@@ -461,7 +461,7 @@ def questions(service: Service) -> list[Question]:
         """What the shape of the request asks for: vectors of `inputs`, similarities of an object in it, or labels."""
 
         async def ask(handler: Handler) -> Any:
-            call.given = by_handler[handler].read(call.fields)
+            call.given = await call.aside(by_handler[handler].read, call.fields)
             return await handler(call)
 
         return await root(call, ask)

@@ -136,11 +136,11 @@ class Patient(HttpToolsProtocol):
         """Note how much of an answer the client has still to read."""
         self.watch_no_more()
         if left := self.transport.get_write_buffer_size():
-            self.service.unread[self] = left
+            self.service.keep_unread(self.transport)
             self.writing = self.loop.call_later(self.patience, self.check_read, left)
 
     def watch_no_more(self) -> None:
-        self.service.unread.pop(self, None)
+        self.service.unread.discard(self.transport)
         if self.writing:
             self.writing.cancel()
             self.writing = None

@@ -123,3 +123,22 @@ def test_unknown_pieces_begin_words() -> None:
     (found,) = Tokenizer(backend, 20).pieces(["abéb ca\nb"])
     assert found.offsets == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 6), (6, 7), (7, 8), (8, 9)]
     assert found.begins == [True, False, True, False, True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("model", "begins"),
+    [
+        (tokenizers.models.WordPiece({"a": 0, "##b": 1}, unk_token="[UNK]"), [True, True, False]),
+        (tokenizers.models.WordPiece({"a": 0, "b": 1}, continuing_subword_prefix=""), [True, True, False]),
+        (tokenizers.models.WordLevel({"a": 0, "ab": 1}, unk_token="[UNK]"), [True, True]),
+        (tokenizers.models.BPE({"a": 0, "b": 1}, [], unk_token="[UNK]"), [True, True, False]),
+        (tokenizers.models.BPE({"a": 0, "b": 1}, []), [True, True, False]),
+        (tokenizers.models.Unigram([("a", -1.0), ("b", -1.0)], None), [True, True, False]),
+    ],
+    ids=["WordPiece", "WordPiece-unmarked", "WordLevel", "BPE", "BPE-without", "Unigram"],
+)
+def test_vocabularies_without_an_unknown_piece(model: tokenizers.models.Model, begins: list[bool]) -> None:
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    (found,) = Tokenizer(backend, 16).pieces(["a ab"])
+    assert found.begins == begins

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
+from mtl.serve import app
 from mtl.serve.app import Service, read_keys
 from mtl.serve.contracts import Limits
 from mtl.serve.model import Served, public_name
@@ -177,6 +179,8 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("/embed", b'{"inputs": "a", "inputs": %s1%s}' % (b"[" * 900, b"]" * 900), 422, "a field is there twice"),
     ("/embed", b'{"x1": 0, %s' % json.dumps({f"x{i}": i for i in range(100)}).encode()[1:], 422, "twice: 'x1'"),
     ("/similarity", b'{"inputs": {"source_sentence": "a", "sentences": ["a"], "sentences": ["b"]}}', 422, "twice"),
+    ("/embed", rb'{"inputs": "a", "\u0069nputs": "b"}', 422, "a field is there twice: 'inputs'"),
+    ("/embed", b'{"inputs": "a", "x": [%s{"y": 1, "y": 2}]}' % (b"{}," * 5000), 422, "a field is there twice: 'y'"),
     ("/embed", {"inputs": [[2, 5, 3]], "prompt_name": "query"}, 422, "`inputs` holds token ids"),
     ("/embed", [1], 422, "expected a JSON object"),
     ("/embed", {}, 422, "`inputs` is missing"),
@@ -237,6 +241,27 @@ def test_what_is_twice_in_a_text_is_no_field(client: Client) -> None:
     for text in ("inputs", '"inputs": "inputs"', "x"):
         body = {"inputs": [text] * 2, "x": [{"y": 1}, {"y": 1}], "user": "inputs"}
         assert client.post("/embed", body).status == 200
+
+
+def test_large_bodies_are_read_beside_the_event_loop(
+    serving: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fields, and what they hold: nobody else's request waits for it."""
+    client, threads = serving(), []
+
+    def noting(work: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            threads.append(threading.current_thread().name.rpartition("_")[0] == "mtl-tokenize")
+            return work(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(app, "read_fields", noting(app.read_fields))
+    monkeypatch.setattr(client.service.served, "check_ids", noting(client.service.served.check_ids))
+    for ids, aside in (([2, 5, 3], False), ([2, 5, 3] * 2000, True)):
+        threads.clear()
+        assert client.post("/embed", {"inputs": ids, "truncate": True}).status == 200
+        assert threads == [aside, aside]
 
 
 def test_what_failed_is_counted_by_its_cause(serving: Callable[..., Client]) -> None:

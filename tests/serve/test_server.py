@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import http.client
 import json
 import random
@@ -190,8 +191,8 @@ def test_bodies_that_do_not_come_take_no_place_from_others(serving: Callable[...
 
 
 def test_answers_that_nobody_reads(serving: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
-    """They count among the bytes that are held, until they are read or their connection ends."""
-    client = serving(limits=Limits(held_bytes=10_000))
+    """They are kept until they are read or their connection ends, and take no place from others."""
+    client = serving(limits=Limits(held_bytes=10_000, unread_bytes=10_000))
     unread = client.service.unread
     body = json.dumps({"inputs": ["a b c"] * 600}).encode()
     whole = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
@@ -203,19 +204,58 @@ def test_answers_that_nobody_reads(serving: Callable[..., Client], monkeypatch: 
             raw.settimeout(10)
             raw.connect(("127.0.0.1", client.port))
             raw.sendall(whole)
-            wait_for(lambda: sum(unread.values()) > 10_000)
-            assert client.post("/embed", {"inputs": "a"}).status == 429
+            wait_for(lambda: len(unread) == 1)
+            (transport,) = unread
+            left = transport.get_write_buffer_size()
+            assert left > 10_000
+            assert client.post("/embed", {"inputs": "a"}).status == 200
             if not reads:  # for as long as a connection has patience
-                ((connection, left),) = unread.items()
-                client.service.loop.call_soon_threadsafe(connection.check_read, left)
+                client.service.loop.call_soon_threadsafe(transport.get_protocol().check_read, left)
                 wait_for(lambda: not unread)
-                assert client.post("/embed", {"inputs": "a"}).status == 200
             said = b""
             with contextlib.suppress(ConnectionResetError):
                 while not said.endswith(expected) and (more := raw.recv(4096)):
                     said += more
             assert said.endswith(expected) is reads
         wait_for(lambda: not unread)
+
+
+class Transport:
+    """A connection with so many bytes that its client has still to read."""
+
+    def __init__(self, left: int) -> None:
+        self.left, self.aborted = left, False
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_who_has_the_most_to_read_is_sent_away(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = client.service
+    monkeypatch.setattr(service, "unread", set())
+    monkeypatch.setattr(service, "limits", dataclasses.replace(service.limits, unread_bytes=100))
+    steady, *slow = made = [Transport(left) for left in (20, 30, 40, 50, 60, 70)]
+    for transport in made:
+        service.keep_unread(transport)
+    assert [transport.aborted for transport in made] == [False, False, False, True, True, True]
+    slow[0].left, slow[1].left = 10, 5
+    assert service.unread == {steady, *slow[:2]}
+    steady.left = 85
+    service.keep_unread(steady)  # what each has left now is what counts
+    assert not steady.aborted
+
+
+def test_an_answer_over_the_limit_is_read_where_it_is_alone(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, alone = client.service, Transport(300)
+    monkeypatch.setattr(service, "unread", set())
+    monkeypatch.setattr(service, "limits", dataclasses.replace(service.limits, unread_bytes=100))
+    service.keep_unread(alone)
+    assert not alone.aborted
+    service.keep_unread(small := Transport(10))
+    assert (alone.aborted, small.aborted, service.unread) == (True, False, {small})
 
 
 def test_a_refusal_is_read_behind_a_large_body(serving: Callable[..., Client]) -> None:
