@@ -229,7 +229,7 @@ class Index:
         ids: list[Id] = list(islice(given, output.rows))
         known = self.view.places_by_id() if field else {}
         change(
-            self.folder, state, [known[str(one)] for one in ids if str(one) in known], prepared(state, parts, ids),
+            self.view, [known[str(one)] for one in ids if str(one) in known], prepared(state, parts, ids),
             output.rows, added=state.added + output.rows, last=output.digest.hexdigest(),
         )  # fmt: skip
 
@@ -239,13 +239,13 @@ class Index:
         Raises:
             InputError: one is not there.
         """
-        if isinstance(ids, (str, int)):
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
             raise InputError(f"ids is {shown(ids)}; expected several, as in [{shown(ids)}]")
         with self.changing():
             known, wanted = self.view.places_by_id(), {str(name) for name in ids}
             if missing := sorted(wanted - known.keys()):
                 raise InputError(f"no row has the id {shown(missing[0])}; nothing was deleted")
-            change(self.folder, self.state, [known[name] for name in wanted])
+            change(self.view, [known[name] for name in wanted])
             return len(wanted)
 
     @contextmanager
@@ -256,6 +256,7 @@ class Index:
             clean(self.folder, self.state)
             yield
             self.refresh()
+            clean(self.folder, self.state)  # who opens the state before this one begins again where a file is gone
 
     def search(self, queries: str | Iterable[str] | Vectors, k: int = 10) -> Any:
         """The k rows that are the most similar to a query, best first, of equal ones the first: a list of ``Hit``.

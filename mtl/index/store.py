@@ -4,10 +4,12 @@
     segment-00000001-0/   consecutive rows: vectors.npy, rows.jsonl, offsets.npy, ids.jsonl
     deleted-00000002.npy  the places of deleted rows, counted over all segments
 
-What index.json does not name is of an older state, or of a write that did not end; the next writer removes it.
+What index.json does not name is of an older state, or of a write that did not end; a writer removes it, before its own
+writes and behind them.
 
-A segment is at least twice as large as the one behind it: a write that would leave it smaller makes one of them. So
-there are few of them however many additions there were, a row is copied few times, and what is deleted is given back.
+An addition leaves each segment at least twice as large as the one behind it: of those that would be smaller it makes
+one. So there are few of them however many additions there were, and a row is copied few times. A deletion writes anew
+what it leaves less than half of, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import numbers
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,12 +37,14 @@ Form = Literal["fp32", "int8", "binary"]
 Id = str | int
 
 STATE = "index.json"
-FILES = {  # the .npy files of a segment
+NAMES = r"segment-[\d-]+|deleted-\d+\.npy"  # that stand in it
+FILES = {  # the .npy files of a segment, beside offsets.npy
     "fp32": ("vectors",),
     "int8": ("vectors", "scales"),
     "binary": ("vectors", "bits"),
 }
 PART = 8192  # rows that are copied at once
+FEW = 4096  # rows, below which a segment is read at once: each file that is mapped holds one of few descriptors
 ROWS = 65536  # whose bits are compared at once, so that they stay in the processor's cache
 
 
@@ -61,6 +66,12 @@ class State:
     last: str = ""
 
 
+def unread(path: Path, error: Exception) -> InputError:
+    """That a file cannot be read. Only one that is damaged or gone helps a new index, not what the system withholds."""
+    withheld = isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
+    return InputError(f"{path} cannot be read: {one_line(error)}{'' if withheld else '; make the index anew'}")
+
+
 def read_state(folder: Path) -> State:
     """The state of an index.
 
@@ -71,18 +82,20 @@ def read_state(folder: Path) -> State:
         fields = json.loads((folder / STATE).read_text(encoding="utf-8"))
         fields["segments"] = tuple((str(name), int(rows)) for name, rows in fields["segments"])
         state = State(**fields)
-        names = [name for name, _ in state.segments] + ([state.deleted] if state.deleted else [])
+        names = [*(name for name, _ in state.segments), *filter(None, [state.deleted])]
         whole = [state.dim, state.number, state.added, *(rows for _, rows in state.segments)]
         if (
             state.form not in FILES or state.measure not in get_args(Similarity)
             or not isinstance(state.settings, dict) or not all(type(number) is int for number in whole)
-            or state.dim < 1 or any(Path(name).name != name for name in names)
+            or state.dim < 1 or not all(re.fullmatch(NAMES, name) for name in names)
         ):  # fmt: skip
             raise ValueError("a field has a value that it cannot have")
         return state
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is no index; `mtl index FILE -o {folder}` makes one") from None
-    except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise unread(folder / STATE, error) from None
+    except (RecursionError, ValueError, OverflowError, KeyError, TypeError) as error:
         raise InputError(f"{folder / STATE} is damaged ({one_line(error)}); make the index anew") from None
 
 
@@ -122,7 +135,7 @@ def arrays_of(form: Form, dim: int, rows: int) -> dict[str, tuple[type, tuple[in
     vectors = (np.int8 if form == "int8" else np.float32, (rows, dim))
     bits = (np.uint64, (-(-dim // 64), rows))
     known = {"vectors": vectors, "scales": (np.float32, (rows,)), "bits": bits}
-    return {name: known[name] for name in FILES[form]}
+    return {"offsets": (np.int64, (rows + 1,))} | {name: known[name] for name in FILES[form]}
 
 
 def some_of(name: str, array: NDArray[Any], where: slice | NDArray[np.int64]) -> NDArray[Any]:
@@ -161,18 +174,18 @@ def write_segment(path: Path, state: State, parts: Iterable[Rows], rows: int) ->
             name: np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape)
             for name, (dtype, shape) in arrays_of(state.form, state.dim, rows).items()
         }
-        offsets, start = [0], 0
+        offsets, start = files["offsets"], 0
         with (partial / "rows.jsonl").open("wb") as lines, (partial / "ids.jsonl").open("wb") as names:
             for part in parts:
                 for name, array in part.arrays.items():
                     some_of(name, files[name], slice(start, start + len(part.lines)))[...] = array
                 lines.writelines(part.lines)
                 names.writelines(name + b"\n" for name in part.ids)
-                offsets += (offsets[-1] + np.cumsum([*map(len, part.lines)])).tolist()
-                start += len(part.lines)
+                end = start + len(part.lines)
+                offsets[start + 1 : end + 1] = offsets[start] + np.cumsum([*map(len, part.lines)])
+                start = end
         for file in files.values():
             file.flush()
-        np.save(partial / "offsets.npy", np.array(offsets))
 
 
 def mapped(path: Path) -> NDArray[Any]:
@@ -185,11 +198,11 @@ def mapped(path: Path) -> NDArray[Any]:
         # "c": nobody writes, but torch warns of an array that cannot be written to
         return np.lib.format.open_memmap(path, "c")
     except Exception as error:  # numpy has Python's tokenizer read a damaged header, which fails in many ways
-        raise InputError(f"{path} cannot be read: {one_line(error)}; make the index anew") from None
+        raise unread(path, error) from None
 
 
 class Segment:
-    """Consecutive rows; their files are mapped into memory, and read where they are looked at.
+    """Consecutive rows; where they are many, files are mapped into memory, and read where they are looked at.
 
     Raises:
         InputError: they cannot be read, or are not what they should be.
@@ -197,12 +210,12 @@ class Segment:
 
     def __init__(self, folder: Path, rows: int, state: State) -> None:
         self.folder, self.rows = folder, rows
-        expected = {"offsets": (np.int64, (rows + 1,)), **arrays_of(state.form, state.dim, rows)}
-        found = {name: mapped(folder / f"{name}.npy") for name in expected}
+        expected, kept = arrays_of(state.form, state.dim, rows), np.array if rows < FEW else np.asarray
+        found = {name: kept(mapped(folder / f"{name}.npy")) for name in expected}
         try:
-            self.lines = np.memmap(folder / "rows.jsonl", np.uint8, "r")
+            self.lines = kept(np.memmap(folder / "rows.jsonl", np.uint8, "r"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder / 'rows.jsonl'} cannot be read: {one_line(error)}") from None
+            raise unread(folder / "rows.jsonl", error) from None
         if any(found[name].dtype != kind or found[name].shape != shape for name, (kind, shape) in expected.items()):
             raise InputError(f"{folder} does not hold the {rows} rows that it should; make the index anew")
         self.offsets = found.pop("offsets")
@@ -221,15 +234,18 @@ class Segment:
             return torch.from_numpy(found).float().mul_(scales[:, None]).numpy()
         return found
 
-    def id_lines(self) -> list[bytes]:
+    def id_lines(self) -> Iterator[bytes]:
         """Each row's id, as JSON."""
+        number = 0
         try:
-            lines = (self.folder / "ids.jsonl").read_bytes().splitlines()
-        except OSError:
-            raise self.damaged("ids.jsonl") from None
-        if len(lines) != self.rows:
+            with (self.folder / "ids.jsonl").open("rb") as lines:
+                for line in lines:
+                    yield line.rstrip(b"\n")
+                    number += 1
+        except OSError as error:
+            raise unread(self.folder / "ids.jsonl", error) from None
+        if number != self.rows:
             raise self.damaged("ids.jsonl")
-        return lines
 
     def ids(self) -> list[Id]:
         try:
@@ -249,12 +265,13 @@ class Segment:
             raise self.damaged("rows.jsonl") from None
 
     def parts(self, places: NDArray[np.int64]) -> Iterator[Rows]:
-        """Some of the rows, as they are."""
-        ids = self.id_lines()
+        """Some of the rows, at rising places, as they are."""
+        ids = compress(self.id_lines(), np.isin(np.arange(self.rows), places))
         for some in np.split(places, range(PART, len(places), PART)):
             arrays = {name: some_of(name, array, some) for name, array in self.arrays.items()}
-            listed = some.tolist()
-            yield Rows(arrays, [*map(self.line, listed)], [ids[place] for place in listed])
+            yield Rows(arrays, [*map(self.line, some.tolist())], [*islice(ids, len(some))])
+        for _ in ids:  # what is behind them is counted, too
+            pass
 
 
 class View:
@@ -266,7 +283,7 @@ class View:
     ndim = 2
 
     def __init__(self, folder: Path, state: State) -> None:
-        self.state = state
+        self.folder, self.state = folder, state
         self.segments = [Segment(folder / name, rows, state) for name, rows in state.segments if rows]
         self.starts = np.cumsum([0, *(segment.rows for segment in self.segments)])
         self.deleted: NDArray[np.int64] = np.empty(0, np.int64)
@@ -380,14 +397,12 @@ def together(sizes: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def change(
-    folder: Path, state: State, removed: Iterable[int] = (), more: Iterable[Rows] = (), count: int = 0, **fields: Any
-) -> None:
-    """Make the index's a state without the rows at some places, and with ``count`` more rows at its end.
+def change(view: View, removed: Iterable[int] = (), more: Iterable[Rows] = (), count: int = 0, **fields: Any) -> None:
+    """Make the index's a state without the rows at some places of a view, and with ``count`` more rows at its end.
 
     ``fields`` are those of the state that are changed, too. A segment of which less than half is left is written anew.
     """
-    view, number = View(folder, state), state.number + 1
+    folder, state, number = view.folder, view.state, view.state.number + 1
     gone = np.union1d(view.deleted, np.fromiter(removed, np.int64))
     parts: list[Iterable[Rows]] = []
     kept: list[NDArray[np.int64]] = []
@@ -397,8 +412,9 @@ def change(
         parts.append(segment.parts(kept[-1]))
     segments: list[tuple[str, int]] = []
     deleted, start = [np.empty(0, np.int64)], 0
-    for group in together([*map(len, kept), count]):
-        first, rows = group[0], sum(len(kept[i]) if i < len(kept) else count for i in group)
+    sizes = [*map(len, kept), count]
+    for group in together(sizes) if count else [[i] for i, size in enumerate(sizes) if size]:
+        first, rows = group[0], sum(sizes[i] for i in group)
         if len(group) == 1 and first < len(kept) and 2 * rows >= (old := view.segments[first]).rows:
             segments.append((old.folder.name, old.rows))
             deleted.append(start + np.delete(np.arange(old.rows), kept[first]))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +27,7 @@ from mtl.cli import main
 from mtl.disk import lock
 from mtl.errors import InputError
 from mtl.index import index as indexes
+from mtl.index import store
 from mtl.index.store import State, View, change, clean, planes, prepared, read_state, together, write_state
 from mtl.rows.vector_files import scaled
 
@@ -128,9 +131,9 @@ def random_state(folder: Path, form: str, vectors: np.ndarray, cuts: list[int], 
     for part in np.split(vectors, cuts):
         ids, state = range(start, start + len(part)), read_state(folder)
         rows = prepared(state, [([{"text": str(i)} for i in ids], part)] if len(part) else [], ids)
-        change(folder, state, [], rows, len(part))
+        change(View(folder, state), [], rows, len(part))
         start += len(part)
-    change(folder, read_state(folder), gone)
+    change(View(folder, read_state(folder)), gone)
     return Index(folder)
 
 
@@ -229,12 +232,16 @@ def test_what_is_no_index(tiny: SentenceEncoder, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"made with another model: int8_least_cosine was 0, is 0\.1"):
         Index.open(tmp_path / "int8", tiny)
     state = (tmp_path / "idx" / "index.json").read_text()
-    for text in ("{", "[]", "{}", state.replace("fp32", "fp64"), state.replace("segment-", "../segment-")):
+    name = "segment-00000001-0"
+    for text in (
+        "{", "[]", "{}", state.replace("fp32", "fp64"), *(state.replace(name, bad) for bad in (f"../{name}", "..", "")),
+        state.replace('"segments": [', '"segments": [["segment-1", Infinity],'),
+    ):  # fmt: skip
         (tmp_path / "idx" / "index.json").write_text(text)
         with pytest.raises(InputError, match="index.json is damaged"):
             Index.open(tmp_path / "idx")
     (tmp_path / "idx" / "index.json").write_text(state)
-    vectors = tmp_path / "idx" / "segment-00000001-0" / "vectors.npy"
+    vectors = tmp_path / "idx" / name / "vectors.npy"
     vectors.write_bytes(vectors.read_bytes()[:200])
     with pytest.raises(InputError, match="segment-00000001"):
         Index.open(tmp_path / "idx")
@@ -263,7 +270,7 @@ def test_many_small_changes(tmp_path: Path, form: str) -> None:
     size = sum(path.stat().st_size for path in (tmp_path / "idx").rglob("*"))
     left = 40
     while left > 3:
-        change(tmp_path / "idx", index.state, index.view.live[: left // 2])
+        change(index.view, index.view.live[: left // 2])
         index.refresh()
         clean(tmp_path / "idx", index.state)
         left -= left // 2
@@ -271,6 +278,41 @@ def test_many_small_changes(tmp_path: Path, form: str) -> None:
         assert np.array_equal(index.view[:], at_once.view[40 - left : 40])
     assert sum(path.stat().st_size for path in (tmp_path / "idx").rglob("*")) < size / 4
     assert [reader.fields(place) for place in range(40)] == [at_once.fields(place) for place in range(40)]
+
+
+def test_few_rows_hold_no_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older index may have a segment of each addition, more than the files that a process can open."""
+    state = State("int8", 5, "cosine", {}, tuple((f"segment-{i:08d}", 1) for i in range(50)), added=50)
+    vectors = np.random.default_rng(0).standard_normal((50, 5)).astype(np.float32)
+    for i, (name, _) in enumerate(state.segments):
+        store.write_segment(tmp_path / name, state, prepared(state, [([{}], vectors[i : i + 1])], [i]), 1)
+    write_state(tmp_path, state)
+    before = len(os.listdir("/dev/fd"))
+    index = Index(tmp_path)
+    index.delete([3])
+    assert len(os.listdir("/dev/fd")) <= before
+    assert [index.fields(place)[0] for place in index.view.live] == [i for i in range(50) if i != 3]
+
+    def refused(*arguments: object) -> None:
+        raise OSError(errno.EMFILE, "")
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", refused)
+    with pytest.raises(InputError, match=r"offsets\.npy cannot be read: Too many open files$"):  # it is not damaged
+        Index(tmp_path)
+
+
+def test_a_deletion_writes_little(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32)
+    index = random_state(tmp_path / "idx", "fp32", vectors, [24, 36], [])
+    before = index.state.segments
+    assert [rows for _, rows in before] == [24, 12, 4]
+    index.delete([3])
+    assert index.state.segments == before
+    index.delete(range(24, 31))
+    assert [rows for _, rows in index.state.segments] == [24, 5, 4]
+    names = [*(name for name, _ in index.state.segments), index.state.deleted, "index.json"]
+    assert sorted(path.name for path in (tmp_path / "idx").iterdir()) == sorted(map(str, names))
+    assert [index.fields(place)[0] for place in index.view.live] == [0, 1, 2, *range(4, 24), *range(31, 40)]
 
 
 def test_rows_as_numpy_has_them(tiny: SentenceEncoder, tmp_path: Path) -> None:
@@ -281,8 +323,8 @@ def test_rows_as_numpy_has_them(tiny: SentenceEncoder, tmp_path: Path) -> None:
     for rows in ("a b", {"id": 1, "text": "a"}):  # whose letters, or fields, are no rows
         with pytest.raises(InputError, match="texts is "):
             index.add(rows)
-    for name in ("7", 7):
-        with pytest.raises(InputError, match=f"ids is {name!r}; expected several, as in .{name!r}."):
+    for name in ("7", 7, np.int64(7), None):
+        with pytest.raises(InputError, match=re.escape(f"ids is {name!r}; expected several, as in [{name!r}]")):
             index.delete(name)  # type: ignore[arg-type]
     assert index.delete([np.int64(7)]) == 1
     for row in (5, None, ["text", "a"], {1: "a", "text": "b", "id": 3}):
