@@ -136,7 +136,15 @@ def say_infinite(where: str) -> None:
 
 def plain(value: Any) -> Any:
     """What JSON has no type for, as something that it has."""
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else as_text(value)
+    return of_numpy(value) if isinstance(value, (np.generic, np.ndarray)) else as_text(value)
+
+
+def of_numpy(value: Any) -> Any:
+    """What a number or an array of numpy holds; as a string what Python has no type for, or a coarser one, as dates in
+    nanoseconds and numbers longer than float64."""
+    if value.dtype.kind in "biufcSUO" and value.dtype.char not in "gG":
+        return value.tolist()
+    return list(value) if value.ndim else str(value)
 
 
 def as_text(value: Any) -> str:
@@ -147,7 +155,7 @@ def as_text(value: Any) -> str:
 def without_infinite(value: Any) -> Any:
     """The same value with None for each number in it that is not finite."""
     if isinstance(value, (np.generic, np.ndarray)):
-        value = value.tolist()
+        value = of_numpy(value)
     if isinstance(value, dict):
         return {key: without_infinite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

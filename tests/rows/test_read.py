@@ -228,6 +228,22 @@ def test_values_to_read(kind: Any, values: list[Any], expected: list[Any]) -> No
         assert json.loads(json_line(readable(part), finite=False)) == wanted
 
 
+def test_numbers_of_numpy_in_json() -> None:
+    """What Python has no type for is text: an integer of nanoseconds would be no date, and a long double recurses."""
+    instant, long = np.datetime64("2020-01-01", "ns"), np.longdouble(1.5)
+    text = "2020-01-01T00:00:00.000000000"
+    for value, expected in (
+        (instant, text), (np.array([[instant]]), [[text]]), (np.array(instant), text), (np.datetime64("NaT"), "NaT"),
+        (np.timedelta64(5, "ns"), "5 nanoseconds"), (long, "1.5"), (np.array([long]), ["1.5"]),
+        (np.clongdouble(1.5), "(1.5+0j)"), (np.complex64(1.5), "(1.5+0j)"), (np.float16(1.5), 1.5),
+        (np.array([b"a", b"b"]), ["YQ==", "Yg=="]), (np.array([1.5, instant], object), [1.5, text]),
+        (np.zeros(1, [("at", "M8[ns]")]), ["('1970-01-01T00:00:00.000000000',)"]),
+    ):  # fmt: skip
+        assert json.loads(json_line({"x": value})) == {"x": expected}
+        assert json.loads(json_line({"x": value, "y": np.float32("inf")})) == {"x": expected, "y": None}
+        assert json.loads(json_line({"x": value, "y": float("inf")})) == {"x": expected, "y": None}
+
+
 def test_extension_types() -> None:
     uuid = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16), None], pa.binary(16)))
     assert readable(uuid) == ["00000000-0000-0000-0000-000000000000", None]
