@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 
 from mtl.encode.windows import Block
 from mtl.errors import InputError, shown
-from mtl.rows.parquet import batches, check_header, column_kinds, column_of, open_parquet, readable
+from mtl.rows.parquet import (
+    Unit,
+    batches,
+    check_header,
+    column_kinds,
+    column_of,
+    open_parquet,
+    readable,
+    unit_of_instants,
+)
 from mtl.rows.read import DELIMITERS, Quoting, Row, check_text, rows_of, table_records
 from mtl.rows.uris import Place, Source, ending, named, reading
 
@@ -26,7 +35,7 @@ VECTOR, SCALE = "embedding", "embedding_scale"
 class Columns:
     """The names of an input's columns: the text, the ids (None: rows are numbered), and others to keep.
 
-    ``quoting`` says how .csv and .tsv quote fields.
+    ``quoting`` says how .csv and .tsv quote fields, ``instants`` in which unit those of 96 bits are read from Parquet.
 
     Raises:
         InputError: a name that the output needs itself.
@@ -36,6 +45,7 @@ class Columns:
     id: str | None = "id"
     keep: tuple[str, ...] = ()
     quoting: Quoting = "auto"
+    instants: Unit = "ns"
 
     def __post_init__(self) -> None:
         taken = {VECTOR, SCALE} | ({ROW} if self.id is None else set())
@@ -117,7 +127,7 @@ Rows = tuple[list[str], list[Any], pa.RecordBatch]  # where each row stands, the
 
 def parquet_blocks(place: Place, columns: Columns, size: int) -> Iterator[Rows]:
     """A Parquet file's rows, ``size`` at a time."""
-    with place.open_random() as opened, open_parquet(opened) as file:
+    with place.open_random() as opened, open_parquet(opened, unit=columns.instants) as file:
         check_schema(file.schema_arrow, columns)
         if not file.metadata.num_rows:
             yield [], [], pa.RecordBatch.from_pylist([], file.schema_arrow).select(columns.kept)
@@ -177,15 +187,16 @@ def blocks(source: Source, columns: Columns, size: int) -> Iterator[Block[pa.Rec
             done += len(texts)
 
 
-def check_source(source: Source, columns: Columns) -> int | None:
-    """The number of rows of a Parquet file, of which only the end is read; None for other files.
+def check_source(source: Source, columns: Columns) -> tuple[int | None, Unit]:
+    """The number of rows of a Parquet file, of which only the end is read, None for other files; and the unit that the
+    instants of its columns need.
 
     Raises:
         InputError: it is cut short, or has not the columns.
     """
     if ending(source.place.path) != ".parquet":
-        return None
+        return None, "ns"
     with named(source.place), reading(source.place), source.place.open_random() as opened:
-        file = open_parquet(opened)
+        file = open_parquet(opened, unit="us")
         check_schema(file.schema_arrow, columns)
-        return int(file.metadata.num_rows)
+        return int(file.metadata.num_rows), unit_of_instants(opened, columns.read)

@@ -31,6 +31,7 @@ from mtl.kernels.int8 import LEAST_COSINE
 from mtl.rows.blocks import Columns, check_source
 from mtl.rows.manifest import LOOKS, claim, to_do
 from mtl.rows.on_ray import import_ray, on_ray
+from mtl.rows.parquet import Unit
 from mtl.rows.read import Quoting
 from mtl.rows.uris import Place, Source, find_sources
 from mtl.rows.work import CorpusPrecision, Done, Job, Worker
@@ -121,14 +122,16 @@ def embed_corpus(
     where = usable(device)
     given = own_keywords("embed_corpus", OPTIONS, where, given)
     sources = find_sources(inputs, place)
-    sizes = row_counts(sources, columns)
+    looks = look_at(sources, columns)
+    if any(unit == "us" for _, unit in looks.values()):  # one for all files, so that their outputs are alike
+        columns = dataclasses.replace(columns, instants="us")
     encoder = SentenceEncoder.from_pretrained(str(model), None, where, precision, int8_least_cosine)
     job = plan(encoder, str(model), device, columns, numbers, place, given)
     with held(place):
         claim(place, job.model, job.settings)
         place.sweep()
         left = to_do(place, sources, job.settings)
-        with progress_bar([sizes[source.target] for source in left], given.get("progress")) as bar:
+        with progress_bar([looks[source.target][0] for source in left], given.get("progress")) as bar:
             threads = given.get("threads")
             if address is None or not left:
                 worker, count = Worker(job, encoder), 1
@@ -186,15 +189,16 @@ def plan(
         "dim": int(options.get("truncate_dim") or encoder.dim),
         "vectors": vectors,
         "columns": {"text": columns.text, "id": columns.id, "keep": list(columns.keep)}
-        | ({} if columns.quoting == "auto" else {"quoting": columns.quoting}),
+        | ({} if columns.quoting == "auto" else {"quoting": columns.quoting})
+        | ({} if columns.instants == "ns" else {"instants": columns.instants}),
     }
     kept: Any = {name: value for name, value in options.items() if name not in ("threads", "progress")}
     kept["overflow"] = settings["overflow"]  # what was cut is said once, at the end
     return Job(model, encoder.precision, encoder.int8_least_cosine, device, kept, columns, vectors, output, settings)
 
 
-def row_counts(sources: Sequence[Source], columns: Columns) -> dict[str, int | None]:
-    """The rows of each file by its output's name, where it says so itself.
+def look_at(sources: Sequence[Source], columns: Columns) -> dict[str, tuple[int | None, Unit]]:
+    """What ``check_source`` says of each file, by its output's name.
 
     Raises:
         InputError: a Parquet file is damaged, or lacks a column: known before anything long begins.

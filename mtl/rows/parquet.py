@@ -7,13 +7,15 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from mtl.errors import InputError, one_line
 
 log = logging.getLogger("mtl")
+
+Unit = Literal["ns", "us"]
 
 BATCH_ROWS = 8192  # that are held at once
 BUFFER = 1 << 20  # bytes of a column that are held while it is read
@@ -33,22 +35,46 @@ def import_pyarrow(path: Path) -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def open_parquet(file: Any) -> Any:
-    """A pyarrow ParquetFile. Instants of 96 bits, as Spark writes them, are read in nanoseconds, or where one of them
-    is before 1678 or after 2262, of which pyarrow would make others, in microseconds, which is what Spark has."""
+def open_parquet(file: Any, columns: Sequence[str] | None = None, unit: Unit | None = None) -> Any:
+    """A pyarrow ParquetFile, of which these columns are to be read, by default all.
+
+    ``unit`` is that of instants of 96 bits, as Spark and Impala write them; by default, nanoseconds where these can
+    hold all in the columns, or else microseconds.
+    """
+    from pyarrow import parquet
+
+    unit = unit or unit_of_instants(file, columns)
+    return parquet.ParquetFile(file, buffer_size=BUFFER, coerce_int96_timestamp_unit=unit)
+
+
+def unit_of_instants(file: Any, columns: Sequence[str] | None = None) -> Unit:
+    """Microseconds if an instant of 96 bits is before 1678 or after 2262, of which pyarrow would make another in
+    nanoseconds; these columns, by default all, are read for it if they hold such instants."""
     import pyarrow as pa
     from pyarrow import parquet
 
     opened = parquet.ParquetFile(file, buffer_size=BUFFER, coerce_int96_timestamp_unit="us")
-    columns = [opened.schema.column(i) for i in range(len(opened.schema))]
-    wide = [column.path for column in columns if column.physical_type == "INT96"]
+    paths = [opened.schema.column(i) for i in range(len(opened.schema))]
+    wide = [column.path for column in paths if column.physical_type == "INT96"
+            and (columns is None or any(f"{column.path}.".startswith(f"{name}.") for name in columns))]  # fmt: skip
     try:
         for batch in opened.iter_batches(BATCH_ROWS, columns=wide) if wide else ():
-            for column in batch.columns:
-                column.cast(pa.timestamp("ns"))
-    except pa.ArrowException:
-        return opened
-    return parquet.ParquetFile(file, buffer_size=BUFFER) if wide else opened
+            for part in chain.from_iterable(map(leaves, batch.columns)):
+                part.cast(pa.timestamp("ns"))
+    except pa.ArrowInvalid:
+        return "us"
+    return "ns"
+
+
+def leaves(array: Any) -> Iterator[Any]:
+    """The arrays in an Arrow array that are not nested: it alone, or those of a list's values or a struct's fields."""
+    import pyarrow.types as of
+
+    if not of.is_nested(array.type):
+        yield array
+        return
+    for part in array.flatten() if of.is_struct(array.type) else [array.flatten()]:
+        yield from leaves(part)
 
 
 class Batch:
@@ -126,14 +152,14 @@ def batches(file: Any, where: object, columns: list[str] | None, size: int) -> I
         first += len(rows)
 
 
-def schema_of(path: Path) -> Any:
-    """A Parquet file's columns and their types, as a pyarrow.Schema.
+def schema_of(path: Path, columns: Sequence[str] | None = None) -> Any:
+    """A Parquet file's columns and their types, as a pyarrow.Schema; the unit of instants is as of ``open_parquet``.
 
     Raises:
         InputError: as ``parquet_rows``.
     """
     import_pyarrow(path)
-    with reading_parquet(path), open_parquet(path) as file:
+    with reading_parquet(path), open_parquet(path, columns) as file:
         schema = file.schema_arrow
     check_header(schema.names, path)
     return schema
@@ -148,7 +174,7 @@ def class_names(path: Path, column: str) -> list[str]:
     if path.suffix.lower() != ".parquet":
         return []
     try:
-        about = json.loads((schema_of(path).metadata or {})[b"huggingface"])
+        about = json.loads((schema_of(path, []).metadata or {})[b"huggingface"])
         feature = about["info"]["features"][column]
         names = feature["names"] if feature.get("_type") == "ClassLabel" else []
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError):  # nothing that we know of
@@ -163,7 +189,7 @@ def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple
         InputError: pyarrow is not installed, or the file is not Parquet.
     """
     import_pyarrow(path)
-    with reading_parquet(path), open_parquet(path) as file:
+    with reading_parquet(path), open_parquet(path, columns) as file:
         names = file.schema_arrow.names
         check_header(names, path)
         if columns is not None:  # where none of them is there, the caller is to see what is
@@ -268,7 +294,7 @@ def kind_of_values(values: list[Any], before: Any, final: bool) -> Any:
         parquet.write_table(pa.table([array], [""]), sink := pa.BufferOutputStream())
         parquet.read_schema(pa.BufferReader(sink.getvalue()))  # more than 100 levels can be written, and not read
         return both
-    except (OSError, pa.ArrowException, OverflowError, UnicodeEncodeError):
+    except (OSError, pa.ArrowException, OverflowError, RecursionError, UnicodeEncodeError):
         return pa.string()
 
 

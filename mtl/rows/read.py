@@ -281,7 +281,7 @@ def column_names(path: Path, quoting: Quoting = "auto") -> list[str]:
     """
     kind = kind_of(path)
     if kind == ".parquet":
-        return list(schema_of(path).names)
+        return list(schema_of(path, []).names)
     if kind not in DELIMITERS:
         return []
     if kind == ".tsv" and quoting == "auto":

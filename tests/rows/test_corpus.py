@@ -130,6 +130,21 @@ def test_windows_do_not_show(embed: Callable[..., Any], tmp_path: Path, monkeypa
     assert whole.equals(parts)
 
 
+def test_instants_of_all_files_have_one_unit(embed: Callable[..., Any], tmp_path: Path) -> None:
+    """Of 96 bits, as Spark writes them: one file with an instant of another century, and all are in microseconds."""
+    (tmp_path / "in").mkdir()
+    for name, at in (("near", 1_000), ("far", 2_932_896 * 86_400_000_000)):
+        table = pa.table({"id": [name], "text": ["a"], "at": pa.array([at], pa.timestamp("us"))})
+        pq.write_table(table, tmp_path / "in" / f"{name}.parquet", use_deprecated_int96_timestamps=True)
+    for source, output, unit in (("in", "both", "us"), ("in/near.parquet", "one", "ns")):
+        embed(tmp_path / source, output=tmp_path / output, keep=["at"])
+        parts = [pq.read_table(part) for part in (tmp_path / output).rglob("*.parquet")]
+        assert {str(part.schema.field("at").type) for part in parts} == {f"timestamp[{unit}]"}
+        assert {str(part["at"][0].as_py().year) for part in parts} <= {"1970", "9999"}
+    embed(tmp_path / "in", output=tmp_path / "without")  # where none of them is kept, nothing hangs on them
+    assert "at" not in pq.read_schema(next((tmp_path / "without").rglob("*.parquet"))).names
+
+
 def test_ids_among_many() -> None:
     """Each part is looked for among all before it, whose sorted runs stay few: no part costs all that came before."""
     ids, names = Ids(), [f"id {i}" for i in range(3000)]

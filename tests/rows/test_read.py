@@ -119,6 +119,42 @@ def test_instants_as_spark_writes_them(tmp_path: Path, unit: str) -> None:
     assert [row["at"] for _, row in read_rows(tmp_path / "impala.parquet")] == ["1970-01-01T00:00:00.123456789"]
 
 
+def test_instants_within_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of lists, structs and maps, with columns that are not read."""
+    path, ns, us = tmp_path / "n.parquet", pa.timestamp("ns"), pa.timestamp("us")
+    near: dict[str, pa.Array] = {
+        "list": pa.array([[1, None], None], pa.list_(ns)),
+        "struct": pa.array([{"x": 5, "at": 1}, None], pa.struct([("x", pa.int8()), ("at", ns)])),
+        "map": pa.array([[("k", 1)], []], pa.map_(pa.string(), ns)),
+        "deep": pa.array([[{"at": [1]}], None], pa.list_(pa.struct([("at", pa.list_(ns))]))),
+        "a.b": pa.array([1, None], ns),
+    }
+    first, far = "1970-01-01T00:00:00.000000001", "9999-12-31T00:00:00.000000"
+    found = [[first, None], {"x": 5, "at": first}, [["k", first]], [{"at": [first]}], first]
+    text, late = pa.array(["a", "b"]), pa.array([[2_932_896 * 86_400_000_000], None], pa.list_(us))
+    options: dict[str, Any] = {"use_deprecated_int96_timestamps": True}
+    pq.write_table(pa.table({"text": text, **near}), path, **options)
+    assert list(next(read_rows(path))[1].values()) == ["a", *found]
+    pq.write_table(pa.table({"text": text, **near, "late": late}), path, **options)
+    assert list(next(read_rows(path, [*near]))[1].values()) == found  # as nothing is known of the other
+    assert next(read_rows(path, ["text", "late"]))[1]["late"] == [far]
+    assert next(read_rows(path))[1]["a.b"] == first[:-3]
+    monkeypatch.setattr("mtl.rows.parquet.leaves", None)
+    assert next(read_rows(path, ["text"]))[1]["text"] == "a"
+    assert column_names(path) == ["text", *near, "late"]
+
+
+def test_json_of_any_depth_in_parquet() -> None:
+    def nested(levels: int, leaf: object) -> object:
+        for _ in range(levels):
+            leaf = [leaf]
+        return leaf
+
+    for levels in (150, 500, 900):
+        rows = [{"x": nested(levels, 0.5)}, {"x": nested(levels, True)}]
+        assert column_kinds(lambda rows=rows: [rows], "x") == {"x": pa.string()}
+
+
 HEADERS = {"none.csv": b"id,text,n\n", "none.tsv": b'id\t"text"\tn\r\n', "none.csv.gz": gzip.compress(b"id,text,n")}
 
 
