@@ -95,7 +95,8 @@ def push(model: str | Path, repo_id: str, **options: Unpack[PushOptions]) -> tup
     folder = fetch(str(model))
     made = page(folder)
     files, others = model_files(folder)
-    check_whole(files, others)
+    if others:  # else it is whole, as the page's making has shown
+        check_whole(files, others)
     text = files[README].read_text(encoding="utf-8") if README in files else made
     hub = quiet_hub()
     try:

@@ -12,11 +12,12 @@ import gzip
 import json
 import logging
 import os
+import re
 import select
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, dropwhile
 from pathlib import Path
@@ -204,7 +205,31 @@ def conll_rows(file: Iterable[bytes], name: str) -> Iterator[Row]:
     A blank line ends a sentence, and one that begins with -DOCSTART- stands for none. Lines before a sentence's words
     that begin with # are comments, if they have not the words' number of columns. Columns are parted by tabs, or where
     a line has none, by blanks. A sentence has the number of its first line.
+
+    Raises:
+        InputError: a line has another number of columns; or the first of many columns counts the words in all
+            sentences up to one of several words, or to the end.
     """
+    first, counting = 0, True
+    for number, words in sentences(file, name):
+        first, tokens = first or number, [row[0] for row in words]
+        counting = counting and len(words[0]) >= 8 and counts_words(tokens)
+        if counting and len(tokens) > 1:
+            break
+        yield number, {"tokens": tokens, "tags": [row[-1] for row in words]}
+    if first and counting:  # CoNLL-U, CoNLL-X
+        expected = "the word in the first column, and its tag in the last"
+        raise InputError(f"{name}, line {first}: the first of 8 columns or more counts the words; expected {expected}")
+
+
+def counts_words(values: Sequence[str]) -> bool:
+    """Whether a sentence's values number its words; 3-4 is a word in two parts, 3.1 one left out."""
+    whole = [value for value in values if not re.fullmatch(r"\d+[-.]\d+", value)]
+    return whole == [*map(str, range(1, len(whole) + 1))]
+
+
+def sentences(file: Iterable[bytes], name: str) -> Iterator[tuple[int, list[list[str]]]]:
+    """The sentences of a .conll file: the number of the first word's line, and each word's columns."""
     blocks: list[list[tuple[int, list[str]]]] = [[]]  # lines between blank ones, till the words' columns are known
     columns = 0
     for number, line in enumerate(chain(lines(file, name), [""]), 1):
@@ -227,25 +252,17 @@ def columns_of(line: str) -> list[str]:
     return [value for value in values if value or "\t" in line] if line.strip() else []
 
 
-def sentence_of(block: Iterable[tuple[int, list[str]]], columns: int, name: str) -> Iterator[Row]:
-    """The sentence of numbered lines, if any of them is a word's.
-
-    Raises:
-        InputError: a line has another number of columns, or the first of many are numbers of words.
-    """
+def sentence_of(
+    block: Iterable[tuple[int, list[str]]], columns: int, name: str
+) -> Iterator[tuple[int, list[list[str]]]]:
+    """The sentence of numbered lines, if any of them is a word's."""
     words = [*dropwhile(lambda line: line[1][0].startswith("#") and len(line[1]) != columns, block)]
     for number, values in words:
         if len(values) < 2 or len(values) != columns or not (values[0] and values[-1]):
             expected = f"{columns}, as before" if columns > 1 else "two or more: a word, and at last its tag"
             raise InputError(f"{name}, line {number}: {counted(len(values), 'column')}; expected {expected}")
-    numbers = [row[0] for _, row in words if not {*"-."} & {*row[0]}]  # 3-4 is a word in two parts, 3.1 one left out
-    if columns >= 8 and numbers and numbers == [*map(str, range(1, len(numbers) + 1))]:  # CoNLL-U, CoNLL-X
-        expected = "the word in the first column, and its tag in the last"
-        raise InputError(
-            f"{name}, line {words[0][0]}: the first of {columns} columns counts the words; expected {expected}"
-        )
     if words:
-        yield words[0][0], {"tokens": [row[0] for _, row in words], "tags": [row[-1] for _, row in words]}
+        yield words[0][0], [row for _, row in words]
 
 
 def rows_of(file: Iterable[bytes], name: str, kind: str, quoting: Quoting = "auto") -> Iterator[Row]:

@@ -242,6 +242,14 @@ def test_push_to_hub_and_what_is_stale(heads: MultiTaskModel, tiny: SentenceEnco
         tiny.save_to_hub("me/x")
 
 
+def test_only_what_is_left_out_has_it_loaded_again(
+    tiny: SentenceEncoder, hub: WritableHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtl.checkpoints.publish.check_whole", None)
+    tiny.push_to_hub("me/whole")
+    assert "me/whole" in hub.repositories
+
+
 def test_what_is_not_pushed(tiny: SentenceEncoder, folder: Path, hub: WritableHub) -> None:
     tiny.push_to_hub("me/public")
     with pytest.raises(WeightsError, match="me/public is on the hub already, and public; make it private"):

@@ -36,6 +36,13 @@ def test_empty_columns_at_the_end_count_for_nothing(tmp_path: Path) -> None:
     assert rows(tmp_path, "a\tO\t\nb\tB-x \t \t\nc B-x  \n") == [(1, ["a", "b", "c"], ["O", "B-x", "B-x"])]
 
 
+@pytest.mark.parametrize("words", [["Hello", "1", "1 2"], ["1 .", "1", "1 2"], ["1", "a 1 2", "1 2"]])
+def test_sentences_of_numbers(tmp_path: Path, words: list[str]) -> None:
+    """Where words stand first in many columns, some of them may be numbers."""
+    lines = ("".join(f"{word}\ta\tb\tc\td\te\tf\tO\n" for word in sentence.split()) for sentence in words)
+    assert [tokens for _, tokens, _ in rows(tmp_path, "\n".join(lines))] == [sentence.split() for sentence in words]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -46,7 +53,12 @@ def test_empty_columns_at_the_end_count_for_nothing(tmp_path: Path) -> None:
         ("a\t\tO\n\n\tb\tO\n", "line 3: 3 columns; expected 3, as before"),
         (
             "# text\n1\ta\t_\t_\t_\t_\t_\t_\n2-3\tb\t_\t_\t_\t_\t_\t_\n",
-            "line 2: the first of 8 columns counts the words",
+            "line 2: the first of 8 columns or more counts the words",
+        ),
+        ("".join(f"1\t{word}\t_\t_\t_\t_\t_\t_\n\n" for word in "ab"), "line 1: the first of 8 columns or more"),
+        (
+            "1\ta\t_\t_\t_\t_\t_\t_\n\n1-2\tb\t_\t_\t_\t_\t_\t_\n1\tb\t_\t_\t_\t_\t_\t_\n1.1\tb\t_\t_\t_\t_\t_\t_\n",
+            "line 1: the first of 8 columns or more",
         ),
         ("a O\n# about it\n", "line 2: 3 columns; expected 2, as before"),
     ],
