@@ -39,7 +39,8 @@ from mtl.rows.outputs import open_output
 from mtl.search import Similarity, scores
 
 BLOCK = 1024  # pairs whose negatives are found, and kept, at once
-HELD = 2**22  # nearest texts of queries that are held at once
+DEEP = 4096  # nearest texts of a query, beyond which all are ranked: merged block by block, more take longer than that
+HELD = 2**26  # similarities of queries to all texts that are held at once
 GUIDED = 256  # texts that the guide is asked about at once
 
 
@@ -244,8 +245,9 @@ class Search:
         counts = Counter(pairs=len(rows))
         chosen: dict[int, list[tuple[int, float]]] = {}
         pending, depth = list(range(len(rows))), 2 * (self.settings.negatives + self.settings.skip_top) + 8
+        depth = min(depth, DEEP)  # a first search looks at whether all can be compared
         while pending:
-            depth = min(depth, len(self.corpus))
+            depth = min(depth if depth <= DEEP else len(self.corpus), len(self.corpus))
             of_query: dict[str, list[int]] = {}
             for i in pending:
                 of_query.setdefault(queries[i], []).append(i)
@@ -269,14 +271,23 @@ class Search:
 
     def ranked(self, queries: Sequence[str], depth: int) -> Iterator[tuple[str, Ranked]]:
         """Each query with so many of the nearest texts."""
+        for query, values, places in self.nearest(queries, depth):
+            known = (self.corpus.places.get(key) for key in self.pairs.own[query])
+            own = np.isin(places, [place for place in known if place is not None])
+            yield query, Ranked(places[~own], values[~own].astype(np.float64), values[own].astype(np.float64))
+
+    def nearest(self, queries: Sequence[str], depth: int) -> Iterator[tuple[str, NDArray[Any], NDArray[np.int64]]]:
+        """Each query with the similarities and places of the nearest texts; of equal ones the first comes first."""
+        index, vectors = self.side.index, self.side.of("queries", queries)
+        if depth <= DEEP:
+            yield from zip(queries, *index.nearest(vectors, depth), strict=True)
+            return
         size = max(1, HELD // depth)
         for start in range(0, len(queries), size):
-            part = queries[start : start + size]
-            found, nearest = self.side.index.nearest(self.side.of("queries", part), depth)
-            for query, values, places in zip(part, found.astype(np.float64), nearest, strict=True):
-                known = (self.corpus.places.get(key) for key in self.pairs.own[query])
-                own = np.isin(places, [place for place in known if place is not None])
-                yield query, Ranked(places[~own], values[~own], values[own])
+            found = index.similarities(vectors[start : start + size])
+            for query, values in zip(queries[start : start + size], found, strict=True):
+                places = np.argsort(-values, kind="stable")
+                yield query, values[places], places
 
     def choose(
         self, query: str, ranked: Ranked, own: float, guided: float

@@ -123,10 +123,12 @@ def test_rows_are_numbered_where_they_have_no_id(tiny: SentenceEncoder, tmp_path
     assert index.add([]) == 0
 
 
-def random_state(folder: Path, form: str, vectors: np.ndarray, cuts: list[int], gone: list[int]) -> Index:
+def random_state(
+    folder: Path, form: str, vectors: np.ndarray, cuts: list[int], gone: list[int], measure: str = "cosine"
+) -> Index:
     """An index of vectors, in segments, some of them deleted."""
     folder.mkdir(parents=True)
-    write_state(folder, State(form, vectors.shape[1], "cosine", {"id_field": None}))
+    write_state(folder, State(form, vectors.shape[1], measure, {"id_field": None}))
     start = 0
     for part in np.split(vectors, cuts):
         ids, state = range(start, start + len(part)), read_state(folder)
@@ -254,6 +256,21 @@ def test_segments_are_few(sizes: list[int]) -> None:
     totals = [sum(sizes[i] for i in group) for group in groups]
     assert sum(totals) == sum(sizes)
     assert all(one >= 2 * other for one, other in itertools.pairwise(totals))
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot", "euclidean", "manhattan"])
+def test_similarities_are_those_of_the_nearest(tmp_path: Path, measure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, whatever the blocks."""
+    vectors = np.random.default_rng(0).standard_normal((60, 70)).astype(np.float32)
+    vectors[40:] = vectors[:20]
+    index = random_state(tmp_path / "idx", "fp32", vectors, [24, 36], [3], measure)
+    queries = torch.from_numpy(vectors[5:15] * 2 + 1)
+    scores, places = index.nearest(queries, 59)
+    monkeypatch.setattr(search, "BLOCK", 7)
+    found = index.similarities(queries)
+    order = np.argsort(-found, kind="stable")
+    assert np.array_equal(index.view.live[order], places)
+    assert np.array_equal(np.take_along_axis(found, order, 1), scores)
 
 
 @pytest.mark.parametrize("form", ["fp32", "int8", "binary"])

@@ -94,7 +94,8 @@ def test_equal_to_a_search_by_hand(
     guided: bool, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The real model, since cosines of a random one lie too close together to be told apart in another order."""
-    monkeypatch.setattr(mining, "HELD", 100)  # a few queries at once, where many texts of each are looked at
+    monkeypatch.setattr(mining, "HELD", 200)  # a few queries at once, where all texts of each are looked at
+    monkeypatch.setattr(mining, "DEEP", 30)
     monkeypatch.setattr(mining, "GUIDED", 3)
     guide = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2")
     keep_layers(guide.encoder, [0, 1])
