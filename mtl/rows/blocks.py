@@ -187,16 +187,16 @@ def blocks(source: Source, columns: Columns, size: int) -> Iterator[Block[pa.Rec
             done += len(texts)
 
 
-def check_source(source: Source, columns: Columns) -> tuple[int | None, Unit]:
-    """The number of rows of a Parquet file, of which only the end is read, None for other files; and the unit that the
-    instants of its columns need.
+def check_source(source: Source, columns: Columns) -> tuple[int | None, Unit | None]:
+    """The number of rows of a Parquet file, which stands at its end, None for other files; and the unit that the
+    instants of 96 bits in its columns need, for which these are read, None where there are none.
 
     Raises:
         InputError: it is cut short, or has not the columns.
     """
     if ending(source.place.path) != ".parquet":
-        return None, "ns"
+        return None, None
     with named(source.place), reading(source.place), source.place.open_random() as opened:
         file = open_parquet(opened, unit="us")
         check_schema(file.schema_arrow, columns)
-        return int(file.metadata.num_rows), unit_of_instants(opened, columns.read)
+        return int(file.metadata.num_rows), unit_of_instants(file, columns.read)

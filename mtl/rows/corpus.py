@@ -197,7 +197,7 @@ def plan(
     return Job(model, encoder.precision, encoder.int8_least_cosine, device, kept, columns, vectors, output, settings)
 
 
-def look_at(sources: Sequence[Source], columns: Columns) -> dict[str, tuple[int | None, Unit]]:
+def look_at(sources: Sequence[Source], columns: Columns) -> dict[str, tuple[int | None, Unit | None]]:
     """What ``check_source`` says of each file, by its output's name.
 
     Raises:

@@ -43,22 +43,25 @@ def open_parquet(file: Any, columns: Sequence[str] | None = None, unit: Unit | N
     """
     from pyarrow import parquet
 
-    unit = unit or unit_of_instants(file, columns)
-    return parquet.ParquetFile(file, buffer_size=BUFFER, coerce_int96_timestamp_unit=unit)
+    opened = parquet.ParquetFile(file, buffer_size=BUFFER, coerce_int96_timestamp_unit=unit or "us")
+    if unit or unit_of_instants(opened, columns) != "ns":
+        return opened
+    return parquet.ParquetFile(file, buffer_size=BUFFER, coerce_int96_timestamp_unit="ns")
 
 
-def unit_of_instants(file: Any, columns: Sequence[str] | None = None) -> Unit:
-    """Microseconds if an instant of 96 bits is before 1678 or after 2262, of which pyarrow would make another in
-    nanoseconds; these columns, by default all, are read for it if they hold such instants."""
+def unit_of_instants(opened: Any, columns: Sequence[str] | None = None) -> Unit | None:
+    """Of the instants of 96 bits in these columns, by default all, of a ParquetFile that has them in microseconds: this
+    unit, if one is before 1678 or after 2262, of which pyarrow would make another in nanoseconds; None: there are none.
+    """
     import pyarrow as pa
-    from pyarrow import parquet
 
-    opened = parquet.ParquetFile(file, buffer_size=BUFFER, coerce_int96_timestamp_unit="us")
     paths = [opened.schema.column(i) for i in range(len(opened.schema))]
     wide = [column.path for column in paths if column.physical_type == "INT96"
             and (columns is None or any(f"{column.path}.".startswith(f"{name}.") for name in columns))]  # fmt: skip
+    if not wide:
+        return None
     try:
-        for batch in opened.iter_batches(BATCH_ROWS, columns=wide) if wide else ():
+        for batch in opened.iter_batches(BATCH_ROWS, columns=wide):
             for part in chain.from_iterable(map(leaves, batch.columns)):
                 part.cast(pa.timestamp("ns"))
     except pa.ArrowInvalid:
