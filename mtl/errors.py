@@ -26,11 +26,13 @@ def printable(name: str) -> str:
 
 
 def one_line(error: BaseException, most: int = 200) -> str:
-    """What another library's error says, in one line, cut where it is long; of files, in the system's own words."""
+    """What another library's error says, in one line, cut where it is long, with what no line shows escaped; of files,
+    in the system's own words."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)  # pyarrow's strerror holds more than that
     inner = re.search(r"([^:]+) \(os error \d+\)", str(error))  # as safetensors passes it on
     text = " ".join((inner[1] if inner else str(error)).split()) or type(error).__name__
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: most + 1])
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
