@@ -75,10 +75,10 @@ def check_whole(files: Mapping[str, Path], others: Sequence[str]) -> None:
             load(Path(temporary))
         except MtlError as error:
             why = one_line(error).replace(temporary, "the pushed folder")
-            left_out = f"without the files that are not pushed ({', '.join(others[:10])}), the model cannot be loaded"
-            raise type(error)(
-                f"{left_out} ({why}); save it with SentenceEncoder or MultiTaskModel, and push that"
-            ) from None
+            given = (
+                f"without the files that are not pushed ({', '.join(others[:10])}), the model cannot be loaded ({why})"
+            )
+            raise type(error)(f"{given}; save it with SentenceEncoder or MultiTaskModel, and push that") from None
 
 
 def push(model: str | Path, repo_id: str, **options: Unpack[PushOptions]) -> tuple[str, list[str]]:

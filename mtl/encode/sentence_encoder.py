@@ -34,7 +34,7 @@ from mtl.kernels.vectors import Vectors
 from mtl.kernels.watched import SAMPLES, SAMPLES_MAPPED, Compiled
 from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
-from mtl.model.pooling import After, Dense, LayerNorm, Normalize, Pooling
+from mtl.model.pooling import After, Dense, Normalize, Pooling
 from mtl.search import Similarity
 from mtl.search import Vectors as Embeddings
 
@@ -217,7 +217,7 @@ class SentenceEncoder(nn.Module):
     @property
     def width(self) -> int:
         """The number of dimensions that the model computes, before it keeps the first ``truncate_dim`` of them."""
-        if any(type(part) not in (Pooling, Dense, LayerNorm, Normalize) for part in (self.pooling, *self.after)):
+        if any(type(part) not in (Pooling, *get_args(After)) for part in (self.pooling, *self.after)):
             row = filled(self.tokenizer([""]).rows)
             return Engine(self.program(), self.device).run(row).shape[1]  # another part may give any number
         widths = [part.linear.out_features for part in self.after if isinstance(part, Dense)]

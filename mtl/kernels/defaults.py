@@ -9,9 +9,8 @@ from typing import Any
 from torch.backends import cuda, mkldnn
 
 matmul: Any = mkldnn.matmul  # type: ignore[attr-defined]
-Settings = tuple[
-    str, bool, bool
-]  # the precision of products in float32; whether flash and plain attention may be taken
+# The precision of products in float32; whether flash and plain attention may be taken
+Settings = tuple[str, bool, bool]
 
 
 class ByDefault(AbstractContextManager[None]):

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl.errors import InputError, WeightsError
-from mtl.kernels.linear import Product
+from mtl.kernels.linear import Product, rounded_rows
 from mtl.kernels.threads import computing_with
 from mtl.model.interface import Encoder
 from mtl.model.packing import PackedBatch
@@ -36,7 +36,7 @@ from mtl.model.packing import PackedBatch
 SMOOTHING = 0.55
 LEAST_COSINE = 0.98  # of a vector to that of float32; gate.py measures it
 HIDDEN_SHARE = 0.65  # of the largest activation: clipping the few above it leaves finer steps for all others
-ROWS = (*range(4, 64, 4), *range(64, 128, 8), *range(128, 769, 16))  # of a product, as linear.rounded gives them
+ROWS = sorted({rounded_rows(rows) for rows in range(1, 769)})  # of products that are tried out
 ACTIVATED = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu}  # what a kernel computes after the sum, in torch
 Ranges = dict[str, Tensor]  # a linear layer's name -> the least and the largest of each input, (2, in)
 
@@ -144,20 +144,17 @@ def in_one_kernel(inputs: int, outputs: int, activation: str) -> bool:
     layer = Int8Linear(weight, bias, 0.013, 117, None, None if activation == "none" else (activation, 0.021, 9))
 
     def same(compute: Callable[[Tensor], Tensor]) -> bool:
-        expected = compute(x)
-        return all(torch.equal(compute(x[:rows]), expected[:rows]) for rows in ROWS)
-
-    def on_all(compute: Callable[[Tensor], Tensor]) -> bool:
         for threads in (1, 2, 3):
             with computing_with(threads):
-                if not same(compute):
+                expected = compute(x)
+                if not all(torch.equal(compute(x[:rows]), expected[:rows]) for rows in ROWS):
                     return False
         return True
 
     with torch.inference_mode(), torch.device("cpu"):
-        if on_all(layer.whole):
+        if same(layer.whole):
             return True
-        if on_all(layer.sums):
+        if same(layer.sums):
             return False
     raise InputError("precision is 'int8', whose kernels give a text other bits beside others here: use 'fp32'")
 

@@ -35,14 +35,19 @@ def has_packed(dtype: torch.dtype = torch.float32) -> bool:
     return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def rounded_rows(rows: int) -> int:
+    """The number of rows that a product of so many is given."""
+    step = 4 if rows <= 64 else 8 if rows <= 128 else 16
+    return rows + -rows % step
+
+
 def rounded(x: Tensor) -> Tensor:
     """x, on a CPU with rows of zeros after its own, so that few numbers of rows come up: each costs oneDNN a kernel.
 
     To make four for a layer's products costs 2 ms, and a text of 100 tokens 15; those that are kept cost memory.
     """
-    rows = len(x)
-    step = 4 if rows <= 64 else 8 if rows <= 128 else 16
-    return x if x.is_cuda or rows % step == 0 else F.pad(x, (0, 0, 0, -rows % step))
+    more = 0 if x.is_cuda else rounded_rows(len(x)) - len(x)
+    return F.pad(x, (0, 0, 0, more)) if more else x
 
 
 class Packed:

@@ -1,6 +1,6 @@
 """The one place that chooses how training computes.
 
-Modules know nothing of it: within ``faster`` torch's ``F.linear`` and the textbook's ``within_texts`` are other
+Modules know nothing of it: within ``Faster`` torch's ``F.linear`` and the textbook's ``within_texts`` are other
 functions of the same tensors, with the same value but for rounding. So hooks, adapters and subclasses are what they
 are, and where they call something else, that is computed.
 """
@@ -8,7 +8,6 @@ are, and where they call something else, that is computed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from mtl.model.packing import PackedBatch, within_texts
 
 
 class Faster(TorchFunctionMode):
-    """For one forward pass, whose layers share ``plan``."""
+    """Within it, this thread computes one forward pass, whose layers share ``plan``, in the faster way, and so its
+    gradients."""
 
     plan: Plan | None = None
 
@@ -61,11 +61,6 @@ class Faster(TorchFunctionMode):
         if self.plan is None or (self.plan.lengths, self.plan.heads) != (batch.lengths, q.shape[1]):
             self.plan = Plan(batch.lengths, q.shape[1], q.device)
         with torch.autocast(q.device.type, enabled=False):
-            kept = self.plan.kept(draws, p) if p and draws else None
+            kept = self.plan.kept(draws, p) if p and draws is not None else None
             context: Tensor = Attention.apply(q, k, v, self.plan, kept, *(self.plan.padded(given) if given else ()))
         return context
-
-
-def faster() -> AbstractContextManager[Any]:
-    """Within it, this thread computes one forward pass in the faster way, and so its gradients."""
-    return Faster()

@@ -122,9 +122,14 @@ def no_number(constant: str) -> NoReturn:
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; of two values under one name, nobody could say which is meant."""
     if len(found := dict(pairs)) < len(pairs):
-        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the key {name!r} is there twice")
+        raise ValueError(f"the key {repeated(pairs)!r} is there twice")
     return found
+
+
+def repeated(pairs: Sequence[tuple[str, Any]]) -> str:
+    """Of the pairs of a JSON object, the name that is there most often."""
+    ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+    return name
 
 
 def jsonl_rows(file: Iterable[bytes], name: str) -> Iterator[Row]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from mtl.encode.tokenizer import Pair
 from mtl.errors import MtlError, shown
+from mtl.rows.read import repeated
 
 CHARACTERS = 250  # that a text may have for each token of the limit, as in TEI
 TEI_TYPES = {401: "Unauthorized", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}  # others: by what is wrong
@@ -140,7 +140,7 @@ def read_fields(body: bytes | bytearray, status: int) -> Fields:
     def check(pairs: list[tuple[str, Any]]) -> None:
         """orjson keeps the last value of a name that is there twice, and says nothing."""
         if len(dict(pairs)) < len(pairs):
-            ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+            twice = repeated(pairs)
             raise Refused(status, f"a field is there twice: {shown(twice)}; expected each once", twice)
 
     try:

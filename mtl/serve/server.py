@@ -205,8 +205,7 @@ def configured(app: Starlette, service: Service, drain_seconds: int = 60) -> Ser
     """A server for an application; those that were accepted are answered within ``drain_seconds`` of a signal."""
     http: Any = functools.partial(Patient, service)
     config = uvicorn.Config(
-        app, http=http, ws="none", lifespan="on", log_config=None, log_level="error",
-        access_log=False,
+        app, http=http, ws="none", lifespan="on", log_config=None, log_level="error", access_log=False,
         server_header=False, timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=drain_seconds,
     )  # fmt: skip
     return Server(config, service)

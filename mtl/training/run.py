@@ -18,7 +18,7 @@ from mtl.encode.precision import effective
 from mtl.errors import CheckpointError
 from mtl.kernels.linear import release
 from mtl.kernels.threads import computing_with
-from mtl.kernels.training import faster
+from mtl.kernels.training import Faster
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint
 from mtl.training.data import Data, check_company, fingerprints, told_apart
@@ -251,7 +251,7 @@ class Run:
         def outputs(piece: Piece) -> Tensor:
             # autocast's cache is all threads', and each empties it: the moment would decide how the gradients of a
             # weight that is used twice are added
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False), faster():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False), Faster():
                 return forward(piece).float()
 
         return outputs

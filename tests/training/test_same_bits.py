@@ -3,7 +3,9 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,33 +45,22 @@ def small() -> Iterator[None]:
 
 
 @contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+def holding_set(ask: Callable[[], Any], tell: Callable[[Any], object], value: Any) -> Iterator[None]:
+    """Within it, a setting of torch's is another."""
+    before = ask()
+    tell(value)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        tell(before)
 
 
-@contextmanager
-def medium() -> Iterator[None]:
-    """What programs for a GPU often say; it is for a CPU too."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
+default_dtype = partial(holding_set, torch.get_default_dtype, torch.set_default_dtype)
+# What programs for a GPU often say; it is for a CPU too
+medium = partial(holding_set, torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium")
+deterministic = partial(
+    holding_set, torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True
+)
 
 
 def moments(run: Run) -> dict[str, Tensor]:

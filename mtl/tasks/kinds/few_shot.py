@@ -95,7 +95,7 @@ class FewShot(CosineKind, HeadKind):
                 raise ValueError(f"is {shown(value)}; expected a label, or labels; {shown(wrong[0])} is none")
             return tuple(map(str, known))
         several = isinstance(value, list) or (isinstance(value, str) and "|" in value and value not in self.labels)
-        if not several:  # where labels were found in the data, a number is a label's name, and no place
+        if not several:  # a number is a label's name before it is a place: so are those that were found in the data
             named = [name for name in names_of(value) if name in self.labels]
             return (class_index((named or [value])[0], self.labels),)
         return tuple(i for i, flag in enumerate(label_set(value, self.labels)) if flag)
