@@ -63,7 +63,8 @@ def mixtures(base: Vectors, rows: int) -> Vectors:
 def our_index(folder: Path, form: Form, corpus: Vectors) -> Index:
     """An index of vectors, without texts."""
     segment, rows = "segment-00000001", len(corpus)
-    state = State(form, corpus.shape[1], "cosine", {}, ((segment, rows),), None, 1, rows)
+    settings = {"model": None, "field": "text", "id_field": None}
+    state = State(form, corpus.shape[1], "cosine", settings, ((segment, rows),), None, 1, rows)
     parts = (([{}] * len(part), part) for part in np.split(corpus, range(PART, rows, PART)))
     write_segment(folder / segment, state, prepared(state, parts, range(rows)), rows)
     write_state(folder, state)

@@ -24,6 +24,7 @@ QUERIES, BLOCK = 1024, 16384  # vectors that are compared at once: 64 MB of scor
 PRODUCTS = 1 << 22  # of numbers that are summed at once
 ROUNDING = {"bf16": 2.0**-8, "tf32": 2.0**-11}  # of a product's inputs where torch is told so; else float32's 2 ** -24
 FEW = 512  # candidates of each query, above which the products are made anew in float64
+FEW_QUERIES, ROWS = 64, 128  # up to so many queries, a block's products are made in batches of so many of its vectors
 SPARE = 16  # candidates of a query, more than twice the results, before they are chosen more closely
 DEPTH = 100  # results of a query that the metrics look at
 METRICS = {"ndcg@10": 1, "mrr@10": 1, "recall@10": 1, "recall@100": 1}
@@ -68,6 +69,17 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x / largest.where(largest > LARGE, 1.0) if (largest > LARGE).any() else x, dim=-1)
 
 
+def all_products(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b.T``: where a has few rows, in batches of b's, since torch has one thread multiply a matrix by a vector,
+    and takes longer yet for two or three."""
+    if len(a) > FEW_QUERIES:
+        return a @ b.T
+    whole = len(b) // ROWS * ROWS
+    batches = b[:whole].reshape(whole // ROWS, ROWS, b.shape[1])
+    first = torch.bmm(batches, a.T.expand(len(batches), -1, -1)).flatten(0, 1)
+    return torch.cat([first, b[whole:] @ a.T]).T.contiguous()
+
+
 def scores(a: Tensor, b: Tensor, measure: Similarity) -> Tensor:
     """The similarity of each of a (n, dim) to each of b (m, dim): (n, m), of which more is nearer.
 
@@ -75,9 +87,9 @@ def scores(a: Tensor, b: Tensor, measure: Similarity) -> Tensor:
     """
     with torch.autocast(a.device.type, enabled=False):
         if measure == "cosine":
-            return unit(a) @ unit(b).T
+            return all_products(unit(a), unit(b))
         if measure == "dot":
-            return a @ b.T
+            return all_products(a, b)
         exact = "donot_use_mm_for_euclid_dist"
         return -torch.cdist(a, b, p=2.0 if measure == "euclidean" else 1.0, compute_mode=exact)
 

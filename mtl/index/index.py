@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Self, cast, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -291,18 +290,20 @@ class Index:
             wanted, measure, longest = unit(search.check_finite(wanted, "queries")), "dot", 2.0
         if self.state.form == "binary":
             return self.rescored(wanted, k, measure, longest)
-        scores, places = search.search(wanted, cast(Any, self.view), k, measure, longest)
-        return scores, self.view.live[places] if len(self.view.deleted) else places
+        found, at = search.nearest(wanted, self.view.blocks(), k, measure, longest)
+        places = at.numpy()
+        return found.numpy(), self.view.live[places] if len(self.view.deleted) else places
 
     def similarities(self, queries: Tensor) -> NDArray[np.float32]:
         """What ``nearest`` compares of queries (queries, dim), of all rows: (queries, rows)."""
         measure = cast(Similarity, self.state.measure)
         wanted, products = unit(queries) if measure == "cosine" else queries, measure in ("cosine", "dot")
         found = np.empty((len(queries), len(self)), np.float32)
-        for start in range(0, len(self), search.BLOCK):
-            part = torch.from_numpy(self.view[start : start + search.BLOCK])
+        start = 0
+        for part in self.view.blocks():
             alike = search.products(wanted, part) if products else search.scores(wanted, part, measure)
             found[:, start : start + len(part)] = alike.numpy()
+            start += len(part)
         return found
 
     def rescored(self, queries: Any, k: int, measure: Similarity, longest: float | None) -> tuple[list[Any], list[Any]]:

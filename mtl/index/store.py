@@ -27,14 +27,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mtl.disk import atomic_write, remove, sweep
 from mtl.errors import InputError, one_line, shown
 from mtl.rows.vector_files import Part, Vectors, convert, json_line, scaled
-from mtl.search import Similarity, unit
+from mtl.search import BLOCK, Similarity, unit
 
 Form = Literal["fp32", "int8", "binary"]
 Id = str | int
+Places = NDArray[np.int64] | range
 
 STATE = "index.json"
 NAMES = r"segment-[\d-]+|deleted-\d+\.npy"  # that stand in it
@@ -45,6 +47,7 @@ FILES = {  # the .npy files of a segment, beside offsets.npy
 }
 PART = 8192  # rows that are copied at once
 FEW = 4096  # rows, below which a segment is read at once: each file that is mapped holds one of few descriptors
+MADE = 8192  # vectors that are made, or brought together, at once: they are compared while a cache holds them
 ROWS = 65536  # whose bits are compared at once, so that they stay in the processor's cache
 
 
@@ -86,7 +89,8 @@ def read_state(folder: Path) -> State:
         whole = [state.dim, state.number, state.added, *(rows for _, rows in state.segments)]
         if (
             state.form not in FILES or state.measure not in get_args(Similarity)
-            or not isinstance(state.settings, dict) or not all(type(number) is int for number in whole)
+            or not isinstance(state.settings["field"], str) or not all(type(number) is int for number in whole)
+            or not all(isinstance(state.settings[name], str | None) for name in ("model", "id_field"))
             or state.dim < 1 or not all(re.fullmatch(NAMES, name) for name in names)
         ):  # fmt: skip
             raise ValueError("a field has a value that it cannot have")
@@ -226,13 +230,20 @@ class Segment:
     def damaged(self, name: str) -> InputError:
         return InputError(f"{self.folder / name} is damaged; make the index anew")
 
-    def vectors(self, where: slice | NDArray[np.int64]) -> Vectors:
-        """Float32 vectors of some rows; of an index in int8, what its integers stand for."""
-        found = self.arrays["vectors"][where]
+    def vectors(self, places: Places, out: Tensor | None = None) -> Vectors:
+        """Float32 vectors of rising places, one or more; of an index in int8, what its integers stand for.
+
+        ``out`` is where they are put if they do not lie as they are wanted: memory that is new costs more than they.
+        """
+        kept, first, last = self.arrays["vectors"], int(places[0]), int(places[-1])
+        where = slice(first, last + 1) if last - first == len(places) - 1 else np.asarray(places)
+        if "scales" not in self.arrays and isinstance(where, slice):
+            return kept[where]
+        made = torch.empty(len(places), kept.shape[1]) if out is None else out[: len(places)]
         if "scales" in self.arrays:
             scales = torch.from_numpy(self.arrays["scales"][where])
-            return torch.from_numpy(found).float().mul_(scales[:, None]).numpy()
-        return found
+            return made.copy_(torch.from_numpy(kept[where])).mul_(scales[:, None]).numpy()
+        return np.take(kept, np.asarray(places), axis=0, out=made.numpy(), mode="clip")  # "raise" copies
 
     def id_lines(self) -> Iterator[bytes]:
         """Each row's id, as JSON."""
@@ -275,12 +286,7 @@ class Segment:
 
 
 class View:
-    """The rows of one state that are not deleted, in the order in which they were added.
-
-    Its slices are float32 vectors, so that ``mtl.search.search`` takes it for a matrix (rows, dim).
-    """
-
-    ndim = 2
+    """The rows of one state that are not deleted, in the order in which they were added."""
 
     def __init__(self, folder: Path, state: State) -> None:
         self.folder, self.state = folder, state
@@ -300,35 +306,25 @@ class View:
     def __len__(self) -> int:
         return int(self.starts[-1]) - len(self.deleted)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self), self.state.dim
-
-    def __getitem__(self, where: slice) -> Vectors:
-        start, stop, _ = where.indices(len(self))
-        if not len(self.deleted):
-            return self.between(start, stop)
-        return self.at(self.live[start:stop])
-
-    def between(self, start: int, stop: int) -> Vectors:
-        """The vectors of places that follow each other."""
-        parts = [
-            segment.vectors(slice(max(0, start - first), max(0, stop - first)))
-            for segment, first in zip(self.segments, self.starts, strict=False)
-            if first < stop and start < first + segment.rows
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.empty((0, self.state.dim), np.float32)
+    def blocks(self) -> Iterator[Tensor]:
+        """All rows' float32 vectors, (rows of a block, dim) each, which are there until the next block is made."""
+        made = torch.empty(MADE, self.state.dim)
+        size = MADE if len(self.deleted) or self.state.form == "int8" else BLOCK
+        for segment, first in zip(self.segments, self.starts, strict=False):
+            places: Places = range(segment.rows)
+            if len(self.deleted):
+                low, high = np.searchsorted(self.live, [first, first + segment.rows])
+                places = self.live[low:high] - first
+            for start in range(0, len(places), size):
+                yield torch.from_numpy(segment.vectors(places[start : start + size], made))
 
     def at(self, places: NDArray[np.int64]) -> Vectors:
-        """The vectors of rising places."""
-        if len(places) and places[-1] - places[0] == len(places) - 1:
-            return self.between(int(places[0]), int(places[-1]) + 1)
+        """The vectors of rising places, counted over all segments."""
         bounds = np.searchsorted(places, self.starts)
         parts = [
             segment.vectors(places[low:high] - first)
             for segment, first, low, high in zip(self.segments, self.starts, bounds, bounds[1:], strict=False)
+            if low < high
         ]
         return np.concatenate(parts) if parts else np.empty((0, self.state.dim), np.float32)
 
