@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 Setting = Callable[[int], int]
+SOFT = 1  # omp_pause_soft, OpenMP 5.0: what the thread has set stays
 forked = False
 
 
@@ -85,6 +86,18 @@ def settle() -> None:
     """Make a new thread compute alone."""
     torch.get_num_threads()  # at its first question a thread takes over the process's number: before this, not after
     set_threads(1, 1)
+
+
+def end_team() -> None:
+    """End the OpenMP threads that wait for the calling thread's next operation, which makes others.
+
+    A thread that has computed has its team for as long as it lives. Once all teams together are more than the cores,
+    libgomp lets none of them spin until the next operation, but has the system wake them each time (``wait.h``,
+    ``gomp_throttled_spin_count``): a text of 50 tokens took 7.5 instead of 5 ms.
+    """
+    end = getattr(ctypes.CDLL(None), "omp_pause_resource_all", None) if sys.platform != "win32" else None
+    if end:
+        end(SOFT)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from mtl.encode.tokenizer import Pair, Tokenized, TooLong
 from mtl.errors import InputError, MtlError, one_line, shown
 from mtl.index.index import Index
+from mtl.kernels.threads import settle
 from mtl.serve.contracts import CHARACTERS, Fields, Limits, Refused, dumps, read_fields
 from mtl.serve.metrics import SIZES, Metrics
 from mtl.serve.model import VECTORS, Served, Side
@@ -258,7 +259,7 @@ class Service:
         self.requests = self.held = 0
         self.unread: set[asyncio.WriteTransport] = set()  # connections whose clients have still to read of an answer
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.pool = ThreadPoolExecutor(2, "mtl-tokenize")
+        self.pool = ThreadPoolExecutor(2, "mtl-tokenize", initializer=settle)
         self.queue = Queue(served.compute, served.turn_tokens, limits.queued_tokens, limits.stuck_seconds, self.on_turn)
 
     @asynccontextmanager

@@ -26,6 +26,7 @@ from mtl.display import version_of
 from mtl.errors import MtlError
 from mtl.index.index import Hit
 from mtl.kernels.activations import sigmoid
+from mtl.kernels.threads import computing_with, end_team
 from mtl.rows.vector_files import json_line
 from mtl.serve.app import Call, Service, not_served
 from mtl.serve.contracts import Refused, dumps, embedding, ranked
@@ -330,7 +331,10 @@ async def search(call: Call) -> Any:
     def found() -> list[list[orjson.Fragment]]:
         assert call.service.index
         call.service.index = index = call.service.index.current()  # its newest state
-        return [[as_json(hit) for hit in hits] for hits in index.search(vectors, call.given["k"])]
+        with computing_with(call.served.engine.threads):
+            several = index.search(vectors, call.given["k"])
+        end_team()
+        return [[as_json(hit) for hit in hits] for hits in several]
 
     try:
         results = await asyncio.get_running_loop().run_in_executor(call.service.pool, found)

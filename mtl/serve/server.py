@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mtl.errors import InputError
+from mtl.kernels.threads import end_team, settle
 from mtl.serve.app import Service
 
 HEAD_BYTES = 64 << 10  # of a request's line and headers, or of what else comes that is no body
@@ -221,7 +222,9 @@ async def until_stopped(server: Server, at: socket.socket, ready: Callable[[], N
 
 
 def run(server: Server, at: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT. Whatever computes with several threads does it in another thread than this."""
+    settle()
+    end_team()  # that of loading
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # uvicorn raises it again when it has ended
     try:
         asyncio.run(until_stopped(server, at, ready))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -98,6 +101,27 @@ def test_other_threads_do_not_see_it() -> None:
         assert numbers() == (2, 1)
     assert numbers() == before
     assert seen == [before, (3, 1), before]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not FOUND, reason="threads are counted in Linux's /proc")
+def test_a_team_ends() -> None:
+    """Else it is there for as long as the thread that made it, and slows all others down."""
+    x = torch.arange(1_000_000.0)
+
+    def counted() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    def computed() -> tuple[bool, bool]:
+        with threads.computing_with(3):
+            once = x * 2
+            most = counted()
+            threads.end_team()
+            end = time.monotonic() + 30
+            while counted() > most - 2 and time.monotonic() < end:
+                time.sleep(0.01)
+            return counted() <= most - 2, torch.equal(x * 2, once) and torch.get_num_threads() == 3
+
+    assert in_a_new_thread(computed) == (True, True)
 
 
 def test_one_text_beside_another_caller_has_the_same_bits() -> None:
