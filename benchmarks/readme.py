@@ -293,6 +293,29 @@ def serving(folder: Path = RESULTS) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def index_table(engines: list[Result]) -> str:
+    """Milliseconds of a query, what is found of the exact results, and the bytes that each form takes on the disk."""
+    rows = [["", "p50, ms", "p99, ms", "recall@k", "MB on the disk"]]
+    for one in engines:
+        size = f"{one['bytes'] / 1e6:,.0f}" if one["bytes"] else ""
+        rows.append([one["engine"], f"{one['p50_ms']:.1f}", f"{one['p99_ms']:.1f}", f"{one['recall']:.3f}", size])
+    return markdown(rows)
+
+
+def indexes(folder: Path = RESULTS) -> str:
+    """The longer page's part on indexes, of each processor that there are such results of."""
+    blocks = []
+    for path in sorted(folder.glob("*/index.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        made = "drawn vectors" if result["drawn"] else "vectors of texts and mixtures of them"
+        blocks += [
+            f"{path.parent.name}, {result['machine']['torch_threads']} threads, {result['rows']:,} {made}, of "
+            f"{result['dim']} dimensions, one query at a time, k = {result['k']}:",
+            index_table(result["engines"]),
+        ]
+    return "\n\n".join(blocks) + "\n"
+
+
 def gpu_table(parts: Result) -> str:
     """Texts a second on a GPU, of encoding and of training, and how they compare with the peer's of the same format."""
     rows = [["", "number format", "mtl, texts a second", "the peer's", "mtl is"]]
@@ -337,7 +360,7 @@ def replaced(text: str, name: str, content: str) -> str:
 def main() -> None:
     for path, parts in (
         (README, {"speed": brief()}),
-        (ALL, {"speed": render(), "faults": faults(), "serving": serving(), "gpu": gpus()}),
+        (ALL, {"speed": render(), "faults": faults(), "serving": serving(), "index": indexes(), "gpu": gpus()}),
     ):
         text = path.read_text(encoding="utf-8")
         for name, content in parts.items():

@@ -153,6 +153,13 @@ def test_a_gpu_s_rate_of_the_peer_s_alone_is_in_no_row() -> None:
     assert "| 2.00 x" in readme.gpu_table({"mixed-short": {"texts per second": rates}})
 
 
+def test_index_table() -> None:
+    ours = {"engine": "mtl fp32", "p50_ms": 39.72, "p99_ms": 68.0, "recall": 1.0, "bytes": 1_544_000_264}
+    peer = {"engine": "faiss flat", "p50_ms": 56.6, "p99_ms": 70.8, "recall": 1.0, "bytes": None}
+    lines = readme.index_table([ours, peer]).splitlines()
+    assert lines[2:] == ["| mtl fp32 | 39.7 | 68.0 | 1.000 | 1,544 |", "| faiss flat | 56.6 | 70.8 | 1.000 |  |"]
+
+
 def test_what_is_wrong_on_a_gpu_is_kept_with_its_figures(letters: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "LEAST_COSINE", 1.1)
     found = gpu.done(lambda: gpu.vectors(letters, "cpu", 0.0005))
