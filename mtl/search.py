@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeGuard, get_args
 
 import numpy as np
@@ -21,6 +21,7 @@ Relevance = Mapping[int, float]  # a document's place, and how relevant it is
 
 LARGE = 1e15  # a value beyond which squares are summed with care
 QUERIES, BLOCK = 1024, 16384  # vectors that are compared at once: 64 MB of scores
+MADE = 8192  # vectors that are made, or brought together, at once: they are compared while a cache holds them
 PRODUCTS = 1 << 22  # of numbers that are summed at once
 ROUNDING = {"bf16": 2.0**-8, "tf32": 2.0**-11}  # of a product's inputs where torch is told so; else float32's 2 ** -24
 FEW = 512  # candidates of each query, above which the products are made anew in float64
@@ -49,6 +50,22 @@ def check_vectors(vectors: Any, name: str) -> None:
         raise InputError(f"{name} is {kind} {tuple(vectors.shape)}; expected floating-point vectors (vectors, dim)")
 
 
+class Memory:
+    """An array's memory without its mark that nobody may write there, of which torch warns. Nobody here does."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
+def as_tensor(vectors: Vectors) -> Tensor:
+    """Vectors as a tensor, which is for reading: where torch has their number format, it shares their memory."""
+    if isinstance(vectors, Tensor):
+        return vectors
+    kind = vectors.dtype.newbyteorder("=") if vectors.dtype.itemsize <= 8 else np.float64
+    return torch.from_numpy(np.asarray(Memory(vectors.astype(kind, order="C", copy=False))))
+
+
 def as_matrix(vectors: Vectors, name: str) -> Tensor:
     """Vectors as a float32 tensor (vectors, dim); a single one may come as (dim,).
 
@@ -56,10 +73,8 @@ def as_matrix(vectors: Vectors, name: str) -> Tensor:
         InputError: they have another shape, or are no floating-point numbers.
     """
     check_vectors(vectors, name)
-    if isinstance(vectors, np.ndarray):
-        kind = vectors.dtype.newbyteorder("=") if vectors.dtype.itemsize <= 8 else np.float64
-        vectors = torch.from_numpy(vectors.astype(kind, order="C", copy=not vectors.flags.writeable))
-    return vectors.float().unsqueeze(0) if vectors.ndim == 1 else vectors.float()
+    found = as_tensor(vectors).float()
+    return found.unsqueeze(0) if found.ndim == 1 else found
 
 
 def unit(x: Tensor) -> Tensor:
@@ -142,13 +157,23 @@ def search(
     """
     check_counts(k=k)
     wanted = as_matrix(queries, "queries").detach()
-    if isinstance(corpus, (Tensor, np.ndarray)) or not hasattr(corpus, "shape"):  # an index's slices are vectors, too
-        check_vectors(corpus, "corpus")
+    check_vectors(corpus, "corpus")
     check_measure(measure, (wanted.shape[1], corpus.shape[-1]))
     corpus = corpus[None] if corpus.ndim == 1 else corpus
-    blocks = (as_matrix(corpus[start : start + BLOCK], "corpus").detach() for start in range(0, len(corpus), BLOCK))
-    found, places = nearest(wanted, blocks, k, measure, longest)
+    found, places = nearest(wanted, blocks_of(corpus), k, measure, longest)
     return found.numpy(), places.numpy()
+
+
+def blocks_of(corpus: Vectors) -> Iterator[Tensor]:
+    """A corpus's float32 vectors, (rows of a block, dim) each. A block is there until the next one is made: what comes
+    in another number format is made float32 where the last block was."""
+    made, size = None, BLOCK if corpus.dtype in (np.float32, torch.float32) else MADE
+    for start in range(0, len(corpus), size):
+        part = as_tensor(corpus[start : start + size]).detach()
+        if part.dtype != torch.float32:
+            made = torch.empty_like(part, dtype=torch.float32) if made is None else made[: len(part)]
+            part = made.copy_(part)
+        yield part
 
 
 def nearest(

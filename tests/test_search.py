@@ -329,3 +329,39 @@ def test_judgements_in_any_unit(unit: float) -> None:
     """Sums of the largest are infinite, and of the smallest 0: a gain of 0 for a ranking that is right."""
     found = ranking_metrics([[0, 1, 2], [2, 1, 0]], [{0: unit, 1: unit, 2: unit}, {0: unit}])
     assert found["ndcg@10"] == pytest.approx((1 + 1 / 2) / 2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_however_a_corpus_lies_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is mapped for reading is not copied, and a block in another format is made where the last one was."""
+    monkeypatch.setattr(module, "BLOCK", 300)
+    monkeypatch.setattr(module, "MADE", 170)
+    drawn = np.random.default_rng(0)
+    corpus = drawn.standard_normal((1000, 7)).astype(np.float16).astype(np.float32)
+    queries = drawn.standard_normal((3, 7)).astype(np.float32)
+    np.save(tmp_path / "corpus.npy", corpus)
+    mapped = np.load(tmp_path / "corpus.npy", mmap_mode="r")
+    expected = search(queries, corpus, 40)
+    for kind in (
+        mapped, mapped[:, ::-1][:, ::-1], np.asfortranarray(corpus), corpus.astype(">f4"), corpus.astype(np.float16),
+        corpus.astype(np.float64), corpus.astype(np.longdouble), torch.from_numpy(corpus),
+        torch.from_numpy(corpus).half(), torch.from_numpy(corpus).double().requires_grad_(),
+    ):  # fmt: skip
+        for one, other in zip(search(queries, kind, 40), expected, strict=True):
+            assert np.array_equal(one, other)
+    assert [x.shape for x in search(queries, mapped[:0], 4)] == [(3, 0), (3, 0)]
+    assert np.array_equal(similarity(mapped[:4], queries), similarity(corpus[:4], queries))
+    assert not mapped.flags.writeable
+    assert np.array_equal(mapped, corpus)
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot"])
+def test_few_queries_find_what_many_do(measure: module.Similarity) -> None:
+    """Their products are made in batches of the corpus's vectors, some of which are left over."""
+    drawn = np.random.default_rng(1)
+    corpus = drawn.integers(-2, 3, (3 * module.ROWS + 5, 9)).astype(np.float32)  # many are equal
+    queries = drawn.integers(-2, 3, (module.FEW_QUERIES + 40, 9)).astype(np.float32) + 0.1
+    every = search(queries, corpus, 12, measure)
+    for some in (slice(0, 1), slice(3, 6), slice(0, module.FEW_QUERIES), slice(7, module.FEW_QUERIES + 8)):
+        for one, other in zip(search(queries[some], corpus, 12, measure), every, strict=True):
+            assert np.array_equal(one, other[some])

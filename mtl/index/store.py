@@ -32,7 +32,7 @@ from torch import Tensor
 from mtl.disk import atomic_write, remove, sweep
 from mtl.errors import InputError, one_line, shown
 from mtl.rows.vector_files import Part, Vectors, convert, json_line, scaled
-from mtl.search import BLOCK, Similarity, unit
+from mtl.search import BLOCK, MADE, Similarity, unit
 
 Form = Literal["fp32", "int8", "binary"]
 Id = str | int
@@ -47,7 +47,6 @@ FILES = {  # the .npy files of a segment, beside offsets.npy
 }
 PART = 8192  # rows that are copied at once
 FEW = 4096  # rows, below which a segment is read at once: each file that is mapped holds one of few descriptors
-MADE = 8192  # vectors that are made, or brought together, at once: they are compared while a cache holds them
 ROWS = 65536  # whose bits are compared at once, so that they stay in the processor's cache
 
 

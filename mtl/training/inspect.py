@@ -28,7 +28,7 @@ from mtl.encode.tokenizer import Tokenized
 from mtl.encode.windows import cuts_in_words, in_blocks
 from mtl.errors import RecipeError, shown
 from mtl.rows.read import folded
-from mtl.search import BLOCK, nearest
+from mtl.search import BLOCK, as_tensor, blocks_of, nearest
 from mtl.tasks.spec import TaskSpec
 from mtl.training.data import SPLITS, Read, Rows, each_row, held_out
 from mtl.training.recipe import Recipe, as_recipe
@@ -310,8 +310,7 @@ class Look:
         keys, theirs = [*self.splits[other].seen], [*self.splits[one].seen]
         count, pairs = 0, []
         for start in range(0, len(queries), BLOCK):
-            blocks = (torch.from_numpy(np.array(corpus[i : i + BLOCK])) for i in range(0, len(corpus), BLOCK))
-            scores, found = nearest(torch.from_numpy(np.array(queries[start : start + BLOCK])), blocks, 2)
+            scores, found = nearest(as_tensor(queries[start : start + BLOCK]), blocks_of(corpus), 2)
             for i, (values, at) in enumerate(zip(scores.tolist(), found.tolist(), strict=True), start):
                 near = [(value, place) for value, place in zip(values, at, strict=True)
                         if value >= least and theirs[place] != keys[i]]  # fmt: skip
