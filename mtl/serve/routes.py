@@ -307,9 +307,9 @@ def only_embeds(values: Mapping[str, Any], pairs: bool) -> bool:
     """Whether a request can be meant for an encoder only: by its other fields, or since it has texts in one list, of
     which a classifier reads none but a pair. Who asks for labels says so by `parameters`."""
     inputs = values.get("inputs")
-    texts = isinstance(inputs, list) and bool(inputs) and not any(isinstance(item, list) for item in inputs)
-    texts = texts and not (pairs and len(inputs) == 2)
-    return "parameters" not in values and (texts or bool(values.keys() & EMBEDS))
+    texts = inputs if isinstance(inputs, list) and not any(isinstance(item, list) for item in inputs) else []
+    listed = len(texts) > 0 and not (pairs and len(texts) == 2)
+    return "parameters" not in values and (listed or bool(values.keys() & EMBEDS))
 
 
 def tagger_of(call: Call) -> str | None:
