@@ -137,8 +137,18 @@ class Index:
                     raise
 
     def current(self) -> Index:
-        """The index in its newest state: this object, or where another has changed it, a new one."""
-        return self if read_state(self.folder).number == self.state.number else Index(self.folder, self._model)
+        """The index in its newest state: this object, or where another has changed it or made it anew, a new one.
+
+        Raises:
+            InputError: it is gone, or was made anew with another model.
+        """
+        if read_state(self.folder) == self.state:
+            return self
+        newest = Index(self.folder, self._model)
+        before, now = ({key: index.state.settings.get(key) for key in SAME} for index in (self, newest))
+        if different := differences(before, now):
+            raise InputError(f"{self.folder} was made anew with another model: {'; '.join(different)}")
+        return newest
 
     def __len__(self) -> int:
         return len(self.view)

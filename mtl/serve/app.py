@@ -258,13 +258,11 @@ class Service:
         self.draining = False
         self.requests = self.held = 0
         self.unread: set[asyncio.WriteTransport] = set()  # connections whose clients have still to read of an answer
-        self.loop: asyncio.AbstractEventLoop | None = None
         self.pool = ThreadPoolExecutor(2, "mtl-tokenize", initializer=settle)
         self.queue = Queue(served.compute, served.turn_tokens, limits.queued_tokens, limits.stuck_seconds, self.on_turn)
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
-        self.loop = asyncio.get_running_loop()
         yield
         self.queue.close()
         self.queue.thread.join(5)
@@ -272,10 +270,6 @@ class Service:
 
     def on_turn(self, rows: int, tokens: int) -> None:
         """Called in the queue's thread."""
-        if self.loop and not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.count_turn, rows, tokens)
-
-    def count_turn(self, rows: int, tokens: int) -> None:
         self.metrics.observe("te_batch_next_size", rows, SIZES)
         self.metrics.observe("te_batch_next_tokens", tokens, SIZES)
 

@@ -154,7 +154,8 @@ def read_fields(body: bytes | bytearray, status: int) -> Fields:
 
 
 def to_classify(fields: Fields) -> tuple[list[list[str]], bool]:
-    """The texts of TEI's /predict, and whether they came as a batch: "a", or [["a"], ["b"]]; a pair is ["a", "b"].
+    """The texts of TEI's /predict, and whether they came as a batch: "a" or ["a"], or [["a"], ["b"]]; a pair is
+    ["a", "b"].
 
     Raises:
         Refused: single texts beside pairs, or something else.
@@ -165,7 +166,7 @@ def to_classify(fields: Fields) -> tuple[list[list[str]], bool]:
     if not isinstance(value, list):
         raise fields.wrong("inputs", value, "a string, or a list of lists of one string each")
     if value and all(isinstance(text, str) for text in value):
-        if len(value) == 2:
+        if len(value) <= 2:
             return [value], False
         wanted = 'a batch has each text in a list of its own, as [["a"], ["b"]]'
         raise fields.wrong("inputs", value, f"a text, or several: {wanted}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -14,9 +15,10 @@ def number(value: float) -> str:
 
 
 class Metrics:
-    """By name and labels; a name belongs to one kind of metric. It is used in one thread at a time."""
+    """By name and labels; a name belongs to one kind of metric."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         self.kinds: dict[str, str] = {}
         self.values: dict[str, dict[str, float]] = {}
         self.buckets: dict[str, dict[str, list[int]]] = {}
@@ -24,26 +26,34 @@ class Metrics:
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to a counter."""
-        self.kinds.setdefault(name, "counter")
-        series, key = self.values.setdefault(name, {}), written(labels)
-        series[key] = series.get(key, 0) + amount
+        with self.lock:
+            self.kinds.setdefault(name, "counter")
+            series, key = self.values.setdefault(name, {}), written(labels)
+            series[key] = series.get(key, 0) + amount
 
     def set(self, name: str, value: float) -> None:
         """Set a gauge."""
-        self.kinds[name] = "gauge"
-        self.values[name] = {"": value}
+        with self.lock:
+            self.kinds[name] = "gauge"
+            self.values[name] = {"": value}
 
     def observe(self, name: str, value: float, bounds: Sequence[float] = SECONDS, **labels: str) -> None:
         """Count a value in a histogram."""
-        self.kinds.setdefault(name, "histogram")
-        self.bounds.setdefault(name, bounds)
-        key = written(labels)
-        counts = self.buckets.setdefault(name, {}).setdefault(key, [0] * (len(bounds) + 1))
-        counts[bisect_left(bounds, value)] += 1
-        sums = self.values.setdefault(name, {})
-        sums[key] = sums.get(key, 0.0) + value
+        with self.lock:
+            self.kinds.setdefault(name, "histogram")
+            self.bounds.setdefault(name, bounds)
+            key = written(labels)
+            counts = self.buckets.setdefault(name, {}).setdefault(key, [0] * (len(bounds) + 1))
+            counts[bisect_left(bounds, value)] += 1
+            sums = self.values.setdefault(name, {})
+            sums[key] = sums.get(key, 0.0) + value
 
     def __str__(self) -> str:
+        with self.lock:
+            return "\n".join(self.lines()) + "\n"
+
+    def lines(self) -> list[str]:
+        """All metrics; the lock is held."""
         lines: list[str] = []
         for name, kind in self.kinds.items():
             lines.append(f"# TYPE {name} {kind}")
@@ -58,7 +68,7 @@ class Metrics:
                     lines.append(f"{name}_bucket{braced(key, written({'le': least}))} {total}")
                 lines.append(f"{name}_sum{braced(key)} {number(self.values[name][key])}")
                 lines.append(f"{name}_count{braced(key)} {total}")
-        return "\n".join(lines) + "\n"
+        return lines
 
 
 def written(labels: dict[str, str]) -> str:

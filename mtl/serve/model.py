@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtl.checkpoints.card import public_name as named_by
 from mtl.checkpoints.encodings import encodings
@@ -24,6 +24,7 @@ from mtl.encode.sentence_encoder import QUERY, SentenceEncoder
 from mtl.encode.tokenizer import Pair, Tokenized, TooLong, check_texts, cut, filled
 from mtl.errors import InputError, WeightsError, shown
 from mtl.kernels.int8 import LEAST_COSINE
+from mtl.kernels.linear import has_packed, release
 from mtl.kernels.threads import computing_with
 from mtl.kernels.vectors import Vectors
 from mtl.model.packing import PackedBatch
@@ -47,6 +48,18 @@ def public_name(model: str) -> str:
     if not Path(model).exists():
         return model.partition("@")[0]
     return named_by(Path(model))
+
+
+def own(model: nn.Module) -> None:
+    """Have a model on the CPU read its mapped file no more once its program is made, so that the file may be written
+    over while it is served. Of weights, a program has linear layers' laid out anew; others are copied."""
+    anew = has_packed()
+    for part in model.modules():
+        for name, x in part.named_parameters(recurse=False):
+            if x.device.type == "cpu" and not (anew and isinstance(part, nn.Linear) and name == "weight"):
+                copied = x.data.clone()
+                release([x.data])
+                x.data = copied
 
 
 class Served:
@@ -88,7 +101,9 @@ class Served:
         Raises:
             ConfigError, WeightsError, InputError: as ``from_pretrained``.
         """
-        return cls(with_heads(model, device, precision, int8_least_cosine), name or public_name(model), threads)
+        loaded = with_heads(model, device, precision, int8_least_cosine)
+        own(loaded)
+        return cls(loaded, name or public_name(model), threads)
 
     @property
     def dim(self) -> int:
@@ -250,7 +265,7 @@ class Served:
 
     def hidden(self, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """The last hidden states of each row, (tokens, dim)."""
-        program = self.encoder.program()
+        program = self.engine.model  # as it was made; to look whether it is still right would read the model's file
         encoder = program.encoder if isinstance(program, Vectors) else self.encoder.encoder
         with torch.inference_mode(), computing_with(self.engine.threads):
             batches = (PackedBatch.pack([row]).to(self.encoder.device) for row in rows)

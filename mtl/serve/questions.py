@@ -93,6 +93,21 @@ def inner(said: str, fields: Mapping[str, Field], required: bool = False) -> Fie
     return Field(read, schema if required else {**schema, "type": ["object", "null"]}, said, required)
 
 
+def optional(field: Field) -> Field:
+    """A field of several kinds that may be left out."""
+
+    def read(fields: Fields, name: str) -> Any:
+        return None if fields.values.get(name) is None else field.read(fields, name)
+
+    return Field(read, {"anyOf": [*field.schema["anyOf"], {"type": "null"}]}, field.said)
+
+
+def names(said: str) -> Field:
+    """Some words or none."""
+    words = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    return optional(Field(lambda fields, name: fields.strings(name), words, said))
+
+
 def as_object(fields: Mapping[str, Field]) -> dict[str, Any]:
     """The schema of an object with these fields."""
     needed = [name for name, field in fields.items() if field.required]
@@ -149,7 +164,7 @@ class Kinds:
     def classified(self, said: str) -> Field:
         """A text or a pair of texts, or several of them, each in a list of its own."""
         alone, pair = ({"type": "array", "items": self.text(), "minItems": n, "maxItems": n} for n in (1, 2))
-        schema = {"anyOf": [self.text(), pair, self.several(alone), self.several(pair)]}
+        schema = {"anyOf": [self.text(), alone, pair, self.several(alone), self.several(pair)]}
         return Field(lambda fields, name: to_classify(fields), schema, said, required=True)
 
     def predicted(self, said: str) -> Field:
@@ -176,15 +191,6 @@ class Kinds:
             return str(fields.get(name))
 
         return Field(read, self.text(), said, required=True)
-
-    def names(self, said: str) -> Field:
-        """Some words or none."""
-        word = {"type": "string"}
-
-        def read(fields: Fields, name: str) -> list[str] | None:
-            return None if fields.values.get(name) is None else fields.strings(name)
-
-        return Field(read, {"anyOf": [word, {"type": "array", "items": word}, {"type": "null"}]}, said)
 
     @property
     def cutting(self) -> dict[str, Field]:

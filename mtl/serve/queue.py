@@ -68,7 +68,7 @@ class Queue:
     """``compute`` runs in a thread of its own, ``turn_tokens`` at a time; at most ``most_tokens`` may wait.
 
     ``submit`` and ``drop`` are called in the event loop that waits for the tickets. ``on_turn`` is told each turn's
-    rows and tokens.
+    rows and tokens, in that thread.
     """
 
     def __init__(

@@ -23,13 +23,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mtl.display import version_of
-from mtl.errors import MtlError
+from mtl.errors import MtlError, shown
 from mtl.index.index import Hit
 from mtl.kernels.activations import sigmoid
 from mtl.kernels.threads import computing_with, end_team
 from mtl.rows.vector_files import json_line
 from mtl.serve.app import Call, Service, not_served
-from mtl.serve.contracts import Refused, dumps, embedding, ranked
+from mtl.serve.contracts import Fields, Refused, dumps, embedding, ranked
 from mtl.serve.model import HEADS, PAIRS, TOKENS, VECTORS
 from mtl.serve.openapi import docs, document
 from mtl.serve.questions import (
@@ -37,6 +37,7 @@ from mtl.serve.questions import (
     MATRIX,
     NUMBER,
     PIECE,
+    USAGE,
     WHOLE,
     WORD,
     Kinds,
@@ -48,6 +49,8 @@ from mtl.serve.questions import (
     envelope,
     flag,
     inner,
+    names,
+    optional,
     string,
 )
 from mtl.serve.queue import Row
@@ -91,31 +94,42 @@ def other_model(what: str, field: str | None = None) -> Refused:
 
 async def predict(call: Call) -> Any:
     """One task's labels with their probabilities, the likeliest first."""
-    if not call.served.heads and not call.served.judge:
-        raise other_model("model is not a classifier model: it has no task heads")
-    raw, (items, batch) = call.given["raw_scores"], call.given["inputs"]
-    pairs = len(items[0]) == 2 if items else not call.served.heads
-    name = head(call, pairs)
-    if pairs:
-        tasks = await of_pairs(
-            call, await call.tokenized_pairs([(one, other) for one, other in items], "inputs"), [name]
-        )
-    else:
-        texts = [text for (text,) in items]
-        _, tasks = await all_heads(call, await call.tokenized(texts, "inputs"), texts, [name])
-    answers = [
-        ranked(list(said["scores"]), said["logits"] if raw else np.array(list(said["scores"].values())))
-        for said in (task[name] for task in tasks)
-    ]
+    items, batch = call.given["inputs"]
+    answers = await labels_of(call, items, "inputs")
     return answers if batch else answers[0]
 
 
-def head(call: Call, pairs: bool) -> str:
+async def classify(call: Call) -> Any:
+    """One task's labels of each text, as /predict has them, in infinity's envelope."""
+    data = await labels_of(call, [[text] for text in call.given["input"]], "input")
+    return {"object": "classify", "data": data, **usage(call)}
+
+
+async def labels_of(call: Call, items: Sequence[list[str]], field: str) -> list[list[dict[str, Any]]]:
+    """What one task says of each item, a text or two, the likeliest first."""
+    if not call.served.heads and not call.served.judge:
+        raise other_model("model is not a classifier model: it has no task heads")
+    pairs = len(items[0]) == 2 if items else not call.served.heads
+    name = head(call, pairs, field)
+    if pairs:
+        rows = await call.tokenized_pairs([(one, other) for one, other in items], field)
+        tasks = await of_pairs(call, rows, [name])
+    else:
+        texts = [text for (text,) in items]
+        _, tasks = await all_heads(call, await call.tokenized(texts, field), texts, [name])
+    raw = call.given["raw_scores"]
+    return [
+        ranked(list(said["scores"]), said["logits"] if raw else np.array(list(said["scores"].values())))
+        for said in (task[name] for task in tasks)
+    ]
+
+
+def head(call: Call, pairs: bool, field: str) -> str:
     """The task of a question about one."""
     if pairs and not call.served.judge:
-        raise other_model("the model takes one text at a time; `inputs` holds a pair of texts", "inputs")
+        raise other_model(f"the model takes one text at a time; `{field}` holds a pair of texts", field)
     if not pairs and not call.served.heads:
-        raise other_model('the model takes pairs of texts; `inputs` holds one text; expected ["a", "b"]', "inputs")
+        raise other_model(f'the model takes pairs of texts; `{field}` holds one text; /predict takes ["a", "b"]', field)
     return call.served.task(call.given["task"], pairs)
 
 
@@ -164,21 +178,32 @@ def note_labels(call: Call, answers: Sequence[Mapping[str, Any]]) -> None:
 
 
 async def rerank(call: Call) -> Any:
-    """Texts by how well each goes with the query, the best first: the logits, or their sigmoids, as TEI has them."""
+    """Texts by how well each goes with the query, the best first: the logits, or their sigmoids, as TEI has them.
+
+    Who calls the texts `documents` gets Cohere's answer, as infinity, Jina and vLLM give it.
+    """
     served, given = call.served, call.given
     if not served.judge or all(served.judge.outputs(name) > 1 for name in served.judges):
         raise other_model("model is not a re-ranker model; /similarity compares embeddings")
-    name, query, texts = served.judge.ranker(given["task"]), given["query"], given["texts"]
-    raw, with_text = given["raw_scores"], given["return_text"]
-    call.count(len(texts), "texts")
+    field = "texts" if given["documents"] is None else "documents"
+    name, query, texts = served.judge.ranker(given["task"]), given["query"], given[field] or call.fields.get(field)
+    call.count(len(texts), field)
     call.check([query], "query")
-    call.check(texts, "texts")
+    call.check(texts, field)
     call.characters = 0
-    rows = await call.tokenized_pairs([(query, text) for text in texts], "texts")
+    rows = await call.tokenized_pairs([(query, text) for text in texts], field)
     logits = served.of_pairs(await call.values(PAIRS, rows))[name]
-    scores = (logits if raw else sigmoid(logits))[:, 0].contiguous().numpy()
+    scores = (logits if given["raw_scores"] else sigmoid(logits))[:, 0].contiguous().numpy()
     order = np.argsort(-scores, kind="stable").tolist()
-    return [{"index": i, "score": scores[i], **({"text": texts[i]} if with_text else {})} for i in order]
+    if field == "texts":
+        return [{"index": i, "score": scores[i], **({"text": texts[i]} if given["return_text"] else {})} for i in order]
+    versioned = call.request.scope["path"] != "/rerank"  # Cohere's own; infinity's document is the text itself
+    results = [
+        {"index": i, "relevance_score": scores[i]}
+        | ({"document": {"text": texts[i]} if versioned else texts[i]} if given["return_documents"] else {})
+        for i in order[: given["top_n"]]
+    ]
+    return {"object": "rerank", "results": results, **usage(call)}
 
 
 async def embed_sparse(call: Call) -> Any:
@@ -258,33 +283,75 @@ async def root(call: Call, ask: Callable[[Handler], Awaitable[Any]]) -> Any:
         return await ask(similarity)
     if "query" in values:
         return await ask(rerank)
-    classifies = call.served.heads or call.served.judge
-    if not classifies:
+    if not (call.served.heads or call.served.judge) or only_embeds(values, bool(call.served.judge)):
         call.fields.values = {**call.fields.inner("parameters").values, **values}
         return await ask(embed)
-    if "parameters" in values:
-        parameters = PIPELINE.read(call.fields, "parameters")
-        function = FUNCTIONS.get(parameters["function_to_apply"])
-        logits = {"raw_scores": True} if function else {}
-        call.fields.values = {**(values["parameters"] or {}), **values, **logits}
-        found = await ask(predict)
-        several = found if found and isinstance(found[0], list) else [found]
-        if function:
-            for labels in several:
-                scores = function(torch.tensor([label["score"] for label in labels])).numpy()
-                labels[:] = [{**label, "score": score} for label, score in zip(labels, scores, strict=True)]
-        return [labels[: parameters["top_k"]] for labels in several]
-    embeds = values.keys() & {"normalize", "dimensions", "prompt_name", "encoding_format"}
-    return await ask(embed if embeds else predict)
+    if tagger := tagger_of(call):
+        return await entities(call, tagger, ask)
+    if "parameters" not in values:
+        return await ask(predict)
+    parameters = PIPELINE.read(call.fields, "parameters")
+    function = FUNCTIONS.get(parameters["function_to_apply"])
+    logits = {"raw_scores": True} if function else {}
+    call.fields.values = {**(values["parameters"] or {}), **values, **logits}
+    found = await ask(predict)
+    several = found if found and isinstance(found[0], list) else [found]
+    if function:
+        for labels in several:
+            scores = function(torch.tensor([label["score"] for label in labels])).numpy()
+            labels[:] = [{**label, "score": score} for label, score in zip(labels, scores, strict=True)]
+    return [labels[: parameters["top_k"]] for labels in several]
+
+
+def only_embeds(values: Mapping[str, Any], pairs: bool) -> bool:
+    """Whether a request can be meant for an encoder only: by its other fields, or since it has texts in one list, of
+    which a classifier reads none but a pair. Who asks for labels says so by `parameters`."""
+    inputs = values.get("inputs")
+    texts = inputs if isinstance(inputs, list) and not any(isinstance(item, list) for item in inputs) else []
+    listed = len(texts) > 0 and not (pairs and len(texts) == 2)
+    return "parameters" not in values and (listed or bool(values.keys() & EMBEDS))
+
+
+def tagger_of(call: Call) -> str | None:
+    """The tagger that a request to the root is for: one that it names, or the only one, where it says how spans are
+    made or where no other head reads texts."""
+    taggers, values = [*call.served.taggers], call.fields.values
+    if values.get("task") is not None:
+        return values["task"] if values["task"] in taggers else None
+    spans = call.fields.inner("parameters").values.keys() & SPANS or not (call.served.tasks or call.served.judges)
+    if spans and len(taggers) > 1:
+        raise Refused(422, f"the model has the taggers {', '.join(taggers)}; name one as `task`", "task")
+    return taggers[0] if spans and taggers else None
+
+
+async def entities(call: Call, tagger: str, ask: Callable[[Handler], Awaitable[Any]]) -> Any:
+    """A tagger's spans in a text, as transformers' pipelines call what is in them."""
+    fields = call.fields
+    parameters, text = TAGGING.read(fields, "parameters"), fields.get("inputs")
+    call.fields = Fields({**fields.values, "input": text, "tasks": tagger}, fields.status)
+    found = [row["tasks"][tagger]["spans"] for row in (await ask(predictions))["data"]]
+    answers = [
+        [
+            {"entity_group": span["label"], "score": span["score"], "word": span["text"],
+             "start": span["start"], "end": span["end"]}
+            for span in spans if span["label"] not in (parameters["ignore_labels"] or ())
+        ]
+        for spans in found
+    ]  # fmt: skip
+    return answers[0] if isinstance(text, str) else answers
 
 
 # OpenAI, and ours beside it
 
 
+def usage(call: Call) -> dict[str, Any]:
+    """The model, and the tokens that it read."""
+    return {"model": call.served.name, "usage": {"prompt_tokens": call.tokens, "total_tokens": call.tokens}}
+
+
 def listed(call: Call, data: list[dict[str, Any]]) -> dict[str, Any]:
-    """OpenAI's envelope, with the tokens that were read."""
-    usage = {"prompt_tokens": call.tokens, "total_tokens": call.tokens}
-    return {"object": "list", "data": data, "model": call.served.name, "usage": usage}
+    """OpenAI's envelope."""
+    return {"object": "list", "data": data, **usage(call)}
 
 
 async def embeddings(call: Call) -> Any:
@@ -351,12 +418,15 @@ def as_json(hit: Hit) -> orjson.Fragment:
 
 async def models(call: Call) -> Any:
     """The one model that there is."""
-    return {
-        "object": "list",
-        "data": [
-            {"id": call.served.name, "object": "model", "created": STARTED, "owned_by": "mtl", **call.served.about()}
-        ],
-    }
+    return {"object": "list", "data": [await model(call)]}
+
+
+async def model(call: Call) -> Any:
+    """The model, by its name where the path has one."""
+    name = call.served.name
+    if (asked := call.request.path_params.get("model", name)) != name:
+        raise Refused(404, f"there is no model {shown(asked)} here; expected {shown(name)}", "model")
+    return {"id": name, "object": "model", "created": STARTED, "owned_by": "mtl", **call.served.about()}
 
 
 # What transformers' pipelines make of logits; all keep their order
@@ -376,11 +446,22 @@ PIPELINE = inner(
 )
 
 
+EMBEDS = {"normalize", "dimensions", "prompt_name", "encoding_format"}
+SPANS = {"aggregation_strategy", "ignore_labels", "stride"}
+TAGGING = inner(
+    "What transformers' pipelines of taggers are told.",
+    {
+        "aggregation_strategy": choice("How spans are made of words: each has the tag of its first piece.", "first"),
+        "ignore_labels": names("No spans with these labels."),
+    },
+)
+
+
 def of_tei(kinds: Kinds) -> list[Question]:
-    """What TEI's clients ask for."""
+    """What TEI's clients ask for, and infinity's."""
     cutting, alone = kinds.cutting, {name: kinds.cutting[name] for name in ("truncate", "truncation_direction")}
     inputs = {"inputs": kinds.texts_or_ids("A text or several, or their token ids, special ones included.")}
-    task = {"task": string("Which of several tasks.")}
+    text, task = kinds.texts("A text or several."), {"task": string("Which of several tasks.")}
     sentences = {
         "source_sentence": kinds.source("The sentence that the others are compared with."),
         "sentences": kinds.texts("The others."),
@@ -389,9 +470,12 @@ def of_tei(kinds: Kinds) -> list[Question]:
     classified = kinds.classified("A text or a pair of texts, or several, each in a list of its own.")
     ranked = {
         "query": kinds.source("What is asked."),
-        "texts": kinds.texts("A text or several, that are ranked."),
+        "texts": optional(kinds.texts("A text or several, that are ranked.")),
         "raw_scores": flag("Logits instead of their sigmoids.", False),
         "return_text": flag("With the texts.", False),
+        "documents": optional(kinds.texts("The texts, where the answer is to be Cohere's: a list in `results`.")),
+        "top_n": count("Of `documents`, the best so many.", 1 << 31),
+        "return_documents": flag("With the documents.", False),
     }
     compared = {"inputs": inner("What is compared.", sentences, True), "parameters": inner("How it is read.", cutting)}
     pieces = {
@@ -405,12 +489,16 @@ def of_tei(kinds: Kinds) -> list[Question]:
     }
     raw = {"raw_scores": flag("Logits instead of probabilities.", False)}
     labels = {"anyOf": [LABELS, a_list(LABELS)]}
+    classes = a_record(object=WORD, data=a_list(LABELS), model=WORD, usage=USAGE)
+    hits, results = a_list(a_record(index=WHOLE, score=NUMBER)), a_list(a_record(index=WHOLE, relevance_score=NUMBER))
+    reranked = {"anyOf": [hits, a_record(object=WORD, results=results, model=WORD, usage=USAGE)]}
     return [
         Question(("/embed",), embed, inputs | scaled | cutting, MATRIX),
         Question(("/embed_all",), embed_all, inputs | cutting, a_list(MATRIX)),
         Question(("/embed_sparse",), embed_sparse, {}, a_list({})),
         Question(("/predict",), predict, {"inputs": classified} | task | raw | cutting, labels),
-        Question(("/rerank",), rerank, ranked | task | alone, a_list(a_record(index=WHOLE, score=NUMBER))),
+        Question(("/classify",), classify, {"input": text} | task | raw | cutting, classes, openai=True),
+        Question(("/rerank", "/v1/rerank", "/v2/rerank"), rerank, ranked | task | alone, reranked),
         Question(("/similarity",), similarity, compared, a_list(NUMBER)),
         Question(("/tokenize",), tokenize, pieces, a_list(a_list(PIECE))),
         Question(("/decode",), decode, ids, a_list(WORD)),
@@ -430,7 +518,7 @@ def of_openai(kinds: Kinds) -> list[Question]:
     known = a_record(object=WORD, data=a_list(a_record(id=WORD)))
     return [
         Question(("/embeddings", "/v1/embeddings"), embeddings, fields | kinds.cutting, answer, openai=True),
-        Question(("/v1/models",), models, {}, known, openai=True, method="GET"),
+        Question(("/models", "/v1/models"), models, {}, known, openai=True, method="GET"),
     ]
 
 
@@ -439,7 +527,7 @@ def of_ours(kinds: Kinds) -> list[Question]:
     cutting = kinds.cutting
     predicted = {
         "input": kinds.predicted("A text or several, or pairs, each in a list or an object of its own."),
-        "tasks": kinds.names("No others than these."),
+        "tasks": names("No others than these."),
         "embedding": flag("With the embedding of each text.", False),
     }
     searched = {
@@ -516,6 +604,7 @@ def application(service: Service, origins: Sequence[str] = ()) -> Starlette:
             for path in question.paths
         ),
         Route("/", page),
+        Route("/v1/models/{model:path}", service.endpoint("models", Question((), model, {}, {}, True, "GET"))),
         *(Route(path, health) for path in ("/health", "/ping")),
         Route("/metrics", metrics),
         *(Route(path, openapi) for path in ("/openapi.json", "/api-doc/openapi.json")),

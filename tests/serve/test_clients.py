@@ -32,6 +32,9 @@ def test_openai(client: Client, encoder: SentenceEncoder) -> None:
             assert np.array_equal(np.array(vectors, np.float32), expected)
             assert reply.usage.prompt_tokens == 14
         assert [model.id for model in ours.models.list()] == ["tiny"]
+        assert ours.models.retrieve("tiny") == ours.models.list().data[0]
+        with pytest.raises(openai.NotFoundError, match="there is no model 'org/other' here; expected 'tiny'"):
+            ours.models.retrieve("org/other")
         with pytest.raises(openai.BadRequestError, match="cannot be empty"):
             ours.embeddings.create(model="any", input="")
         with pytest.raises(openai.BadRequestError, match="token id 50000 is unknown"):
@@ -74,6 +77,39 @@ def test_huggingface_hub_says_what_scores_are(one_head: Client, classifier: Mult
     expected = {"none": x, "sigmoid": 1 / (1 + np.exp(-x)), "softmax": np.exp(x) / np.exp(x).sum()}[function]
     assert [row.label for row in found] == ["xyz"[i] for i in np.argsort(-x)]
     np.testing.assert_allclose([row.score for row in found], np.sort(expected)[::-1], rtol=1e-5)
+
+
+def test_huggingface_hub_finds_spans(tagging: MultiTaskModel) -> None:
+    """Of a tagger alone, and of one beside a classifier where the request can mean no other."""
+    alone = MultiTaskModel(tagging.embedder, [tagging.tasks["ner"]])
+    alone.branches["ner"].load_state_dict(tagging.branches["ner"].state_dict())
+    text = "a b c d e f g h i j k"
+    spans = tagging.predict([text]).labels["ner"][0]
+    expected = [(one["label"], np.float32(one["score"]), one["text"], one["start"], one["end"]) for one in spans]
+    assert expected
+    for model, asked in (
+        (alone.eval(), {}),
+        (tagging, {"aggregation_strategy": "first"}),
+        (tagging, {"ignore_labels": []}),
+    ):
+        with running(Service(Served(model, "tagger"))) as client:
+            ours = InferenceClient(model=client.url)
+            found = ours.token_classification(text, **asked)
+            assert [(x.entity_group, np.float32(x.score), x.word, x.start, x.end) for x in found] == expected
+            some = ours.token_classification(text, ignore_labels=["PER"])
+            assert [x.entity_group for x in some] == ["LOC" for label, *_ in expected if label == "LOC"]
+            several = client.post("/", {"inputs": [text, "e"], "parameters": asked, "task": "ner"}).json
+            assert list(map(len, several)) == list(map(len, tagging.predict([text, "e"]).labels["ner"]))
+            refused = client.post("/", {"inputs": text, "parameters": {"aggregation_strategy": "max"}})
+            assert "`parameters.aggregation_strategy` is 'max'; expected one of first" in refused.json["error"]
+
+
+def test_texts_in_one_list_are_embedded(one_head: Client, classifier: MultiTaskModel) -> None:
+    """By a model with heads too: what a LangChain adapter sends says no more, and a classifier reads no such list."""
+    ours = InferenceClient(model=one_head.url)
+    for texts in (["a"], ["a", "b c"], TEXTS):
+        found = ours.feature_extraction(texts)
+        assert np.array_equal(found, classifier.embedder.encode(texts, normalize=True))
 
 
 def test_what_the_documentation_shows(minilm: SentenceEncoder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,6 +157,33 @@ def test_predict_answers_for_one_task(headed: Client, heads: MultiTaskModel) -> 
     assert np.array_equal(floats(with_vectors), heads.embedder.encode(["a b"]))
 
 
+def test_one_text_in_a_list_is_one_text(one_head: Client) -> None:
+    """As TEI reads it; the answer is not a list of answers."""
+    expected = one_head.post("/predict", {"inputs": "a b"}).json
+    assert one_head.post("/predict", {"inputs": ["a b"]}).json == expected
+    assert one_head.post("/predict", {"inputs": [["a b"]]}).json == [expected]
+    assert one_head.post("/", {"inputs": ["a b"], "parameters": {}}).json == [expected]
+
+
+def test_infinitys_clients(one_head: Client, client: Client) -> None:
+    """Their routes have no prefix."""
+    answers = one_head.post("/predict", {"inputs": [["a b"], ["c"]], "raw_scores": True}).json
+    reply = one_head.post("/classify", {"input": ["a b", "c"], "model": "any", "raw_scores": True}).json
+    usage = {"prompt_tokens": 7, "total_tokens": 7}
+    assert reply == {"object": "classify", "data": answers, "model": "classifier", "usage": usage}
+    assert "text 1" in one_head.post("/classify", {"input": ["a", ""]}).json["error"]["message"]
+    assert client.post("/classify", {"input": ["a"]}).status == 424
+    assert client.get("/models").json == client.get("/v1/models").json
+    assert client.post("/embeddings", {"input": "a"}).json == client.post("/v1/embeddings", {"input": "a"}).json
+
+
+def test_a_model_whose_name_has_a_slash(encoder: SentenceEncoder) -> None:
+    with running(Service(Served(encoder, "org/name"))) as client:
+        for path in ("org/name", "org%2Fname"):
+            assert client.get(f"/v1/models/{path}").json["id"] == "org/name"
+        assert client.get("/v1/models/name").json["error"]["type"] == "invalid_request_error"
+
+
 def test_a_pair_is_refused_as_one(headed: Client) -> None:
     for inputs in (["a", "b"], [["a", "b"]]):
         reply = headed.post("/predict", {"inputs": inputs, "task": "topic"})

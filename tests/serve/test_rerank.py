@@ -44,6 +44,25 @@ def test_rerank_has_the_models_bits(judged: Client, judge: MultiTaskModel) -> No
     assert judged.post("/", body).json == reply
 
 
+def test_documents_get_coheres_answer(judged: Client) -> None:
+    """As infinity has it at /rerank, and Cohere, Jina and vLLM at the others."""
+    hits = judged.post("/rerank", {"query": "a b", "texts": TEXTS}).json
+    body = {"query": "a b", "documents": TEXTS, "model": "any"}
+    reply = judged.post("/rerank", body).json
+    assert reply["results"] == [{"index": hit["index"], "relevance_score": hit["score"]} for hit in hits]
+    assert (reply["object"], reply["model"]) == ("rerank", "judge")
+    assert reply["usage"] == {"prompt_tokens": 27, "total_tokens": 27}
+    for path, document in (("/rerank", str), ("/v1/rerank", "{{'text': {!r}}}".format), ("/v2/rerank", None)):
+        found = judged.post(path, {**body, "top_n": 2, "return_documents": document is not None}).json["results"]
+        assert [hit["index"] for hit in found] == [hit["index"] for hit in hits[:2]]
+        if document:
+            assert [str(hit["document"]) for hit in found] == [document(TEXTS[hit["index"]]) for hit in found]
+        else:
+            assert "document" not in found[0]
+    assert judged.post("/", {**body, "top_n": 1}).json["results"] == reply["results"][:1]
+    assert judged.post("/v1/rerank", {"query": "a b", "texts": TEXTS}).json == hits
+
+
 def test_a_query_is_tokenized_once(judge: MultiTaskModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long query beside many texts would take its length times their number of memory."""
     tokenizer, seen = judge.embedder.tokenizer, list[str]()
@@ -122,6 +141,11 @@ def test_the_server_says_that_it_reads_pairs(judged: Client) -> None:
         ("/rerank", {"query": "a", "texts": [""]}, 422, "cannot be empty"),
         ("/rerank", {"query": "a", "texts": []}, 400, "cannot be empty"),
         ("/rerank", {"query": "a", "texts": [1]}, 422, "a string"),
+        ("/rerank", {"query": "a"}, 422, "`texts` is missing"),
+        ("/rerank", {"query": "a", "documents": []}, 400, "`documents` cannot be empty"),
+        ("/v1/rerank", {"query": "a", "documents": ["b", {"text": "c"}]}, 422, "`documents[1]`"),
+        ("/v1/rerank", {"query": "a", "documents": ["b"], "top_n": 0}, 422, "`top_n` is 0"),
+        ("/classify", {"input": ["a"]}, 424, "takes pairs"),
         ("/rerank", {"query": "a", "texts": ["b " * 20]}, 422, "must have less than 17 tokens"),
         ("/predict", {"inputs": "a", "task": "nli"}, 424, "takes pairs"),
         ("/predict", {"inputs": [["a"], ["a", "b"]], "task": "nli"}, 422, "pairs alone"),

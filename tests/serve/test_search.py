@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from mtl import Index, SentenceEncoder
 
-from .conftest import Client
+from .conftest import Client, letters, randomized
 from .test_page import browser, open_page, says  # noqa: F401 (fixtures)
 
 ROWS = [{"text": "a b"}, {"text": "f", "large": 10**30, "odd": "\ud800"}, {"text": "a b"}, {"text": "c <b>d</b>"}]
@@ -39,6 +40,26 @@ def test_search_is_that_of_the_index(serving: Callable[..., Client], encoder: Se
     index.add(["f g"])
     found = client.post("/search", {"query": "f", "k": 9}).json["results"]
     assert sorted(hit["id"] for hit in found) == [0, 2, 3, 4]
+
+
+def test_an_index_that_is_made_anew_meanwhile(
+    serving: Callable[..., Client], encoder: SentenceEncoder, index: Index, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """As many steps were needed for it: what it is tells that it is another. One of another model is refused."""
+    client = serving(index=Index.open(index.folder, encoder))
+    other = randomized(SentenceEncoder.from_checkpoint(letters(tmp_path)), seed=1)
+    for model in (encoder, other):
+        shutil.rmtree(index.folder)
+        made = Index.create(index.folder, model)
+        made.add(["c d", "e f", "g"])
+        assert made.state.number == index.state.number
+        reply = client.post("/search", {"query": "e f", "k": 1})
+        if model is encoder:
+            assert [hit["row"] for hit in reply.json["results"]] == [{"text": "e f"}]
+    assert reply.status == 424
+    assert "made anew with another model: encoder" in caplog.text
+    assert client.get("/info").json["mtl"]["index"]["rows"] == 3
 
 
 def test_an_index_that_is_damaged_meanwhile(

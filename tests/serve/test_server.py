@@ -210,7 +210,8 @@ def test_answers_that_nobody_reads(serving: Callable[..., Client], monkeypatch: 
             assert left > 10_000
             assert client.post("/embed", {"inputs": "a"}).status == 200
             if not reads:  # for as long as a connection has patience
-                client.service.loop.call_soon_threadsafe(transport.get_protocol().check_read, left)
+                protocol = transport.get_protocol()
+                protocol.loop.call_soon_threadsafe(protocol.check_read, left)
                 wait_for(lambda: not unread)
             said = b""
             with contextlib.suppress(ConnectionResetError):
