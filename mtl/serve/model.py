@@ -71,7 +71,7 @@ class Served:
         self.judge = model if isinstance(model, MultiTaskModel) and model.pair_heads else None
         self.encoder = model.embedder if isinstance(model, MultiTaskModel) else model
         self.tokenizer = self.encoder.tokenizer
-        self.vocabulary = self.tokenizer.vocab_size
+        self.vocabulary, self.dim = self.tokenizer.vocab_size, self.encoder.dim
         self.engine = Engine(self.encoder.program(), self.encoder.device, threads=threads)
         self.programs: dict[str, Callable[[Sequence[Sequence[int]]], Iterable[Any]]] = {
             VECTORS: self.vectors,
@@ -104,10 +104,6 @@ class Served:
         loaded = with_heads(model, device, precision, int8_least_cosine)
         own(loaded)
         return cls(loaded, name or public_name(model), threads)
-
-    @property
-    def dim(self) -> int:
-        return self.encoder.dim
 
     @property
     def tasks(self) -> list[str]:
