@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from mtl import SentenceEncoder
-from mtl.serve.app import read_keys
+from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
+from mtl.serve.app import Service, read_keys
+from mtl.serve.model import Served
 
-from .conftest import Client
+from .conftest import Client, letters, randomized, running
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = [
@@ -28,7 +29,10 @@ def test_the_page_needs_nothing_from_elsewhere(client: Client) -> None:
     reply = client.get("/")
     assert reply.status == 200
     assert reply.body == PAGE.read_bytes()
-    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    policy = reply.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "'unsafe-inline'" not in re.search("script-src [^;]*", policy)[0]
+    assert policy.endswith("form-action 'none'; frame-ancestors 'none'")
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", reply.body.decode())
     assert b"innerHTML" not in reply.body
 
@@ -137,11 +141,44 @@ def test_a_key_is_asked_for(serving: Callable[..., Client], open_page: Callable[
 
 
 @pytest.mark.slow
+def test_no_text_is_left_out_without_a_word(serving: Callable[..., Client], open_page: Callable[..., Any]) -> None:
+    page = open_page(serving())
+    page.fill("#texts", "\n".join("a" * 60))
+    page.focus("#run")
+    page.keyboard.press("Enter")
+    says(page, "^the first 50 texts of 60 in ")
+    assert page.evaluate("document.activeElement.id") == "run"
+
+
+@pytest.mark.slow
+def test_pairs_of_texts(tmp_path: Path, open_page: Callable[..., Any]) -> None:
+    """Of a model that reads no others: texts alone are compared, and a pair over the limit is said to be cut."""
+    task = TaskSpec("nli", ["no", "yes"], text_field=("one", "other"), joint=True)
+    model = randomized(MultiTaskModel(SentenceEncoder.from_checkpoint(letters(tmp_path)), [task]))
+    with running(Service(Served(model, "judge"))) as client:
+        page = open_page(client)
+        says(page, "judge", "#name")
+        page.fill("#texts", "a b\nc d")
+        page.click("#run")
+        says(page, "^2 texts in ")
+        assert page.locator("#similar").is_visible()
+        assert not page.locator("#heads").is_visible()
+        page.fill("#texts", "a b c d e f g h | i j k l m n o p\na | b")
+        page.click("#run")
+        says(page, "^2 texts in .*; 1 cut")
+        assert page.locator("#answers article").count() == 2
+        assert not page.locator("#similar").is_visible()
+
+
+@pytest.mark.slow
 def test_what_went_wrong_is_said(client: Client, open_page: Callable[..., Any]) -> None:
     page = open_page(client)
     page.fill("#texts", "\n".join("a" * 45))
     page.click("#run")
     says(page, "batch size 45 > maximum")
+    page.fill("#texts", "\n".join("a" * 60))
+    page.click("#run")
+    says(page, "batch size 50 > maximum")
     page.fill("#texts", "   ")
     page.click("#run")
     says(page, "Type a text first")
