@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import inspect
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from mtl.serve.questions import WORD, Question, a_record, as_object
 REASONS = {
     400: "No JSON, or an empty list; of OpenAI's routes, any field that is wrong",
     401: "No key that the server knows",
+    404: "There is no model of this name",
     408: "The body did not come in time",
     413: "The request is too large",
     415: "The body is not called application/json",
@@ -45,15 +47,19 @@ def in_json(schema: Any) -> dict[str, Any]:
 def operation(question: Question, keys: bool) -> dict[str, Any]:
     """One route's entry."""
     error = in_json({"$ref": f"#/components/schemas/{'OpenAI' if question.openai else 'TEI'}Error"})
-    statuses = [status for status in REASONS if question.method == "POST" or status in (401, 429, 503)]
+    name = question.paths[0].partition("{")[2].rstrip("}")
+    of_get = {401, 429, 503} | ({404} if name else set())
+    statuses = of_get if question.method == "GET" else REASONS.keys() - {404}
+    parameter = {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     body = {"requestBody": {"required": True, "content": in_json(as_object(question.fields))}}
     return {
         "summary": said(question),
-        "operationId": f"{question.method.lower()}{question.paths[0].replace('/', '_')}",
+        "operationId": question.method.lower() + re.sub(r"\W+", "_", question.paths[0]),
+        **({"parameters": [parameter]} if name else {}),
         **(body if question.method == "POST" else {}),
         "responses": {
             "200": {"description": "The answer", "content": in_json(question.answer)},
-            **{str(status): {"description": REASONS[status], "content": error} for status in statuses},
+            **{str(status): {"description": REASONS[status], "content": error} for status in sorted(statuses)},
         },
         **({"security": [{"key": []}]} if keys else {}),
     }

@@ -521,6 +521,7 @@ def of_openai(kinds: Kinds) -> list[Question]:
     return [
         Question(("/embeddings", "/v1/embeddings"), embeddings, fields | kinds.cutting, answer, openai=True),
         Question(("/models", "/v1/models"), models, {}, known, openai=True, method="GET"),
+        Question(("/v1/models/{model}",), model, {}, a_record(id=WORD, object=WORD), openai=True, method="GET"),
     ]
 
 
@@ -602,13 +603,12 @@ def application(service: Service, origins: Sequence[str] = ()) -> Starlette:
         return Response(docs(asked), 200, HEADERS, "text/html; charset=utf-8")
 
     routes = [
-        *(
-            Route(path, service.endpoint(question.handler.__name__, question), methods=[question.method])
-            for question in asked
-            for path in question.paths
-        ),
+        Route(path.replace("}", ":path}"), service.endpoint(each.handler.__name__, each), methods=[each.method])
+        for each in asked
+        for path in each.paths
+    ]
+    routes += [
         Route("/", page),
-        Route("/v1/models/{model:path}", service.endpoint("models", Question((), model, {}, {}, True, "GET"))),
         *(Route(path, health) for path in ("/health", "/ping")),
         Route("/metrics", metrics),
         *(Route(path, openapi) for path in ("/openapi.json", "/api-doc/openapi.json")),
