@@ -87,12 +87,12 @@ class Fields:
             raise self.wrong(name, value, "a string")
         return value
 
-    def choice(self, name: str, choices: Sequence[str]) -> str:
-        """One of several words, in any case; the first where nothing is given."""
+    def choice(self, name: str, choices: Sequence[str]) -> str | None:
+        """One of several words, in any case."""
         value = self.string(name)
         if value is not None and value.lower() not in choices:
             raise self.wrong(name, value, f"one of {', '.join(choices)}")
-        return choices[0] if value is None else value.lower()
+        return value and value.lower()
 
     def count(self, name: str, most: int) -> int | None:
         value = self.values.get(name)

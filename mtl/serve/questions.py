@@ -64,7 +64,7 @@ def choice(said: str, *choices: str, default: str | None = None) -> Field:
     """One of several words, in any case."""
 
     def read(fields: Fields, name: str) -> str | None:
-        return default if fields.string(name) is None else fields.choice(name, choices)
+        return fields.choice(name, choices) or default
 
     cases = ("".join(f"[{letter.lower()}{letter.upper()}]" if letter.isalpha() else letter for letter in word)
              for word in choices)  # fmt: skip

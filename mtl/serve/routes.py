@@ -64,6 +64,7 @@ Handler = Callable[[Call], Awaitable[Any]]
 STARTED = int(time.time())
 RESULTS = 1000  # of a query of /search
 PIECES = 1 << 19  # characters whose tokens may be asked for at once
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as TEI calls them
 
 
 async def rows_of(call: Call, field: str) -> Sequence[Row]:
@@ -250,14 +251,14 @@ async def info(call: Call) -> Any:
         labels = next(iter(about["tasks"].values()))["labels"] or ["value"]
         kind = {
             "classifier" if served.heads or len(labels) > 1 else "reranker": {
-                "id2label": dict(enumerate_strings(labels)),
+                "id2label": {str(i): x for i, x in enumerate(labels)},
                 "label2id": {x: i for i, x in enumerate(labels)},
             }
         }
     return {
         "model_id": served.name,
         "model_sha": None,
-        "model_dtype": about["precision"],
+        "model_dtype": DTYPES.get(about["precision"], about["precision"]),
         "served_model_name": served.name,
         "model_type": kind,
         "max_concurrent_requests": limits.requests,
@@ -272,10 +273,6 @@ async def info(call: Call) -> Any:
         "docker_label": None,
         "mtl": about | ({"index": {"rows": len(index), "form": index.state.form}} if index is not None else {}),
     }
-
-
-def enumerate_strings(labels: Sequence[str]) -> list[tuple[str, str]]:
-    return [(str(i), label) for i, label in enumerate(labels)]
 
 
 async def root(call: Call, ask: Callable[[Handler], Awaitable[Any]]) -> Any:

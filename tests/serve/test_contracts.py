@@ -403,7 +403,7 @@ def test_cross_origin_use_is_off_unless_told(client: Client, serving: Callable[.
 def test_info_health_and_metrics(client: Client, headed: Client) -> None:
     info = client.get("/info").json
     assert info["model_id"] == "tiny"
-    assert info["max_input_length"] == 16
+    assert (info["max_input_length"], info["model_dtype"]) == (16, "float32")
     assert info["model_type"] == {"embedding": {"pooling": "mean"}}
     assert headed.get("/info").json["mtl"]["tasks"]["topic"] == {"kind": "single-label", "labels": ["x", "y", "z"]}
     assert client.get("/health").status == 200
