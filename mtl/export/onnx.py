@@ -210,25 +210,33 @@ def write_quantized(graph: Path, path: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporter's and the quantizer's remarks on what nobody here can change."""
+    """Without the exporter's and the quantizer's remarks on what nobody here can change.
+
+    The quantizer's are those of the root logger, which would set up logging for the whole process if it had no handler.
+    """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     root = logging.getLogger()
+    usual = logging.lastResort if not root.handlers else None
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        root.addFilter(no_advice)
+        root.addFilter(not_of_the_quantizer)
+        if usual:
+            root.addHandler(usual)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        root.removeFilter(no_advice)
+        root.removeFilter(not_of_the_quantizer)
+        if usual:
+            root.removeHandler(usual)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
-def no_advice(record: logging.LogRecord) -> bool:
-    return "pre-processing before quantization" not in record.getMessage()
+def not_of_the_quantizer(record: logging.LogRecord) -> bool:
+    return "onnxruntime" not in Path(record.pathname).parts
 
 
 def sample_rows(model: SentenceEncoder | MultiTaskModel) -> list[list[int]]:

@@ -217,10 +217,11 @@ def test_every_architecture_and_pooling_has_a_padded_form() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family(family: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_every_family(family: str, tokenizer: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Measured: at most 3e-6."""
     folder = written(golden(f"families/{family}"), tokenizer, tmp_path / "theirs")
     exported = export_onnx(folder, tmp_path / "ours")
+    assert not [each for each in caplog.records if each.name == "root"]
     assert exported.difference < 1e-5
     model = MultiTaskModel.from_pretrained(tmp_path / "ours")
     rows = [[*range(5, 5 + length)] for length in (16, 1, 9, 12)]
@@ -257,6 +258,18 @@ def test_what_is_not_the_models_own_gets_no_name(
         export_onnx(folder, tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def test_remarks_of_others_leave_no_trace(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """The quantizer makes its own on the root logger, which sets up a handler where there is none."""
+    from onnxruntime.quantization import onnx_quantizer
+
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with export.quiet():
+        exec(compile("import logging; logging.warning('theirs')", onnx_quantizer.__file__, "exec"))
+        logging.getLogger("mtl").warning("ours")
+    assert logging.root.handlers == []
+    assert capfd.readouterr().err == "ours\n"
 
 
 def test_refusals(folder: Path, tiny: SentenceEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
