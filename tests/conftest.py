@@ -21,7 +21,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mtl import SentenceEncoder
+from mtl import MultiTaskModel, SentenceEncoder
 from mtl.checkpoints.load import Checkpoint
 from mtl.checkpoints.save import save
 from mtl.checkpoints.tokenizer import wordpiece
@@ -74,6 +74,11 @@ def randomized(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return model.eval()
+
+
+def saved_tasks(model: MultiTaskModel) -> list[dict]:
+    """A model's tasks as its folder has them."""
+    return [task.as_saved() for task in model.tasks.values()]
 
 
 @pytest.fixture

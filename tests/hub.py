@@ -19,7 +19,8 @@ class Hub:
     """Serves the folder ``root``/org/name as the model and dataset org/name at COMMIT (and at its branch "main").
 
     Other revisions, such as "refs/pr/1", are those that ``branches`` names; ``discussions`` are the repositories' pull
-    requests, as the hub lists them.
+    requests, as the hub lists them. Files whose names end as one of ``large`` are in large file storage. Of paths that
+    begin with a key of ``fails`` the answer is its status, and of those with a key of ``moved`` where to ask instead.
     """
 
     def __init__(self, root: Path) -> None:
@@ -27,6 +28,9 @@ class Hub:
         self.branches = {"main"}
         self.discussions: list[dict] = []
         self.requests: list[str] = []
+        self.large: tuple[str, ...] = ("of none",)
+        self.fails: dict[str, int] = {}
+        self.moved: dict[str, str] = {}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -49,8 +53,25 @@ class Hub:
         lfs = {"lfs": {"size": size, "sha256": sha256, "pointerSize": 130}} if path.suffix == ".parquet" else {}
         return {"size": size, "blobId": hashlib.sha1(b"blob %d\0%s" % (size, content)).hexdigest(), **lfs}
 
+    def stored(self, path: Path) -> dict:
+        """What the list of a model's files says of one in large file storage."""
+        if not path.name.endswith(self.large):
+            return {}
+        content = path.read_bytes()
+        return {"lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}}
+
     def answer(self, request: BaseHTTPRequestHandler, with_body: bool) -> None:
         self.requests.append(f"{request.command} {request.path}")
+        status = next((status for start, status in self.fails.items() if request.path.startswith(start)), None)
+        if status:
+            request.send_error(status)
+            return
+        if old := next((old for old in self.moved if old in request.path), None):
+            request.send_response(307)
+            request.send_header("Location", request.path.replace(old, self.moved[old]))
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
         parts = [unquote(part) for part in request.path.split("?")[0].strip("/").removeprefix("datasets/").split("/")]
         if len(parts) < 4:  # something else than a model
             request.send_error(404)
@@ -74,6 +95,7 @@ class Hub:
                     "path": path,
                     "size": p.stat().st_size,
                     "oid": hashlib.sha1(p.read_bytes()).hexdigest(),
+                    **self.stored(p),
                 }
                 for path, p in zip(paths, files, strict=True)
             ]
@@ -95,7 +117,8 @@ class Hub:
             request.send_header("X-Error-Code", error)
             body = b""
         request.send_header("X-Repo-Commit", COMMIT)
-        request.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        digest = hashlib.sha256 if file is not None and file.name.endswith(self.large) else hashlib.sha1
+        request.send_header("ETag", f'"{digest(body).hexdigest()}"')
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         if with_body:

@@ -6,13 +6,14 @@ What a training run knows of its model is in ``results.json`` beside the model's
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
 
-from mtl.checkpoints.fetch import HUB_ID, find, local_folder
+from mtl.checkpoints.fetch import HUB_ID, data_address, find, local_folder
 from mtl.disk import atomic_write
 from mtl.display import version_of
 from mtl.errors import CheckpointError, WeightsError, one_line
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 README, RESULTS = "README.md", "results.json"
 PLACEHOLDER = "OWNER/NAME"  # of a model that is not on the hub yet
-DATA = re.compile(rf"hf://datasets/({HUB_ID})(?:@[^/]+)?(?:/(.+))?")
 # The hub's name of what tasks of a kind do; the last part's are those that train the embeddings themselves
 HUB_TASKS = {
     **dict.fromkeys(("single-label", "multi-label", "regression"), "text-classification"),
@@ -77,8 +77,10 @@ def public_data(source: object) -> dict[str, str] | None:
         found = [said for each in source if (said := public_data(each))]
         dataset = {"dataset": found[0]["dataset"]} if len({said.get("dataset") for said in found}) == 1 else {}
         return {**(dataset if "dataset" in found[0] else {}), "file": ", ".join(said["file"] for said in found)}
-    parts = DATA.fullmatch(str(source))
-    return {"dataset": parts[1], "file": parts[2] or parts[1]} if parts else {"file": Path(str(source)).name}
+    if not str(source).startswith("hf://"):
+        return {"file": Path(str(source)).name}
+    name, _, file = data_address(str(source))
+    return {"dataset": name, "file": file or name}
 
 
 def write_results(
@@ -125,8 +127,10 @@ def results_of(folder: Path, tasks: Sequence[Mapping[str, Any]]) -> dict[str, An
 
 def public_name(folder: Path) -> str:
     """What a model is called by its folder: the last part that says something."""
-    parts = [part for part in folder.resolve().parts if part != "model"]
-    return parts[-1]
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots":  # of models--owner--name, in the hub's cache
+        return folder.parents[1].name.rpartition("--")[2]
+    return next(part for part in reversed(folder.parts) if part != "model")
 
 
 def tasks_in(checkpoint: Checkpoint, own: bool) -> list[str]:
@@ -152,7 +156,8 @@ def metadata(checkpoint: Checkpoint, name: str, classifier: bool, results: Mappi
         sources = [task[split] for task in results["tasks"].values() for split in ("train", "dev", "test")]
         found = list(evaluations(results))
         known = {
-            "base_model": (results.get("base") or {}).get("name"),
+            "base_model": (base := (results.get("base") or {}).get("name")),
+            "license": entry.licence.lower() if base and (entry := find(base)) else None,
             "datasets": sorted({source["dataset"] for source in sources if source and "dataset" in source}) or None,
             "metrics": sorted({result.metric_type for result in found}) or None,
             "eval_results": found or None,
@@ -173,6 +178,8 @@ def evaluations(results: Mapping[str, Any]) -> Iterator[Any]:
             task = results["tasks"][name]
             data = task[split] or {"file": name}
             for metric, value in values.items():
+                if not math.isfinite(value):  # which is no number to the hub
+                    continue
                 yield EvalResult(
                     task_type=HUB_TASKS.get(task["kind"], "other"), task_name=name, dataset_name=data["file"],
                     dataset_type=data.get("dataset", name), dataset_split=split, metric_type=metric, metric_value=value,

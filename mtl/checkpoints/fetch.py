@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import glob
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 import tomllib
 import zipfile
@@ -34,8 +36,11 @@ log = logging.getLogger("weights")
 MANIFEST = Path(__file__).with_name("manifest.toml")
 
 CLONE = Path(__file__).parents[2] / "weights"  # where a clone keeps what it fetched, beside its README
-# What we read of a repository that no manifest lists: settings and vocabularies first, which say what else there is
-SETTINGS = ["*.json", "*vocab.txt", "*merges.txt", "*spm.model", "*sentencepiece.bpe.model"]
+# What is read of a model beside its weights, by the names of the files: of each of its parts, and of the whole
+OF_PARTS = ("config.json", "model.safetensors.index.json", "adapter_config.json", "sentence_*_config.json",
+            "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+            "vocab.txt", "merges.txt", "spm.model", "sentencepiece.bpe.model", "chat_template.jinja")  # fmt: skip
+OF_ALL = ("modules.json", "config_sentence_transformers.json", "tasks.json")
 IGNORED = ["onnx/*", "openvino/*", "*checkpoint-*/*"]
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # neither "." nor ".."
 HUB_ID = rf"{NAME}/{NAME}"
@@ -141,11 +146,16 @@ def local_folder(name: str) -> Path | None:
 
 
 def quiet_hub() -> Any:
-    """The hub's client, imported only where it is needed; what it logs on each retry, our one line says."""
+    """The hub's client, imported only where it is needed; what it logs on each retry, our one line says. Its bars are
+    for a terminal."""
     import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
     from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     hub_logging.set_verbosity_error()
+    if HF_HUB_DISABLE_PROGRESS_BARS is None and not (sys.stderr and sys.stderr.isatty()):
+        disable_progress_bars()
     return huggingface_hub
 
 
@@ -263,7 +273,10 @@ def download(entry: Pinned, keep: Path | None = None) -> Path:
 
 
 def fetch_unlisted(hub_id: str, revision: str | None) -> Path:
-    """A hub repository that no manifest lists, at the commit that the revision means now."""
+    """A hub repository that no manifest lists, at the commit that the revision means now.
+
+    Settings and vocabularies come first, which say what else there is. The hub calls large files by their sha256.
+    """
     hub = quiet_hub()
 
     def snapshot(patterns: list[str], revision: str | None) -> Path:
@@ -271,20 +284,26 @@ def fetch_unlisted(hub_id: str, revision: str | None) -> Path:
         return Path(hub.snapshot_download(hub_id, revision=revision, **options))
 
     try:
-        folder = snapshot(SETTINGS, revision)
-        snapshot(weight_files(folder), folder.name)  # of the same commit, whatever happens meanwhile
+        folder = snapshot([*OF_ALL, *OF_PARTS, *(f"*/{name}" for name in OF_PARTS)], revision)
+        weights = weight_files(folder)
+        snapshot([glob.escape(name) for name in weights], folder.name)  # of the same commit, whatever happens meanwhile
     except MtlError:
         raise
     except Exception as error:
         raise unreachable(hub_id, error) from None
-    log.warning("%s: commit %s, for which no hash is known", hub_id, folder.name)
-    if not any(folder.rglob("*.safetensors")):
+    fetched = [path.resolve() for name in weights if (path := folder / name).is_file()]
+    known = [path for path in fetched if re.fullmatch("[0-9a-f]{64}", path.name)]
+    for path in known:
+        check(path, path.stat().st_size, path.name)
+    hashes = "for which no hash is known" if len(known) < len(fetched) else "whose weights have the hub's own hashes"
+    log.warning("%s: commit %s, %s", hub_id, folder.name, hashes)
+    if not fetched:
         raise WeightsError(f"{hub_id} holds no safetensors at this revision; {conversion(hub_id)}")
     return folder
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The files of weights that a repository's settings lead to: of each module, in shards where an index says so."""
+    """The files of weights that a model's settings lead to: of each module, in shards where an index says so."""
     from mtl.checkpoints.files import inside, read_object, strings  # they take torch, which a list of models does not
     from mtl.checkpoints.modules import read_modules
 
@@ -293,7 +312,7 @@ def weight_files(folder: Path) -> list[str]:
     for part in parts:
         index = inside(folder, part, "model.safetensors.index.json")
         shards = strings(read_object(index, optional=True), "weight_map", index).values()
-        files += [str(Path(part, name)) for name in {"model.safetensors", *shards}]
+        files += [str(Path(part, name)) for name in {"model.safetensors", *shards} if name.endswith(".safetensors")]
     return [*files, "tasks.safetensors"]
 
 
@@ -329,11 +348,11 @@ def data_address(source: str) -> tuple[str, str | None, str]:
 
 
 def unreachable(hub_id: str, error: Exception) -> WeightsError:
-    """One line for whatever the hub's client raised: not found, not allowed, or no connection."""
+    """One line for whatever the hub's client raised: not found, not allowed, refused, or no connection."""
     import huggingface_hub.errors as errors
 
     reasons = {
-        errors.GatedRepoError: "is gated; log in with `hf auth login`",
+        errors.GatedRepoError: "is gated; ask for access on its page, and log in with `hf auth login`",
         errors.RepositoryNotFoundError: "is not on the hub, or is private; check its name",
         errors.RevisionNotFoundError: "has no such revision; check it",
         errors.EntryNotFoundError: "lacks a file that it should have",
@@ -344,11 +363,18 @@ def unreachable(hub_id: str, error: Exception) -> WeightsError:
             return WeightsError(f"{hub_id} {reason} (or give a local folder)")
     endpoint = os.environ.get("HF_ENDPOINT", "the Hugging Face hub")
     cause = error.__cause__ or error
+    given = f"{hub_id} is not in the local cache and {endpoint}"
     detail = f"{type(cause).__name__}: {' '.join(str(cause).split())[:120]}"
-    return WeightsError(
-        f"{hub_id} is not in the local cache and {endpoint} cannot be reached ({detail}); "
-        "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder"
-    )
+    if status := status_of(cause):
+        advice = "log in with `hf auth login`, or set HF_TOKEN" if status in (401, 403) else "try again later"
+        return WeightsError(f"{given} answers {status} ({detail}); {advice}, or give a local folder")
+    advice = "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder"
+    return WeightsError(f"{given} cannot be reached ({detail}); {advice}")
+
+
+def status_of(error: BaseException) -> int | None:
+    """The status of the answer that an error of the hub's client tells of, if there was one."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def check(path: Path, size: int, sha256: str, stamped: bool = True) -> None:

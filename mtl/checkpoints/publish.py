@@ -6,25 +6,27 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict, Unpack
 
 from mtl import checkpoints
 from mtl.checkpoints.card import PLACEHOLDER, README, card, public_name, results_of
-from mtl.checkpoints.fetch import HUB_ID, fetch, quiet_hub
-from mtl.checkpoints.files import read_object
-from mtl.checkpoints.load import BRANCHES, TASKS, load
+from mtl.checkpoints.fetch import HUB_ID, OF_ALL, OF_PARTS, fetch, quiet_hub, status_of
+from mtl.checkpoints.files import inside, read_json, read_object
+from mtl.checkpoints.load import BRANCHES, load
+from mtl.checkpoints.modules import read_modules
 from mtl.disk import writing
-from mtl.errors import InputError, MtlError, WeightsError, one_line, shown
+from mtl.errors import InputError, MtlError, WeightsError, check_flags, one_line, shown
 
-# All that a model is made of, here, for sentence-transformers, transformers and ONNX
-FILES = re.compile(
-    r"(\d+_\w+/)?((config|model\.safetensors\.index|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|"
-    r"sentence_bert_config)\.json|model(-\d+-of-\d+)?\.safetensors|(vocab|merges)\.txt|(spm|sentencepiece\.bpe)\.model)|"
-    rf"(modules|config_sentence_transformers)\.json|{re.escape(TASKS)}|{re.escape(BRANCHES)}|"
-    r"onnx/model(_\w+)?\.onnx(_data|\.data)?|README\.md|LICENSE"
-)
+GRAPHS = "onnx"  # the folder of ONNX graphs
+# What a model is made of beside its settings and vocabularies, here, for sentence-transformers, transformers and ONNX
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
+WHOLE = (*OF_ALL, BRANCHES, README, "LICENSE")
+OF_GRAPHS = ("model.onnx", "model_*.onnx", "model.onnx_data", "model_*.onnx_data", "model_*.onnx.data")
+SAVE_AGAIN = "save it with SentenceEncoder or MultiTaskModel, and push that"
+VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")  # whose strings are tokens
 
 
 class PushOptions(TypedDict, total=False):
@@ -51,10 +53,56 @@ def page(folder: Path, name: str | None = None) -> str:
 
 
 def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """The files of a folder that are the model's, by their names in it, and the names of others beside them."""
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    ours = {name: path for name, path in found.items() if FILES.fullmatch(name)}
-    return ours, [name for name in found if name not in ours]
+    """The files of a folder that are the model's, by their names in it, and the names of others beside them.
+
+    Raises:
+        ConfigError, WeightsError: its modules.json is none of ours; or a link leads out of the folder.
+    """
+    parts = {PurePosixPath(place).as_posix() for _, place in read_modules(folder)}
+    linked = (path for place in (*parts, GRAPHS) for path in (folder / place).glob("*"))  # rglob follows no link
+    found = {path.relative_to(folder).as_posix() for path in (*folder.rglob("*"), *linked) if path.is_file()}
+    ours = {name: inside(folder, name) for name in sorted(found) if is_models(name, parts)}
+    return ours, sorted(found - ours.keys())
+
+
+def is_models(name: str, parts: Container[str]) -> bool:
+    """Whether a file, by its name in the folder, is of a model with these parts, ``.`` among them for the folder."""
+    path = PurePosixPath(name)
+    place = path.parent.as_posix()
+    known = {".": WHOLE, GRAPHS: OF_GRAPHS}.get(place, ())
+    return any(fnmatchcase(path.name, each) for each in (*known, *((*OF_PARTS, *WEIGHTS) if place in parts else ())))
+
+
+def check_public(files: Mapping[str, Path]) -> None:
+    """That no setting of a model names a path of this machine.
+
+    Raises:
+        WeightsError: one does.
+    """
+    for name, path in files.items():
+        if path.suffix == ".json" and path.name not in VOCABULARIES:
+            for said in strings_in(read_json(path)):
+                if is_own_path(said):
+                    given = f"{name} names {shown(said)}, a path of this machine, which others would read"
+                    raise WeightsError(f"{given}; {SAVE_AGAIN}")
+
+
+def strings_in(content: Any) -> Iterator[str]:
+    """All strings in the content of a JSON file, but for the names of fields."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, (dict, list)):
+        for each in content.values() if isinstance(content, dict) else content:
+            yield from strings_in(each)
+
+
+def is_own_path(text: str) -> bool:
+    """Whether it is the path of something on this machine, or of something that was in the home folder."""
+    path = Path(text)
+    try:
+        return path.is_absolute() and len(path.parts) > 2 and (path.is_relative_to(Path.home()) or path.exists())
+    except (OSError, RuntimeError, ValueError):  # too long, no home, a null byte
+        return False
 
 
 def check_whole(files: Mapping[str, Path], others: Sequence[str]) -> None:
@@ -66,7 +114,7 @@ def check_whole(files: Mapping[str, Path], others: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="mtl-") as temporary:
         with writing(Path(temporary), WeightsError):
             for name, path in files.items():
-                (alone := Path(temporary, name)).parent.mkdir(exist_ok=True)
+                (alone := Path(temporary, name)).parent.mkdir(parents=True, exist_ok=True)
                 try:
                     os.link(path.resolve(), alone)
                 except OSError:  # another file system
@@ -78,7 +126,7 @@ def check_whole(files: Mapping[str, Path], others: Sequence[str]) -> None:
             given = (
                 f"without the files that are not pushed ({', '.join(others[:10])}), the model cannot be loaded ({why})"
             )
-            raise type(error)(f"{given}; save it with SentenceEncoder or MultiTaskModel, and push that") from None
+            raise type(error)(f"{given}; {SAVE_AGAIN}") from None
 
 
 def push(model: str | Path, repo_id: str, **options: Unpack[PushOptions]) -> tuple[str, list[str]]:
@@ -91,20 +139,25 @@ def push(model: str | Path, repo_id: str, **options: Unpack[PushOptions]) -> tup
         InputError: the name or the token cannot be one.
         ConfigError, WeightsError: it is no model that can be loaded, or the hub does not take it.
     """
-    check_address(repo_id, token := options.get("token"))
+    check_options(repo_id, options)
     folder = fetch(str(model))
-    made = page(folder)
+    made = page(folder, repo_id.rpartition("/")[2])
     files, others = model_files(folder)
     if others:  # else it is whole, as the page's making has shown
         check_whole(files, others)
-    text = files[README].read_text(encoding="utf-8") if README in files else made
+    check_public(files)
+    try:
+        text = files[README].read_bytes().decode() if README in files else made
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{files[README]} is no page of UTF-8 ({error}); convert it, or delete it") from None
+    sent = {**files, README: text.replace(PLACEHOLDER, repo_id).encode()}
     hub = quiet_hub()
     try:
-        return commit(hub, repo_id, {**files, README: text.replace(PLACEHOLDER, repo_id).encode()}, options), others
+        return commit(hub, repo_id, sent, options), others
     except MtlError:
         raise
     except Exception as error:
-        raise refused(repo_id, error, token or hub.get_token()) from None
+        raise refused(repo_id, error, options.get("token") or hub.get_token()) from None
 
 
 def commit(hub: Any, repo_id: str, files: dict[str, Any], options: PushOptions) -> str:
@@ -116,10 +169,11 @@ def commit(hub: Any, repo_id: str, files: dict[str, Any], options: PushOptions) 
         raise WeightsError(
             f"{repo_id} is on the hub already, and public; make it private there, or choose another name"
         )
-    if revision and not options.get("create_pr"):
+    if revision and not options.get("create_pr") and not revision.startswith("refs/"):  # as a pull request's, refs/pr/1
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     there = api.list_repo_files(repo_id, revision=revision)
-    stale = [name for name in there if FILES.fullmatch(name) and name not in files and name != "LICENSE"]
+    parts = {".", *(place for name in there if re.fullmatch(r"\d+_\w+", place := name.rpartition("/")[0]))}
+    stale = [name for name in there if is_models(name, parts) and name not in files and name != "LICENSE"]
     operations = [
         *(hub.CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
           for name, content in files.items()),
@@ -135,22 +189,27 @@ def commit(hub: Any, repo_id: str, files: dict[str, Any], options: PushOptions) 
     return str(done.pr_url or done.commit_url)
 
 
-def check_address(repo_id: str, token: str | None) -> None:
-    """That a repository can be called so, and that a token can stand in a header: no client then says what it could
-    not send.
+def check_options(repo_id: str, options: PushOptions) -> None:
+    """That a repository can be called so, that options are known, and that a token can stand in a header: no client
+    then says what it could not send.
 
     Raises:
-        InputError: it cannot; the line does not show the token.
+        InputError: it cannot, or they are not; the line does not show the token.
     """
     if not re.fullmatch(HUB_ID, repo_id):
         raise InputError(f"{shown(repo_id)} is no name on the hub; expected owner/name")
+    if unknown := options.keys() - PushOptions.__annotations__.keys():
+        expected = ", ".join(PushOptions.__annotations__)
+        raise InputError(f"{shown(min(unknown))} is no option of a push; expected some of {expected}")
+    check_flags(private=options.get("private"), create_pr=options.get("create_pr"))
+    token = options.get("token")
     if token is not None and (not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token)):
         raise InputError("token is no token of the hub; expected a string of letters, digits and _, without spaces")
 
 
 def refused(repo_id: str, error: Exception, token: str | None) -> WeightsError:
     """One line for whatever the hub's client raised. Tokens are taken out of it, whoever put them there."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = status_of(error)
     advice = {
         401: "log in with `hf auth login`, or set HF_TOKEN",
         403: "the token may not write there; make one that may",
@@ -170,7 +229,7 @@ def push_saved(save: Callable[[Path], object], repo_id: str, options: PushOption
         InputError: as ``push``; or the extra for ONNX is not installed.
         WeightsError: as ``push``; or a graph gives other values than the model.
     """
-    check_address(repo_id, options.get("token"))
+    check_options(repo_id, options)
     with tempfile.TemporaryDirectory(prefix="mtl-") as temporary:
         folder = Path(temporary) / repo_id.rpartition("/")[2]
         save(folder)

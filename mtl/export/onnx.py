@@ -28,6 +28,7 @@ from torch import nn
 
 from mtl.checkpoints.card import README, public_name
 from mtl.checkpoints.fetch import fetch
+from mtl.checkpoints.files import inside
 from mtl.checkpoints.publish import page
 from mtl.checkpoints.save import label_fields, write_json
 from mtl.disk import atomic_write, writing
@@ -83,8 +84,8 @@ def export_onnx(model: str | Path, output: str | Path, task: str | None = None) 
     with atomic_write(output, WeightsError, folder=True) as partial:
         loaded.save(partial)
         add_labels(loaded, partial / "config.json")
-        if (folder / README).is_file() and task is None:
-            shutil.copyfile(folder / README, partial / README)
+        if (page_there := inside(folder, README)).is_file() and task is None:
+            shutil.copyfile(page_there, partial / README)
         else:
             (partial / README).write_text(page(partial, public_name(output)), encoding="utf-8")
         (partial / "onnx").mkdir()
@@ -168,6 +169,8 @@ def write_graph(model: SentenceEncoder | MultiTaskModel, path: Path) -> list[str
             dynamic_shapes={"ids": axes, "rest": (axes,) * len(inputs[1:])}, verbose=False,
         )  # fmt: skip
     assert program is not None
+    for node in program.model.graph.all_nodes():  # the lines that made it, with the paths of this machine
+        node.metadata_props.clear()
     program.model.metadata_props["mtl"] = json.dumps(about(model), ensure_ascii=False)
     onnx_ir.save(program.model, path, external_data=f"{path.name}_data" if is_large(model) else None)
     return outputs
@@ -207,25 +210,33 @@ def write_quantized(graph: Path, path: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporter's and the quantizer's remarks on what nobody here can change."""
+    """Without the exporter's and the quantizer's remarks on what nobody here can change.
+
+    The quantizer's are those of the root logger, which would set up logging for the whole process if it had no handler.
+    """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     root = logging.getLogger()
+    usual = logging.lastResort if not root.handlers else None
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        root.addFilter(no_advice)
+        root.addFilter(not_of_the_quantizer)
+        if usual:
+            root.addHandler(usual)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        root.removeFilter(no_advice)
+        root.removeFilter(not_of_the_quantizer)
+        if usual:
+            root.removeHandler(usual)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
-def no_advice(record: logging.LogRecord) -> bool:
-    return "pre-processing before quantization" not in record.getMessage()
+def not_of_the_quantizer(record: logging.LogRecord) -> bool:
+    return "onnxruntime" not in Path(record.pathname).parts
 
 
 def sample_rows(model: SentenceEncoder | MultiTaskModel) -> list[list[int]]:

@@ -66,6 +66,7 @@ def identity(path: Path) -> object:
 
 def files_of_one(source: str, split: str, folder: Path) -> list[Path]:
     """The files of one source."""
+    source = on_hub(source, folder)
     if source.startswith(HUB) and kind_of(Path(source)) in INPUTS and not glob.has_magic(source):
         data = HubDataset(source)
         return data.fetch([data.path])
@@ -82,14 +83,15 @@ def files_of_one(source: str, split: str, folder: Path) -> list[Path]:
             raise InputError(f"{split} = {shown(source)}: no file in {folder.absolute()} is called so")
         check_formats(matched, source)
         return matched
-    if is_hub_name(source) and not path.exists() and not path.parent.exists():
-        return files_on_hub(HubDataset(f"{HUB}datasets/{source}"), split)
     return [path]
 
 
-def is_hub_name(source: str) -> bool:
-    """Whether it may be a dataset's name on the hub, as ``owner/name`` or ``owner/name@revision``."""
-    return bool(re.fullmatch(rf"{HUB_ID}(@({REVISION}))?", source)) and kind_of(Path(source)) not in INPUTS
+def on_hub(source: str, folder: Path) -> str:
+    """The address of a source that is a dataset's name on the hub, ``owner/name`` or ``owner/name@revision``, and no
+    path of this machine; any other as it is."""
+    named = re.fullmatch(rf"{HUB_ID}(@({REVISION}))?", source) and kind_of(Path(source)) not in INPUTS
+    here = not named or (path := folder / expanded(source)).exists() or path.parent.exists()
+    return source if here else f"{HUB}datasets/{source}"
 
 
 def below(folder: Path) -> list[str]:

@@ -237,7 +237,7 @@ class MultiTaskModel(nn.Module):
         for part in (part for branch in self.branches.values() for part in branch.children()):
             check_saveable(part)
         joint = {"joint": True}  # said of those kinds too that know no other, as others ask for no kind by its name
-        specs = tuple(task.as_dict() | (joint if task.handler.joint is True else {}) for task in self.tasks.values())
+        specs = tuple(task.as_saved() | (joint if task.handler.joint is True else {}) for task in self.tasks.values())
         tensors = {name: tensor.detach() for name, tensor in self.branches.state_dict().items()}
         head = None
         if len(self.tasks) == len(self.branches) == 1:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -170,6 +171,11 @@ class TaskSpec:
             for field in dataclasses.fields(self)
             if field.name not in LATER or getattr(self, field.name) != field.default
         }
+
+    def as_saved(self) -> dict[str, Any]:
+        """Its fields as a model's folder has them, which others may read: without where its data lie."""
+        nowhere = dict.fromkeys(("train", "dev", "test"))
+        return self.as_dict() | nowhere | {"teacher": Path(self.teacher).name or self.teacher}
 
     @property
     def freezing(self) -> dict[int, Freeze]:

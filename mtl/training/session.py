@@ -18,6 +18,7 @@ from mtl.errors import CheckpointError, InputError, RecipeError, TrainingError, 
 from mtl.kernels.cores import default_threads
 from mtl.kernels.defaults import by_default
 from mtl.kernels.threads import computing_with
+from mtl.rows.files import on_hub
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training import checkpoint, loop
 from mtl.training.changes import changed, keep, kept
@@ -27,7 +28,7 @@ from mtl.training.metrics import all_logits, confusions, measure
 from mtl.training.recipe import Recipe, as_recipe
 from mtl.training.report import Log, Metrics, NoLog, Notes, Reporter
 from mtl.training.run import Run, prepare
-from mtl.training.start import create
+from mtl.training.start import create, trunk_of
 
 ModelHook = Callable[[MultiTaskModel, Mapping[str, Any]], object]
 
@@ -261,6 +262,20 @@ def untrained(run: Run, told: Reporter, threads: int) -> None:
         show(run, told, split, f"{split}, before training", run.model.tasks.keys() - run.model.branches.keys(), threads)
 
 
+def located(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's fields, with the model and the data by what they were found as, on this machine or on the hub."""
+
+    def found(source: Any) -> Any:
+        if isinstance(source, tuple):
+            return tuple(map(found, source))
+        return on_hub(source, recipe.folder) if isinstance(source, str) else source
+
+    fields = recipe.as_dict()
+    splits = ("train", "dev", "test")
+    tasks = {name: task | {split: found(task[split]) for split in splits} for name, task in fields["task"].items()}
+    return fields | {"model": trunk_of(recipe), "task": tasks}
+
+
 def finish(run: Run, told: Reporter, log: Log, threads: int) -> None:
     """Take the best weights, measure them, and write the model."""
     run.take_best()
@@ -273,7 +288,7 @@ def finish(run: Run, told: Reporter, log: Log, threads: int) -> None:
     metrics = {split: show(run, told, split, split, {*run.model.tasks}, threads) for split in ("dev", "test")}
     if run.ranks.leads:
         rows = {split: {name: len(examples) for name, examples in run.data[split].items()} for split in run.data}
-        write_results(run.folder, run.plan.recipe.as_dict(), rows, {k: v for k, v in metrics.items() if v})
+        write_results(run.folder, located(run.plan.recipe), rows, {k: v for k, v in metrics.items() if v})
         if not (run.folder / "model" / "config.json").exists():
             run.model.save(run.folder / "model")
         told.end(run, log, threads)

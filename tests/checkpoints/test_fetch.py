@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from hub import COMMIT, serving
 from mtl import SentenceEncoder
 from mtl.checkpoints import fetch as fetching
 from mtl.checkpoints.fetch import check, fetch, find, manifest, sha256_of, stamped_sha256, stamps_path
+from mtl.checkpoints.fields import SENTENCE_CONFIGS
 from mtl.checkpoints.listing import pinned_models
 from mtl.errors import WeightsError
 
@@ -83,6 +85,7 @@ def run(pinned: Path, name: str, endpoint: str, tmp_path: Path, **environment: s
         timeout=120,
     )
     assert "Traceback" not in done.stderr, done.stderr
+    assert "\r" not in done.stderr  # no bars where nobody looks
     return done.stdout + done.stderr
 
 
@@ -117,6 +120,84 @@ def test_another_repository_by_branch(pinned: Path, repository: Path, tmp_path: 
         assert not any("onnx" in request or ".bin" in request for request in hub.requests)
     assert f"log: me/other: commit {COMMIT}, for which no hash is known" in printed
     assert (Path(printed.splitlines()[0]) / "modules.json").is_file()
+
+
+@pytest.mark.slow
+def test_large_files_have_the_hubs_own_hashes(pinned: Path, repository: Path, tmp_path: Path) -> None:
+    """By which they are called in its client's cache, that looks at their lengths alone."""
+    with serving(tmp_path / "hub") as hub:
+        hub.large = (".safetensors",)
+        printed = run(pinned, "me/tiny@main", hub.url, tmp_path)
+        assert f"log: me/tiny: commit {COMMIT}, whose weights have the hub's own hashes" in printed
+        blob = (Path(printed.splitlines()[0]) / "model.safetensors").resolve()
+        blob.write_bytes(blob.read_bytes()[:-1] + b"!")
+        damaged = run(pinned, "me/tiny@main", hub.url, tmp_path)
+        assert re.search(rf"error: {blob} has sha256 .*, expected .*; delete {blob} and fetch it again", damaged)
+        blob.unlink()
+        assert run(pinned, "me/tiny@main", hub.url, tmp_path) == printed
+
+
+def test_only_what_is_read_is_fetched(pinned: Path, repository: Path, tmp_path: Path) -> None:
+    """Of JSON and safetensors too: neither data nor other forms of the weights, whatever an index lists."""
+    others = ("data/rows.json", "results.json", "openvino/config.json", "model.fp16.safetensors", "notes/vocab.txt.bak",
+              "tf_model.h5", "adapters/x/model.safetensors", "1_Pooling/README.md")  # fmt: skip
+    for name in others:
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_bytes(b"{}")
+    index = {"weight_map": {"a": "*.bin", "b": "*", "c": "../../x.safetensors", "d": "[abc]*.safetensors"}}
+    (repository / "model.safetensors.index.json").write_text(json.dumps(index))
+    with serving(tmp_path / "hub") as hub:
+        printed = run(pinned, "me/tiny@main", hub.url, tmp_path)
+        asked = {request.partition(f"/resolve/{COMMIT}/")[2] for request in hub.requests}
+    assert {"model.safetensors", "tokenizer.json", "1_Pooling/config.json"} <= asked
+    assert not asked & {*others, "pytorch_model.bin", "onnx/config.json"}
+    assert (SentenceEncoder.from_pretrained(printed.splitlines()[0]).encode("a") != 0).any()
+
+
+def test_every_file_that_is_read_is_fetched() -> None:
+    """By the names that stand in the code."""
+    sources = ("load", "modules", "tokenizer", "tokenizer_kinds", "fields", "files", "sentencepiece")
+    folder = Path(fetching.__file__).parent
+    names = {name for source in sources for name in re.findall(
+        r'"(?:\w+/)?([\w.-]+\.(?:json|txt|model|jinja))"', (folder / f"{source}.py").read_text())}  # fmt: skip
+    assert len(names) > 12
+    assert not [name for name in names if not any(fnmatch(name, x) for x in (*fetching.OF_PARTS, *fetching.OF_ALL))]
+    assert all(fnmatch(name, "sentence_*_config.json") for name in SENTENCE_CONFIGS)
+
+
+def test_a_repository_that_has_moved(pinned: Path, repository: Path, tmp_path: Path) -> None:
+    with serving(tmp_path / "hub") as hub:
+        hub.moved = {"me/before": "me/tiny"}
+        printed = run(pinned, "me/before", hub.url, tmp_path)
+    assert (Path(printed.splitlines()[0]) / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 500])
+def test_a_hub_that_refuses(pinned: Path, tmp_path: Path, status: int) -> None:
+    with serving(tmp_path / "hub") as hub:
+        hub.fails = {"/": status}
+        printed = run(pinned, "me/tiny@main", hub.url, tmp_path)
+    assert printed.count("\n") == 1
+    assert f"answers {status} (" in printed
+    advice = "log in with `hf auth login`, or set HF_TOKEN" if status in (401, 403) else "try again later"
+    assert printed.endswith(f"; {advice}, or give a local folder\n")
+
+
+@pytest.mark.slow
+def test_what_was_cut_off_goes_on(pinned: Path, repository: Path, tmp_path: Path) -> None:
+    """Without the hub, settings alone are no model; with it, the rest is fetched."""
+    weights = (repository / "model.safetensors").read_bytes()
+    with serving(tmp_path / "hub") as hub:
+        hub.fails = {f"/me/tiny/resolve/{COMMIT}/model.safetensors": 404}
+        assert "error: me/tiny" in run(pinned, "me/tiny@main", hub.url, tmp_path)
+        offline = run(pinned, "me/tiny@main", "http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
+        assert "error: me/tiny is not in the local cache" in offline
+        assert offline.count("\n") == 1
+        hub.fails = {}
+        printed = run(pinned, "me/tiny@main", hub.url, tmp_path)
+    assert (Path(printed.splitlines()[0]) / "model.safetensors").read_bytes() == weights
+    again = run(pinned, "me/tiny@main", "http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
+    assert again.splitlines()[0] == printed.splitlines()[0]
 
 
 def test_a_repository_of_an_older_form(pinned: Path, repository: Path, tmp_path: Path) -> None:

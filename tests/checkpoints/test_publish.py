@@ -20,11 +20,13 @@ import mtl
 from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
 from mtl.checkpoints import card as cards
 from mtl.checkpoints import tokenizer as tokenizers
-from mtl.checkpoints.card import HUB_TASKS, PLACEHOLDER, cell, markdown
-from mtl.checkpoints.publish import FILES, model_files, page, push
+from mtl.checkpoints.card import HUB_TASKS, PLACEHOLDER, cell, markdown, public_name
+from mtl.checkpoints.publish import is_models, model_files, page, push
 from mtl.cli import main
 from mtl.errors import InputError, MtlError, WeightsError
 from mtl.tasks.kinds import KINDS
+from mtl.training.recipe import Recipe
+from mtl.training.session import located
 
 TASKS = (TaskSpec("topic", ("x|y", "z"), head="distilbert", pooling=("cls",)), TaskSpec("score", kind="regression"))
 
@@ -74,29 +76,91 @@ def test_every_kind_of_task_has_a_name_on_the_hub() -> None:
 def test_all_that_is_saved_is_the_models(heads: MultiTaskModel, tmp_path: Path) -> None:
     heads.save(tmp_path / "heads")
     assert model_files(tmp_path / "heads")[1] == []
+    parts = {".", "2_Dense", "0_Transformer"}
     for name in ("onnx/model.onnx", "onnx/model_quantized.onnx", "2_Dense/model.safetensors", "vocab.txt",
+                 "model-00001-of-00002.safetensors", "sentence_roberta_config.json", "LICENSE",
                  *(f"0_Transformer/{name}" for kind in tokenizers.KINDS.values() for name in kind.files)):  # fmt: skip
-        assert FILES.fullmatch(name), name
-    for name in ("token.json", "checkpoints/config.json", "data/config.json", "state.json", "README.md.bak",
-                 "optimizer.safetensors", "x/1_Pooling/config.json", "rows.jsonl"):  # fmt: skip
-        assert not FILES.fullmatch(name), name
+        assert is_models(name, parts), name
+    for name in ("token.json", "checkpoints/config.json", "data/config.json", "state.json", "README.md.bak", ".env",
+                 "optimizer.safetensors", "x/1_Pooling/config.json", "rows.jsonl", "3_Dense/config.json",
+                 "2_Dense/README.md", "onnx/config.json", ".git/config", ".lock", "pytorch_model.bin"):  # fmt: skip
+        assert not is_models(name, parts), name
 
 
 def test_a_model_that_others_saved_is_pushed_whole(folder: Path, hub: WritableHub) -> None:
-    """Its shards too, and the files of its vocabulary; or nothing, where it reads what is no model's file here."""
+    """Its shards too, the files of its vocabulary, and its parts, whatever they are called, also by links in the
+    folder; or nothing, where it reads what is no model's file here."""
     (folder / "added_tokens.json").write_text("{}")
     shards = split_in_shards(folder)
+    (folder / "1_Pooling").rename(folder / "layers")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = "layers/"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "12_old").mkdir()
+    (folder / "12_old" / "config.json").write_text("{}")
     push(folder, "me/shards")
     pushed = hub.repositories["me/shards"].branches["main"]
     assert pushed.keys() >= {*(path.name for path in shards), "model.safetensors.index.json", "added_tokens.json"}
-    (folder / "1_Pooling").rename(folder / "layers")
-    modules = json.loads((folder / "modules.json").read_text())
-    modules[1]["path"] = "layers"
-    (folder / "modules.json").write_text(json.dumps(modules))
+    assert "layers/config.json" in pushed
+    assert "12_old/config.json" not in pushed
+    (folder / "layers").rename(folder / "kept")
+    (folder / "layers").symlink_to("kept")
+    push(folder, "me/linked")
+    assert "layers/config.json" in hub.repositories["me/linked"].branches["main"]
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace(shards[0].name, "first.safetensors"))
+    shards[0].rename(folder / "first.safetensors")
     SentenceEncoder.from_pretrained(folder)
-    with pytest.raises(MtlError, match=r"without the files that are not pushed.*layers/config.json.*; save it with"):
+    with pytest.raises(MtlError, match=r"without the files that are not pushed.*first.safetensors.*; save it with"):
         push(folder, "me/other")
     assert "me/other" not in hub.repositories
+
+
+def test_nothing_of_this_machine_is_pushed(folder: Path, tmp_path: Path, hub: WritableHub) -> None:
+    """Neither what a link leads to, nor the names of folders."""
+    (tmp_path / "key").write_text("secret")
+    (folder / "LICENSE").symlink_to(tmp_path / "key")
+    with pytest.raises(WeightsError, match="LICENSE leads to .*key, out of the model's folder"):
+        push(folder, "me/x")
+    (folder / "LICENSE").unlink()
+    config = folder / "config.json"
+    known = json.loads(config.read_text())
+    for value in (str(tmp_path), str(Path.home() / "models" / "gone")):
+        config.write_text(json.dumps(known | {"_name_or_path": value}))
+        with pytest.raises(WeightsError, match="config.json names .*, a path of this machine, .*; save it with Senten"):
+            push(folder, "me/x")
+    assert not hub.log
+    for value in ("bert-base-uncased", "/nobody/has/this", "/", "/tmp"):
+        config.write_text(json.dumps(known | {"_name_or_path": value}))
+        push(folder, "me/x")
+    assert "me/x" in hub.repositories
+
+
+def test_a_page_of_someone_s_own(folder: Path, hub: WritableHub) -> None:
+    """It stays as it is; without one, the model is called as on the hub."""
+    (folder / "README.md").write_bytes(f"café\r\n{PLACEHOLDER}".encode())
+    push(folder, "me/x")
+    assert hub.repositories["me/x"].branches["main"]["README.md"] == "café\r\nme/x".encode()
+    (folder / "README.md").write_bytes(b"caf\xe9")
+    with pytest.raises(WeightsError, match="README.md is no page of UTF-8 .*; convert it, or delete it"):
+        push(folder, "me/x")
+    (folder / "README.md").unlink()
+    push(folder, "me/a-name")
+    assert b"\n# a-name\n" in hub.repositories["me/a-name"].branches["main"]["README.md"]
+
+
+def test_a_model_in_the_hubs_cache_has_its_name() -> None:
+    assert public_name(Path("/cache/models--owner--a-name/snapshots") / ("0" * 40)) == "a-name"
+    assert public_name(Path("/runs/demo/model")) == "demo"
+
+
+def test_options_that_a_push_has_not(tiny: SentenceEncoder, hub: WritableHub) -> None:
+    """Passed over, this one would have made it public."""
+    with pytest.raises(InputError, match="'privat' is no option of a push; expected some of private, create_pr"):
+        tiny.push_to_hub("me/x", privat=True)  # type: ignore[call-arg]
+    with pytest.raises(InputError, match="private is 'yes'; expected True or False"):
+        tiny.push_to_hub("me/x", private="yes")  # type: ignore[arg-type]
+    assert not hub.log
 
 
 @pytest.mark.parametrize("name", ["a\nb: c", "emoji \U0001f600", "\udcff", "- x", "'\"|`", "---", "{}", "model "])
@@ -143,9 +207,10 @@ def test_a_runs_page_has_its_metrics_and_recipe(run: Path) -> None:
     assert '"learning_rate": 5e-05' in text
     assert "rows.jsonl, 4 rows" in text
     assert f"torch {results['versions']['torch']}" in text
-    for written in (text, (run / "results.json").read_text()):
-        assert "secret-place" not in written
-        assert str(run.parent) not in written
+    for path in (run / "results.json", *(run / "model").rglob("*")):
+        if path.is_file():
+            assert b"secret-place" not in path.read_bytes(), path
+            assert str(run.parent).encode() not in path.read_bytes(), path
 
 
 def test_a_base_model_is_called_as_on_the_hub(tmp_path: Path) -> None:
@@ -154,9 +219,37 @@ def test_a_base_model_is_called_as_on_the_hub(tmp_path: Path) -> None:
     assert found["name"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert cards.base_of("me/x@abc") == {"name": "me/x", "revision": "abc"}
     assert cards.base_of(str(tmp_path)) is None
-    source = "hf://datasets/me/data@main/parts/train.csv"
-    assert cards.public_data(source) == {"dataset": "me/data", "file": "parts/train.csv"}
+    for revision in ("@main", "@refs/convert/parquet", "@~parquet", ""):
+        source = f"hf://datasets/me/data{revision}/parts/train.csv"
+        assert cards.public_data(source) == {"dataset": "me/data", "file": "parts/train.csv"}
+    assert cards.public_data("hf://datasets/me/data") == {"dataset": "me/data", "file": "me/data"}
     assert cards.public_data("/home/me/x.csv") == {"file": "x.csv"}
+
+
+def test_what_lies_beside_a_recipe_is_not_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model or data in a folder there have names as on the hub; others of such names are there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes" / "bases" / "mine").mkdir(parents=True)
+    (tmp_path / "recipes" / "parts" / "data").mkdir(parents=True)
+    task = TaskSpec("a", ("x", "y"), train=("parts/data", "me/data@v1"), dev="me/other", test=0.1)
+    found = located(Recipe("bases/mine", [task], folder=tmp_path / "recipes"))
+    assert cards.base_of(found["model"]) is None
+    assert found["task"]["a"]["train"] == ("parts/data", "hf://datasets/me/data@v1")
+    assert cards.public_data(found["task"]["a"]["dev"]) == {"dataset": "me/other", "file": "me/other"}
+    assert found["task"]["a"]["test"] == 0.1
+
+
+def test_what_a_page_says_of_its_base_and_its_metrics(run: Path) -> None:
+    """The base's licence, where it is known; a metric that is no number is none of model-index."""
+    results = json.loads((run / "results.json").read_text())
+    results["base"] = cards.base_of("all-MiniLM-L6-v2")
+    results["metrics"]["test"]["vowel"] = {"accuracy": 0.5, "f1": float("nan")}
+    (run / "results.json").write_text(json.dumps(results))
+    known = head_of(page(run / "model"))
+    assert known["license"] == "apache-2.0"
+    assert known["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
+    (test,) = [each for each in known["model-index"][0]["results"] if each["dataset"]["split"] == "test"]
+    assert [metric["type"] for metric in test["metrics"]] == ["accuracy"]
 
 
 def test_a_page_without_its_run(run: Path, heads: MultiTaskModel) -> None:
@@ -238,6 +331,8 @@ def test_push_to_hub_and_what_is_stale(heads: MultiTaskModel, tiny: SentenceEnco
     tiny.push_to_hub("me/x", revision="v2", commit_message="two")
     assert "tasks.json" not in repository.branches["v2"]
     assert "tasks.json" in repository.branches["main"]
+    tiny.push_to_hub("me/x", revision="refs/pr/1", commit_message="an answer to the review")
+    assert not any("/branch/refs" in path for _, path, _ in hub.log)
     with pytest.raises(AttributeError, match="called push_to_hub here"):
         tiny.save_to_hub("me/x")
 
