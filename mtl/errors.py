@@ -17,7 +17,10 @@ def shown(value: object, width: int = 60) -> str:
         return text if text == repr(value) and len(text) <= width else text[: width - 3] + "..."
     brief = reprlib.Repr()
     brief.maxstring = brief.maxother = brief.maxlong = width
-    return brief.repr(value)
+    try:
+        return brief.repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return f"a {type(value).__name__} with a number too long to be shown"
 
 
 def printable(name: str) -> str:

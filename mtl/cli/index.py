@@ -22,7 +22,7 @@ from mtl.cli.options import (
     written,
 )
 from mtl.display import counted
-from mtl.errors import InputError, shown
+from mtl.errors import InputError, printable, shown
 from mtl.rows.vector_files import json_line
 
 
@@ -62,7 +62,7 @@ def index(
               "overwrite", "device", "precision", "int8_least_cosine", "threads")  # fmt: skip
     not_both("resume", "overwrite")
     if deleted:
-        click.echo(f"deleted {counted(Index.open(output).delete(deleted), 'row')}", err=True)
+        click.echo(f"deleted {counted(Index.open(output).delete(map(decoded, deleted)), 'row')}", err=True)
         return
     there = is_index(output)
     if there and not (append or resume):
@@ -139,4 +139,4 @@ def search(
         click.echo(shown(query, 100))
         for hit in hits:
             said = hit.row[field] if field else json_line(hit.row)
-            click.echo(f"  {hit.score:7.4f}  {hit.id!s:<12} {shown(said, 80)}")
+            click.echo(f"  {hit.score:7.4f}  {printable(str(hit.id)):<12} {shown(said, 80)}")
