@@ -175,7 +175,11 @@ def test_failures_are_one_line_and_write_nothing(mtl: Callable[..., Done], folde
         (["--input", "no.parquet"], 1, "no.parquet cannot be read as Parquet"),
         (["--input", "empty.csv", "--field", "text"], 1, "empty.csv is empty"),
         (["--input", "absent.txt"], 1, "absent.txt is no file"),
-        (["--input", "photo.png"], 2, "expected one of .txt, .jsonl, .csv, .tsv, .parquet, .conll, or .gz"),
+        (
+            ["--input", "photo.png"],
+            2,
+            "expected one of .txt, .jsonl, .json, .ndjson, .csv, .tsv, .parquet, .conll",
+        ),
         (["a", "--input", "latin.txt"], 2, "expected one of the two"),
         (["a", "--field", "text"], 2, "--field goes with --input FILE"),
         (["a", "--resume", "--overwrite"], 2, "--resume and --overwrite are given; expected one of the two"),
