@@ -161,7 +161,7 @@ def test_failures_are_one_line_and_write_nothing(mtl: Callable[..., Done], folde
     cases: list[tuple[list[object], int, str]] = [
         (["--input", "latin.txt"], 1, "latin.txt, line 2: not UTF-8"),
         (["--input", "bad.jsonl", "--field", "text"], 1, "bad.jsonl, line 2: not JSON"),
-        (["--input", "array.jsonl", "--field", "text"], 1, "array.jsonl, line 1: a list; expected an object"),
+        (["--input", "array.jsonl", "--field", "text"], 1, "array.jsonl, object 1: a str; expected an object"),
         (["--input", "nofield.jsonl"], 1, "2: no field 'text'; it has body; say with --field which holds the text"),
         (["--input", "number.jsonl", "--field", "text"], 1, "line 1: field 'text' is of type int; expected a string"),
         (["--input", "short.csv", "--field", "text"], 1, "short.csv, line 3: 1 field, expected 2 (id, text)"),

@@ -175,7 +175,7 @@ class Index:
                 loaded = self.load(name)
             except WeightsError as error:
                 raise WeightsError(f"{error}; {self.folder} was made with it: open it with model=..., or -m") from None
-            self.check_model(loaded, self.state.settings)
+            self.check_model(loaded)
             self._model = loaded
         return self._model
 
@@ -185,8 +185,10 @@ class Index:
         least = settings.get("int8_least_cosine", LEAST_COSINE)
         return SentenceEncoder.from_pretrained(name, precision=settings["precision"], int8_least_cosine=least)
 
-    def check_model(self, model: SentenceEncoder, settings: dict[str, Any]) -> None:
-        """Raise an InputError that says what differs, if a model's vectors do not go with those of an index."""
+    def check_model(self, model: SentenceEncoder, settings: dict[str, Any] | None = None) -> None:
+        """Raise an InputError that says what differs, if a model's vectors do not go with those of the index, or of one
+        with other settings."""
+        settings = settings or self.state.settings
         before = {key: settings.get(key) for key in SAME}
         before |= number_format(settings.get("precision", "fp32"), settings.get("int8_least_cosine", LEAST_COSINE))
         if different := differences(before, made_with(model)):
