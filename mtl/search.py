@@ -140,7 +140,7 @@ def search(
     Raises:
         InputError: k is less than 1; an unknown measure, vectors that do not go together or are not finite.
     """
-    check_counts(k=k)
+    check_counts(False, k=k)
     wanted = as_matrix(queries, "queries").detach()
     if isinstance(corpus, (Tensor, np.ndarray)) or not hasattr(corpus, "shape"):  # an index's slices are vectors, too
         check_vectors(corpus, "corpus")

@@ -52,7 +52,7 @@ def index(
     A change is there as a whole or not at all. What an interrupted one computed is kept, and --resume goes on.
     """
     from mtl.encode.sentence_encoder import SentenceEncoder
-    from mtl.index.index import Index, is_index
+    from mtl.index.index import Index, is_blank, is_index
 
     if str(source) == "-":
         raise click.UsageError("- is standard input; expected a FILE of rows to add")
@@ -64,7 +64,7 @@ def index(
     if deleted:
         click.echo(f"deleted {counted(Index.open(output).delete(map(decoded, deleted)), 'row')}", err=True)
         return
-    there = is_index(output)
+    there = is_index(output) and (append or not is_blank(output))
     if there and not (append or resume):
         raise InputError(f"{output} is an index already; --append adds to it, --resume goes on with an interruption")
     if append and not there:

@@ -105,16 +105,18 @@ class Index:
         their id in ``id_field``; without that they are numbered from 0.
 
         Raises:
-            InputError: there is something in the folder; or an unknown form.
+            InputError: there is something in the folder, but an index that never had a row; or an unknown form.
         """
         folder = Path(folder)
         if form not in get_args(Form):
             raise InputError(f"form is {shown(form)}; expected one of {', '.join(get_args(Form))}")
+        if not isinstance(field, str) or not isinstance(id_field, str | None):
+            raise InputError(f"the fields are {shown(field)} and {shown(id_field)}; expected the names of fields")
         encoder = SentenceEncoder.from_pretrained(model) if isinstance(model, str) else model
         with writing(folder, InputError):
             folder.mkdir(parents=True, exist_ok=True)
         with lock(folder, InputError):
-            if any(path.name != ".lock" for path in folder.iterdir()):
+            if any(path.name != ".lock" for path in folder.iterdir()) and not is_blank(folder):
                 raise InputError(f"{folder} exists and is not empty; append to an index, or choose another name")
             name = model if isinstance(model, str) else model_name
             settings = {
@@ -262,7 +264,7 @@ class Index:
         Raises:
             InputError: one is not there.
         """
-        if isinstance(ids, str) or not isinstance(ids, Iterable):
+        if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
             raise InputError(f"ids is {shown(ids)}; expected several, as in [{shown(ids)}]")
         with self.changing():
             known, wanted = self.view.places_by_id(), {str(name) for name in ids}
@@ -301,7 +303,7 @@ class Index:
 
     def nearest(self, queries: Vectors, k: int) -> tuple[Any, Any]:
         """The scores and places, counted over all segments, of what is nearest to each of queries (queries, dim)."""
-        check_counts(k=k)
+        check_counts(False, k=k)
         wanted, measure = as_matrix(queries, "queries").detach().cpu(), cast(Similarity, self.state.measure)
         search.check_measure(measure, (wanted.shape[1], self.state.dim))
         search.check_finite(wanted, "queries")
@@ -354,3 +356,9 @@ def made_with(model: SentenceEncoder) -> dict[str, Any]:
 
 def is_index(folder: Path) -> bool:
     return (folder / STATE).is_file()
+
+
+def is_blank(folder: Path) -> bool:
+    """Whether an index never had a row, nor has a part of an addition: what a first one leaves that was refused."""
+    only = {path.name for path in folder.iterdir()} <= {STATE, ".lock"}
+    return only and is_index(folder) and read_state(folder).number == 0

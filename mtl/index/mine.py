@@ -59,7 +59,7 @@ class Settings:
     margin: float | None = None
 
     def __post_init__(self) -> None:
-        check_counts(negatives=self.negatives)
+        check_counts(False, negatives=self.negatives)
         if self.skip_top < 0:
             raise InputError(f"skip_top is {self.skip_top}; expected 0 or more")
         if self.margin is not None and not 0 <= self.margin < math.inf:

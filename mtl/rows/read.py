@@ -399,6 +399,8 @@ def texts_of(rows: Iterable[Row], name: str, field: str = "text") -> Iterator[Te
     for number, fields in rows:
         if field not in fields:
             has = f"it has {', '.join(map(printable, fields))}; say with --field which holds the text"
+            mark = next((mark for mark in ";|\t" if len(fields) == 1 and mark in next(iter(fields))), "")
+            has += f"; or part fields as .csv or .tsv does, and not by {mark!r}" if mark else ""
             raise InputError(f"{name}, line {number}: no field {field!r}; {has}")
         yield check_text(fields[field], field, f"{name}, line {number}"), fields
 

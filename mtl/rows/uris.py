@@ -25,6 +25,7 @@ log = logging.getLogger("mtl")
 
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
 ENDINGS = (".parquet", *(f"{ending}{codec}" for codec in ("", *CODECS) for ending in TABLES))
+SAID = f".parquet, {', '.join(TABLES)} (all but the first also with {', '.join(CODECS)})"
 SCHEMES = {"local": "", "gcs": "gs://", "abfs": "abfs://", "s3": "s3://", "hdfs": "hdfs://"}
 
 
@@ -198,7 +199,7 @@ def sources_of(place: Place) -> list[Source]:
     info = place.info()
     if info.type == fs.FileType.File:
         if not ending(place.path):
-            raise InputError(f"{place} ends in none of {', '.join(ENDINGS)}")
+            raise InputError(f"{place} ends in none of {SAID}")
         return [source(place, info, info.base_name)]
     if info.type == fs.FileType.NotFound:
         raise InputError(f"{place} is not there; expected a file or a folder")
@@ -208,7 +209,7 @@ def sources_of(place: Place) -> list[Source]:
     files = [info for info in entries if info.type == fs.FileType.File]
     known = [info for info in files if ending(info.path)]
     for left, why in (
-        ([info for info in files if not ending(info.path)], f"they end in none of {', '.join(ENDINGS)}"),
+        ([info for info in files if not ending(info.path)], f"they end in none of {SAID}"),
         ([info for info in entries if info.type != fs.FileType.File], "they are links that lead nowhere, or no files"),
     ):
         if left:
@@ -216,7 +217,7 @@ def sources_of(place: Place) -> list[Source]:
                 "%s in %s left out, %s among them: %s", counted(len(left), "file"), place, left[0].base_name, why
             )
     if not known:
-        raise InputError(f"{place} holds no file that ends in one of {', '.join(ENDINGS)}")
+        raise InputError(f"{place} holds no file that ends in one of {SAID}")
     start = len(place.path) + 1
     return [source(Place(place.filesystem, info.path), info, info.path[start:]) for info in known]
 

@@ -223,8 +223,13 @@ def test_what_is_no_index(tiny: SentenceEncoder, tmp_path: Path) -> None:
         Index.open(tmp_path / "idx").search("a")
     with pytest.raises(InputError, match="3 and 12 dimensions"):
         index.search(np.ones(3, np.float32))
-    with pytest.raises(InputError, match="k is 0"):
-        index.search("a", 0)
+    for k in (0, None, 1.5):
+        with pytest.raises(InputError, match=f"k is {k}; expected "):
+            index.search("a", k)  # type: ignore[arg-type]
+    for field, id_field in ((None, None), ("text", 5)):
+        with pytest.raises(InputError, match=f"the fields are {field!r} and {id_field}; expected the names of fields"):
+            Index.create(tmp_path / "none", tiny, field=field, id_field=id_field)  # type: ignore[arg-type]
+    assert not (tmp_path / "none").exists()
     tiny.max_seq_length = 7
     with pytest.raises(InputError, match="made with another model: max_length was 16, is 7"):
         Index.open(tmp_path / "idx", tiny)
@@ -344,7 +349,7 @@ def test_rows_as_numpy_has_them(tiny: SentenceEncoder, tmp_path: Path) -> None:
     for rows in ("a b", {"id": 1, "text": "a"}):  # whose letters, or fields, are no rows
         with pytest.raises(InputError, match="texts is "):
             index.add(rows)
-    for name in ("7", 7, np.int64(7), None):
+    for name in ("7", b"7", 7, np.int64(7), None):
         with pytest.raises(InputError, match=re.escape(f"ids is {name!r}; expected several, as in [{name!r}]")):
             index.delete(name)  # type: ignore[arg-type]
     assert index.delete([np.int64(7)]) == 1
@@ -537,6 +542,24 @@ def test_an_index_that_was_made_anew_in_its_place(tiny: SentenceEncoder, tmp_pat
         with pytest.raises(InputError, match="was made with another model: encoder was"):
             look()
     assert ids(newest.search("f", 9)) == ["new"]
+
+
+def test_a_first_addition_that_was_refused_leaves_nothing_in_the_way(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, idx = tmp_path / "docs.jsonl", tmp_path / "idx"
+    source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    for given, code in (
+        (["--field", "body"], 1), (["--id-field", "size"], 1), (["--form", "int8", "--resume"], 0),
+        (["--form", "int8"], 1),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit, match=str(code)):
+            main(["index", str(source), "-o", str(idx), "-m", str(folder), *given])
+    assert "is an index already; --append adds to it" in capsys.readouterr().err
+    opened = Index.open(idx)
+    opened.delete(range(8))
+    with pytest.raises(InputError, match="exists and is not empty"):  # it had rows
+        Index.create(idx, str(folder))
 
 
 def test_a_folder_of_a_model_is_found_from_anywhere(

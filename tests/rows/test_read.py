@@ -93,6 +93,8 @@ WRONG = [
     ("a.json", b'{\n"text": ["a"]}\n', "a.json, line 1: not JSON .*; expected an object on each line, or one array"),
     ("a.jsonl", b'{"text": "a"}\n["b"]', "a.jsonl, line 2: a list; expected an object"),
     ("a.json", b"[" * 200_000, "a.json: not JSON "),
+    ("a.csv", b"text;label\na;b\n", "it has text;label; .*; or part fields as .csv or .tsv does, and not by ';'"),
+    ("a.csv", b"text\tlabel\na\tb\n", r"and not by '.t'"),
     ("a.txt.bz2", b"a\n", "a.txt.bz2 cannot be read: "),
     ("a.txt.bz2", bz2.compress(b"abc\n" * 999)[:-9], "a.txt.bz2 cannot be read: "),
     ("a.txt.zst", zstd(b"abc\n" * 999)[:-5], "a.txt.zst cannot be read: "),
