@@ -232,7 +232,10 @@ class Index:
             raise InputError(f"the rows of {self.folder} have numbers for ids; expected an index with an id_field, "
                              "whose rows can be replaced")  # fmt: skip
         rows = several(rows)
-        with self.changing(), open_output(target, self.state.dim, "float32", settings, resume, overwrite) as output:
+        with (
+            self.changing(),
+            open_output(target, self.state.dim, "float32", settings, resume, overwrite, taken=None) as output,
+        ):
             model, before = self.model, output.expected
             remaining = output.remaining(self.rows(rows, replace or (bool(before) and before == self.state.last)))
             if before and before == self.state.last:  # it was killed between its last step and this one

@@ -121,6 +121,8 @@ def test_rows_are_numbered_where_they_have_no_id(tiny: SentenceEncoder, tmp_path
     index.add(row for row in ["c"])
     assert sorted(ids(index.search("a", 9))) == [0, 2]
     assert index.search("b", 9)[0].row.keys() == {"body"}
+    index.add([{"body": "d", "embedding": [0.5]}])  # as `mtl embed` writes rows
+    assert index.search("d")[0].row["embedding"] == [0.5]
     assert index.add([]) == 0
 
 
@@ -549,12 +551,10 @@ def test_a_first_addition_that_was_refused_leaves_nothing_in_the_way(
 ) -> None:
     source, idx = tmp_path / "docs.jsonl", tmp_path / "idx"
     source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    for given, code in (
-        (["--field", "body"], 1), (["--id-field", "size"], 1), (["--form", "int8", "--resume"], 0),
-        (["--form", "int8"], 1),
-    ):  # fmt: skip
+    wrong, right = (["--field", "body"], ["--id-field", "size"]), ["--form", "int8", "--resume"]
+    for options, code in ((wrong[0], 1), (wrong[1], 1), (right, 0), (["--form", "int8"], 1)):
         with pytest.raises(SystemExit, match=str(code)):
-            main(["index", str(source), "-o", str(idx), "-m", str(folder), *given])
+            main(["index", str(source), "-o", str(idx), "-m", str(folder), *options])
     assert "is an index already; --append adds to it" in capsys.readouterr().err
     opened = Index.open(idx)
     opened.delete(range(8))
