@@ -17,7 +17,10 @@ def shown(value: object, width: int = 60) -> str:
         return text if text == repr(value) and len(text) <= width else text[: width - 3] + "..."
     brief = reprlib.Repr()
     brief.maxstring = brief.maxother = brief.maxlong = width
-    return brief.repr(value)
+    try:
+        return brief.repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return f"a {type(value).__name__} with a number too long to be shown"
 
 
 def printable(name: str) -> str:
@@ -112,8 +115,9 @@ def check_flags(**flags: object) -> None:
             raise InputError(f"{name} is {shown(value)}; expected True or False")
 
 
-def check_counts(**counts: int | None) -> None:
+def check_counts(optional: bool = True, /, **counts: int | None) -> None:
     """That each of these, where it is given, is a whole number from 1 on, and ``threads`` no more than can be started.
+    One that is not ``optional`` has to be given.
 
     Raises:
         InputError: one is not.
@@ -121,7 +125,7 @@ def check_counts(**counts: int | None) -> None:
     most = max(64, 4 * (os.cpu_count() or 1))  # of threads; where too many begin, OpenMP ends the process
     for name, value in counts.items():
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if value is not None and (not whole or value < 1):
+        if (value is not None or not optional) and (not whole or value is None or value < 1):
             raise InputError(f"{name} is {shown(value)}; expected {'1 or more' if whole else 'a whole number'}")
         if name == "threads" and value is not None and value > most:
             raise InputError(f"threads is {shown(value)}; expected at most {most} on this machine")

@@ -85,9 +85,9 @@ def unit(x: Tensor) -> Tensor:
 
 
 def all_products(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b.T``: where a has few rows, in batches of b's, since torch has one thread multiply a matrix by a vector,
-    and takes longer yet for two or three."""
-    if len(a) > FEW_QUERIES:
+    """``a @ b.T``: where a has few rows, in batches of b's, since on a CPU torch has one thread multiply a matrix by a
+    vector, and takes longer yet for two or three."""
+    if len(a) > FEW_QUERIES or a.device.type != "cpu":
         return a @ b.T
     whole = len(b) // ROWS * ROWS
     batches = b[:whole].reshape(whole // ROWS, ROWS, b.shape[1])
@@ -155,7 +155,7 @@ def search(
     Raises:
         InputError: k is less than 1; an unknown measure, vectors that do not go together or are not finite.
     """
-    check_counts(k=k)
+    check_counts(False, k=k)
     wanted = as_matrix(queries, "queries").detach()
     check_vectors(corpus, "corpus")
     check_measure(measure, (wanted.shape[1], corpus.shape[-1]))

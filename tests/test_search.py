@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -355,13 +357,66 @@ def test_however_a_corpus_lies_in_memory(tmp_path: Path, monkeypatch: pytest.Mon
     assert np.array_equal(mapped, corpus)
 
 
-@pytest.mark.parametrize("measure", ["cosine", "dot"])
-def test_few_queries_find_what_many_do(measure: module.Similarity) -> None:
-    """Their products are made in batches of the corpus's vectors, some of which are left over."""
-    drawn = np.random.default_rng(1)
-    corpus = drawn.integers(-2, 3, (3 * module.ROWS + 5, 9)).astype(np.float32)  # many are equal
-    queries = drawn.integers(-2, 3, (module.FEW_QUERIES + 40, 9)).astype(np.float32) + 0.1
-    every = search(queries, corpus, 12, measure)
-    for some in (slice(0, 1), slice(3, 6), slice(0, module.FEW_QUERIES), slice(7, module.FEW_QUERIES + 8)):
-        for one, other in zip(search(queries[some], corpus, 12, measure), every, strict=True):
-            assert np.array_equal(one, other[some])
+def in_used_memory(vectors: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    """Blocks that are there until the next one comes, as an index makes them."""
+    made = torch.empty(size, vectors.shape[1])
+    for part in vectors.split(size):
+        yield made[: len(part)].copy_(part)
+        made.fill_(math.nan)
+
+
+AROUND = {
+    "nothing": nullcontext,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference": torch.inference_mode,
+}
+LYING = {
+    "rows": lambda x: x,
+    "columns": lambda x: x.T.contiguous().T,
+    "every second": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
+    "float64": lambda x: x.double(),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_cut_gives_the_same_bits(data: st.DataObject) -> None:
+    """Few and many queries, which are multiplied in two ways; few and many vectors; whatever the blocks, in whose
+    memory the next one is made; however the numbers lie, and whatever torch is told around it."""
+    measure = data.draw(st.sampled_from(["cosine", "dot", "euclidean", "manhattan"]))
+    dim, rows, asked = (data.draw(st.sampled_from(sizes)) for sizes in
+                        ((1, 3, 64, 257), (0, 1, 127, 128, 129, 300), (0, 1, 2, 64, 65, 70)))  # fmt: skip
+    different, k, block = data.draw(st.sampled_from([2, 400])), data.draw(st.integers(1, 20)), data.draw(
+        st.sampled_from([1, 50, 128, 131, 256, 999]))  # fmt: skip
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 9)))
+    kinds = torch.randn(different, dim, generator=generator)
+    vectors = kinds[torch.randint(different, (rows,), generator=generator)]
+    queries = kinds[torch.randint(different, (asked,), generator=generator)] + torch.randn(dim, generator=generator)
+    single = [nearest(query[None], [vectors], k, measure) for query in queries]
+    none = torch.empty(0, min(k, rows))
+    scores, places = (torch.cat([each[i] for each in single]) if single else none for i in (0, 1))
+    if measure in ("cosine", "dot"):
+        a, b = (module.unit(x) if measure == "cosine" else x for x in (queries, vectors))
+        expected = module.products(a, b).sort(dim=1, descending=True, stable=True)
+        assert torch.equal(scores, expected.values[:, :k])
+        assert torch.equal(places, expected.indices[:, :k].to(places.dtype))
+    lying = LYING[data.draw(st.sampled_from(sorted(LYING)))]
+    with AROUND[data.draw(st.sampled_from(sorted(AROUND)))]():
+        for found in (
+            nearest(queries, in_used_memory(vectors, block), k, measure),
+            nearest(lying(queries), iter([lying(vectors)]), k, measure),
+            tuple(map(torch.from_numpy, search(lying(queries), lying(vectors), k, measure))),
+        ):
+            assert torch.equal(found[0], scores)
+            assert torch.equal(found[1], places.to(torch.int64))
+
+
+@pytest.mark.parametrize("few", [3, 70])
+def test_similarities_can_be_trained_on(few: int) -> None:
+    """Their gradients are those of the formula, whichever way the products are made."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(n, 24, generator=generator, requires_grad=True) for n in (few, 300))
+    weights = torch.randn(few, 300, generator=generator)
+    found = torch.autograd.grad((similarity(a, b, "dot") * weights).sum(), (a, b))
+    for one, other in zip(found, (weights @ b, weights.T @ a), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

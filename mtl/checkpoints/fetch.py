@@ -133,6 +133,12 @@ def fetch(name: str, revision: str | None = None) -> Path:
     return fetch_unlisted(hub_id, revision)
 
 
+def lasting_name(name: str) -> str:
+    """A name by which a model is found from any folder: the whole path of one that is a folder."""
+    folder = local_folder(name)
+    return name if folder is None else str(folder.absolute())
+
+
 def local_folder(name: str) -> Path | None:
     """The folder of this name, if there is one; the model's, where a run's folder is named."""
     try:

@@ -143,8 +143,8 @@ def embed_corpus(
 ) -> None:
     """Embed the texts of INPUT files and folders, by path or URL, into a folder of Parquet files, one for each.
 
-    Inputs are .parquet, .jsonl, .csv and .tsv; all but the first may end in .gz behind that. An output appears when
-    it is whole. After an interruption, the same command does what is missing.
+    Inputs are .parquet, .jsonl, .ndjson, .csv and .tsv; all but the first may end in .gz, .bz2 or .zst behind that. An
+    output appears when it is whole. After an interruption, the same command does what is missing.
     """
     share_memory()
     not_both("id_column", "number_rows")

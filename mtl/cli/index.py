@@ -22,7 +22,7 @@ from mtl.cli.options import (
     written,
 )
 from mtl.display import counted
-from mtl.errors import InputError, shown
+from mtl.errors import InputError, printable, shown
 from mtl.rows.vector_files import json_line
 
 
@@ -52,7 +52,7 @@ def index(
     A change is there as a whole or not at all. What an interrupted one computed is kept, and --resume goes on.
     """
     from mtl.encode.sentence_encoder import SentenceEncoder
-    from mtl.index.index import Index, is_index
+    from mtl.index.index import Index, is_blank, is_index
 
     if str(source) == "-":
         raise click.UsageError("- is standard input; expected a FILE of rows to add")
@@ -62,9 +62,9 @@ def index(
               "overwrite", "device", "precision", "int8_least_cosine", "threads")  # fmt: skip
     not_both("resume", "overwrite")
     if deleted:
-        click.echo(f"deleted {counted(Index.open(output).delete(deleted), 'row')}", err=True)
+        click.echo(f"deleted {counted(Index.open(output).delete(map(decoded, deleted)), 'row')}", err=True)
         return
-    there = is_index(output)
+    there = is_index(output) and (append or not is_blank(output))
     if there and not (append or resume):
         raise InputError(f"{output} is an index already; --append adds to it, --resume goes on with an interruption")
     if append and not there:
@@ -139,4 +139,4 @@ def search(
         click.echo(shown(query, 100))
         for hit in hits:
             said = hit.row[field] if field else json_line(hit.row)
-            click.echo(f"  {hit.score:7.4f}  {hit.id!s:<12} {shown(said, 80)}")
+            click.echo(f"  {hit.score:7.4f}  {printable(str(hit.id)):<12} {shown(said, 80)}")

@@ -17,7 +17,9 @@ from mtl.errors import InputError
 from mtl.rows.outputs import refuse_input_as_output
 from mtl.rows.parquet import import_pyarrow
 from mtl.rows.read import (
+    CODECS,
     DELIMITERS,
+    EXPECTED,
     INPUTS,
     Quoting,
     TextRow,
@@ -54,7 +56,7 @@ device_option = click.option("--device", default="cpu", show_default=True, help=
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 input_option = click.option(
     "-i", "--input", "source", type=click.Path(path_type=Path),
-    help=f"A file of texts: {', '.join(INPUTS)}, or these with .gz behind; - is standard input.",
+    help=f"A file of texts: {', '.join(INPUTS)}, or these with {', '.join(CODECS)} behind; - is standard input.",
 )  # fmt: skip
 field_option = click.option("--field", help="Which field of a row holds the text.  [default: text]")
 quoting_option = click.option(
@@ -168,8 +170,7 @@ def choose_rows(
         return ((text, {"text": text}) for text in map(decoded, texts))
     if source is not None and from_file:
         if kind_of(source) not in INPUTS:
-            expected = f"expected one of {', '.join(INPUTS)}, or .gz behind it"
-            raise click.UsageError(f"{source} ends in {source.suffix!r}; {expected}")
+            raise click.UsageError(f"{source} ends in {source.suffix!r}; {EXPECTED}")
         if not source.is_file():
             raise InputError(f"{source} is no file")
         field = field or "text"

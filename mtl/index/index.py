@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from itertools import count, islice
 from operator import itemgetter
 from pathlib import Path
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtl import search
+from mtl.checkpoints.fetch import lasting_name
 from mtl.disk import lock, writing
 from mtl.encode.precision import number_format
 from mtl.encode.sentence_encoder import DOCUMENT, SentenceEncoder
 from mtl.encode.tokenizer import several
-from mtl.errors import InputError, check_counts, differences, shown
+from mtl.errors import InputError, WeightsError, check_counts, differences, shown
 from mtl.index.store import (
     STATE,
     Form,
@@ -75,6 +77,7 @@ class Index:
 
     def __init__(self, folder: Path, model: SentenceEncoder | None = None) -> None:
         self.folder, self._model = folder, model
+        self.checked: dict[str, Any] = {}  # the settings with which the model was found to go
         self.refresh()
 
     @classmethod
@@ -84,10 +87,7 @@ class Index:
         Raises:
             InputError: there is none, it is damaged, or the model is another one.
         """
-        index = cls(Path(folder), model)
-        if model is not None:
-            index.check_model(model)
-        return index
+        return cls(Path(folder), model)
 
     @classmethod
     def create(
@@ -105,49 +105,55 @@ class Index:
         their id in ``id_field``; without that they are numbered from 0.
 
         Raises:
-            InputError: there is something in the folder; or an unknown form.
+            InputError: there is something in the folder, but an index that never had a row; or an unknown form.
         """
         folder = Path(folder)
         if form not in get_args(Form):
             raise InputError(f"form is {shown(form)}; expected one of {', '.join(get_args(Form))}")
+        if not isinstance(field, str) or not isinstance(id_field, str | None):
+            raise InputError(f"the fields are {shown(field)} and {shown(id_field)}; expected the names of fields")
         encoder = SentenceEncoder.from_pretrained(model) if isinstance(model, str) else model
         with writing(folder, InputError):
             folder.mkdir(parents=True, exist_ok=True)
         with lock(folder, InputError):
-            if any(path.name != ".lock" for path in folder.iterdir()):
+            if any(path.name != ".lock" for path in folder.iterdir()) and not is_blank(folder):
                 raise InputError(f"{folder} exists and is not empty; append to an index, or choose another name")
+            name = model if isinstance(model, str) else model_name
             settings = {
-                "model": model if isinstance(model, str) else model_name,
+                "model": name and lasting_name(name),
                 "field": field,
                 "id_field": id_field,
                 **made_with(encoder),
             }
             write_state(folder, State(form, encoder.dim, encoder.similarity_fn_name, settings))
-        return cls(folder, encoder)
+        index = cls(folder)
+        index._model, index.checked = encoder, index.state.settings
+        return index
 
     def refresh(self) -> None:
-        """See the newest state."""
-        while True:
-            self.state = read_state(self.folder)
-            try:
-                self.view = View(self.folder, self.state)
-                return
-            except InputError:  # two states have followed each other in between, or something is damaged
-                if read_state(self.folder).number == self.state.number:
-                    raise
-
-    def current(self) -> Index:
-        """The index in its newest state: this object, or where another has changed it or made it anew, a new one.
+        """See the newest state.
 
         Raises:
-            InputError: it is gone, or was made anew with another model.
+            InputError: it is damaged, or another index is in its place, which was made with another model.
         """
+        while True:
+            state = read_state(self.folder)
+            try:
+                view = View(self.folder, state)
+                break
+            except InputError:  # two states have followed each other in between, or something is damaged
+                if read_state(self.folder) == state:
+                    raise
+        if self._model is not None and self.checked != state.settings:
+            self.check_model(self._model, state.settings)
+        self.state, self.view = state, view
+
+    def current(self) -> Index:
+        """The index in its newest state: this object, or where another has changed it, a new one."""
         if read_state(self.folder) == self.state:
             return self
-        newest = Index(self.folder, self._model)
-        before, now = ({key: index.state.settings.get(key) for key in SAME} for index in (self, newest))
-        if different := differences(before, now):
-            raise InputError(f"{self.folder} was made anew with another model: {'; '.join(different)}")
+        newest = copy(self)
+        newest.refresh()
         return newest
 
     def __len__(self) -> int:
@@ -161,13 +167,16 @@ class Index:
         """The model that made the vectors.
 
         Raises:
-            InputError: it is not known, or no longer the same.
+            InputError, WeightsError: it is not known, not there, or no longer the same.
         """
         if self._model is None:
             name = self.state.settings["model"]
             if name is None:
                 raise InputError(f"{self.folder} was made with a model that has no name; open it with model=...")
-            loaded = self.load(name)
+            try:
+                loaded = self.load(name)
+            except WeightsError as error:
+                raise WeightsError(f"{error}; {self.folder} was made with it: open it with model=..., or -m") from None
             self.check_model(loaded)
             self._model = loaded
         return self._model
@@ -178,13 +187,15 @@ class Index:
         least = settings.get("int8_least_cosine", LEAST_COSINE)
         return SentenceEncoder.from_pretrained(name, precision=settings["precision"], int8_least_cosine=least)
 
-    def check_model(self, model: SentenceEncoder) -> None:
-        """Raise an InputError that says what differs, if a model's vectors do not go with those of the index."""
-        settings = self.state.settings
+    def check_model(self, model: SentenceEncoder, settings: dict[str, Any] | None = None) -> None:
+        """Raise an InputError that says what differs, if a model's vectors do not go with those of the index, or of one
+        with other settings."""
+        settings = settings or self.state.settings
         before = {key: settings.get(key) for key in SAME}
         before |= number_format(settings.get("precision", "fp32"), settings.get("int8_least_cosine", LEAST_COSINE))
         if different := differences(before, made_with(model)):
             raise InputError(f"{self.folder} was made with another model: {'; '.join(different)}")
+        self.checked = settings
 
     def rows(self, rows: Iterable[str | Mapping[str, Any]], replace: bool) -> Iterator[TextRow]:
         """Each row's text, and its fields; a string is a row whose text it is."""
@@ -221,7 +232,10 @@ class Index:
             raise InputError(f"the rows of {self.folder} have numbers for ids; expected an index with an id_field, "
                              "whose rows can be replaced")  # fmt: skip
         rows = several(rows)
-        with self.changing(), open_output(target, self.state.dim, "float32", settings, resume, overwrite) as output:
+        with (
+            self.changing(),
+            open_output(target, self.state.dim, "float32", settings, resume, overwrite, taken=None) as output,
+        ):
             model, before = self.model, output.expected
             remaining = output.remaining(self.rows(rows, replace or (bool(before) and before == self.state.last)))
             if before and before == self.state.last:  # it was killed between its last step and this one
@@ -253,7 +267,7 @@ class Index:
         Raises:
             InputError: one is not there.
         """
-        if isinstance(ids, str) or not isinstance(ids, Iterable):
+        if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
             raise InputError(f"ids is {shown(ids)}; expected several, as in [{shown(ids)}]")
         with self.changing():
             known, wanted = self.view.places_by_id(), {str(name) for name in ids}
@@ -292,12 +306,13 @@ class Index:
 
     def nearest(self, queries: Vectors, k: int) -> tuple[Any, Any]:
         """The scores and places, counted over all segments, of what is nearest to each of queries (queries, dim)."""
-        check_counts(k=k)
+        check_counts(False, k=k)
         wanted, measure = as_matrix(queries, "queries").detach().cpu(), cast(Similarity, self.state.measure)
         search.check_measure(measure, (wanted.shape[1], self.state.dim))
+        search.check_finite(wanted, "queries")
         longest = None
         if measure == "cosine":  # the vectors are at length 1 already, to rounding or to that of int8
-            wanted, measure, longest = unit(search.check_finite(wanted, "queries")), "dot", 2.0
+            wanted, measure, longest = unit(wanted), "dot", 2.0
         if self.state.form == "binary":
             return self.rescored(wanted, k, measure, longest)
         found, at = search.nearest(wanted, self.view.blocks(), k, measure, longest)
@@ -306,15 +321,20 @@ class Index:
 
     def similarities(self, queries: Tensor) -> NDArray[np.float32]:
         """What ``nearest`` compares of queries (queries, dim), of all rows: (queries, rows)."""
-        measure = cast(Similarity, self.state.measure)
-        wanted, products = unit(queries) if measure == "cosine" else queries, measure in ("cosine", "dot")
         found = np.empty((len(queries), len(self)), np.float32)
         start = 0
         for part in self.view.blocks():
-            alike = search.products(wanted, part) if products else search.scores(wanted, part, measure)
-            found[:, start : start + len(part)] = alike.numpy()
+            found[:, start : start + len(part)] = self.alike(queries, part).numpy()
             start += len(part)
         return found
+
+    def alike(self, queries: Tensor, vectors: Tensor) -> Tensor:
+        """As ``similarities``, of queries and some vectors (vectors, dim) as they are kept."""
+        measure = cast(Similarity, self.state.measure)
+        wanted = unit(queries) if measure == "cosine" else queries
+        if measure in ("cosine", "dot"):
+            return search.products(wanted, vectors)
+        return search.scores(wanted, vectors, measure)
 
     def rescored(self, queries: Any, k: int, measure: Similarity, longest: float | None) -> tuple[list[Any], list[Any]]:
         """As ``nearest``, among candidates by bits."""
@@ -339,3 +359,9 @@ def made_with(model: SentenceEncoder) -> dict[str, Any]:
 
 def is_index(folder: Path) -> bool:
     return (folder / STATE).is_file()
+
+
+def is_blank(folder: Path) -> bool:
+    """Whether an index never had a row, nor has a part of an addition: what a first one leaves that was refused."""
+    only = {path.name for path in folder.iterdir()} <= {STATE, ".lock"}
+    return only and is_index(folder) and read_state(folder).number == 0

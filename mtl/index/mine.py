@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from mtl.index.mining_files import (
     write_block,
 )
 from mtl.rows.outputs import open_output
-from mtl.search import Similarity, scores
+from mtl.search import unit
 
 BLOCK = 1024  # pairs whose negatives are found, and kept, at once
 DEEP = 4096  # nearest texts of a query, beyond which all are ranked: merged block by block, more take longer than that
@@ -59,7 +59,7 @@ class Settings:
     margin: float | None = None
 
     def __post_init__(self) -> None:
-        check_counts(negatives=self.negatives)
+        check_counts(False, negatives=self.negatives)
         if self.skip_top < 0:
             raise InputError(f"skip_top is {self.skip_top}; expected 0 or more")
         if self.margin is not None and not 0 <= self.margin < math.inf:
@@ -100,7 +100,6 @@ class Side:
     def __init__(
         self, folder: Path, encoder: SentenceEncoder, pairs: Pairs, corpus: Corpus, threads: int | None
     ) -> None:
-        self.measure: Similarity = encoder.similarity_fn_name
         with writing(folder, InputError):
             folder.mkdir(parents=True, exist_ok=True)
         where = folder / "corpus"
@@ -125,14 +124,12 @@ class Side:
         row = {place: i for i, place in enumerate(order)}
         return found[[row[place] for place in places]]
 
-    def alike(self, query: Tensor, texts: Tensor) -> list[float]:
-        """The similarity of a query (dim,) to texts (texts, dim)."""
-        return cast(list[float], scores(query[None], texts, self.measure)[0].tolist())
-
     def own(self, queries: Sequence[str], positives: Sequence[str]) -> list[float]:
-        """The similarity of each query to its own positive, as the index computes it."""
-        pairs = zip(self.of("queries", queries), self.of("positives", positives), strict=True)
-        return [self.alike(query, positive[None])[0] for query, positive in pairs]
+        """The similarity of each query to its own positive, to the bit as if the index had it."""
+        found = self.of("positives", positives)
+        kept = unit(found) if self.index.state.measure == "cosine" else found
+        pairs = zip(self.of("queries", queries), kept, strict=True)
+        return [float(self.index.alike(query[None], positive[None])) for query, positive in pairs]
 
 
 def embedded(path: Path, encoder: SentenceEncoder, texts: Sequence[str], names: Sequence[str], threads: Any) -> Any:
@@ -317,8 +314,8 @@ class Search:
         """Whether the guide finds each text less similar to the query than its positive."""
         if self.guide is None or not places:
             return [True] * len(places)
-        vector = self.guide.of("queries", [query])[0]
-        return [score < guided for score in self.guide.alike(vector, self.guide.of_corpus(places))]
+        found = self.guide.index.alike(self.guide.of("queries", [query]), self.guide.of_corpus(places))
+        return (found[0].double() < guided).tolist()
 
     def row(self, number: int, own: float, place: int, score: float) -> dict[str, Any]:
         """The row of a negative."""

@@ -100,7 +100,8 @@ def search_corpus(
         InputError: it is no such folder, a file in it is another's or damaged, or the model is another one; or there is
             no cluster; threads are given without an address.
     """
-    check_counts(k=k, **({} if threads is None else {"threads": threads}))
+    check_counts(threads=threads)
+    check_counts(False, k=k)
     if threads is not None and address is None:
         raise InputError(f"threads is {threads}; it is of the tasks of a cluster, and no address is given")
     if address is not None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from mtl.rows.parquet import (
     readable,
     unit_of_instants,
 )
-from mtl.rows.read import DELIMITERS, Quoting, Row, check_text, rows_of, table_records
-from mtl.rows.uris import Place, Source, ending, named, reading
+from mtl.rows.read import DELIMITERS, Quoting, Row, check_text, kind_of, rows_of, table_records
+from mtl.rows.uris import Place, Source, named, reading
 
 ROW = "row"  # the column of row numbers, where no column holds ids
 VECTOR, SCALE = "embedding", "embedding_scale"
@@ -138,7 +139,7 @@ def parquet_blocks(place: Place, columns: Columns, size: int) -> Iterator[Rows]:
 
 def table_parts(place: Place, columns: Columns, size: int) -> Iterator[list[Row]]:
     """The rows of a .jsonl, .csv or .tsv file, compressed or not, ``size`` at a time."""
-    rows = rows_of(place.open_lines(), str(place), ending(place.path).removesuffix(".gz"), columns.quoting)
+    rows = rows_of(place.open_lines(), str(place), kind_of(Path(place.path)), columns.quoting)
     while part := list(islice(rows, size)):
         for number, fields in part:
             with named(f"line {number}"):
@@ -153,15 +154,16 @@ def table_blocks(place: Place, columns: Columns, size: int) -> Iterator[Rows]:
         for part in table_parts(place, columns, size):
             yield [{name: fields[name] for name in columns.kept} for _, fields in part]
 
-    found = column_kinds(kept, place) if ".jsonl" in ending(place.path) else {}
+    kind = kind_of(Path(place.path))
+    found = column_kinds(kept, place) if kind == ".jsonl" else {}
     kinds = {name: found.get(name, pa.null()) for name in columns.kept}
-    kinds = {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in kinds.items()}
+    kinds = {name: pa.string() if pa.types.is_null(each) else each for name, each in kinds.items()}
     parts = table_parts(place, columns, size)
-    first, kind = next(parts, []), ending(place.path).removesuffix(".gz")
+    first = next(parts, [])
     if not first and kind in DELIMITERS:
         check_names(table_records(place.open_lines(), str(place), kind, columns.quoting)[0], columns)
     for part in chain([first], parts):
-        arrays = [column_of([fields[name] for _, fields in part], kind) for name, kind in kinds.items()]
+        arrays = [column_of([fields[name] for _, fields in part], each) for name, each in kinds.items()]
         where = [f"line {number}" for number, _ in part]
         yield where, [fields[columns.text] for _, fields in part], pa.record_batch(arrays, columns.kept)
 
@@ -173,7 +175,7 @@ def blocks(source: Source, columns: Columns, size: int) -> Iterator[Block[pa.Rec
         InputError: the file cannot be read, or a row cannot be used; it says where.
     """
     ids, done = Ids(), 0
-    read = parquet_blocks if ending(source.place.path) == ".parquet" else table_blocks
+    read = parquet_blocks if kind_of(Path(source.place.path)) == ".parquet" else table_blocks
     with named(source.place), reading(source.place):
         for where, texts, kept in read(source.place, columns, size):
             for text, place in zip(texts, where, strict=True):
@@ -194,7 +196,7 @@ def check_source(source: Source, columns: Columns) -> tuple[int | None, Unit | N
     Raises:
         InputError: it is cut short, or has not the columns.
     """
-    if ending(source.place.path) != ".parquet":
+    if kind_of(Path(source.place.path)) != ".parquet":
         return None, None
     with named(source.place), reading(source.place), source.place.open_random() as opened:
         file = open_parquet(opened, unit="us")

@@ -19,6 +19,7 @@ try:
 except ImportError:
     raise InputError("embedding a corpus needs pyarrow, which is not installed; pip install 'mtl[parquet]'") from None
 
+from mtl.checkpoints.fetch import lasting_name
 from mtl.disk import lock
 from mtl.display import counted
 from mtl.encode.compat import own_keywords
@@ -88,8 +89,8 @@ def embed_corpus(
 ) -> Summary:
     """Embed the texts of files into as many Parquet files: ids, the columns to keep, and ``embedding``.
 
-    inputs: A file or folder, or several, as paths or URLs (``s3://bucket/folder``): .parquet, .jsonl, .csv, .tsv, all
-        but the first also as .gz.
+    inputs: A file or folder, or several, as paths or URLs (``s3://bucket/folder``): .parquet, .jsonl, .ndjson, .csv,
+        .tsv, all but the first also with .gz, .bz2 or .zst behind it.
     output: A folder, as a path or a URL. What is there already stays; the same call again does what is missing.
     field, id_column, keep: The columns of the texts, of the ids (None: a file's rows are numbered from 1), and
         others that go to the output.
@@ -126,7 +127,7 @@ def embed_corpus(
     if any(unit == "us" for _, unit in looks.values()):  # one for all files, so that their outputs are alike
         columns = dataclasses.replace(columns, instants="us")
     encoder = SentenceEncoder.from_pretrained(str(model), None, where, precision, int8_least_cosine)
-    job = plan(encoder, str(model), device, columns, numbers, place, given)
+    job = plan(encoder, lasting_name(str(model)), device, columns, numbers, place, given)
     with held(place):
         claim(place, job.model, job.settings)
         place.sweep()

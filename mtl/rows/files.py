@@ -132,6 +132,7 @@ def chosen(names: Sequence[str], split: str, where: str) -> list[str]:
         InputError: there are none, or they have several formats, or are of several datasets, or a shard is missing.
     """
     data = [name for name in names if kind_of(Path(name)) in INPUTS]
+    data = [name for name in data if not name.lower().endswith(".json")] or data  # beside others, they are about them
     if not data:
         raise InputError(f"{where} has no file that ends in one of {', '.join(INPUTS)}; it has {some(names)}")
     named = {name: split_of(name) for name in data}

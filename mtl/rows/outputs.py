@@ -78,8 +78,9 @@ class Output:
 
     def __init__(
         self, path: Path, dim: int, precision: OutputPrecision, settings: dict[str, Any], source: Path | None,
-        names: Sequence[str],
+        names: Sequence[str], taken: str | None,
     ) -> None:  # fmt: skip
+        self.taken = taken
         self.path, self.dim, self.precision = path, dim, precision
         self.settings = {**settings, "output_precision": precision}
         self.keeps_rows = path.suffix in formats.WITH_ROWS
@@ -180,8 +181,8 @@ class Output:
 
     def check_names(self, names: Iterable[str]) -> None:
         """Raise an InputError if one of the fields that go to the output is called as its column of vectors."""
-        if self.keeps_rows and formats.COLUMN in names:
-            raise InputError(f"a row has a field {formats.COLUMN!r} already; rename it, or write .npy")
+        if self.keeps_rows and self.taken and self.taken in names:
+            raise InputError(f"a row has a field {self.taken!r} already; rename it, or write .npy")
 
     def checked(self, row: TextRow) -> TextRow:
         """The row itself, once ``check_names`` found nothing."""
@@ -325,11 +326,13 @@ def open_output(
     overwrite: bool = False,
     source: Path | None = None,
     names: Sequence[str] = (),
+    taken: str | None = formats.COLUMN,
 ) -> Iterator[Output]:
     """An output to add rows to, locked: a new one, or with ``resume`` what is there of it already.
 
     ``settings`` are all that a vector depends on, as JSON; ``source`` is the file that the rows come from, if they do,
-    and ``names`` are its columns, which keep their types from .parquet to .parquet. With ``resume``, a partial output
+    and ``names`` are its columns, which keep their types from .parquet to .parquet. No field may be called as the
+    output's own column of vectors, ``taken``. With ``resume``, a partial output
     goes on, one that is whole has nothing left to do, and where nothing is, it begins. Nothing is thrown away but with
     ``overwrite``.
 
@@ -338,7 +341,7 @@ def open_output(
             another input or with other settings, in which case the line says which.
     """
     with lock(path, InputError):
-        output = Output(path, dim, precision, settings, source, names)
+        output = Output(path, dim, precision, settings, source, names, taken)
         output.find(resume, overwrite)
         try:
             yield output

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import io
 import json
 import logging
 import os
@@ -19,13 +20,13 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, dropwhile
+from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn, cast
 
 from mtl.display import counted
 from mtl.errors import InputError, is_unicode, one_line, printable, shown
-from mtl.rows.parquet import check_header, parquet_rows, schema_of
+from mtl.rows.parquet import check_header, import_pyarrow, parquet_rows, schema_of
 
 log = logging.getLogger("mtl")
 
@@ -35,18 +36,39 @@ Records = Iterator[tuple[int, list[str]]]  # line number, values
 Quoting = Literal["auto", "minimal", "none"]  # "auto": as "minimal" in .csv, as "none" in .tsv
 
 csv.field_size_limit(2**31 - 1)  # its own limit, 131,072 characters, is less than a document may have
-INPUTS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".conll")
+INPUTS = (".txt", ".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".conll")
+CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}  # all but the first are pyarrow's
+EXPECTED = f"expected one of {', '.join(INPUTS)}, or {', '.join(CODECS)} behind it"
+WHOLE = 1 << 28  # characters of a JSON array, which is held at once
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32's little-endian begins as UTF-16's
 
 
 def kind_of(path: Path) -> str:
-    """A file's ending in small letters, without .gz: "texts.JSONL.gz" is a .jsonl file."""
-    return (Path(path.stem) if is_gzip(path) else path).suffix.lower()
+    """A file's ending in small letters, without .gz: "texts.JSONL.gz" is a .jsonl file, as .json and .ndjson are."""
+    kind = (Path(path.stem) if path.suffix.lower() in CODECS else path).suffix.lower()
+    return ".jsonl" if kind in (".json", ".ndjson") else kind
 
 
-def is_gzip(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
+@contextmanager
+def decompressed(file: Any, path: Path) -> Iterator[BinaryIO]:
+    """A file that is open for reading, decompressed where its name ends in one of ``CODECS``.
+
+    Raises:
+        InputError: it is damaged or cut short; or that needs pyarrow, which is not installed.
+    """
+    codec = CODECS.get(path.suffix.lower())
+    try:
+        if codec == "gzip":
+            with gzip.open(file) as content:
+                yield cast(BinaryIO, content)
+        elif codec:
+            with import_pyarrow(path)[0].CompressedInputStream(file, codec) as content:
+                yield io.BufferedReader(content, 1 << 20)
+        else:
+            yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is no whole gzip file: {error}") from None
 
 
 def decoded(file: Iterable[bytes], name: str) -> Iterator[str]:
@@ -133,18 +155,42 @@ def repeated(pairs: Sequence[tuple[str, Any]]) -> str:
 
 
 def jsonl_rows(file: Iterable[bytes], name: str) -> Iterator[Row]:
-    """The objects of a JSON Lines file; empty lines are passed over."""
-    for number, line in enumerate(lines(file, name), 1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line, parse_constant=no_number, object_pairs_hook=each_once)
-        except (ValueError, RecursionError) as error:
-            array = "; a whole JSON array is no JSON Lines" if line.lstrip().startswith("[") else ""
-            raise InputError(f"{name}, line {number}: not JSON ({error}){array}") from None
+    """The objects of a JSON Lines file; empty lines are passed over. Or those of one array, counted from 1."""
+    rest = ((number, line) for number, line in enumerate(lines(file, name), 1) if line.strip())
+    first = [*islice(rest, 1)]
+    given = chain(first, rest)
+    if first and first[0][1].lstrip().startswith("["):
+        yield from objects(enumerate(array_of(given, name), 1), f"{name}, object")
+    else:
+        yield from objects(((number, from_json(line, name, number)) for number, line in given), f"{name}, line")
+
+
+def objects(values: Iterable[tuple[int, Any]], where: str) -> Iterator[Row]:
+    """The values, each of which has to be an object."""
+    for number, fields in values:
         if not isinstance(fields, dict):
-            raise InputError(f"{name}, line {number}: a {type(fields).__name__}; expected an object")
+            raise InputError(f"{where} {number}: a {type(fields).__name__}; expected an object")
         yield number, fields
+
+
+def array_of(given: Iterable[tuple[int, str]], name: str) -> Any:
+    """The JSON array in numbered lines."""
+    parts, size = [], 0
+    for _, line in given:
+        parts.append(line)
+        if (size := size + len(line)) > WHOLE:
+            raise InputError(f"{name} is a JSON array of more than {WHOLE >> 20} million characters, which would be "
+                             "held whole; expected JSON Lines, as jq -c '.[]' makes of it")  # fmt: skip
+    return from_json("\n".join(parts), name)
+
+
+def from_json(text: str, name: str, line: int | None = None) -> Any:
+    try:
+        return json.loads(text, parse_constant=no_number, object_pairs_hook=each_once)
+    except (ValueError, RecursionError) as error:
+        where = f"{name}, line {line}" if line else name
+        expected = "an object on each line, or one array of objects"
+        raise InputError(f"{where}: not JSON ({error}); expected {expected}") from None
 
 
 def quoted_records(file: Iterable[bytes], name: str, delimiter: str) -> Records:
@@ -280,6 +326,8 @@ def rows_of(file: Iterable[bytes], name: str, kind: str, quoting: Quoting = "aut
 def read_rows(path: Path, fields: list[str] | None = None, quoting: Quoting = "auto") -> Iterator[Row]:
     """The rows of a file, each with its line number; all but .parquet may be compressed, as in rows.jsonl.gz.
 
+    .jsonl, .json and .ndjson are JSON Lines, or one array of objects.
+
     ``fields`` are those that are needed: of a .parquet file, no other column is read.
 
     Raises:
@@ -287,7 +335,7 @@ def read_rows(path: Path, fields: list[str] | None = None, quoting: Quoting = "a
     """
     kind = kind_of(path)
     if kind not in INPUTS:
-        raise InputError(f"{path} ends in {path.suffix!r}; expected one of {', '.join(INPUTS)}, or .gz behind it")
+        raise InputError(f"{path} ends in {path.suffix!r}; {EXPECTED}")
     if kind == ".parquet":
         yield from parquet_rows(path, fields)
         return
@@ -314,16 +362,14 @@ def column_names(path: Path, quoting: Quoting = "auto") -> list[str]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file to be read, decompressed where its name ends in .gz.
+    """A file to be read, decompressed where its name says so.
 
     Raises:
         InputError: it cannot be read.
     """
     try:
-        with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
-            yield cast(BinaryIO, file)
-    except (EOFError, zlib.error) as error:
-        raise InputError(f"{path} is no whole gzip file: {error}") from None
+        with path.open("rb") as raw, decompressed(raw, path) as file:
+            yield file
     except OSError as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from None
     except ValueError as error:  # a null byte in its name
@@ -353,6 +399,8 @@ def texts_of(rows: Iterable[Row], name: str, field: str = "text") -> Iterator[Te
     for number, fields in rows:
         if field not in fields:
             has = f"it has {', '.join(map(printable, fields))}; say with --field which holds the text"
+            mark = next((mark for mark in ";|\t" if len(fields) == 1 and mark in next(iter(fields))), "")
+            has += f"; or part fields as .csv or .tsv does, and not by {mark!r}" if mark else ""
             raise InputError(f"{name}, line {number}: no field {field!r}; {has}")
         yield check_text(fields[field], field, f"{name}, line {number}"), fields
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import io
 import logging
 import os
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -21,11 +19,13 @@ from pyarrow import fs
 from mtl.disk import atomic_write, sweep
 from mtl.display import counted
 from mtl.errors import InputError, one_line
+from mtl.rows.read import CODECS, decompressed
 
 log = logging.getLogger("mtl")
 
-TABLES = (".jsonl", ".csv", ".tsv")
-ENDINGS = (".parquet", *TABLES, *(f"{ending}.gz" for ending in TABLES))
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
+ENDINGS = (".parquet", *(f"{ending}{codec}" for codec in ("", *CODECS) for ending in TABLES))
+SAID = f".parquet, {', '.join(TABLES)} (all but the first also with {', '.join(CODECS)})"
 SCHEMES = {"local": "", "gcs": "gs://", "abfs": "abfs://", "s3": "s3://", "hdfs": "hdfs://"}
 
 
@@ -97,10 +97,12 @@ class Place:
         return self.filesystem.open_input_file(self.path)
 
     def open_lines(self) -> Iterator[bytes]:
-        """The file's lines, decompressed if its name ends in .gz."""
-        with self.filesystem.open_input_stream(self.path, compression=None) as raw:
-            lines = io.BufferedReader(raw, 1 << 20)
-            yield from gzip.GzipFile(fileobj=lines) if self.path.lower().endswith(".gz") else lines
+        """The file's lines, decompressed where its name says so."""
+        with (
+            self.filesystem.open_input_stream(self.path, compression=None) as raw,
+            decompressed(io.BufferedReader(raw, 1 << 20), Path(self.path)) as lines,
+        ):
+            yield from lines
 
     @contextmanager
     def whole(self) -> Iterator[Path]:
@@ -150,8 +152,6 @@ def reading(place: Place) -> Iterator[None]:
     """
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{place} is no whole gzip file: {error}") from None
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{place} cannot be read: {one_line(error)}") from None
 
@@ -199,7 +199,7 @@ def sources_of(place: Place) -> list[Source]:
     info = place.info()
     if info.type == fs.FileType.File:
         if not ending(place.path):
-            raise InputError(f"{place} ends in none of {', '.join(ENDINGS)}")
+            raise InputError(f"{place} ends in none of {SAID}")
         return [source(place, info, info.base_name)]
     if info.type == fs.FileType.NotFound:
         raise InputError(f"{place} is not there; expected a file or a folder")
@@ -209,7 +209,7 @@ def sources_of(place: Place) -> list[Source]:
     files = [info for info in entries if info.type == fs.FileType.File]
     known = [info for info in files if ending(info.path)]
     for left, why in (
-        ([info for info in files if not ending(info.path)], f"they end in none of {', '.join(ENDINGS)}"),
+        ([info for info in files if not ending(info.path)], f"they end in none of {SAID}"),
         ([info for info in entries if info.type != fs.FileType.File], "they are links that lead nowhere, or no files"),
     ):
         if left:
@@ -217,7 +217,7 @@ def sources_of(place: Place) -> list[Source]:
                 "%s in %s left out, %s among them: %s", counted(len(left), "file"), place, left[0].base_name, why
             )
     if not known:
-        raise InputError(f"{place} holds no file that ends in one of {', '.join(ENDINGS)}")
+        raise InputError(f"{place} holds no file that ends in one of {SAID}")
     start = len(place.path) + 1
     return [source(Place(place.filesystem, info.path), info, info.path[start:]) for info in known]
 

@@ -14,6 +14,7 @@ import logging
 import math
 from base64 import b64encode
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtl.disk import finished
-from mtl.errors import InputError, one_line
+from mtl.errors import InputError, one_line, shown
 from mtl.rows.parquet import column_kinds, column_of, import_pyarrow
 
 log = logging.getLogger("mtl")
@@ -120,12 +121,18 @@ def json_line(value: Any, finite: bool = True, where: str = "JSON") -> str:
     What JSON has no type for, such as a date, becomes a string, as bytes do in base64, and a number that is not finite
     null, which a line says of ``where``; or where it need not be ``finite`` what Python writes for it. Numbers and
     arrays of numpy are what they hold.
+
+    Raises:
+        InputError: JSON cannot hold it: a key is no string or number, or a value is within itself.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, default=plain, allow_nan=not finite)
-    except ValueError:
-        say_infinite(where)
-        return json.dumps(without_infinite(value), ensure_ascii=False, default=plain)
+        with suppress(ValueError):
+            return json.dumps(value, ensure_ascii=False, default=plain, allow_nan=not finite)
+        line = json.dumps(without_infinite(value), ensure_ascii=False, default=plain)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise InputError(f"JSON cannot hold {shown(value)}: {one_line(error)}") from None
+    say_infinite(where)
+    return line
 
 
 @cache

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mtl
 from mtl import Index, SentenceEncoder, search
 from mtl.cli import main
 from mtl.disk import lock
-from mtl.errors import InputError
+from mtl.errors import InputError, WeightsError
 from mtl.index import index as indexes
 from mtl.index import store
 from mtl.index.store import State, View, change, clean, planes, prepared, read_state, together, write_state
-from mtl.rows.vector_files import scaled
+from mtl.rows.vector_files import json_line, scaled
 
 TEXTS = ["a b", "c d e", "f", "a g h", "i", "e j", "k l m n", "a b"]
 SETTINGS = {"model": None, "field": "text", "id_field": None}
@@ -121,6 +121,8 @@ def test_rows_are_numbered_where_they_have_no_id(tiny: SentenceEncoder, tmp_path
     index.add(row for row in ["c"])
     assert sorted(ids(index.search("a", 9))) == [0, 2]
     assert index.search("b", 9)[0].row.keys() == {"body"}
+    index.add([{"body": "d", "embedding": [0.5]}])  # as `mtl embed` writes rows
+    assert index.search("d")[0].row["embedding"] == [0.5]
     assert index.add([]) == 0
 
 
@@ -223,8 +225,13 @@ def test_what_is_no_index(tiny: SentenceEncoder, tmp_path: Path) -> None:
         Index.open(tmp_path / "idx").search("a")
     with pytest.raises(InputError, match="3 and 12 dimensions"):
         index.search(np.ones(3, np.float32))
-    with pytest.raises(InputError, match="k is 0"):
-        index.search("a", 0)
+    for k in (0, None, 1.5):
+        with pytest.raises(InputError, match=f"k is {k}; expected "):
+            index.search("a", k)  # type: ignore[arg-type]
+    for field, id_field in ((None, None), ("text", 5)):
+        with pytest.raises(InputError, match=f"the fields are {field!r} and {id_field}; expected the names of fields"):
+            Index.create(tmp_path / "none", tiny, field=field, id_field=id_field)  # type: ignore[arg-type]
+    assert not (tmp_path / "none").exists()
     tiny.max_seq_length = 7
     with pytest.raises(InputError, match="made with another model: max_length was 16, is 7"):
         Index.open(tmp_path / "idx", tiny)
@@ -344,7 +351,7 @@ def test_rows_as_numpy_has_them(tiny: SentenceEncoder, tmp_path: Path) -> None:
     for rows in ("a b", {"id": 1, "text": "a"}):  # whose letters, or fields, are no rows
         with pytest.raises(InputError, match="texts is "):
             index.add(rows)
-    for name in ("7", 7, np.int64(7), None):
+    for name in ("7", b"7", 7, np.int64(7), None):
         with pytest.raises(InputError, match=re.escape(f"ids is {name!r}; expected several, as in [{name!r}]")):
             index.delete(name)  # type: ignore[arg-type]
     assert index.delete([np.int64(7)]) == 1
@@ -516,3 +523,136 @@ def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert call("index", source, "-o", idx, "--append")[2].endswith("which has 1\n")
     assert f"{source} is no index" in call("search", source, "a")[2]
     assert len(View(idx, read_state(idx))) == 1
+
+
+def test_an_index_that_was_made_anew_in_its_place(tiny: SentenceEncoder, tmp_path: Path) -> None:
+    """It has as many states as the one before; who has that open sees it, and refuses that of another model."""
+    served = made(tmp_path / "idx", tiny)
+    assert served.current() is served
+    shutil.rmtree(tmp_path / "idx")
+    other = Index.create(tmp_path / "idx", tiny, id_field="id")
+    other.add([{"id": "new", "text": "f"}])
+    assert other.state.number == served.state.number
+    newest = served.current()
+    assert ids(newest.search("f", 9)) == ["new"]
+    assert ids(served.search("f", 1)) == ["n2"]  # what it had opened
+    shutil.rmtree(tmp_path / "idx")
+    next(tiny.encoder.parameters()).data += 1
+    Index.create(tmp_path / "idx", tiny, id_field="id").add([{"id": "else", "text": "f"}])
+    next(tiny.encoder.parameters()).data -= 1
+    for look in (newest.current, newest.refresh, lambda: newest.add([{"id": 1, "text": "a"}])):
+        with pytest.raises(InputError, match="was made with another model: encoder was"):
+            look()
+    assert ids(newest.search("f", 9)) == ["new"]
+
+
+def test_a_first_addition_that_was_refused_leaves_nothing_in_the_way(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, idx = tmp_path / "docs.jsonl", tmp_path / "idx"
+    source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    wrong, right = (["--field", "body"], ["--id-field", "size"]), ["--form", "int8", "--resume"]
+    for options, code in ((wrong[0], 1), (wrong[1], 1), (right, 0), (["--form", "int8"], 1)):
+        with pytest.raises(SystemExit, match=str(code)):
+            main(["index", str(source), "-o", str(idx), "-m", str(folder), *options])
+    assert "is an index already; --append adds to it" in capsys.readouterr().err
+    opened = Index.open(idx)
+    opened.delete(range(8))
+    with pytest.raises(InputError, match="exists and is not empty"):  # it had rows
+        Index.create(idx, str(folder))
+
+
+def test_a_folder_of_a_model_is_found_from_anywhere(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    Index.create(tmp_path / "idx", folder.name).add(["a b"])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(Index.open(tmp_path / "idx").search("a")) == 1
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(WeightsError, match=r"is no folder; .* was made with it: open it with model=\.\.\., or -m"):
+        Index.open(tmp_path / "idx").search("a")
+    with pytest.raises(SystemExit, match="0"):
+        main(["search", str(tmp_path / "idx"), "a", "-m", str(tmp_path / "moved")])
+
+
+def test_ids_and_texts_of_any_kind_on_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What no terminal shows, or acts on, stands escaped; JSON has it as it is."""
+    odd = ["", " ", "a\nb", "\x1b[2J", "\ud800", "\u202e", "名" * 40, "x" * 500, 2**70, -1, "é"]
+    index = Index.create(tmp_path / "idx", str(folder), id_field="id")
+    index.add([{"id": name, "text": f"a\x1b[31m{name!r}" + "\0 b" * 99} for name in odd])
+    for options, lines in ((["--json"], len(odd)), ([], len(odd) + 1)):
+        with pytest.raises(SystemExit, match="0"):
+            main(["search", str(tmp_path / "idx"), "a\x1b[0m", "-k", "99", *options])
+        printed = capsys.readouterr().out.splitlines()
+        assert len(printed) == lines
+        assert all(line.isprintable() for line in printed if not options)
+        assert not options or sorted(map(str, odd)) == sorted(str(json.loads(line)["id"]) for line in printed)
+    with pytest.raises(SystemExit, match="0"):
+        main(["index", "-o", str(tmp_path / "idx"), "--delete", "é", "--delete", "", "--delete=-1"])
+    assert sorted(map(str, ids(index.current().search("a", 99)))) == sorted(map(str, odd[1:9]))
+
+
+def test_what_json_cannot_hold(tiny: SentenceEncoder, tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "idx", tiny)
+    ring: list[Any] = []
+    ring.append(ring)
+    for value in ({(1, 2): 3}, ring, 10**5000):
+        with pytest.raises(InputError, match="JSON cannot hold "):
+            index.add([{"text": "a", "more": value}])
+    assert index.add([{"text": "a", "more": [float("nan"), b"xy", {"at": np.datetime64("2026-01-02")}]}]) == 1
+    assert index.search("a")[0].row["more"] == [None, "eHk=", {"at": "2026-01-02"}]
+
+
+ODD = ("", " ", "0", "-1", "é", "\ud800", "a\nb", "\0", 2**70, "x" * 300)
+IDS = st.one_of(st.integers(-2, 3), st.sampled_from(ODD))
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=3) | st.binary(max_size=3) | st.dates(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2), max_leaves=4,
+)  # fmt: skip
+GIVEN = st.fixed_dictionaries({"id": IDS, "text": st.sampled_from(["", "a b", "f \0", "\x1b[0m"]), "more": VALUES})
+STEP = st.one_of(
+    st.tuples(st.just("add"), st.lists(GIVEN, max_size=6)), st.tuples(st.just("replace"), st.lists(GIVEN, max_size=6)),
+    st.tuples(st.just("delete"), st.lists(IDS, max_size=4)), st.tuples(st.just("move"), st.just([])),
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["fp32", "int8", "binary"]), st.lists(STEP, max_size=9))
+def test_any_steps_are_those_of_a_dict(
+    tiny: SentenceEncoder, tmp_path_factory: pytest.TempPathFactory, form: Any, steps: list[tuple[str, list[Any]]]
+) -> None:
+    """Rows are added, replaced and deleted, some wrongly, and the folder renamed; what is left is in its order, each
+    row as JSON has it, and is found by its text."""
+    index = Index.create(tmp_path_factory.mktemp("any") / "0", tiny, form, id_field="id")
+    kept: dict[str, dict[str, Any]] = {}
+    for number, (step, rows) in enumerate(steps, 1):
+        names = [str(each["id"] if step in ("add", "replace") else each) for each in rows]
+        twice, there = len({*names}) < len(names), kept.keys() & {*names}
+        if step == "move":
+            index.folder.rename(index.folder.with_name(str(number)))
+            index = Index.open(index.folder.with_name(str(number)), tiny)
+        elif step == "delete":
+            if there == {*names}:
+                assert index.delete(rows) == len(there)
+                kept = {name: row for name, row in kept.items() if name not in there}
+            else:
+                with pytest.raises(InputError, match="no row has the id"):
+                    index.delete(rows)
+        elif twice or (there and step == "add"):
+            with pytest.raises(InputError, match="the id "):
+                index.add(rows, replace=step == "replace")
+        else:
+            assert index.add(rows, replace=step == "replace") == len(rows)
+            more = dict(zip(names, (json.loads(json_line(row)) for row in rows), strict=True))
+            kept = {name: row for name, row in kept.items() if name not in there} | more
+        for opened in (index, Index(index.folder)):
+            assert [opened.fields(place) for place in opened.view.live] == [(row["id"], row) for row in kept.values()]
+    for text in ("a b", ""):
+        hits = index.search(text, 99)
+        assert sorted(str(hit.id) for hit in hits) == sorted(kept)
+        same = [hit.row for hit in hits if hit.row["text"] == text]
+        assert same == [row for row in kept.values() if row["text"] == text]

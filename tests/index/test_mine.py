@@ -233,3 +233,20 @@ def test_mistakes(
         mine(tmp_path / "pairs.jsonl", tmp_path / "docs.jsonl", tmp_path / "out.jsonl", tiny, **options)
     assert "\n" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} <= {"pairs.jsonl", "docs.jsonl", "tiny", "letters.txt"}
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot"])
+def test_what_a_guide_finds_as_near_as_the_positive_is_left_out(
+    tiny: SentenceEncoder, tmp_path: Path, measure: str
+) -> None:
+    """Texts that are cut to the same tokens have one vector, and one similarity, to the bit, alone and among others."""
+    tiny.similarity_fn_name = measure
+    letters = random.Random(0)
+    texts = [" ".join(letters.choices("abcdefghijklmnop", k=15)) for _ in range(150)]
+    write(tmp_path / "pairs.jsonl", *({"q": text[::-1], "a": f"{text} a"} for text in texts))
+    write(tmp_path / "docs.jsonl", *({"text": f"{text} b"} for text in texts))
+    mine(tmp_path / "pairs.jsonl", tmp_path / "docs.jsonl", tmp_path / "out.jsonl", tiny, guide=tiny, negatives=3)
+    rows = read(tmp_path / "out.jsonl")
+    assert len(rows) > 100
+    assert not [row for row in rows if row["a"][:-2] == row["negative"][:-2]]
+    assert all(row["negative_score"] <= row["positive_score"] for row in rows)

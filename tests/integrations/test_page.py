@@ -5,14 +5,17 @@ Those whose library is not here are skipped; `make test-integrations` installs t
 
 from __future__ import annotations
 
+import pickle
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mtl import SentenceEncoder
+from mtl import InputError, SentenceEncoder
 
 PAGE = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
 TEXTS = ["a b c", "The weather is lovely today.", "He drove to the stadium."]
@@ -32,8 +35,12 @@ def run(code: str) -> dict[str, Any]:
     return names
 
 
-def test_scikit_learn(minilm: SentenceEncoder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scikit_learn(
+    minilm: SentenceEncoder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pandas
     from sklearn.base import clone
+    from sklearn.compose import make_column_transformer
     from sklearn.model_selection import GridSearchCV
     from sklearn.utils.estimator_checks import check_estimator
 
@@ -43,6 +50,13 @@ def test_scikit_learn(minilm: SentenceEncoder, capsys: pytest.CaptureFixture[str
     check_estimator(found)
     assert np.array_equal(clone(found).fit_transform(TEXTS), minilm.encode(TEXTS))
     assert len(found.fit(TEXTS).get_feature_names_out()) == 384
+    frame = pandas.DataFrame({"text": TEXTS, "more": [1, 2, 3]})
+    both = make_column_transformer((found, "text"), ("passthrough", ["more"])).set_output(transform="pandas")
+    assert both.fit_transform(frame).shape == (3, 385)
+    monkeypatch.setitem(sys.modules, "snippet", SimpleNamespace(**vectorizer))  # where pickle looks for the class
+    assert np.array_equal(pickle.loads(pickle.dumps(found)).transform(frame["text"]), minilm.encode(TEXTS))
+    with pytest.raises(InputError, match="texts is of type DataFrame"):  # and not one text, the column's name
+        found.transform(frame[["text"]])
     search = GridSearchCV(vectorizer["pipeline"], {"logisticregression__C": [0.1, 1]}, cv=3)
     assert search.fit(vectorizer["texts"], vectorizer["labels"]).best_score_ > 0.3
     trained = classifier["TextClassifier"](epochs=4, learning_rate=1e-3)
@@ -50,6 +64,8 @@ def test_scikit_learn(minilm: SentenceEncoder, capsys: pytest.CaptureFixture[str
     trained.fit(vectorizer["texts"], vectorizer["labels"])
     assert trained.score(vectorizer["texts"], vectorizer["labels"]) == 1
     np.testing.assert_allclose(trained.predict_proba(TEXTS).sum(axis=1), 1, atol=1e-6)
+    for given in (pandas.Series(TEXTS), np.array(TEXTS)):
+        assert np.array_equal(trained.predict(given), trained.predict(TEXTS))
     assert {*trained.predict(TEXTS)} <= {"food", "art"}
 
 
@@ -83,13 +99,24 @@ def test_langchain_of_a_server(minilm: SentenceEncoder, capsys: pytest.CaptureFi
     assert np.array_equal(found, minilm.encode(TEXTS, normalize=True))
 
 
-def test_chroma(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("chromadb")
+def test_chroma(minilm: SentenceEncoder, capsys: pytest.CaptureFixture[str]) -> None:
+    chromadb = pytest.importorskip("chromadb")
     (code,) = snippets("Chroma")
     names = run(code)
     assert capsys.readouterr().out == "[['a']]\n"
     made = names["MtlEmbeddingFunction"]
-    assert made.build_from_config(made().get_config()).model == "all-MiniLM-L6-v2"
+    function = made.build_from_config(made().get_config())
+    assert function.model == "all-MiniLM-L6-v2"
+    function.encoder.prompts = {"query": "q: ", "document": "d: "}
+    for call, text in ((function, "d: a"), (function.embed_query, "q: a")):
+        np.testing.assert_array_equal(call(["a"]), minilm.encode([text]))
+    collection = chromadb.EphemeralClient().create_collection("prompts", embedding_function=function)
+    collection.add(ids=["a", "b"], documents=TEXTS[:2])
+    found = collection.query(query_texts=["a sunny day"], include=["distances"], n_results=2)
+    expected = 1 - minilm.similarity(
+        minilm.encode("q: a sunny day"), minilm.encode([f"d: {text}" for text in TEXTS[:2]])
+    )
+    np.testing.assert_allclose(found["distances"], np.sort(expected), atol=1e-5)
 
 
 def test_haystack(minilm: SentenceEncoder) -> None:
@@ -104,12 +131,16 @@ def test_haystack(minilm: SentenceEncoder) -> None:
     assert [each.embedding for each in found["documents"]["documents"]] == minilm.encode(TEXTS).tolist()
     assert found["text"]["embedding"] == minilm.encode("a").tolist()
     assert given[0].embedding is None
+    (blank,) = names["MtlDocumentEmbedder"]().run([haystack.Document(content=None)])["documents"]
+    assert blank.embedding == minilm.encode("").tolist()
 
 
 def test_llama_index(minilm: SentenceEncoder) -> None:
     core = pytest.importorskip("llama_index.core")
     (code,) = snippets("LlamaIndex")
-    embedding = run(code)["MtlEmbedding"]()
+    made = run(code)["MtlEmbedding"]
+    embedding = made.from_dict(made().to_dict())
+    assert embedding.class_name() == "MtlEmbedding"
     assert embedding.get_text_embedding_batch(TEXTS) == minilm.encode(TEXTS).tolist()
     documents = [core.Document(text=text) for text in TEXTS]
     index = core.VectorStoreIndex.from_documents(documents, embed_model=embedding)
@@ -138,8 +169,21 @@ def test_mteb(minilm: SentenceEncoder, tmp_path: Path) -> None:
             self.data_loaded = True
 
     (code,) = snippets("MTEB")
-    found = mteb.evaluate(run(code)["MtebModel"](), [Ours()], cache=None)
-    assert found.task_results[0].get_score() == pytest.approx(1)
+    made, cache = run(code)["MtebModel"], mteb.ResultCache(tmp_path / "cache")
+    other = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2")
+    next(other.encoder.parameters()).data *= -1  # trained on, under the same name
+    other.save(tmp_path / "all-MiniLM-L6-v2")
+    model, another = made(), made(f"{tmp_path}/all-MiniLM-L6-v2/")
+    assert another.mteb_model_meta.name == model.mteb_model_meta.name
+    first, second = (mteb.evaluate(each, [Ours()], cache=cache).task_results[0] for each in (model, another))
+    assert first.get_score() == pytest.approx(1)
+    assert first.scores != second.scores  # which are not those that were kept of the first
+    vectors = np.eye(3, dtype=np.float32) * 2
+    for measure in ("dot", "euclidean"):
+        model.encoder.similarity_fn_name = measure
+        assert model.similarity_pairwise(vectors, vectors[::-1]).tolist() == pytest.approx(
+            np.diag(model.encoder.similarity(vectors, vectors[::-1])).tolist()
+        )
 
 
 def test_every_section_is_tried() -> None:

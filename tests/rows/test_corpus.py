@@ -1,5 +1,6 @@
 """A corpus in one process: files in every format, what is kept, resuming, and every bad input."""
 
+import bz2
 import dataclasses
 import gzip
 import json
@@ -66,11 +67,14 @@ def test_every_format_gives_the_vectors_of_encode(embed: Callable[..., Any], fol
     write_lines(corpus / "c.v2.jsonl.gz")
     (corpus / "d.csv").write_text('text,id,stars\na b c,r0,5\n"d, e",r1,\n')
     (corpus / "e.tsv.gz").write_bytes(gzip.compress(b"text\tid\tstars\na b c\tr0\t5\n"))
+    row = b'{"text": "a b c", "id": "r0", "stars": 5}\n'
+    (corpus / "f.ndjson.zst").write_bytes(pa.compress(row, "zstd", asbytes=True))
+    (corpus / "g.jsonl.BZ2").write_bytes(bz2.compress(row))
     (corpus / "_SUCCESS").touch()
     done = embed(corpus, keep=["stars"])
-    assert (done.files, done.there, done.rows) == (5, 0, 21)
+    assert (done.files, done.there, done.rows) == (7, 0, 23)
     expected = SentenceEncoder.from_pretrained(folder).encode(TEXTS)
-    for name, rows in (("deep/a", 6), ("b", 6), ("c.v2", 6), ("d", 2), ("e", 1)):
+    for name, rows in (("deep/a", 6), ("b", 6), ("c.v2", 6), ("d", 2), ("e", 1), ("f", 1), ("g", 1)):
         table = pq.read_table(tmp_path / "out" / f"{name}.parquet")
         assert table.column_names == ["id", "stars", "embedding"]
         assert table.schema.field("embedding").type == pa.list_(pa.float32(), 12)

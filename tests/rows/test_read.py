@@ -1,5 +1,6 @@
 """Rows as others write them: quotes, line ends, marks, empty lines, and every type of Parquet, in and out."""
 
+import bz2
 import csv
 import gzip
 import io
@@ -35,6 +36,10 @@ def texts(folder: Path, name: str, content: bytes, **options: Any) -> list[str]:
     return [text for text, _ in texts_of(read_rows(folder / name, **options), name)]
 
 
+def zstd(content: bytes) -> bytes:
+    return pa.compress(content, "zstd", asbytes=True)
+
+
 CASES = [
     ("lines.txt", b"a\n\nb\n\n", ["a", "", "b", ""]),
     ("one.csv", b"text\na\n\nb\n", ["a", "", "b"]),
@@ -58,6 +63,15 @@ CASES = [
     ("parts.txt.gz", gzip.compress(b"a\n", mtime=0) + gzip.compress(b"b\n", mtime=0), ["a", "b"]),
     ("long.tsv", b"text\n" + b"x" * 3_000_000 + b"\n", ["x" * 3_000_000]),
     ("null.csv", b"text,id\na\0b,1\n", ["a\0b"]),
+    ("lines.ndjson", b'{"text": "a"}\n\n{"text": "b"}', ["a", "b"]),
+    ("lines.json", b'{"text": "a"}\n{"text": "b"}\n', ["a", "b"]),
+    ("array.json", b'\xef\xbb\xbf\n [\n {"text": "a"},\n\n {\n"text": "b"}]\n', ["a", "b"]),
+    ("array.jsonl", b'[{"text": "a"}]', ["a"]),
+    ("none.json", b"[]", []),
+    ("UPPER.JSON.GZ", gzip.compress(b'[{"text": "a\xe2\x80\xa8b"}]', mtime=0), ["a\u2028b"]),
+    ("parts.ndjson.bz2", bz2.compress(b'{"text": "a"}\n') + bz2.compress(b'{"text": "b"}'), ["a", "b"]),
+    ("parts.txt.zst", zstd(b"a\n" * 99_999) + zstd(b"b"), [*"a" * 99_999, "b"]),
+    ("old.txt.bz2", bz2.compress(b"a\rb"), ["a", "b"]),
 ]
 
 
@@ -72,12 +86,24 @@ WRONG = [
     ("a.jsonl", '{"text": "a"}'.encode("utf-32"), "a.jsonl is not UTF-8, but UTF-16 or UTF-32"),
     ("a.tsv", "text\na".encode("utf-16-le"), "a.tsv is not UTF-8, but UTF-16 or UTF-32"),  # without a mark
     ("a.jsonl", b'{"text": "a", "text": "b"}', "line 1: not JSON .the key 'text' is there twice"),
-    ("a.jsonl", b'[\n{"text": "a"}]\n', "line 1: not JSON .*; a whole JSON array is no JSON Lines"),
-    ("a.jsonl", b'[{"text": "a"}]\n', "line 1: a list; expected an object"),
+    ("a.json", b'[\n{"text": "a"},\n["b"]]\n', "a.json, object 2: a list; expected an object"),
+    ("a.json", b'[{"text": "a"}]\n[{"text": "b"}]', "a.json: not JSON .Extra data: line 2 .*; expected an"),
+    ("a.json", b'[{"text": NaN}]', "a.json: not JSON .NaN is no number of JSON.; expected an object"),
+    ("a.json", b'[{"text": "a"},\n{"text', "a.json: not JSON .Unterminated string starting at: line 2"),
+    ("a.json", b'{\n"text": ["a"]}\n', "a.json, line 1: not JSON .*; expected an object on each line, or one array"),
+    ("a.jsonl", b'{"text": "a"}\n["b"]', "a.jsonl, line 2: a list; expected an object"),
+    ("a.json", b"[" * 200_000, "a.json: not JSON "),
+    ("a.csv", b"text;label\na;b\n", "it has text;label; .*; or part fields as .csv or .tsv does, and not by ';'"),
+    ("a.csv", b"text\tlabel\na\tb\n", r"and not by '.t'"),
+    ("a.txt.bz2", b"a\n", "a.txt.bz2 cannot be read: "),
+    ("a.txt.bz2", bz2.compress(b"abc\n" * 999)[:-9], "a.txt.bz2 cannot be read: "),
+    ("a.txt.zst", zstd(b"abc\n" * 999)[:-5], "a.txt.zst cannot be read: "),
+    ("a.txt.zst", zstd(bytes(range(33, 126)) * 99_999)[:-50], "a.txt.zst cannot be read: "),
+    ("a.txt.xz", b"", "ends in '.xz'; expected one of .*, or .gz, .bz2, .zst behind it"),
     ("a.csv", b"text,id\na\rb,1\n", "line 2: a carriage return outside of quotes"),
     ("a.tsv", b'id\ttext\n1\t"a\nb"\n', "line 3: 1 field, expected 2 .id, text."),
     ("a.csv", b"text,text\na,b\n", "the field 'text' is there 2 times; expected each name once"),
-    ("a.txt.gz", b"a\n", "cannot be read: Not a gzipped file"),
+    ("a.txt.gz", b"a\n", "is no whole gzip file: Not a gzipped file"),
 ]
 
 
@@ -85,6 +111,15 @@ WRONG = [
 def test_what_is_not_understood(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):
         texts(tmp_path, name, content)
+
+
+def test_an_array_is_held_whole_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtl.rows.read.WHOLE", 1 << 20)
+    rows = '{"text": "' + "x" * 1000 + '"},\n'
+    assert len(texts(tmp_path, "a.json", f"[{rows * 1000}{rows[:-2]}]".encode())) == 1001
+    message = "a JSON array of more than 1 million characters, which would be held whole; expected JSON Lines, as jq"
+    with pytest.raises(InputError, match=message):
+        texts(tmp_path, "a.json", f"[{rows * 1100}{rows[:-2]}]".encode())
 
 
 def test_many_columns_are_checked_at_once(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_an_index_that_is_made_anew_meanwhile(
         if model is encoder:
             assert [hit["row"] for hit in reply.json["results"]] == [{"text": "e f"}]
     assert reply.status == 424
-    assert "made anew with another model: encoder" in caplog.text
+    assert "was made with another model: encoder" in caplog.text
     assert client.get("/info").json["mtl"]["index"]["rows"] == 3
 
 
