@@ -259,6 +259,7 @@ class Service:
         self.requests = self.held = 0
         self.unread: set[asyncio.WriteTransport] = set()  # connections whose clients have still to read of an answer
         self.pool = ThreadPoolExecutor(2, "mtl-tokenize", initializer=settle)
+        self.searches = ThreadPoolExecutor(2, "mtl-search", initializer=settle)  # of its own: they may take seconds
         self.queue = Queue(served.compute, served.turn_tokens, limits.queued_tokens, limits.stuck_seconds, self.on_turn)
 
     @asynccontextmanager
@@ -266,7 +267,8 @@ class Service:
         yield
         self.queue.close()
         self.queue.thread.join(5)
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.pool, self.searches):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def on_turn(self, rows: int, tokens: int) -> None:
         """Called in the queue's thread."""

@@ -62,7 +62,7 @@ log = logging.getLogger("mtl")
 Handler = Callable[[Call], Awaitable[Any]]
 
 STARTED = int(time.time())
-RESULTS = 1000  # of a query of /search
+RESULTS, HITS = 1000, 1 << 15  # of a query of /search, and of all queries of a request
 PIECES = 1 << 19  # characters whose tokens may be asked for at once
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as TEI calls them
 
@@ -391,19 +391,22 @@ async def search(call: Call) -> Any:
     """The rows of the server's index that are the most similar to each query."""
     if call.service.index is None:
         raise other_model("the server has no index; start it with --index FOLDER", "query")
+    if (hits := len(call.given["query"]) * call.given["k"]) > HITS:
+        raise Refused(413, f"{hits} rows are asked for; expected at most {HITS}: fewer queries, or a smaller k", "k")
     rows = await call.tokenized(call.given["query"], "query", prompt=call.served.prompt(query=True))
     vectors = call.served.finished(await call.values(VECTORS, rows), False, None)
 
     def found() -> list[list[orjson.Fragment]]:
         assert call.service.index
         call.service.index = index = call.service.index.current()  # its newest state
-        with computing_with(call.served.engine.threads):
-            several = index.search(vectors, call.given["k"])
-        end_team()
-        return [[as_json(hit) for hit in hits] for hits in several]
+        try:
+            with computing_with(call.served.engine.threads):
+                return [[as_json(hit) for hit in hits] for hits in index.search(vectors, call.given["k"])]
+        finally:
+            end_team()
 
     try:
-        results = await asyncio.get_running_loop().run_in_executor(call.service.pool, found)
+        results = await asyncio.get_running_loop().run_in_executor(call.service.searches, found)
     except (MtlError, OSError) as error:  # what it says has a path in it, and is not the client's to mend
         log.error("the index cannot be searched: %s", error)
         raise Refused(424, "the index cannot be read; the server's log says more") from None

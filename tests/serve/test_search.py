@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,29 @@ def test_an_index_that_is_made_anew_meanwhile(
     assert client.get("/info").json["mtl"]["index"]["rows"] == 3
 
 
+def test_long_searches_hold_nobody_up(
+    serving: Callable[..., Client], index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither texts that are tokenized in a thread, since they are many."""
+    go, entered, search = threading.Event(), threading.Semaphore(0), Index.search
+
+    def slowly(*arguments: Any) -> Any:
+        entered.release()
+        assert go.wait(20)
+        return search(*arguments)
+
+    monkeypatch.setattr(Index, "search", slowly)
+    client = serving(index=index)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(client.post, "/search", {"query": text}) for text in "ab"]
+        try:
+            assert all(entered.acquire(timeout=10) for _ in asked)
+            assert client.post("/embed", {"inputs": ["a b c"] * 1000}).status == 200
+        finally:
+            go.set()
+        assert [each.result().status for each in asked] == [200, 200]
+
+
 def test_an_index_that_is_damaged_meanwhile(
     serving: Callable[..., Client], index: Index, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -92,6 +117,11 @@ def test_what_is_refused(client: Client, serving: Callable[..., Client], index: 
                          {"query": "a", "k": 10**9}, {"query": "a", "k": "5"}]  # fmt: skip
     for body in bodies:
         assert searching.post("/search", body).status == 400, body
+    many = searching.post("/search", {"query": ["a"] * 33, "k": 1000})  # of rows of any length
+    assert (many.status, "33000 rows are asked for; expected at most 32768" in many.json["error"]["message"]) == (
+        413,
+        True,
+    )
 
 
 @pytest.mark.slow
