@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import processors
 
 from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
@@ -461,33 +459,6 @@ def test_names_of_folders_show_no_path(tmp_path: Any) -> None:
 def test_a_name_that_json_cannot_hold(encoder: SentenceEncoder) -> None:
     with running(Service(Served(encoder, "a\udcffb"))) as client:
         assert client.get("/info").json["model_id"] == client.get("/v1/models").json["data"][0]["id"] == "a?b"
-
-
-NAMES = [
-    "inputs", "input", "truncate", "truncation_direction", "normalize", "dimensions", "prompt_name", "parameters",
-    "source_sentence", "sentences", "ids", "encoding_format", "task", "tasks", "raw_scores", "embedding", "top_k",
-    "skip_special_tokens", "add_special_tokens", "model", "query", "texts", "other",
-]  # fmt: skip
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
-    | st.sampled_from(["a", "b c", LONG, "query", "left", "base64"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
-    max_leaves=8,
-)  # fmt: skip
-PATHS = [
-    "/", "/embed", "/embed_all", "/embed_sparse", "/predict", "/rerank", "/similarity", "/tokenize", "/decode",
-    "/embeddings", "/v1/embeddings", "/v1/predict", "/invocations",
-]  # fmt: skip
-
-
-@settings(max_examples=150, deadline=None)
-@given(path=st.sampled_from(PATHS), body=st.binary(max_size=40) | st.dictionaries(st.sampled_from(NAMES), JSON))
-def test_no_body_breaks_the_server(headed: Client, path: str, body: Any) -> None:
-    reply = headed.post(path, body)
-    assert reply.status in (200, 400, 413, 422, 424), (reply.status, reply.body)
-    assert b"Traceback" not in reply.body
-    if reply.status != 200:
-        assert "error" in reply.json
 
 
 def test_taggers_are_served_beside_heads(tagging: MultiTaskModel) -> None:
