@@ -34,7 +34,9 @@ RUN python -m mtl.checkpoints verify all-MiniLM-L6-v2
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD \
     ! grep -qzx serve /proc/1/cmdline \
-    || python -c "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/health', timeout=4)"
+    || python -c "import re, urllib.request; \
+    given = re.search(rb'--port[=\0](\d+)', open('/proc/1/cmdline', 'rb').read()); \
+    urllib.request.urlopen('http://127.0.0.1:%d/health' % int(given[1] if given else 8080), timeout=4)"
 
 ENTRYPOINT ["mtl"]
 CMD ["embed", "The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]

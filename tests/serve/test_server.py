@@ -477,6 +477,23 @@ def test_the_command_refuses_what_is_unsafe_or_impossible(
     assert len(error.splitlines()) == 1
 
 
+def test_the_images_health_check(client: Client, tmp_path: Path) -> None:
+    """It asks at the port that the server was told; a container that does something else is healthy."""
+    dockerfile = (Path(__file__).parents[2] / "Dockerfile").read_text()
+    (command,) = re.findall(r"^HEALTHCHECK .*CMD ((?:.*\\\n)*.*)", dockerfile, re.MULTILINE)
+    command = re.sub(r"\\\n\s*", "", command).replace("python -c", f"{sys.executable} -c")
+    said = tmp_path / "cmdline"
+    for arguments, healthy in (
+        (["mtl", "serve", "--port", str(client.port)], True),
+        (["mtl", "serve", f"--port={client.port}", "--host", "0.0.0.0"], True),
+        (["mtl", "serve", "--port=1"], False),
+        (["mtl", "embed", "serve it"], True),
+    ):
+        said.write_text("".join(f"{argument}\0" for argument in arguments))
+        ran = subprocess.run(["sh", "-c", command.replace("/proc/1/cmdline", str(said))], capture_output=True)
+        assert (ran.returncode == 0) is healthy, (arguments, ran.stderr)
+
+
 def test_a_port_that_is_taken(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["serve", "--port", str(client.port)])
