@@ -194,8 +194,7 @@ class Index:
         before = {key: settings.get(key) for key in SAME}
         before |= number_format(settings.get("precision", "fp32"), settings.get("int8_least_cosine", LEAST_COSINE))
         if different := differences(before, made_with(model)):
-            anew = "anew " if self.checked else ""
-            raise InputError(f"{self.folder} was made {anew}with another model: {'; '.join(different)}")
+            raise InputError(f"{self.folder} was made with another model: {'; '.join(different)}")
         self.checked = settings
 
     def rows(self, rows: Iterable[str | Mapping[str, Any]], replace: bool) -> Iterator[TextRow]:

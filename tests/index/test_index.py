@@ -541,7 +541,7 @@ def test_an_index_that_was_made_anew_in_its_place(tiny: SentenceEncoder, tmp_pat
     Index.create(tmp_path / "idx", tiny, id_field="id").add([{"id": "else", "text": "f"}])
     next(tiny.encoder.parameters()).data -= 1
     for look in (newest.current, newest.refresh, lambda: newest.add([{"id": 1, "text": "a"}])):
-        with pytest.raises(InputError, match="was made anew with another model: encoder was"):
+        with pytest.raises(InputError, match="was made with another model: encoder was"):
             look()
     assert ids(newest.search("f", 9)) == ["new"]
 
