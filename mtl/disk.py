@@ -102,6 +102,23 @@ def writing(path: Path, error: type[MtlError]) -> Iterator[None]:
         raise error(f"{path} cannot be written: {one_line(problem)}") from None
 
 
+def reserve(path: Path) -> None:
+    """Have the room that a file says it has, where the system can: of one with holes, a write to its mapping that the
+    disk has no room for ends the process.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # the file system cannot
+                raise
+
+
 def through_the_cache(file: int) -> bool:
     """Have what follows go through the page cache; gives whether it did not before."""
     flags = fcntl.fcntl(file, fcntl.F_GETFL)

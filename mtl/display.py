@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import metadata
 
+from mtl.errors import escaped
+
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun: 1 text, 2 texts."""
@@ -21,7 +23,7 @@ def version_of(package: str) -> str:
 
 def table(rows: Sequence[Sequence[object]]) -> str:
     """Rows of cells in columns that line up; the first row is the header."""
-    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else escaped(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     numeric = [all(isinstance(row[i], (int, float)) for row in rows[1:]) for i in range(len(widths))]
     lines = [

@@ -28,6 +28,11 @@ def printable(name: str) -> str:
     return name if len(name) < 100 and name.isprintable() else shown(name)
 
 
+def escaped(text: str) -> str:
+    """A text for a terminal, with what no line shows, or what a terminal acts on, as Python escapes it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def one_line(error: BaseException, most: int = 200) -> str:
     """What another library's error says, in one line, cut where it is long, with what no line shows escaped; of files,
     in the system's own words."""
@@ -35,7 +40,7 @@ def one_line(error: BaseException, most: int = 200) -> str:
         return os.strerror(error.errno)  # pyarrow's strerror holds more than that
     inner = re.search(r"([^:]+) \(os error \d+\)", str(error))  # as safetensors passes it on
     text = " ".join((inner[1] if inner else str(error)).split()) or type(error).__name__
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: most + 1])
+    text = escaped(text[: most + 1])
     return text if len(text) <= most else text[: most - 3] + "..."
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,6 +19,7 @@ from tokenizers import processors
 
 from mtl import MultiTaskModel, SentenceEncoder
 from mtl.checkpoints.load import Checkpoint
+from mtl.cli.predict import answer_table, marked
 from mtl.tasks import predictions
 from mtl.tasks.answer_files import write_answers
 from mtl.tasks.predictions import answers
@@ -240,3 +242,14 @@ def test_resume(
     assert "which would say how the output was made, is missing" in mtl(*given, tmp_path / f"whole{suffix}",
                                                                         "--resume").stderr  # fmt: skip
     assert mtl("predict", "--model", run, "a", "--resume").returncode == 2
+
+
+def test_what_a_terminal_would_act_on_is_escaped() -> None:
+    """In a text whose spans are marked, in labels and in tables; line ends are blanks."""
+    text = "a\x1b[31m b\u202e\r\nc\x07"
+    spans = [{"text": "b\u202e", "label": "x\x1b]", "start": 7, "end": 9, "score": 0.5}]
+    assert click.unstyle(marked(text, spans)) == r"a\x1b[31m [b\u202e x\x1b]] c\x07"
+    scores = {"label": "y\n", "scores": {"y\n": 0.75}, "logits": [0.5]}
+    shown = answer_table(text, {"embedding": [0.0], "tasks": {"t\x1b": scores, "spans": {"spans": spans}}})
+    assert click.unstyle(shown).replace("\n", "").isprintable()
+    assert r"y\n" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from mtl.cli.options import (
     settings,
 )
 from mtl.display import counted, table
-from mtl.errors import shown
+from mtl.errors import escaped, shown
 from mtl.rows.read import Quoting, column_names
 from mtl.tasks.answer_files import SUFFIXES, resume_answers, write_answers
 from mtl.tasks.predictions import answers, fingerprint, said
@@ -137,7 +138,11 @@ def marked(text: str, spans: Sequence[Mapping[str, Any]]) -> str:
     """A text in one line, its spans in brackets, and in a colour where there is a terminal."""
     parts, at = [], 0
     for span in spans:
-        label = click.style(f"[{span['text']} {span['label']}]", bold=True, fg="cyan")
-        parts += [text[at : span["start"]], label]
+        label = click.style(in_line(f"[{span['text']} {span['label']}]"), bold=True, fg="cyan")
+        parts += [in_line(text[at : span["start"]]), label]
         at = span["end"]
-    return " ".join("".join([*parts, text[at:]]).split())
+    return " ".join("".join([*parts, in_line(text[at:])]).split())
+
+
+def in_line(text: str) -> str:
+    return escaped(re.sub(r"\s", " ", text))

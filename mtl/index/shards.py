@@ -21,7 +21,7 @@ from mtl import search
 from mtl.encode.precision import Precision, number_format
 from mtl.encode.sentence_encoder import SentenceEncoder
 from mtl.encode.tokenizer import several
-from mtl.errors import InputError, MtlError, check_counts, differences
+from mtl.errors import InputError, MtlError, WeightsError, check_counts, differences
 from mtl.index.index import Hit
 from mtl.kernels.int8 import LEAST_COSINE
 from mtl.rows.blocks import ROW, SCALE, VECTOR
@@ -137,7 +137,11 @@ def model_of(manifest: Mapping[str, Any], model: str | SentenceEncoder | None, p
     settings = manifest["settings"]
     numbers: tuple[Precision, float] = settings["precision"], settings.get("int8_least_cosine", LEAST_COSINE)
     if not isinstance(model, SentenceEncoder):
-        model = SentenceEncoder.from_pretrained(model or manifest["model"], None, "cpu", *numbers)
+        try:
+            model = SentenceEncoder.from_pretrained(model or manifest["model"], None, "cpu", *numbers)
+        except WeightsError as error:
+            hint = "" if model else f"; {place} was made with it: search with model=..., or -m"
+            raise WeightsError(f"{error}{hint}") from None
     expected = {"fingerprint": settings["fingerprint"], **number_format(*numbers)}
     now = {"fingerprint": dict(model.fingerprint), **number_format(model.precision, model.int8_least_cosine)}
     if different := differences(expected, now):

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtl.disk import atomic_write, remove, sweep
+from mtl.disk import atomic_write, remove, reserve, sweep
 from mtl.errors import InputError, one_line, shown
 from mtl.rows.vector_files import Part, Vectors, convert, json_line, scaled
 from mtl.search import BLOCK, MADE, Similarity, unit
@@ -177,6 +177,8 @@ def write_segment(path: Path, state: State, parts: Iterable[Rows], rows: int) ->
             name: np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape)
             for name, (dtype, shape) in arrays_of(state.form, state.dim, rows).items()
         }
+        for name in files:
+            reserve(partial / f"{name}.npy")
         offsets, start = files["offsets"], 0
         with (partial / "rows.jsonl").open("wb") as lines, (partial / "ids.jsonl").open("wb") as names:
             for part in parts:

@@ -56,23 +56,26 @@ def read_manifest(place: Place) -> dict[str, Any] | None:
 def claim(output: Place, model: str, settings: Settings) -> None:
     """Write the folder's manifest, or see that the one that is there says the same.
 
+    On this machine's disks, where a folder is locked, that of a run that was stopped before its first output is
+    replaced.
+
     Raises:
         InputError: the folder was made with other settings (the line says which), or holds something else.
     """
     place = output / NAME
     manifest = read_manifest(place)
-    if manifest is None:
-        other = next(output.files(), None)
-        if other is not None:
-            raise InputError(f"{output} holds {other.base_name} but no {NAME}; expected a folder of ours, or a new one")
-        with place.whole() as path:
-            content = {"model": model, "settings": settings, "hash": settings_hash(settings)}
-            path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    different = differences(manifest["settings"], settings) if manifest else []
+    if manifest and not different:
         return
-    different = differences(manifest["settings"], settings)
-    if different:
+    other = next((info for info in output.files() if info.base_name != NAME), None)
+    if manifest is None and other:
+        raise InputError(f"{output} holds {other.base_name} but no {NAME}; expected a folder of ours, or a new one")
+    if manifest and (other or not output.local):
         was = f" with the model {manifest.get('model')!r}" if manifest.get("model") != model else ""
         raise InputError(f"{output} was made otherwise{was}: {'; '.join(different)}; choose another output folder")
+    with place.whole() as path:
+        content = {"model": model, "settings": settings, "hash": settings_hash(settings)}
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def is_done(output: Place, source: Source, settings: Settings) -> bool:

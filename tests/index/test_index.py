@@ -656,3 +656,21 @@ def test_any_steps_are_those_of_a_dict(
         assert sorted(str(hit.id) for hit in hits) == sorted(kept)
         same = [hit.row for hit in hits if hit.row["text"] == text]
         assert same == [row for row in kept.values() if row["text"] == text]
+
+
+def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room is there before anything is written to a mapping, where the system could only end the process."""
+    vectors = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32)
+    index = random_state(tmp_path / "idx", "binary", vectors, [], [])
+    asked = []
+
+    def full(file: int, start: int, size: int) -> None:
+        asked.append((start, size - os.fstat(file).st_size))
+        raise OSError(errno.EINVAL if len(asked) < 3 else errno.ENOSPC, "")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(InputError, match=r"segment-00000003-0 cannot be written: No space left on device"):
+        index.delete(range(30))
+    assert asked == [(0, 0)] * 3
+    assert len(Index(tmp_path / "idx")) == 40
+    assert not [path for path in (tmp_path / "idx").iterdir() if path.name.endswith(".partial")]

@@ -15,6 +15,7 @@ import torch
 
 from mtl import Index, InputError, SentenceEncoder, embed_corpus, search_corpus
 from mtl.cli import main
+from mtl.errors import WeightsError
 
 WORDS = [*"abcdefgh"]
 SIZES = (40, 3, 0, 17)
@@ -86,6 +87,11 @@ def test_what_is_refused(
         search_corpus(out, 5)
     with pytest.raises(InputError, match="threads is 2; it is of the tasks of a cluster, and no address is given"):
         search_corpus(out, "a", threads=2)
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(WeightsError, match=r"is no folder; .* was made with it: search with model=\.\.\., or -m"):
+        search_corpus(out, "a")
+    assert search_corpus(out, "a", model=str(tmp_path / "moved"))
+    (tmp_path / "moved").rename(folder)
     (out / "README.md").write_text("a page")  # passed over
     graph = torch.ones(1, other.dim, requires_grad=True)
     assert search_corpus(out, graph, 3) == search_corpus(out, graph.detach().numpy(), 3)

@@ -403,3 +403,13 @@ def test_without_pyarrow(mtl: Callable[..., Done], tmp_path: Path, monkeypatch: 
     done = mtl("embed-corpus", tmp_path, "--output", tmp_path / "out")
     assert done.returncode == 1
     assert "needs pyarrow, which is not installed; pip install 'mtl[parquet]'" in done.stderr
+
+
+def test_a_first_run_that_was_refused_leaves_nothing_in_the_way(embed: Callable[..., Any], tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": "a"}\n')
+    with pytest.raises(InputError, match="no column 'id'; it has text: name one with --id-column, or number the rows"):
+        embed(source)
+    assert embed(source, id_column=None).rows == 1
+    with pytest.raises(InputError, match="was made otherwise: normalize was False, is True"):
+        embed(source, id_column=None, normalize=True)
