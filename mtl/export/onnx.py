@@ -34,7 +34,7 @@ from mtl.checkpoints.save import label_fields, write_json
 from mtl.disk import atomic_write, writing
 from mtl.encode.precision import calibration_texts
 from mtl.encode.sentence_encoder import SentenceEncoder
-from mtl.errors import InputError, WeightsError, shown
+from mtl.errors import InputError, MtlError, WeightsError, one_line, shown
 from mtl.export.twin import Padded
 from mtl.model.packing import PackedBatch
 from mtl.tasks.classifier import PROBLEMS
@@ -90,15 +90,28 @@ def export_onnx(model: str | Path, output: str | Path, task: str | None = None) 
             (partial / README).write_text(page(partial, public_name(output)), encoding="utf-8")
         (partial / "onnx").mkdir()
         graph, quantized = partial / "onnx" / "model.onnx", partial / "onnx" / "model_quantized.onnx"
-        names = write_graph(loaded, graph)
         rows = sample_rows(loaded)
         expected = [own_outputs(loaded, batch) for batch in batches(rows)]
-        difference = compared(expected, graph, names, rows)
-        write_quantized(graph, quantized)
+        with in_a_line(output):
+            names = write_graph(loaded, graph)
+            difference = compared(expected, graph, names, rows)
+            write_quantized(graph, quantized)
+            cosine = least_cosine(expected, quantized, rows)
         say_apart(partial)
-        cosine = least_cosine(expected, quantized, rows)
     places = output / "onnx" / graph.name, output / "onnx" / quantized.name
     return Exported(*places, tuple(names), len(rows), difference, cosine)
+
+
+@contextmanager
+def in_a_line(output: Path) -> Iterator[None]:
+    """One line for whatever the exporter, the quantizer and the runtime raise, as of a file that the disk cut short."""
+    try:
+        yield
+    except (MtlError, OSError):
+        raise
+    except Exception as error:
+        given = f"{type(error).__name__}: {one_line(error)}"
+        raise WeightsError(f"{output} cannot be written ({given}); see that the disk has room") from error
 
 
 def check_installed() -> None:

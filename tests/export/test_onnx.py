@@ -273,6 +273,19 @@ def test_what_is_not_the_models_own_gets_no_name(
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
+def test_what_others_raise_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quantizer writes a file of its own beside the graph, and does not see that the disk is full."""
+    from onnxruntime.quantization import quant_utils
+
+    def cut(source: str, target: str) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:-9])
+
+    monkeypatch.setattr(quant_utils.onnx.shape_inference, "infer_shapes_path", cut)
+    with pytest.raises(WeightsError, match=r"out cannot be written \(DecodeError: .*\); see that the disk has room$"):
+        export_onnx(folder, tmp_path / "out")
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
 def test_remarks_of_others_leave_no_trace(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """The quantizer makes its own on the root logger, which sets up a handler where there is none."""
     from onnxruntime.quantization import onnx_quantizer
