@@ -135,8 +135,8 @@ def environment(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_wheel_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
-    """Installed as `pip install 'mtl[train,serve]'` does it, with nothing of the checkout in reach: it embeds, trains,
-    serves, and transformers loads what it trained."""
+    """Installed as `pip install 'mtl[train,serve,onnx]'` does it, with nothing of the checkout in reach: it embeds,
+    trains, exports, serves, and transformers loads what it trained."""
     binaries = environment(tmp_path / "venv")
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     work = tmp_path / "work"
@@ -148,7 +148,7 @@ def test_the_wheel_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Pat
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    run("python", "-m", "pip", "install", "--quiet", "--no-index", f"{wheel}[train,serve]")
+    run("python", "-m", "pip", "install", "--quiet", "--no-index", f"{wheel}[train,serve,onnx]")
     package = Path(run("python", "-c", "import mtl; print(mtl.__path__[0])").strip())
     assert package.is_relative_to(tmp_path / "venv" / "lib")
     assert PROJECT["version"] in run("mtl", "--version")
@@ -163,6 +163,8 @@ def test_the_wheel_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Pat
     run("mtl", "train", demo, "--output", "run")
     assert "sentiment" in run("mtl", "predict", "--model", "run", "The soup was a delight.")
     assert "accuracy" in run("mtl", "evaluate", "--model", "run", "--recipe", "demo")  # the packaged one
+    run("mtl", "export", "--model", "run", "--output", "exported")
+    assert (work / "exported" / "onnx" / "model_quantized.onnx").is_file()
     loads = "import sys, transformers; print(type(transformers.AutoModel.from_pretrained(sys.argv[1])).__name__)"
     if find_spec("transformers"):
         assert "BertModel" in run("python", "-c", loads, "run/model")

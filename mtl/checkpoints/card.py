@@ -5,6 +5,7 @@ What a training run knows of its model is in ``results.json`` beside the model's
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -43,13 +44,19 @@ print(model.predict({TEXTS}).labels)""",
 
 model = SentenceTransformer("{PLACEHOLDER}")
 print(model.encode({TEXTS}).shape)""",
-    "pipeline": f"""from transformers import pipeline
+    "CrossEncoder": f"""from sentence_transformers import CrossEncoder
+
+model = CrossEncoder("{PLACEHOLDER}")
+print(model.predict({TEXTS}))""",
+    "text-classification": f"""from transformers import pipeline
 
 print(pipeline("text-classification", "{PLACEHOLDER}")({TEXTS}))""",
+    "token-classification": f"""from transformers import pipeline
+
+print(pipeline("token-classification", "{PLACEHOLDER}")({TEXTS}))""",
 }
 # Of a model that reads pairs alone; its vectors are of texts
-USES_OF_PAIRS = {**USES, "MultiTaskModel": USES["MultiTaskModel"].replace(TEXTS, PAIRS),
-                 "pipeline": USES["pipeline"].replace(TEXTS, PAIR)}  # fmt: skip
+IN_PAIRS = {"MultiTaskModel": PAIRS, "CrossEncoder": PAIRS, "text-classification": PAIR}
 
 
 def versions() -> dict[str, str]:
@@ -133,38 +140,59 @@ def public_name(folder: Path) -> str:
     return next(part for part in reversed(folder.parts) if part != "model")
 
 
-def tasks_in(checkpoint: Checkpoint, own: bool) -> list[str]:
-    """The hub's names of what the tasks do that have a branch of their own, or have none; each once."""
-    found = (
-        HUB_TASKS.get(task.get("kind", "single-label"))
-        for task in checkpoint.tasks
-        if any(name.startswith(f"{task['name']}.") for name in checkpoint.branches) is own
-    )
+def with_tasks(checkpoint: Checkpoint) -> Checkpoint:
+    """A model whose classifier, where it has no tasks of ours, is its task, as MultiTaskModel takes it."""
+    head = checkpoint.classifier
+    if checkpoint.tasks or not head or head.problem:
+        return checkpoint
+    kind = head.problem_type.removesuffix("_classification").replace("_", "-")
+    kind = "tokens" if head.kind == "tokens" else "relevance" if head.activation else kind
+    name = "tokens" if kind == "tokens" else "classification"
+    labels = head.labels if head.outputs > 1 or kind == "multi-label" else ()
+    task = {"name": name, "kind": kind, "labels": labels, "joint": kind == "relevance"}
+    tensors = {f"{name}.{tensor}": x for tensor, x in head.tensors.items()}
+    return dataclasses.replace(checkpoint, tasks=(task,), branches=tensors)
+
+
+def tasks_in(checkpoint: Checkpoint) -> list[str]:
+    """The hub's names of what the tasks do that have a branch of their own; each once."""
+    own = {name.partition(".")[0] for name in checkpoint.branches}
+    found = (HUB_TASKS.get(task.get("kind", "single-label")) for task in checkpoint.tasks if task["name"] in own)
     return list(dict.fromkeys(name for name in found if name))
 
 
-def metadata(checkpoint: Checkpoint, name: str, classifier: bool, results: Mapping[str, Any] | None) -> str:
-    """The page's head, in YAML. ``classifier``: transformers loads it as one."""
+def reader(architecture: str, heads: Sequence[str]) -> str:
+    """Which of ``USES`` others read a model's head by; "" where they know nothing of it."""
+    if architecture.endswith("ForTokenClassification"):
+        return "token-classification"
+    if architecture.endswith("ForSequenceClassification"):
+        return "CrossEncoder" if [*heads] == ["text-ranking"] else "text-classification"
+    return ""
+
+
+def metadata(checkpoint: Checkpoint, name: str, reader: str, results: Mapping[str, Any] | None) -> str:
+    """The page's head, in YAML."""
     from huggingface_hub import ModelCardData
 
-    heads = tasks_in(checkpoint, True)
-    pipeline = "text-classification" if classifier else (heads or ["sentence-similarity"])[0]
+    heads = tasks_in(checkpoint)
     several = ["multi-task"] if len(checkpoint.tasks) > 1 else []
     tags = ["sentence-transformers", "mtl", "sentence-similarity", "feature-extraction", *heads, *several]
     known: dict[str, Any] = {}
     if results:
         sources = [task[split] for task in results["tasks"].values() for split in ("train", "dev", "test")]
         found = list(evaluations(results))
+        base = (results.get("base") or {}).get("name")
+        entry = find(base) if base else None
         known = {
-            "base_model": (base := (results.get("base") or {}).get("name")),
-            "license": entry.licence.lower() if base and (entry := find(base)) else None,
+            "base_model": base,
+            "license": entry.licence.lower() if entry else None,
             "datasets": sorted({source["dataset"] for source in sources if source and "dataset" in source}) or None,
             "metrics": sorted({result.metric_type for result in found}) or None,
             "eval_results": found or None,
         }
     data = ModelCardData(
-        library_name="transformers" if classifier else "sentence-transformers", pipeline_tag=pipeline,
-        tags=list(dict.fromkeys(tags)), model_name=name, **known,
+        library_name="transformers" if reader.endswith("-classification") else "sentence-transformers",
+        pipeline_tag=(heads or ["sentence-similarity"])[0], tags=list(dict.fromkeys(tags)), model_name=name, **known,
     )  # fmt: skip
     return data.to_yaml()
 
@@ -204,16 +232,17 @@ def card(checkpoint: Checkpoint, name: str, architecture: str, results: Mapping[
     ``PLACEHOLDER`` stands where the model's name on the hub will, once it is there.
     """
     name = " ".join(name.encode(errors="replace").decode().split())  # a folder may be called what no file can hold
-    classifier = architecture.endswith("ForSequenceClassification")
+    checkpoint = with_tasks(checkpoint)
+    read_by = reader(architecture, tasks_in(checkpoint))
     base = (results or {}).get("base")
     origin = f" It was trained from [{base['name']}](https://huggingface.co/{base['name']})." if base else ""
     title = re.sub(r"([<>\[\]`*_\\])", r"\\\1", name)
     parts = [
-        f"---\n{metadata(checkpoint, name, classifier, results)}\n---",
+        f"---\n{metadata(checkpoint, name, read_by, results)}\n---",
         f"# {title}",
         f"{said(checkpoint)}{origin}",
         "## Use",
-        *usage(checkpoint, classifier),
+        *usage(checkpoint, read_by),
     ]
     if checkpoint.tasks:
         rows = [(task["name"], task.get("kind", ""), ", ".join(map(str, task.get("labels", ()))) or "none")
@@ -235,13 +264,13 @@ def said(checkpoint: Checkpoint) -> str:
     return f"A sentence transformer ({shape}, {checkpoint.max_length} tokens a text){also}."
 
 
-def usage(checkpoint: Checkpoint, classifier: bool) -> list[str]:
+def usage(checkpoint: Checkpoint, reader: str) -> list[str]:
     """How it is used with the libraries that load it."""
     heads = {name.partition(".")[0] for name in checkpoint.branches}
     of_texts = any(task["name"] in heads and task.get("joint") is not True for task in checkpoint.tasks)
-    uses = USES if of_texts else USES_OF_PAIRS
-    kept = ("MultiTaskModel" if checkpoint.branches else "", "SentenceTransformer", "pipeline" if classifier else "")
-    return [f"```python\n{uses[name]}\n```" for name in kept if name]
+    kept = filter(None, ("MultiTaskModel" if checkpoint.branches else "", "SentenceTransformer", reader))
+    given = {name: TEXTS if of_texts else IN_PAIRS.get(name, TEXTS) for name in kept}
+    return [f"```python\n{USES[name].replace(TEXTS, texts)}\n```" for name, texts in given.items()]
 
 
 def scores(results: Mapping[str, Any]) -> Iterator[str]:

@@ -69,7 +69,7 @@ CONFIG = File(
     "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
     "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
     "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens tf_legacy_loss "
-    "model_name tie_encoder_decoder name_or_path use_return_dict is_composition",
+    "model_name tie_encoder_decoder name_or_path use_return_dict is_composition transformers.js_config",
     {
         "quantization_config": (),
         "adapters": ({}, {"adapters": {}, "config_map": {}, "fusion_config_map": {}, "fusions": {}}),

@@ -24,7 +24,7 @@ GRAPHS = "onnx"  # the folder of ONNX graphs
 # What a model is made of beside its settings and vocabularies, here, for sentence-transformers, transformers and ONNX
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 WHOLE = (*OF_ALL, BRANCHES, README, "LICENSE")
-OF_GRAPHS = ("model.onnx", "model_*.onnx", "model.onnx_data", "model_*.onnx_data", "model_*.onnx.data")
+OF_GRAPHS = ("model.onnx", "model_*.onnx", "model.onnx_data", "model_*.onnx_data")
 SAVE_AGAIN = "save it with SentenceEncoder or MultiTaskModel, and push that"
 VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")  # whose strings are tokens
 

@@ -34,7 +34,7 @@ from mtl.checkpoints.save import label_fields, write_json
 from mtl.disk import atomic_write, writing
 from mtl.encode.precision import calibration_texts
 from mtl.encode.sentence_encoder import SentenceEncoder
-from mtl.errors import InputError, WeightsError, shown
+from mtl.errors import InputError, MtlError, WeightsError, one_line, shown
 from mtl.export.twin import Padded
 from mtl.model.packing import PackedBatch
 from mtl.tasks.classifier import PROBLEMS
@@ -90,14 +90,28 @@ def export_onnx(model: str | Path, output: str | Path, task: str | None = None) 
             (partial / README).write_text(page(partial, public_name(output)), encoding="utf-8")
         (partial / "onnx").mkdir()
         graph, quantized = partial / "onnx" / "model.onnx", partial / "onnx" / "model_quantized.onnx"
-        names = write_graph(loaded, graph)
         rows = sample_rows(loaded)
         expected = [own_outputs(loaded, batch) for batch in batches(rows)]
-        difference = compared(expected, graph, names, rows)
-        write_quantized(graph, quantized)
-        cosine = least_cosine(expected, quantized, rows)
+        with in_a_line(output):
+            names = write_graph(loaded, graph)
+            difference = compared(expected, graph, names, rows)
+            write_quantized(graph, quantized)
+            cosine = least_cosine(expected, quantized, rows)
+        say_apart(partial)
     places = output / "onnx" / graph.name, output / "onnx" / quantized.name
     return Exported(*places, tuple(names), len(rows), difference, cosine)
+
+
+@contextmanager
+def in_a_line(output: Path) -> Iterator[None]:
+    """One line for whatever the exporter, the quantizer and the runtime raise, as of a file that the disk cut short."""
+    try:
+        yield
+    except (MtlError, OSError):
+        raise
+    except Exception as error:
+        given = f"{type(error).__name__}: {one_line(error)}"
+        raise WeightsError(f"{output} cannot be written ({given}); see that the disk has room") from error
 
 
 def check_installed() -> None:
@@ -153,8 +167,6 @@ def twin_of(model: SentenceEncoder | MultiTaskModel) -> Padded:
 
 def write_graph(model: SentenceEncoder | MultiTaskModel, path: Path) -> list[str]:
     """Write the graph in float32; gives the names of its outputs."""
-    import onnx_ir
-
     embedder, heads = parts(model)
     told = "token_type_ids" in embedder.origin.family.inputs or embedder.encoder.config.segments > 1
     types = ("token_type_ids",) if told else ()
@@ -172,8 +184,17 @@ def write_graph(model: SentenceEncoder | MultiTaskModel, path: Path) -> list[str
     for node in program.model.graph.all_nodes():  # the lines that made it, with the paths of this machine
         node.metadata_props.clear()
     program.model.metadata_props["mtl"] = json.dumps(about(model), ensure_ascii=False)
-    onnx_ir.save(program.model, path, external_data=f"{path.name}_data" if is_large(model) else None)
+    write(program.model, path)
     return outputs
+
+
+def write(model: Any, path: Path) -> None:
+    """Write a graph, of onnx_ir; its weights stand in a file of their own, called as on the hub, where protobuf cannot
+    hold them."""
+    import onnx_ir
+
+    size = sum(each.const_value.nbytes for each in model.graph.initializers.values())
+    onnx_ir.save(model, path, external_data=f"{path.name}_data" if size > ONE_FILE else None)
 
 
 def about(model: SentenceEncoder | MultiTaskModel) -> dict[str, Any]:
@@ -194,18 +215,26 @@ def about(model: SentenceEncoder | MultiTaskModel) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def is_large(model: nn.Module) -> bool:
-    return sum(x.nbytes for x in model.state_dict().values()) > ONE_FILE
-
-
 def write_quantized(graph: Path, path: Path) -> None:
     """Write a graph with weights in int8, whose sums no processor saturates: weights take 7 bits."""
+    import onnx_ir
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     large = graph.with_name(f"{graph.name}_data").exists()
     with quiet():
         quantize_dynamic(graph, path, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8,
                          use_external_data_format=large)  # fmt: skip
+    if large:  # a quarter as large, and maybe no more
+        write(onnx_ir.external_data.load_to_model(onnx_ir.load(path)), path)
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+
+
+def say_apart(folder: Path) -> None:
+    """Say in config.json which graphs' weights stand in a file of their own: transformers.js looks there."""
+    if apart := {path.name.removesuffix("_data"): 1 for path in (folder / "onnx").glob("*_data")}:
+        config = folder / "config.json"
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        write_json(config, fields | {"transformers.js_config": {"use_external_data_format": apart}})
 
 
 @contextmanager

@@ -191,6 +191,32 @@ def test_what_is_saved_has_a_page(heads: MultiTaskModel, tiny: SentenceEncoder, 
     assert head_of((tmp_path / "one" / "README.md").read_text())["library_name"] == "transformers"
 
 
+@pytest.mark.parametrize(
+    ("task", "library", "use"),
+    [
+        (TASKS[0], "transformers", 'pipeline("text-classification", "OWNER/NAME")(["The'),
+        (TaskSpec("names", ("PER",), kind="tokens"), "transformers", 'pipeline("token-classification", "OWNER/NAME")'),
+        (TaskSpec("judge", kind="relevance", text_field=("a", "b"), head="distilbert", pooling=("cls",)),
+         "sentence-transformers", 'CrossEncoder("OWNER/NAME")\nprint(model.predict([("How'),
+    ],
+)  # fmt: skip
+def test_a_head_is_shown_as_its_readers_have_it(
+    tiny: SentenceEncoder, tmp_path: Path, task: TaskSpec, library: str, use: str
+) -> None:
+    """Also in a folder that others saved, where no file of ours says what it does."""
+    randomized(MultiTaskModel(tiny, [task])).save(tmp_path / "model")
+    for ours in (True, False):
+        text = page(tmp_path / "model")
+        known = head_of(text)
+        assert known["pipeline_tag"] == HUB_TASKS[task.kind]
+        assert known["pipeline_tag"] in known["tags"]
+        assert known["library_name"] == library
+        assert use in text
+        assert "MultiTaskModel" in text
+        for file in ("tasks.json", "tasks.safetensors") if ours else ():
+            (tmp_path / "model" / file).unlink()
+
+
 def test_a_runs_page_has_its_metrics_and_recipe(run: Path) -> None:
     text = (run / "model" / "README.md").read_text()
     known, results = head_of(text), json.loads((run / "results.json").read_text())

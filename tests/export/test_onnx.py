@@ -235,18 +235,31 @@ def test_every_family(family: str, tokenizer: Tokenizer, tmp_path: Path, caplog:
 
 
 @pytest.mark.slow
-def test_a_tagger_and_files_apart(tiny: SentenceEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights beyond what protobuf holds stand in a file of their own, which is the model's too."""
-    monkeypatch.setattr(export, "ONE_FILE", 0)
-    model = randomized(MultiTaskModel(tiny, TASKS[-1:]))
+@pytest.mark.parametrize(
+    ("least", "files"),
+    [
+        (0, {"model.onnx", "model.onnx_data", "model_quantized.onnx", "model_quantized.onnx_data"}),
+        (20_000, {"model.onnx", "model.onnx_data", "model_quantized.onnx"}),
+    ],
+)
+def test_a_tagger_and_files_apart(
+    tiny: SentenceEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int, files: set[str]
+) -> None:
+    """Weights beyond what protobuf holds stand in a file of their own, which is the model's too; those of the quantized
+    graph only where they too are beyond it."""
+    monkeypatch.setattr(export, "ONE_FILE", least)
+    wide = dataclasses.replace(tiny.to_checkpoint(), after=(randomized(Dense(12, 300)),))
+    model = randomized(MultiTaskModel(SentenceEncoder.from_checkpoint(wide), TASKS[-1:]))
     model.save(tmp_path / "tagger")
     exported = export_onnx(tmp_path / "tagger", tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out" / "onnx").iterdir()} >= {"model.onnx", "model.onnx_data"}
+    assert {path.name for path in (tmp_path / "out" / "onnx").iterdir()} == files
     assert model_files(tmp_path / "out")[1] == []
     found = feeds(exported.graph, ROWS)
     np.testing.assert_allclose(found["logits"][padded(ROWS)[1] == 1], own(model, ROWS)[1]["names"], atol=1e-5)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["id2label"]["1"] == "B-PER"
+    apart = {name.removesuffix("_data"): 1 for name in files if name.endswith("_data")}
+    assert config["transformers.js_config"] == {"use_external_data_format": apart}
     assert feeds(exported.quantized, ROWS).keys() == found.keys()
 
 
@@ -258,6 +271,19 @@ def test_what_is_not_the_models_own_gets_no_name(
         export_onnx(folder, tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def test_what_others_raise_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quantizer writes a file of its own beside the graph, and does not see that the disk is full."""
+    from onnxruntime.quantization import quant_utils
+
+    def cut(source: str, target: str) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:-9])
+
+    monkeypatch.setattr(quant_utils.onnx.shape_inference, "infer_shapes_path", cut)
+    with pytest.raises(WeightsError, match=r"out cannot be written \(DecodeError: .*\); see that the disk has room$"):
+        export_onnx(folder, tmp_path / "out")
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
 def test_remarks_of_others_leave_no_trace(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
