@@ -106,10 +106,6 @@ class PlainEncoder(Plain):
 
     module: Encoder
 
-    def __call__(self, batch: PackedBatch) -> Tensor:
-        with self.evaluating():
-            return self.module(batch)
-
     def embed(self, batch: PackedBatch) -> Tensor:
         with self.evaluating():
             return self.module.embed(batch)
