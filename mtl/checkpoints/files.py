@@ -121,13 +121,13 @@ def field(fields: Mapping[str, Any], name: str, kind: type[T], default: T, sourc
     return value
 
 
-def positive(fields: Mapping[str, Any], name: str, default: int, source: Path) -> int:
+def positive(fields: Mapping[str, Any], name: str, source: Path) -> int:
     """A field that is a whole number of 1 or more.
 
     Raises:
         ConfigError: it is not.
     """
-    value = field(fields, name, int, default, source)
+    value = field(fields, name, int, 0, source)
     if value < 1:
         raise ConfigError(f"{source}: {name} is {value}; expected 1 or more")
     return value

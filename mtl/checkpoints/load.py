@@ -42,6 +42,7 @@ from mtl.model.pooling import After
 log = logging.getLogger("mtl")
 
 TASKS, BRANCHES = "tasks.json", "tasks.safetensors"
+OF_SEQUENCES, OF_TOKENS = "ForSequenceClassification", "ForTokenClassification"  # transformers' architectures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,15 +262,13 @@ def read_classifier(
 
     What is wrong with it is kept for those who want to predict: the embeddings are none the worse.
     """
-    architectures = fields.get("architectures")
-    other = [name for name in architectures or [] if isinstance(name, str) and "For" in name] if isinstance(
-        architectures, list) else []  # fmt: skip
-    of_tokens = bool(other) and other[0].endswith("ForTokenClassification")
+    listed: Any = fields.get("architectures")
+    with_heads = [x for x in listed if isinstance(x, str) and "For" in x] if isinstance(listed, list) else []
+    architecture = with_heads[0] if with_heads else OF_SEQUENCES
+    of_tokens = architecture.endswith(OF_TOKENS)
     kind = "tokens" if of_tokens else family.head.kind_of(fields)
     names = Classifier(kind).names(family)
-    if names.get("classifier.weight") not in beside or not (
-        of_tokens or not other or other[0].endswith("ForSequenceClassification")
-    ):
+    if names.get("classifier.weight") not in beside or not architecture.endswith((OF_SEQUENCES, OF_TOKENS)):
         return None
     held = {ours: beside[theirs] for ours, theirs in names.items() if theirs in beside}
     last = held["classifier.weight"].shape
@@ -284,12 +283,12 @@ def read_classifier(
         pooling = "cls" if linear else family.head.pooling(fields)
         tensors = check_tensors(held, shapes, path)
         problem_type = fields.get("problem_type")
+        # One output without a word is a sigmoid's, as transformers' pipeline takes it
         by_default = "multi_label_classification" if outputs == 1 else "single_label_classification"
         kinds = ("multi_label_classification", "regression" if outputs == 1 else "single_label_classification")
         if problem_type not in (None, *kinds) and not of_tokens:
             expected = f"one of {', '.join(kinds)} with {counted(outputs, 'output')}"
             raise ConfigError(f"{source}: problem_type is {shown(problem_type)}; expected {expected}")
-        # One output without a word is a sigmoid's, as transformers' pipeline takes it
         labels = head_labels(fields, outputs, source)
         activation = "" if of_tokens else score_activation(fields, cross, outputs, source)
         return Classifier(kind, tensors, labels, problem_type or by_default, pooling, activation=activation)

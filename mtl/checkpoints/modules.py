@@ -95,9 +95,7 @@ def read_cross_encoder(folder: Path, part: str) -> tuple[dict[str, Any], dict[st
         ConfigError: something that would make its scores others.
     """
     path, inner = inside(folder, PROMPTS.name), inside(folder, part, SENTENCE_CONFIGS[0])
-    fields, sentence = read_object(path), read_object(inner, optional=True)
-    CROSS_ENCODER.review(fields, path)
-    CROSS_SENTENCE.review(sentence, inner)
+    fields, sentence = CROSS_ENCODER.read(path), CROSS_SENTENCE.read(inner, optional=True)
     task = field(sentence, "transformer_task", str, "sequence-classification", inner)
     if task != "sequence-classification":
         raise ConfigError(f"{inner}: transformer_task is {shown(task)}; expected 'sequence-classification'")
@@ -132,8 +130,7 @@ def read_sentence_config(folder: Path, part: str) -> tuple[dict[str, Any], Path]
     """The transformer's own settings, from the first of the seven names that says something; and that file."""
     for name in SENTENCE_CONFIGS:
         path = inside(folder, part, name)
-        if fields := read_object(path, optional=True):
-            SENTENCE_CONFIG.review(fields, path)
+        if fields := SENTENCE_CONFIG.read(path, optional=True):
             field(fields, "do_lower_case", bool, False, path)
             options = field(fields, "processor_kwargs", dict, None, path) or field(
                 fields, "tokenizer_args", dict, {}, path
@@ -149,8 +146,7 @@ def pooling_modes(path: Path) -> tuple[str, ...]:
     Raises:
         ConfigError: a mode that we have not, or another field that changes the pooling.
     """
-    fields = read_object(path)
-    POOLING.review(fields, path)
+    fields = POOLING.read(path)
     modes = fields.get("pooling_mode")
     if modes is None:
         switched = [mode for switch, mode in POOLING_SWITCHES.items() if field(fields, switch, bool, False, path)]
@@ -186,16 +182,15 @@ def load_dense(folder: Path, part: str, width: int) -> Dense:
         ConfigError, WeightsError: it is none of ours, its files are damaged, or it takes other than ``width`` values.
     """
     source = inside(folder, part, "config.json")
-    fields = read_object(source)
-    DENSE.review(fields, source)
+    fields = DENSE.read(source)
     name = activation(fields, source)
-    into, out = (positive(fields, f"{side}_features", 0, source) for side in ("in", "out"))
+    into, out = (positive(fields, f"{side}_features", source) for side in ("in", "out"))
     if into != width:
         raise ConfigError(f"{source}: in_features is {into}; what comes before it gives {width} values")
     biased = field(fields, "bias", bool, True, source)
-    shapes = {"linear.weight": (out, into), "linear.bias": (out,)}
+    shapes = {"linear.weight": (out, into), **({"linear.bias": (out,)} if biased else {})}
     tensors, path = read_weights(folder, part)
-    tensors = check_tensors(tensors, shapes if biased else {"linear.weight": (out, into)}, path)
+    tensors = check_tensors(tensors, shapes, path)  # first of all: sizes may be any
     with uninitialized():
         dense = Dense(into, out, biased, name)
     dense.load_state_dict(tensors, assign=True)
@@ -209,9 +204,8 @@ def load_layer_norm(folder: Path, part: str, width: int) -> LayerNorm:
         ConfigError, WeightsError: its files are damaged, or it takes other than ``width`` values.
     """
     source = inside(folder, part, "config.json")
-    fields = read_object(source)
-    LAYER_NORM.review(fields, source)
-    if positive(fields, "dimension", 0, source) != width:
+    fields = LAYER_NORM.read(source)
+    if positive(fields, "dimension", source) != width:
         raise ConfigError(f"{source}: dimension is {fields['dimension']}; what comes before it gives {width} values")
     tensors, path = read_weights(folder, part)
     layer = LayerNorm(width)
@@ -229,10 +223,10 @@ def load_after(folder: Path, modules: Sequence[tuple[str, str]], width: int) -> 
     for kind, place in modules:
         source = inside(folder, place, "config.json")
         if kind == "Normalize":
-            NORMALIZE.review(read_object(source, optional=True), source)
+            NORMALIZE.read(source, optional=True)
             after.append(Normalize())
         elif kind == "Dropout":
-            DROPOUT.review(read_object(source, optional=True), source)
+            DROPOUT.read(source, optional=True)
             log.info("%s: left out, as it changes no vector; training has no dropout there", source.parent)
         elif kind == "LayerNorm":
             after.append(load_layer_norm(folder, place, width))
@@ -250,8 +244,7 @@ def read_prompts(folder: Path) -> dict[str, Any]:
         ConfigError: one of another type, or no prompt of the name that is said to be the default's.
     """
     path = inside(folder, "config_sentence_transformers.json")
-    fields = read_object(path, optional=True)
-    PROMPTS.review(fields, path)
+    fields = PROMPTS.read(path, optional=True)
     given: dict[str, Any] = field(fields, "prompts", dict, {}, path)  # null is the empty one
     prompts = strings({"prompts": {name: "" if x is None else x for name, x in given.items()}}, "prompts", path)
     default = field(fields, "default_prompt_name", str, None, path)
@@ -262,5 +255,5 @@ def read_prompts(folder: Path) -> dict[str, Any]:
         "prompts": prompts,
         "default_prompt": "" if default is None else prompts[default],
         "similarity_fn_name": field(fields, "similarity_fn_name", str, "cosine", path),
-        "truncate_dim": positive(fields, "truncate_dim", 0, path) if fields.get("truncate_dim") is not None else None,
+        "truncate_dim": positive(fields, "truncate_dim", path) if fields.get("truncate_dim") is not None else None,
     }

@@ -118,7 +118,8 @@ def check_verbatim(tokenizer: Tokenizer, options: Options, source: Path) -> None
                     tokenizer.model.dropout)  # fmt: skip
         tokenizer.model.dropout = None
     typed = any(encodings(tokenizer.encode_batch, ["a"], True)[0].type_ids)
-    if typed and "token_type_ids" in names_of_inputs(options, source):
+    inputs = field(options, "model_input_names", list, [], source.with_name("tokenizer_config.json"))
+    if typed and "token_type_ids" in inputs:  # without them, every type is 0
         raise ConfigError(f"{source}: post_processor gives the tokens of one text a type other than 0; expected 0")
 
 
@@ -139,11 +140,6 @@ def exact_pieces(path: Path) -> Tokenizer:
         token = added(fields, "added_tokens", path)
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
     return tokenizer
-
-
-def names_of_inputs(options: Options, source: Path) -> list[Any]:
-    """What the model is to be given of what the tokenizer makes: without token_type_ids, every type is 0."""
-    return field(options, "model_input_names", list, [], source.with_name("tokenizer_config.json"))
 
 
 def vocabulary_of(kind: Kind, folder: Path, part: str, options: Options) -> Tokenizer:
