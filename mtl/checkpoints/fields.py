@@ -25,7 +25,9 @@ SENTENCE_CONFIGS = tuple(
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )  # the first of them that says something, as in sentence-transformers
 TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
-NO_ARGUMENTS = dict.fromkeys(("processing_kwargs", "model_args", "model_kwargs", "config_args", "config_kwargs"), ({},))
+NO_ARGUMENTS: dict[str, tuple[Any, ...]] = dict.fromkeys(
+    ("processing_kwargs", "model_args", "model_kwargs", "config_args", "config_kwargs"), ({},)
+)
 
 
 @dataclasses.dataclass(frozen=True)

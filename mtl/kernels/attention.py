@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mtl.kernels.threads import alone
 from mtl.model.packing import PackedBatch
-from mtl.model.rotary import windowed
+from mtl.model.rotary import near, windows
 
 SHORTEST, LONGEST = 64, 1024  # tokens of a text, between which products are faster; of longer ones scores are many
 SHORTEST_OF_FLOATS = 128  # where q, k and v are to be rounded first
@@ -49,6 +49,16 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
     context = varlen_attn(q, k, v, batch.offsets, batch.offsets, longest, longest)
     assert isinstance(context, Tensor)  # a pair only where the log-sum-exp is asked for
     return context
+
+
+def windowed(q: Tensor, k: Tensor, v: Tensor, reach: int) -> Tensor:
+    """As ``fused`` of all tokens, of which each sees those that are at most ``reach`` away; see model/rotary.py."""
+    parts = []
+    for queries, keys in windows(q.shape[2], reach):
+        some, others = slice(queries.start, queries.stop), slice(keys.start, keys.stop)
+        seen = near(queries, keys, reach, q.device)
+        parts.append(fused(q[:, :, some], k[:, :, others], v[:, :, others], seen))
+    return torch.cat(parts, dim=2)
 
 
 class Scratch(threading.local):
@@ -124,7 +134,7 @@ def grouped(
             continue
         q_group, k_group, v_group = (x.transpose(1, 2) for x in group)  # (texts, heads, length, head_dim)
         if reach is not None and divided:
-            context = windowed(q_group, k_group, v_group, reach, fused)
+            context = windowed(q_group, k_group, v_group, reach)
         else:
             context = fused(q_group, k_group, v_group, bias)
         found.copy_(context.transpose(1, 2))

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl.kernels.attention import fused
+from mtl.kernels.attention import fused, windowed
 from mtl.kernels.int8 import Int8Linear
 from mtl.kernels.linear import Packed
 from mtl.kernels.threads import computing_with
-from mtl.model.rotary import windowed
 
 ROWS = (1, 2, 3, 5, 8, 12, 16, 17, 31, 33, 64, 96, 129, 200, 257, 384, 512)
 TEXTS = (1, 2, 3, 7, 16)  # of one length, beside each other in attention
@@ -98,7 +97,7 @@ def attention_trials(heads: int, width: int, threads: int, dtype: torch.dtype = 
         "of 32 tokens": of_queries(32),
         "with a bias": of_queries(most, bias[:1]),
         "with a bias for each text": of_queries(most, bias),
-        "in windows": lambda texts, n: windowed(*some(texts, n), 15, fused),
+        "in windows": lambda texts, n: windowed(*some(texts, n), 15),
     }
     for name, way in ways.items():
         wrong = set()

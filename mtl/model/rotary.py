@@ -9,8 +9,6 @@ Submodules carry the names of ModernBERT's checkpoints, which the other families
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,7 +46,8 @@ def near(queries: range, keys: range, reach: int, device: torch.device) -> Tenso
 def attention(q: Tensor, k: Tensor, v: Tensor, reach: int | None, p: float = 0.0) -> Tensor:
     """As in encoder.py, (texts, length, heads, head_dim); with a reach, each token sees no others than are so near.
 
-    Where weights are dropped, they are all written down.
+    Windows are computed for some queries at a time: memory and time grow with the length, not with its square. Where
+    weights are dropped, they are all written down.
     """
     length = q.shape[1]
     if reach is None or length <= reach + 1:
@@ -56,22 +55,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, reach: int | None, p: float = 0.0
     if p:
         seen = near(range(length), range(length), reach, q.device)
         return encoder.attention(q, k, v, p, torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -torch.inf))
-    return windowed(*(x.transpose(1, 2) for x in (q, k, v)), reach).transpose(1, 2)
-
-
-def windowed(
-    q: Tensor, k: Tensor, v: Tensor, reach: int, attend: Callable[..., Tensor] = F.scaled_dot_product_attention
-) -> Tensor:
-    """Attention of tokens that see ``reach`` others to either side: all are (texts, heads, length, head_dim).
-
-    Some queries are computed at a time: memory and time grow with the length, not with its square.
-    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (texts, heads, length, head_dim)
     contexts = []
-    for queries, keys in windows(q.shape[2], reach):
+    for queries, keys in windows(length, reach):
         some, others = slice(queries.start, queries.stop), slice(keys.start, keys.stop)
         seen = near(queries, keys, reach, q.device)
-        contexts.append(attend(q[:, :, some], k[:, :, others], v[:, :, others], seen))
-    return torch.cat(contexts, dim=2)
+        contexts.append(F.scaled_dot_product_attention(q[:, :, some], k[:, :, others], v[:, :, others], seen))
+    return torch.cat(contexts, dim=2).transpose(1, 2)
 
 
 def norm(config: RotaryConfig) -> nn.LayerNorm:

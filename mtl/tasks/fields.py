@@ -12,6 +12,12 @@ PLAIN = {int: "a whole number", float: "a number", str: "a string", bool: "true 
 PLURAL = {int: "whole numbers", float: "numbers", str: "strings"}
 
 
+def unexpected(name: str, value: Any, expected: str, verb: str = "is") -> RecipeError:
+    """The error of a setting that has this value."""
+    given = shown(list(value) if isinstance(value, tuple) else value)
+    return RecipeError(f"{name} {verb} {given}; expected {expected}", name)
+
+
 def settle(settings: Any) -> None:
     """Give each field of a frozen data class the type that it declares: a list becomes a tuple, a path a string.
 
@@ -31,7 +37,7 @@ def settled(name: str, value: Any, hint: Any) -> Any:
         try:
             return tuple(settled(name, item, kind) for item in (value if isinstance(value, (list, tuple)) else [value]))
         except RecipeError:
-            raise RecipeError(f"{name} is {shown(value)}; expected a list of {PLURAL[kind]}", name) from None
+            raise unexpected(name, value, f"a list of {PLURAL[kind]}") from None
     allowed = [part for part in parts if part in PLAIN]
     if not allowed or any(get_origin(part) in (dict, Literal) for part in parts):
         return value  # the class looks at these itself
@@ -43,15 +49,11 @@ def settled(name: str, value: Any, hint: Any) -> Any:
         return os.fspath(value)
     if type(value) not in allowed:
         expected = [PLAIN[kind] for kind in allowed] + ([f"a list of {PLURAL[get_args(listed)[0]]}"] if listed else [])
-        raise RecipeError(f"{name} is {shown(value)}; expected {' or '.join(expected)}", name)
+        raise unexpected(name, value, " or ".join(expected))
     return value
 
 
 def one_of(name: str, value: Any, choices: Any) -> None:
-    """That a value is among the choices.
-
-    Raises:
-        RecipeError: it is not.
-    """
+    """Raise a RecipeError if a value is none of the choices."""
     if value not in tuple(choices):
-        raise RecipeError(f"{name} is {shown(value)}; expected one of {', '.join(choices)}", name)
+        raise unexpected(name, value, f"one of {', '.join(choices)}")

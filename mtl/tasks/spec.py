@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from mtl.errors import RecipeError, shown
-from mtl.tasks.fields import settle
+from mtl.tasks.fields import settle, unexpected
 from mtl.tasks.kinds import KINDS
 from mtl.tasks.kinds.base import Kind
 from mtl.tasks.registry import own_loss, own_metrics
@@ -95,14 +95,13 @@ class TaskSpec:
         if isinstance(self.freeze, dict):  # TOML's keys are strings, Python's may be numbers
             object.__setattr__(self, "freeze", {str(first): value for first, value in self.freeze.items()})
         if not re.fullmatch(r"[A-Za-z][\w-]*", self.name) or self.name in TAKEN:
-            expected = "letters, digits, - and _, and no word of PyTorch's own"
-            raise RecipeError(f"name is {shown(self.name)}; expected {expected}", "name")
+            raise unexpected("name", self.name, "letters, digits, - and _, and no word of PyTorch's own")
         if self.kind not in KINDS:
-            expected = f"one of {', '.join(KINDS)}, or one that mtl.register_kind was given before"
-            raise RecipeError(f"kind is {shown(self.kind)}; expected {expected}", "kind")
+            known = f"one of {', '.join(KINDS)}, or one that mtl.register_kind was given before"
+            raise unexpected("kind", self.kind, known)
         self._check_options(KINDS[self.kind])
         if not 0 < self.weight < math.inf:
-            raise RecipeError(f"weight is {self.weight}; expected more than 0", "weight")
+            raise unexpected("weight", self.weight, "more than 0")
         self._check_freeze()
         self._check_data()
         assert self.handler  # made here, so that what is wrong is said here
@@ -120,7 +119,7 @@ class TaskSpec:
         for split in ("train", "dev", "test"):
             value = getattr(self, split)
             if value is not None and not isinstance(value, float) and not (value and all(value)):
-                raise RecipeError(f"{split} is {shown(value)}; expected a file, or several", split)
+                raise unexpected(split, value, "a file, or several")
         for split, share in self.shares.items():
             if not 0 < share < 1 or sum(self.shares.values()) >= 1:
                 expected = "files, or a share of train above 0 and below 1" + ", all together below 1" * (0 < share < 1)
@@ -129,15 +128,17 @@ class TaskSpec:
                 raise RecipeError(f"{split} is {share:g}, a share of train, and train is missing; expected both", split)
 
     def _check_freeze(self) -> None:
-        by_epoch: dict[Any, Freeze] = self.freeze if isinstance(self.freeze, dict) else {"1": self.freeze}
+        by_epoch = self._freeze_by_epoch
         if "1" not in by_epoch or not all(re.fullmatch(r"[1-9]\d*", epoch) for epoch in by_epoch):
-            expected = "epochs, counted from 1, to start with 1"
-            raise RecipeError(f"freeze is {self.freeze}; expected {expected}", "freeze")
+            raise unexpected("freeze", self.freeze, "epochs, counted from 1, to start with 1")
         for value in by_epoch.values():
             number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
             if not number and value not in ("none", "encoder"):
-                expected = "a number of blocks, 'encoder' or 'none'"
-                raise RecipeError(f"freeze is {shown(value)}; expected {expected}", "freeze")
+                raise unexpected("freeze", value, "a number of blocks, 'encoder' or 'none'")
+
+    @property
+    def _freeze_by_epoch(self) -> dict[Any, Freeze]:
+        return self.freeze if isinstance(self.freeze, dict) else {"1": self.freeze}
 
     @cached_property
     def handler(self) -> Kind:
@@ -180,7 +181,7 @@ class TaskSpec:
     @property
     def freezing(self) -> dict[int, Freeze]:
         """The epochs, counted from 1, from which on something else is held fixed, with what it is."""
-        by_epoch: dict[Any, Freeze] = self.freeze if isinstance(self.freeze, dict) else {"1": self.freeze}
+        by_epoch = self._freeze_by_epoch
         return {int(first): by_epoch[first] for first in sorted(by_epoch, key=int)}
 
     def frozen_depth(self, epoch: int, n_layers: int) -> int | None:

@@ -20,7 +20,8 @@ from mtl.errors import ConfigError, InputError, MtlError, RecipeError, TrainingE
 from mtl.tasks import registry
 from mtl.tasks.kinds import KINDS
 from mtl.tasks.kinds.base import HeadOptions
-from mtl.tasks.kinds.single_label import SingleLabel, SingleLabelOptions
+from mtl.tasks.kinds.classes import LabelOptions
+from mtl.tasks.kinds.single_label import SingleLabel
 from mtl.tasks.kinds.tokens import Tokens
 
 
@@ -89,7 +90,7 @@ class Cautious(SingleLabel):
     """single-label, whose first label is said where none is likely."""
 
     @dataclasses.dataclass(frozen=True)
-    class Options(SingleLabelOptions):
+    class Options(LabelOptions):
         least: float = 0.5
 
     name = "cautious"

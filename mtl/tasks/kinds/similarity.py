@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mtl.errors import RecipeError, shown
+from mtl.errors import RecipeError
 from mtl.model import losses
 from mtl.tasks.correlation import correlations
 from mtl.tasks.examples import Examples, Split
-from mtl.tasks.fields import one_of
+from mtl.tasks.fields import one_of, unexpected
 from mtl.tasks.kinds.regression import LARGEST, finite_number
 from mtl.tasks.kinds.vectors import VectorKind, VectorOptions, check_distinct, check_scale
 from mtl.tasks.pictures import draw_cosines
@@ -68,8 +68,7 @@ class SimilarityOptions(CosineOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.score_range and (len(self.score_range) != 2 or not self.score_range[0] < self.score_range[1]):
-            expected = "the lowest and the highest score"
-            raise RecipeError(f"score_range is {shown(list(self.score_range))}; expected {expected}", "score_range")
+            raise unexpected("score_range", self.score_range, "the lowest and the highest score")
 
 
 class Similarity(CosineKind):
