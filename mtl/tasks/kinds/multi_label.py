@@ -44,7 +44,8 @@ class MultiLabelOptions(LabelOptions):
 class MultiLabel(LabelKind):
     """Any number of labels: a list of names, names as "a|b", or a list with a 0 or 1 for each declared label.
 
-    Logits (texts, labels), of which the sigmoid gives probabilities; targets (texts, labels), 0 or 1.
+    Logits (texts, labels), of which the sigmoid gives probabilities; targets (texts, labels), 0 or 1. The metrics are
+    macro_f1 over the labels, micro_f1 over all decisions, and accuracy of whole sets of labels.
     """
 
     name = "multi-label"
@@ -123,7 +124,6 @@ class MultiLabel(LabelKind):
         return Tally.of(torch.cat([found, same], dim=1).numpy(), torch.cat([given, every], dim=1).numpy())
 
     def of_sums(self, counts: NDArray[np.float64]) -> dict[str, float]:
-        """macro_f1 over the labels, micro_f1 over all decisions, and accuracy of whole sets of labels."""
         labels, whole = counts[:-1], counts[-1]
         macro, micro = float(rates(labels)["f1"].mean()), float(rates(labels.sum(axis=0))["f1"])
         return {"macro_f1": macro, "micro_f1": micro, "accuracy": float(whole[RIGHT] / max(1, whole[GIVEN]))}

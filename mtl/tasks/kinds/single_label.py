@@ -21,7 +21,8 @@ from mtl.tasks.tally import GIVEN, RIGHT, Tally, by_label, calibration_error, ra
 class SingleLabel(LabelKind):
     """One label of several: a label's name, or its place as a number (0, 1, ...) where no label is itself a number.
 
-    Logits (texts, labels), of which the softmax gives probabilities; targets (texts,) int64.
+    Logits (texts, labels), of which the softmax gives probabilities; targets (texts,) int64. The metrics are accuracy,
+    and macro_f1 over all declared labels.
     """
 
     name = "single-label"
@@ -55,7 +56,6 @@ class SingleLabel(LabelKind):
         return Tally.of(found, given)
 
     def of_sums(self, counts: NDArray[np.float64]) -> dict[str, float]:
-        """accuracy, and macro_f1 over all declared labels."""
         accuracy = counts[:, RIGHT].sum() / max(1, counts[:, GIVEN].sum())
         return {"accuracy": float(accuracy), "macro_f1": float(rates(counts)["f1"].mean())}
 
