@@ -65,11 +65,8 @@ class HubDataset:
         return found
 
     def verify(self, path: Path, listed: Any) -> None:
-        """That a file is the one that the hub lists: by its sha256 where it is a large one, else by Git's own hash.
-
-        Raises:
-            WeightsError: it is not.
-        """
+        """Raise a WeightsError if a file is not the one that the hub lists: by its sha256 where it is a large one, else
+        by Git's own hash."""
         if listed.lfs:
             check(path, listed.lfs.size, listed.lfs.sha256)
         elif listed.blob_id and git_hash(path) != listed.blob_id:

@@ -125,11 +125,7 @@ class Checkpoint:
 
 
 def family_of(fields: Mapping[str, Any], source: object = "config.json") -> Family:
-    """The family that a config.json names.
-
-    Raises:
-        ConfigError: it is none of ours.
-    """
+    """The family that a config.json names; a ConfigError if it is none of ours."""
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ConfigError(f"{source}: model_type is {shown(kind)}; expected one of {', '.join(FAMILIES)}")
@@ -137,11 +133,8 @@ def family_of(fields: Mapping[str, Any], source: object = "config.json") -> Fami
 
 
 def encoder_config(fields: Mapping[str, Any], source: Path) -> Any:
-    """The encoder's shape from the content of a config.json.
-
-    Raises:
-        ConfigError: an unknown model type, or a variant of it that is not ours.
-    """
+    """The encoder's shape from a config.json's content; a ConfigError for an unknown model type, or a variant that is
+    not ours."""
     family = family_of(fields, source)
     CONFIG.review(fields, source, {**dict.fromkeys((*family.config, *family.aliases, *family.inert)), **family.fixed})
     try:
@@ -184,11 +177,7 @@ def newer_name(match: re.Match[str]) -> str:
 
 
 def check_layers(config: Any, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """That a file holds as many layers as its config says, before an encoder of so many is built.
-
-    Raises:
-        WeightsError: it holds fewer.
-    """
+    """Raise a WeightsError if a file holds fewer layers than its config says, before an encoder of so many is built."""
     held = len({match[1] for name in tensors if (match := re.search(r"layers?\.(\d+)\.", name))})
     if config.n_layers > held:
         raise WeightsError(f"{source} holds {held} layers, but its config says {config.n_layers}")
@@ -297,11 +286,8 @@ def read_classifier(
 
 
 def head_labels(fields: Mapping[str, Any], outputs: int, source: Path) -> tuple[str, ...]:
-    """The names of a classifier's outputs, in order; LABEL_0 and so on where the config has none.
-
-    Raises:
-        ConfigError: they are not one for each output.
-    """
+    """The names of a classifier's outputs, in order; LABEL_0 and so on where the config has none. Names that are not
+    one for each output are a ConfigError."""
     labels = fields.get("id2label")
     if isinstance(labels, list):
         labels = dict(enumerate(labels))

@@ -45,11 +45,7 @@ ACTIVATION_PACKAGES = ("torch.nn", "torch.nn.modules", "torch.nn.modules.activat
 
 
 def module_kind(name: str, source: Path) -> str:
-    """Which of ``KINDS`` a class is, by its full dotted name.
-
-    Raises:
-        ConfigError: it is none of them.
-    """
+    """Which of ``KINDS`` a class is, by its full dotted name; a ConfigError if it is none of them."""
     *package, kind = name.split(".")
     ours = package[:1] == ["sentence_transformers"] and set(package) <= {*PACKAGES, kind}
     if not ours or kind not in KINDS:
@@ -89,11 +85,8 @@ def is_cross_encoder(folder: Path) -> bool:
 
 
 def read_cross_encoder(folder: Path, part: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What sentence-transformers 6 says of a CrossEncoder: of the model, and of its transformer.
-
-    Raises:
-        ConfigError: something that would make its scores others.
-    """
+    """What sentence-transformers 6 says of a CrossEncoder: of the model, and of its transformer. What would make its
+    scores others is a ConfigError."""
     path, inner = inside(folder, PROMPTS.name), inside(folder, part, SENTENCE_CONFIGS[0])
     fields, sentence = CROSS_ENCODER.read(path), CROSS_SENTENCE.read(inner, optional=True)
     task = field(sentence, "transformer_task", str, "sequence-classification", inner)
@@ -141,11 +134,8 @@ def read_sentence_config(folder: Path, part: str) -> tuple[dict[str, Any], Path]
 
 
 def pooling_modes(path: Path) -> tuple[str, ...]:
-    """The modes that a 1_Pooling/config.json names, older switches or newer names, in their order.
-
-    Raises:
-        ConfigError: a mode that we have not, or another field that changes the pooling.
-    """
+    """The modes that a 1_Pooling/config.json names, older switches or newer names, in their order; a ConfigError for a
+    mode that we have not, or another field that changes the pooling."""
     fields = POOLING.read(path)
     modes = fields.get("pooling_mode")
     if modes is None:
@@ -162,11 +152,7 @@ def pooling_modes(path: Path) -> tuple[str, ...]:
 
 
 def activation(fields: Mapping[str, Any], source: Path) -> str:
-    """The name of a Dense layer's activation, of torch's own.
-
-    Raises:
-        ConfigError: another one.
-    """
+    """The name of a Dense layer's activation, of torch's own; another one is a ConfigError."""
     name = field(fields, "activation_function", str, "torch.nn.modules.activation.Tanh", source)
     package, _, kind = name.rpartition(".")
     if package not in ACTIVATION_PACKAGES or kind not in DENSE_ACTIVATIONS:
@@ -214,11 +200,7 @@ def load_layer_norm(folder: Path, part: str, width: int) -> LayerNorm:
 
 
 def load_after(folder: Path, modules: Sequence[tuple[str, str]], width: int) -> tuple[After, ...]:
-    """What follows the pooling, which gives ``width`` values; a Dropout, which does nothing in inference, is left out.
-
-    Raises:
-        ConfigError, WeightsError: see the functions that it calls.
-    """
+    """What follows the pooling, which gives ``width`` values; a Dropout, which does nothing in inference, is left out."""
     after: list[After] = []
     for kind, place in modules:
         source = inside(folder, place, "config.json")

@@ -143,11 +143,7 @@ def exact_pieces(path: Path) -> Tokenizer:
 
 
 def vocabulary_of(kind: Kind, folder: Path, part: str, options: Options) -> Tokenizer:
-    """The vocabulary of the older files.
-
-    Raises:
-        WeightsError: one is missing, or damaged.
-    """
+    """The vocabulary of the older files; a WeightsError if one is missing or damaged."""
     paths = [inside(folder, part, file) for file in kind.files]
     absent = [path.name for path in paths if not path.exists()]
     if absent:
@@ -230,11 +226,8 @@ def number(value: Any, source: Path) -> int:
 
 
 def added(token: Any, name: str, source: Path) -> AddedToken:
-    """An added token, of its text or of its fields; ``name`` is the field that names it.
-
-    Raises:
-        ConfigError: it is something else.
-    """
+    """An added token, of its text or of its fields; ``name`` is the field that names it. Anything else is a
+    ConfigError."""
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     if isinstance(token, str):
         return AddedToken(token, normalized=False, special=True)

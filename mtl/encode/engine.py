@@ -41,11 +41,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 def usable(device: str | torch.device) -> torch.device:
-    """A device by name.
-
-    Raises:
-        InputError: there is none of that name, or it cannot be used.
-    """
+    """A device by name; an InputError if there is none, or it cannot be used."""
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):

@@ -33,11 +33,8 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def check_place(precision: str, device: torch.device) -> None:
-    """That a device computes in this format: where a model is loaded, and again where it was moved since.
-
-    Raises:
-        InputError: it does not.
-    """
+    """Raise an InputError if a device does not compute in this format: where a model is loaded, and again where it was
+    moved since."""
     if precision == "int8" and device.type != "cpu":
         raise InputError(f"precision is 'int8' and device {str(device)!r}; expected a CPU, or another precision")
     if precision == "fp16" and device.type == "cpu":
@@ -75,11 +72,8 @@ def calibration_texts() -> list[str]:
 
 
 def calibration_rows(tokenizer: Tokenizer, encoder: Encoder) -> list[list[int]]:
-    """The token ids of these sentences, for an encoder that is computed in int8.
-
-    Raises:
-        InputError: its weights are not float32.
-    """
+    """The token ids of these sentences, for an encoder that is computed in int8; an InputError if its weights are not
+    float32."""
     dtype = encoder.words.weight.dtype
     if dtype != torch.float32:
         given = str(dtype).removeprefix("torch.")

@@ -535,11 +535,7 @@ class SentenceEncoder(nn.Module):
 
 
 def field_of(name: str) -> Callable[[Any], str]:
-    """A row's field of this name.
-
-    Raises:
-        InputError: the row has none.
-    """
+    """A row's field of this name; an InputError where a row has none."""
 
     def found(row: Any) -> str:
         try:
@@ -554,11 +550,7 @@ FORWARD = SentenceEncoder.forward  # as it is before anybody replaces it
 
 
 def saveable(part: nn.Module) -> After:
-    """A layer after the pooling, if a folder can describe it.
-
-    Raises:
-        WeightsError: it cannot.
-    """
+    """A layer after the pooling; a WeightsError if no folder can describe it."""
     if not isinstance(part, After):
         kind = type(part).__name__
         raise WeightsError(f"a {kind} after the pooling cannot be saved; expected Dense, LayerNorm or Normalize")

@@ -279,11 +279,8 @@ class Tokenizer:
 
 
 def ends(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens that a tokenizer puts before and behind every text.
-
-    Raises:
-        WeightsError: it does more than that with a text, which we would not do.
-    """
+    """The special tokens that a tokenizer puts before and behind every text; a WeightsError if it does more with a text
+    than that."""
     for text in candidates(tokenizer):
         if inner := encodings(tokenizer.encode_batch, [text])[0].ids:
             break
@@ -358,11 +355,8 @@ def check_pairs(pairs: Sequence[Any], start: int = 0) -> Sequence[Pair]:
 
 
 def check_texts(texts: Sequence[str], start: int = 0) -> Sequence[str]:
-    """The texts themselves, if all are strings of valid Unicode; ``start`` is the index of the first.
-
-    Raises:
-        InputError: one is not; it names its index.
-    """
+    """The texts themselves; an InputError that names the index, counted from ``start``, of one that is no string of
+    valid Unicode."""
     for i, text in enumerate(texts, start):
         if not isinstance(text, str):
             raise InputError(f"texts[{i}] is {type(text).__name__} ({shown(text)}); expected a string")

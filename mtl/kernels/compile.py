@@ -180,11 +180,8 @@ def unlike(module: nn.Module, like: Callable[[], nn.Module], of: Compare | None 
 
 
 def check_saveable(module: nn.Module) -> None:
-    """That an encoder, pooling, layer or head is what its settings and weights bring back.
-
-    Raises:
-        WeightsError: it holds something else, such as an adapter.
-    """
+    """Raise a WeightsError if an encoder, pooling, layer or head is not what its settings and weights bring back, as
+    with an adapter."""
     kind = type(module)
     found: Difference | None = unknown(module)
     if kind in PARTS:

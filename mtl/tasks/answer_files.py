@@ -213,11 +213,7 @@ def pass_over(file: BinaryIO, given: Iterator[TextRow], path: Path) -> int:
 
 
 def read_made(path: Path) -> dict[str, Any]:
-    """How an output was made.
-
-    Raises:
-        InputError: nobody knows.
-    """
+    """How an output was made; an InputError if nobody knows."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, RecursionError, ValueError, TypeError):

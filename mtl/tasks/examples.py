@@ -90,11 +90,7 @@ class Split:
         return found.rows
 
     def check_rows(self, rows: Sequence[Sequence[int]]) -> None:
-        """That each text's row has a token.
-
-        Raises:
-            RecipeError: one has none; it says which.
-        """
+        """Raise a RecipeError that names the first text without a token."""
         if not all(rows):
             number = next(i for i, row in enumerate(rows, 1) if not row)
             raise RecipeError(f"text {number} of {self.name} has no tokens; expected one or more")

@@ -19,11 +19,8 @@ def unexpected(name: str, value: Any, expected: str, verb: str = "is") -> Recipe
 
 
 def settle(settings: Any) -> None:
-    """Give each field of a frozen data class the type that it declares: a list becomes a tuple, a path a string.
-
-    Raises:
-        RecipeError: a field is of another type.
-    """
+    """Give each field of a frozen data class the type that it declares, a list as a tuple, a path as a string, or raise
+    a RecipeError."""
     for name, hint in get_type_hints(type(settings)).items():
         object.__setattr__(settings, name, settled(name, getattr(settings, name), hint))
 

@@ -517,11 +517,7 @@ def with_heads(
     precision: Precision = "fp32",
     int8_least_cosine: float = LEAST_COSINE,
 ) -> SentenceEncoder | MultiTaskModel:
-    """A pretrained model in eval mode, with its heads where it has any.
-
-    Raises:
-        ConfigError, WeightsError, InputError: as ``from_pretrained``.
-    """
+    """A pretrained model in eval mode, with its heads where it has any; it raises what ``from_pretrained`` does."""
     place = usable(device)
     chosen = effective(precision, place, int8_least_cosine)
     checkpoint = load.load(folder := fetch(str(name)))

@@ -191,11 +191,7 @@ class TaskSpec:
 
 
 def checked_tasks(tasks: Any) -> list[TaskSpec]:
-    """The tasks of a model, each with a name of its own.
-
-    Raises:
-        RecipeError: something among them is no task, or two have one name.
-    """
+    """The tasks of a model; a RecipeError if something among them is no task, or two have one name."""
     listed = [*tasks] if isinstance(tasks, Iterable) and not isinstance(tasks, str) else [tasks]
     if wrong := [task for task in listed if not isinstance(task, TaskSpec)]:
         raise RecipeError(f"tasks hold {shown(wrong[0])}; expected a list of TaskSpec", "tasks")

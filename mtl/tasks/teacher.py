@@ -63,11 +63,7 @@ def teacher_scores(task: TaskSpec, split: str, texts: Sequence[str], folder: Pat
 
 
 def checked(found: Tensor, shape: tuple[int, int], where: str, noun: str, expected: str) -> Tensor:
-    """What a teacher gives, in float32.
-
-    Raises:
-        RecipeError: it has another shape, or is not finite.
-    """
+    """What a teacher gives, in float32; a RecipeError if it has another shape, or is not finite."""
     if found.shape != shape:
         raise RecipeError(f"{where} has {noun}s {tuple(found.shape)}; expected {shape}: {expected}")
     if not found.isfinite().all():

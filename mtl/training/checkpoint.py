@@ -123,11 +123,7 @@ def save(folder: Path, state: State, frozen: Set[str] = frozenset()) -> Path:
 def save_best(
     folder: Path, epoch: int, value: float, step: int, tensors: Mapping[str, Tensor], frozen: Set[str] = frozenset()
 ) -> Best:
-    """Write the weights of the best epoch so far, which ended with a step; the checkpoint of that step names them.
-
-    Raises:
-        CheckpointError: they cannot be written.
-    """
+    """Write the weights of the best epoch so far, which ended with a step; the checkpoint of that step names them."""
     trained, still = split(tensors, frozen)
     path, file = folder / f"best-{step:08d}.safetensors", write_frozen(folder, still)
     with atomic_write(path, CheckpointError) as partial:
@@ -141,11 +137,7 @@ def is_whole(path: Path) -> bool:
 
 
 def read_frozen(folder: Path, name: str | None) -> dict[str, Tensor]:
-    """The tensors of a file that is named after its hash.
-
-    Raises:
-        CheckpointError: it is not what was written.
-    """
+    """The tensors of a file that is named after its hash; a CheckpointError if it is not what was written."""
     if name is None:
         return {}
     if not is_whole(folder / name):
@@ -177,11 +169,7 @@ def read_best(folder: Path, best: Best) -> dict[str, Tensor] | None:
 
 
 def read(path: Path) -> State:
-    """Read one checkpoint.
-
-    Raises:
-        CheckpointError: a file is missing, or is not what was written.
-    """
+    """Read one checkpoint; a CheckpointError if a file is missing, or is not what was written."""
     try:
         fields = json.loads((path / "state.json").read_text(encoding="utf-8"))
         tensors = {}

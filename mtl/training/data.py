@@ -122,11 +122,7 @@ def read_files(task: TaskSpec, split: str, folder: Path) -> Rows:
 
 
 def held_out(task: TaskSpec, rows: Rows, seed: int) -> dict[str, list[int]]:
-    """The rows of train that its task's shares take, by split.
-
-    Raises:
-        RecipeError: a share takes none, or all that there are.
-    """
+    """The rows of train that its task's shares take, by split; a RecipeError if one takes none, or all that there are."""
     found = shares_of(rows.texts, task.handler.strata(rows.targets), task.shares, seed)
     left = len(rows.texts) - sum(map(len, found.values()))
     for name, part in found.items():
@@ -138,11 +134,7 @@ def held_out(task: TaskSpec, rows: Rows, seed: int) -> dict[str, list[int]]:
 
 
 def splits_of(task: TaskSpec, splits: Sequence[str], folder: Path, seed: int = 0) -> dict[str, Rows]:
-    """The rows of splits of a task: of their files, or shares of train's, of which train has what is left.
-
-    Raises:
-        InputError, RecipeError, WeightsError: as ``read_files``; or a share has no rows.
-    """
+    """The rows of splits of a task: of their files, or shares of train's, of which train has what is left."""
     shared = {"train", *task.shares} & {*splits} if task.shares else set()
     found = {split: read_files(task, split, folder) for split in splits if split not in shared}
     if shared:
@@ -210,11 +202,7 @@ def told_apart(tasks: Mapping[str, TaskSpec], data: Mapping[str, Examples]) -> d
 
 
 def check_company(data: Mapping[str, Examples], schedule: Schedule, steps: int) -> None:
-    """That no window holds one pair alone, which has nothing to be told apart from.
-
-    Raises:
-        TrainingError: one of so many steps' does.
-    """
+    """Raise a TrainingError if a window of these steps holds one pair alone, which has nothing to be told apart from."""
     # The last micro-batch of a pass is the smallest; where it has more than one row, all windows have
     pairs = {name for name in schedule.apart if data[name].width == 2 and schedule.rows(name, -1) == 1}
     for step in range(steps if pairs else 0):

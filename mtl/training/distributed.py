@@ -70,11 +70,8 @@ class Processes:
         return made[0]
 
     def heard(self, value: T) -> list[T]:
-        """Each process's value, in their order; plain values only.
-
-        Raises:
-            TrainingError: a process stopped, or said nothing for ``PATIENCE``.
-        """
+        """Each process's value, in their order; plain values only. A process that stopped, or said nothing for
+        ``PATIENCE``, is a TrainingError."""
         if self.words is None:
             return [value]
         said = json.dumps(value).encode()

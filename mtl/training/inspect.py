@@ -365,11 +365,7 @@ def alike(names: Sequence[str]) -> list[list[str]]:
 
 
 def plot(report: Report, path: Path) -> None:
-    """Write a picture with two panels for each task: how long its texts are, and how often its labels are there.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
+    """Write a picture with two panels for each task: how long its texts are, and how often its labels are there."""
     with drawing(path, 2 * len(report.splits), (11 * len(report.splits), 4)) as panels:
         for i, (name, splits) in enumerate(report.splits.items()):
             draw_lengths(panels[2 * i], name, splits, report.limit)

@@ -69,11 +69,7 @@ def measure(
 
 
 def own_values(task: TaskSpec, outputs: Tensor, examples: Examples) -> dict[str, float]:
-    """The registered metrics of a task.
-
-    Raises:
-        TrainingError: one gives no finite number.
-    """
+    """The registered metrics of a task; one that gives no finite number is a TrainingError."""
     found = {}
     for name, own in own_metrics(task.kind).items():
         value = own.function(*task.handler.labelled_examples(outputs, examples))
@@ -105,11 +101,7 @@ def confusions(
 
 
 def check_metric(best: str, tasks: Mapping[str, TaskSpec]) -> None:
-    """That "mean" or ``task.metric`` names a metric of these tasks.
-
-    Raises:
-        TrainingError: it does not.
-    """
+    """Raise a TrainingError if neither "mean" nor ``task.metric`` of these tasks is named."""
     known = [f"{name}.{metric}" for name, task in tasks.items() for metric in task.metrics]
     if best != "mean" and best not in known:
         raise TrainingError(f"best is {best!r}; expected mean{''.join(f', {name}' for name in known)} (of dev data)")

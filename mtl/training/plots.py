@@ -44,11 +44,7 @@ def some(examples: Examples) -> Examples:
 
 
 def plot_vectors(model: MultiTaskModel, data: Mapping[str, Examples], path: Path, threads: int | None = None) -> bool:
-    """Write a picture with a panel for each task that has one; gives whether there is any.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
+    """Write a picture with a panel for each task that has one; gives whether there is any."""
     chosen = {name: some(examples) for name, examples in data.items() if model.tasks[name].handler.has_picture}
     if not chosen:
         return False

@@ -149,11 +149,7 @@ class Recipe:
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe's file: a path, or the name of one that comes with the package.
-
-    Raises:
-        RecipeError: there is none.
-    """
+    """A recipe's file: a path, or the name of one that comes with the package; a RecipeError if there is none."""
     bundled = BUNDLED / f"{name}.toml"
     if bundled.is_file():
         return bundled
@@ -172,11 +168,7 @@ def as_recipe(recipe: Recipe | str | Path) -> tuple[Recipe, str]:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe.
-
-    Raises:
-        RecipeError: it cannot be read, or says something that makes no sense; it names file and line.
-    """
+    """Read and check a recipe; a RecipeError names file and line of what makes no sense."""
     try:
         source = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte-order mark
         content = tomllib.loads(source)

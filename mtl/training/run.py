@@ -68,11 +68,7 @@ class Plan:
 
 
 def prepare(recipe: Recipe, model: MultiTaskModel, data: Data) -> Plan:
-    """A plan; nothing of the model or the data is changed.
-
-    Raises:
-        TrainingError: the recipe does not fit the model or the data.
-    """
+    """A plan; a TrainingError if the recipe does not fit the model or the data, of which nothing is changed."""
     training = recipe.training
     check_metric(training.best, {task: model.tasks[task] for task in data["dev"]})
     schedule = Schedule(
@@ -216,11 +212,7 @@ class Run:
         return notes
 
     def take_best(self) -> None:
-        """Go back to the weights of the best epoch; without dev data, those of the last one stay.
-
-        Raises:
-            CheckpointError: they are not what was written.
-        """
+        """Go back to the weights of the best epoch; without dev data, those of the last one stay."""
         tensors = checkpoint.read_best(self.checkpoints, self.best) if self.best else None
         if tensors:
             self.load_tensors(tensors)

@@ -133,11 +133,7 @@ def settled() -> Iterator[None]:
 
 
 def chosen_folder(given: str | Path | None, name: str, resume: bool) -> Path:
-    """The run's folder: as given, or runs/<name>, or where that is to be another one, a free name.
-
-    Raises:
-        CheckpointError: there is a run already, or there is none to go on with.
-    """
+    """The run's folder, checked: as given, or runs/<name>, or where that is to be another one, a free name."""
     folder = Path(given) if given else Path("runs") / name if resume else free_folder(name)
     check_folder(folder, resume)
     return folder
@@ -152,11 +148,7 @@ def restored(run: Run) -> list[str]:
 
 
 def check_alike(run: Run) -> None:
-    """That all processes train the same.
-
-    Raises:
-        TrainingError: they do not; it says what differs.
-    """
+    """Raise a TrainingError that says what differs, if not all processes train the same."""
     first, *others = run.ranks.heard(
         {**run.plan.identity, "limits": run.recipe.training.limits, "step": run.step, "weights": run.fingerprint}
     )
@@ -168,11 +160,7 @@ def check_alike(run: Run) -> None:
 
 
 def check_extras(recipe: Recipe, tensorboard: bool) -> None:
-    """That what was asked for can be done with the packages that are installed.
-
-    Raises:
-        TrainingError: it cannot.
-    """
+    """Raise a TrainingError if a package is missing that is needed for what was asked for."""
     measured = any(task.dev or task.test for task in recipe.tasks)
     if measured and not find_spec("sklearn"):
         raise TrainingError("metrics of dev and test data need scikit-learn; pip install 'mtl[train]'")
@@ -181,11 +169,7 @@ def check_extras(recipe: Recipe, tensorboard: bool) -> None:
 
 
 def check_dev(recipe: Recipe) -> None:
-    """That all tasks that take something from dev data have some.
-
-    Raises:
-        RecipeError: one has none.
-    """
+    """Raise a RecipeError if a task takes something from dev data and has none."""
     for task in recipe.tasks:
         if (option := task.handler.wants_dev) and not task.dev:
             raise RecipeError(f"task {task.name!r}: {option} needs dev data; expected dev = a file", option)
@@ -208,11 +192,7 @@ def free_folder(name: str) -> Path:
 
 
 def check_folder(folder: Path, resume: bool) -> None:
-    """That there is a run to go on with, or that there is none.
-
-    Raises:
-        CheckpointError: it is the other way round.
-    """
+    """Raise a CheckpointError if there is no run to go on with, or one where none should be."""
     if resume and not folder.is_dir():
         raise CheckpointError(f"{folder} holds no run to go on with; train without --resume, or say --output")
     if not resume and folder.exists():

@@ -72,11 +72,7 @@ class Trial:
         return f"{task} {metric}".strip()
 
     def metrics(self) -> dict[str, float]:
-        """The main dev metric of each task, and ``compared``.
-
-        Raises:
-            CheckpointError: its results are damaged.
-        """
+        """The main dev metric of each task, and ``compared``; a CheckpointError if the results are damaged."""
         path = self.folder / "results.json"
         best = self.recipe.training.best
         try:
@@ -226,11 +222,7 @@ def check_same(trial: Trial, known: dict[str, Any]) -> None:
 
 
 def plot(outcome: Outcome, path: Path) -> None:
-    """Write a picture with a panel for each metric: every run a point, and each combination's mean and spread.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
+    """Write a picture with a panel for each metric: every run a point, and each combination's mean and spread."""
     metrics = [*next(iter(outcome.values.values()))]
     words = [" ".join(f"{name.rpartition('.')[2]}={value}" for name, value in key) for key in outcome.values]
     height = 1.5 + 0.4 * len(words)

@@ -49,11 +49,7 @@ class Head:
         return dict(named + [(self.pooled, pooling)] * bool(self.pooled))
 
     def pooling(self, fields: Mapping[str, Any]) -> str:
-        """What it reads: "cls" or "mean".
-
-        Raises:
-            ConfigError: config.json says that it is another head than ours.
-        """
+        """What it reads, "cls" or "mean"; a ConfigError if config.json says that it is another head than ours."""
         fixed = {**self.fixed, **({self.pooled: ("cls", "mean")} if self.pooled else {})}
         fixed |= {self.activation: tuple(self.kinds)} if self.activation else {}
         for name, allowed in fixed.items():
@@ -182,11 +178,7 @@ class Family:
             return False
 
     def start(self, fields: Mapping[str, Any]) -> int:
-        """The row of their position table at which a text begins.
-
-        Raises:
-            ConfigError: the table does not reach so far.
-        """
+        """The row of their position table at which a text begins; a ConfigError where the table does not reach so far."""
         first = self.first_position({**self.defaults, **fields})
         rows = fields.get("max_position_embeddings", self.defaults.get("max_position_embeddings", 512))
         if type(first) is not int or first < 0 or (type(rows) is int and first >= rows):
@@ -195,11 +187,7 @@ class Family:
         return first
 
     def types(self, fields: Mapping[str, Any]) -> int:
-        """The rows of their table of token types.
-
-        Raises:
-            ConfigError: no positive number.
-        """
+        """The number of rows of their table of token types; a ConfigError where it cannot be one."""
         rows = fields.get("type_vocab_size", self.defaults.get("type_vocab_size", 2))
         least = int(POSITIONS in self.tensors and self.defaults.get("type_vocab_size") != 0)
         if type(rows) is not int or not least <= rows <= LARGEST:

@@ -78,11 +78,8 @@ class ClassKind(Kind):
         return {label: [i] for i, label in enumerate(self.labels)}
 
     def weights_of(self, given: str | Mapping[str, float] | None) -> Tensor | None:
-        """The weight of each output, (outputs,) float64; None where all have the same, or it is not known yet.
-
-        Raises:
-            RecipeError: one is of a label that the task has not.
-        """
+        """The weight of each output, (outputs,) float64; None where all have the same, or it is not known yet. A label
+        that the task has not is a RecipeError."""
         if not isinstance(given, Mapping) or not self.weighed:
             return None
         if unknown := [name for name in given if name not in self.weighed]:

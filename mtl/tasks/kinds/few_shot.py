@@ -127,11 +127,7 @@ class FewShot(CosineKind, HeadKind):
         return not self.labels or self.options.several is None
 
     def complete(self, targets: Sequence[tuple[Any, ...]]) -> TaskSpec:
-        """The task with the labels of its training data, and whether rows have several.
-
-        Raises:
-            RecipeError: they have fewer than two.
-        """
+        """The task with the labels of its training data, two or more, and whether rows have several."""
         labels = self.labels or tuple(ordered({label for own in targets for label in own}))
         if len(labels) < 2:
             given = f"task {self.task.name!r}: the labels of its training data are {shown(list(labels))}"
@@ -172,11 +168,8 @@ class FewShot(CosineKind, HeadKind):
         return FewExamples([rows[i] for i in both.flatten().tolist()], scores[:, None], 2, rows, labels)
 
     def class_targets(self, targets: Sequence[tuple[int, ...]], split: Split) -> Tensor:
-        """The targets of what it becomes.
-
-        Raises:
-            RecipeError: a row has not exactly one label, where all of the training data have one.
-        """
+        """The targets of what it becomes; a RecipeError if a row has not exactly one label, where all of the training
+        data have one."""
         if self.options.several:
             flags = [[i in own for i in range(len(self.labels))] for own in targets]
             return torch.tensor(flags, dtype=torch.float32)

@@ -27,11 +27,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def finite_number(value: Any) -> float:
-    """A number that float32 can hold.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A number that float32 can hold; anything else is a ValueError."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -90,11 +90,8 @@ class Similarity(CosineKind):
         return levels([number for (number,) in targets])
 
     def stacked(self, targets: Sequence[list[float]]) -> Tensor:
-        """Scores as shares of the task's range, or of their own where none is given: (rows, 1).
-
-        Raises:
-            RecipeError: all scores are equal, and no range is given.
-        """
+        """Scores as shares of the task's range, or of their own where none is given, (rows, 1); if then all are equal,
+        a RecipeError."""
         scores = torch.tensor(targets, dtype=torch.float32)
         low, high = self.options.score_range or (float(scores.min()), float(scores.max()))
         if not max(abs(low), abs(high)) / 1000 < high - low <= LARGEST:  # too few digits, or none

@@ -200,11 +200,8 @@ class Tokens(ClassKind):
         return not self.tags
 
     def complete(self, targets: Sequence[Marked]) -> TaskSpec:
-        """The task with the labels of its training data.
-
-        Raises:
-            RecipeError: the data have none, or some of their tags have B- or I- before them and others not.
-        """
+        """The task with the labels of its training data; a RecipeError if they have none, or B- or I- before some tags
+        alone."""
         labels = {label for marked in targets for *_, label in marked.spans}
         tags = {tag for marked in targets for tag in marked.tags}
         plain, prefixed = ({tag for tag in tags if bool(parted(tag)[0]) is known} for known in (False, True))
@@ -396,11 +393,7 @@ class Tokens(ClassKind):
 
 
 def whole(text: str, field: str) -> str:
-    """The text, if it is Unicode.
-
-    Raises:
-        ValueError: it holds half of a surrogate pair, so that no one can say which characters a span has.
-    """
+    """The text; a ValueError if it holds half of a surrogate pair: no one can say which characters a span has."""
     if not is_unicode(text):
         raise ValueError(f"{field} holds half of a surrogate pair: {shown(text)}; expected Unicode")
     return text
