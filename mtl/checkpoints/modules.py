@@ -200,7 +200,7 @@ def load_layer_norm(folder: Path, part: str, width: int) -> LayerNorm:
 
 
 def load_after(folder: Path, modules: Sequence[tuple[str, str]], width: int) -> tuple[After, ...]:
-    """What follows the pooling, which gives ``width`` values; a Dropout, which does nothing in inference, is left out."""
+    """What follows the pooling, which gives ``width`` values; a Dropout does nothing in inference, and is left out."""
     after: list[After] = []
     for kind, place in modules:
         source = inside(folder, place, "config.json")

@@ -109,7 +109,7 @@ def written(*names: str) -> list[str]:
 
 
 def only_with(what: str, there: object, *names: str) -> None:
-    """Raise a UsageError if options that nothing else reads ask for something where what reads them is not ``there``."""
+    """Raise a UsageError if options ask for something where what alone reads them is not ``there``."""
     context = click.get_current_context()
     asked = [each.name for each in context.command.params
              if each.name in names and context.params.get(each.name) != each.get_default(context)]  # fmt: skip

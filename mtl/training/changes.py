@@ -23,7 +23,7 @@ BARE = re.compile(r"[^\s\"'\[\]{}=,]+")  # a word that needs no quotes on a comm
 
 
 def read_values(text: str) -> tuple[str, list[Any]]:
-    """The name of a setting and the values that stand behind it, as in ``training.seed=1,2``: of TOML, or bare words."""
+    """The name of a setting and the values behind it, as in ``training.seed=1,2``: of TOML, or bare words."""
     name, equals, given = (part.strip() for part in text.partition("="))
     if not equals or not name or not given:
         raise RecipeError(f"--set {shown(text)}: expected name=value, as training.learning_rate=1e-5")

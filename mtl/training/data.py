@@ -122,7 +122,7 @@ def read_files(task: TaskSpec, split: str, folder: Path) -> Rows:
 
 
 def held_out(task: TaskSpec, rows: Rows, seed: int) -> dict[str, list[int]]:
-    """The rows of train that its task's shares take, by split; a RecipeError if one takes none, or all that there are."""
+    """The rows that a task's shares take of train, by split; a RecipeError if one takes none, or all that there are."""
     found = shares_of(rows.texts, task.handler.strata(rows.targets), task.shares, seed)
     left = len(rows.texts) - sum(map(len, found.values()))
     for name, part in found.items():
@@ -202,7 +202,7 @@ def told_apart(tasks: Mapping[str, TaskSpec], data: Mapping[str, Examples]) -> d
 
 
 def check_company(data: Mapping[str, Examples], schedule: Schedule, steps: int) -> None:
-    """Raise a TrainingError if a window of these steps holds one pair alone, which has nothing to be told apart from."""
+    """Raise a TrainingError if a window of these steps holds one pair alone, which has no negatives."""
     # The last micro-batch of a pass is the smallest; where it has more than one row, all windows have
     pairs = {name for name in schedule.apart if data[name].width == 2 and schedule.rows(name, -1) == 1}
     for step in range(steps if pairs else 0):

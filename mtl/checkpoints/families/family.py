@@ -178,7 +178,7 @@ class Family:
             return False
 
     def start(self, fields: Mapping[str, Any]) -> int:
-        """The row of their position table at which a text begins; a ConfigError where the table does not reach so far."""
+        """The row of their position table at which a text begins; a ConfigError where the table ends before it."""
         first = self.first_position({**self.defaults, **fields})
         rows = fields.get("max_position_embeddings", self.defaults.get("max_position_embeddings", 512))
         if type(first) is not int or first < 0 or (type(rows) is int and first >= rows):
