@@ -18,21 +18,21 @@ def unexpected(name: str, value: Any, expected: str, verb: str = "is") -> Recipe
     return RecipeError(f"{name} {verb} {given}; expected {expected}", name)
 
 
-def settle(settings: Any) -> None:
+def coerce(settings: Any) -> None:
     """Give each field of a frozen data class the type that it declares, a list as a tuple, a path as a string, or raise
     a RecipeError."""
     for name, hint in get_type_hints(type(settings)).items():
-        object.__setattr__(settings, name, settled(name, getattr(settings, name), hint))
+        object.__setattr__(settings, name, coerced(name, getattr(settings, name), hint))
 
 
-def settled(name: str, value: Any, hint: Any) -> Any:
+def coerced(name: str, value: Any, hint: Any) -> Any:
     """One field's value as the type that it is declared as."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     listed = next((part for part in parts if get_origin(part) is tuple), None)
     if listed and (len(parts) == 1 or isinstance(value, (list, tuple))):
         kind = get_args(listed)[0]
         try:
-            return tuple(settled(name, item, kind) for item in (value if isinstance(value, (list, tuple)) else [value]))
+            return tuple(coerced(name, item, kind) for item in (value if isinstance(value, (list, tuple)) else [value]))
         except RecipeError:
             raise unexpected(name, value, f"a list of {PLURAL[kind]}") from None
     allowed = [part for part in parts if part in PLAIN]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from mtl.errors import RecipeError, shown
-from mtl.tasks.fields import settle, unexpected
+from mtl.tasks.fields import coerce, unexpected
 from mtl.tasks.kinds import KINDS
 from mtl.tasks.kinds.base import Kind
 from mtl.tasks.registry import own_loss, own_metrics
@@ -91,7 +91,7 @@ class TaskSpec:
     options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        settle(self)
+        coerce(self)
         if isinstance(self.freeze, dict):  # TOML's keys are strings, Python's may be numbers
             object.__setattr__(self, "freeze", {str(first): value for first, value in self.freeze.items()})
         if not re.fullmatch(r"[A-Za-z][\w-]*", self.name) or self.name in TAKEN:

@@ -26,8 +26,6 @@ from mtl.checkpoints.files import read_tensors
 from mtl.checkpoints.save import sha256_of_tensors, write_json, write_tensors
 from mtl.disk import atomic_write, remove, sweep, sync
 from mtl.errors import CheckpointError, WeightsError, one_line
-from mtl.errors import differences as differences
-from mtl.errors import differing as differing
 
 KEPT = 2
 ADVICE = "put back a copy of it, or delete it to choose among the epochs from here on"

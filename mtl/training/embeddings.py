@@ -130,13 +130,6 @@ class Searched:
         return ranking_metrics(self.rankings, self.relevant)
 
 
-def retrieval(
-    model: SentenceEncoder, folder: Path, split: str = "test", **options: Unpack[EncodeOptions]
-) -> dict[str, float]:
-    """How well a model finds what is relevant: the metrics of ``searched``."""
-    return searched(model, folder, split, **options).metrics
-
-
 def searched(model: SentenceEncoder, folder: Path, split: str = "test", **options: Unpack[EncodeOptions]) -> Searched:
     """What a model finds, by exact search in a folder of BEIR's layout.
 

@@ -75,7 +75,7 @@ def finish_epoch(run: Run, log: Log, epoch: int, threads: int | None) -> None:
     run.model.fit_heads(run.data["train"], threads)
     tasks, dev = run.model.tasks, run.data["dev"]
     tasks, logits = fitted_on_dev(tasks, all_logits(run.model, dev, threads, run.ranks), dev)
-    metrics = run.ranks.told(lambda: measure(tasks, logits, dev))
+    metrics = run.ranks.broadcast(lambda: measure(tasks, logits, dev))
     log.epoch(run.step, epoch, metrics)
     value = chosen_metric(run.recipe.training.best, tasks, metrics) if metrics else None
     if value is not None and (run.best is None or value > run.best.value):

@@ -33,7 +33,7 @@ def task_logits(
     whole = outputs.split(lengths)
     for i, found in zip(own, part.split([lengths[i] for i in own or [0]]), strict=False):
         whole[i].copy_(found)
-    ranks.add(outputs)
+    ranks.all_reduce(outputs)
     return outputs.unflatten(0, (-1, examples.width)) if examples.width > 1 else outputs
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from mtl.errors import RecipeError, one_line, shown
-from mtl.tasks.fields import one_of, settle
+from mtl.tasks.fields import coerce, one_of
 from mtl.tasks.spec import TaskSpec, checked_tasks
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Training:
     save_steps: int = limit(0)
 
     def __post_init__(self) -> None:
-        settle(self)
+        coerce(self)
         ranges: dict[str, tuple[float, float]] = {
             "epochs": (1, 1e6), "batch_size": (1, 1e6), "accumulate": (1, 1e6), "learning_rate": (0, 1),
             "head_learning_rate": (0, 1), "weight_decay": (0, 10), "warmup": (0, 1), "layer_decay": (0, 1),
@@ -127,7 +127,7 @@ class Recipe:
     layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        settle(self)
+        coerce(self)
         if not isinstance(self.training, Training):
             raise RecipeError(f"training is {shown(self.training)}; expected a Training", "training")
         if not isinstance(self.tasks, Sequence):

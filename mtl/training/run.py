@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl.encode.precision import effective
-from mtl.errors import CheckpointError
+from mtl.errors import CheckpointError, differences
 from mtl.kernels.linear import release
 from mtl.kernels.threads import computing_with
 from mtl.kernels.training import Faster
@@ -128,7 +128,7 @@ class Run:
     # Checkpoints
 
     def save(self) -> None:
-        self.ranks.told(self.write)
+        self.ranks.broadcast(self.write)
 
     def write(self) -> None:
         """A checkpoint."""
@@ -148,7 +148,7 @@ class Run:
             best = checkpoint.save_best(self.checkpoints, epoch, value, self.step, tensors, frozen)
             return dataclasses.asdict(best)
 
-        self.best = checkpoint.Best(**self.ranks.told(write))
+        self.best = checkpoint.Best(**self.ranks.broadcast(write))
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights, those of the losses included."""
@@ -188,12 +188,11 @@ class Run:
             CheckpointError: there is none, or it is of another run; it says what differs.
         """
         state, notes = checkpoint.latest(self.checkpoints)
-        differing = checkpoint.differences(state.run, self.plan.identity)
-        if differing:
+        if found := differences(state.run, self.plan.identity):
             advice = "start one in another folder"
-            if [line.split()[0] for line in differing] == ["training.epochs"]:  # the rates follow from the epochs
+            if [line.split()[0] for line in found] == ["training.epochs"]:  # the rates follow from the epochs
                 advice += f', with model = "{self.folder}" to start from its weights'
-            raise CheckpointError(f"{self.folder} is another run: {'; '.join(differing)}; {advice}")
+            raise CheckpointError(f"{self.folder} is another run: {'; '.join(found)}; {advice}")
         self.step, self.best = state.step, state.best
         if self.best and checkpoint.read_best(self.checkpoints, self.best) is None:
             gone = f"{self.checkpoints / self.best.file}, the weights of epoch {self.best.epoch}, the best so far"

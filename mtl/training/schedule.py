@@ -45,7 +45,7 @@ def permutation(size: int, *seeds: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(one_seed(*seeds)), device="cpu")
 
 
-def shares(sizes: Mapping[str, int], sampling: str, temperature: float) -> dict[str, int]:
+def batches_per_task(sizes: Mapping[str, int], sampling: str, temperature: float) -> dict[str, int]:
     """How many micro-batches each task gets per epoch, as many in all as the tasks have.
 
     ``sizes`` are the tasks' own micro-batches. Each gets at least one; the largest remainders are rounded up.
@@ -101,7 +101,7 @@ class Batches:
         around = range(batch - self.near + 1, batch + self.near)
         return any(self.held[text][near] > 0 for text in self.texts[row] for near in around)
 
-    def settle(self, place: int) -> bool:
+    def resolve(self, place: int) -> bool:
         """Exchange a place's row for another, if it clashes there; gives whether it was done.
 
         A text whose row went round all micro-batches in vain has more rows than there is room for: it is not offered
@@ -151,7 +151,7 @@ def kept_apart(order: Sequence[int], texts: Sequence[Sequence[int]], batch_size:
     batches = Batches(order, texts, batch_size, near)
     for _ in range(SWEEPS):
         batches.hopeless.clear()
-        if not any([batches.settle(place) for place in range(len(order))]):
+        if not any([batches.resolve(place) for place in range(len(order))]):
             break
     return batches.order
 
@@ -180,7 +180,7 @@ class Schedule:
     @cached_property
     def counts(self) -> dict[str, int]:
         """Micro-batches of each task in one epoch."""
-        return shares(self.passes, self.sampling, self.temperature)
+        return batches_per_task(self.passes, self.sampling, self.temperature)
 
     @property
     def steps_per_epoch(self) -> int:

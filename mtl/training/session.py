@@ -14,7 +14,7 @@ import torch
 from mtl.checkpoints.card import write_results
 from mtl.disk import lock, sweep, writing
 from mtl.encode.engine import on_the_cpu, usable
-from mtl.errors import CheckpointError, InputError, RecipeError, TrainingError, TrainingStopped, shown
+from mtl.errors import CheckpointError, InputError, RecipeError, TrainingError, TrainingStopped, differing, shown
 from mtl.kernels.cores import default_threads
 from mtl.kernels.defaults import by_default
 from mtl.kernels.threads import computing_with
@@ -77,11 +77,11 @@ def train(
         if hook is not None and not callable(hook):
             raise InputError(f"{name} is {shown(hook)}; expected a function of the model and a record")
     place, threads = usable(own_device(device)), threads or own_threads() or default_threads()
-    with settled(), joined(place) as ranks, closing((report or Notes()) if ranks.leads else Reporter()) as told:
+    with torch_defaults(), joined(place) as ranks, closing((report or Notes()) if ranks.leads else Reporter()) as told:
         read, name = as_recipe(recipe)
         resume = resume or ranks.begun is not None
-        folder = Path(ranks.told(lambda: str(chosen_folder(folder or ranks.begun, name, resume))))
-        changes = {**(ranks.told(lambda: kept(folder).get("set", {})) if resume else {}), **(changes or {})}
+        folder = Path(ranks.broadcast(lambda: str(chosen_folder(folder or ranks.begun, name, resume))))
+        changes = {**(ranks.broadcast(lambda: kept(folder).get("set", {})) if resume else {}), **(changes or {})}
         read = given = changed(read, changes)
         check_extras(read, tensorboard)
         check_dev(read)
@@ -90,7 +90,9 @@ def train(
         data, cuts = load_data(read, model.embedder)
         run = Run(prepare(read, model, data), folder, ranks)
         with claimed(folder, resume, ranks), computing_with(1):  # but for what gets ``threads``
-            begun = resume and ranks.told(lambda: checkpoint.begun(run.checkpoints))  # not, if it never made a step
+            begun = resume and ranks.broadcast(
+                lambda: checkpoint.begun(run.checkpoints)
+            )  # not, if it never made a step
             notes = set_in_words(changes) + found + cuts + unmeasured(read) + (restored(run) if begun else [])
             check_alike(run)
             if ranks.leads:
@@ -118,7 +120,7 @@ def set_in_words(changes: Mapping[str, Any]) -> list[str]:
 
 
 @contextmanager
-def settled() -> Iterator[None]:
+def torch_defaults() -> Iterator[None]:
     """Within it, this thread's autocast, default device and modes of autograd are torch's own defaults, and so is what
     the process says of how a CPU computes."""
     with ExitStack() as held:
@@ -141,7 +143,7 @@ def chosen_folder(given: str | Path | None, name: str, resume: bool) -> Path:
 
 def restored(run: Run) -> list[str]:
     """Go back to the newest checkpoint, in all processes; see ``Run.restore``."""
-    notes = run.ranks.told(run.restore)  # it may set a damaged one aside, before the others look
+    notes = run.ranks.broadcast(run.restore)  # it may set a damaged one aside, before the others look
     if not run.ranks.leads:
         run.restore()
     return notes
@@ -149,12 +151,12 @@ def restored(run: Run) -> list[str]:
 
 def check_alike(run: Run) -> None:
     """Raise a TrainingError that says what differs, if not all processes train the same."""
-    first, *others = run.ranks.heard(
+    first, *others = run.ranks.all_gather(
         {**run.plan.identity, "limits": run.recipe.training.limits, "step": run.step, "weights": run.fingerprint}
     )
     for rank, other in enumerate(others, 1):
         found = [f"{key} is {a!r} in process 0 and {b!r} in process {rank}"
-                 for key, a, b in checkpoint.differing(first, other)]  # fmt: skip
+                 for key, a, b in differing(first, other)]  # fmt: skip
         if found:
             raise TrainingError(f"{'; '.join(found)}; start all processes with the same recipe, data and weights")
 
@@ -217,7 +219,7 @@ def claimed(folder: Path, resume: bool, ranks: Processes) -> Iterator[None]:
             sweep(folder)
             check_folder(folder, resume)  # another run may have been quicker
             ranks.begin(folder)
-        ranks.told(lambda: None)  # now it is there
+        ranks.broadcast(lambda: None)  # now it is there
         if not folder.is_dir():
             raise CheckpointError(f"process {ranks.rank} does not see {folder}, which process 0 made; "
                                   "expected a folder that all machines share")  # fmt: skip

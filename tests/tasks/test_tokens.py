@@ -21,7 +21,8 @@ from mtl.cli import cli
 from mtl.encode.tokenizer import Tokenizer
 from mtl.errors import RecipeError, TrainingStopped
 from mtl.model.losses import NO_LABEL
-from mtl.tasks.spans import agreement, bio, in_units, names, runs, tagged, windows
+from mtl.tasks.spans import Span, bio, in_units, names, overall, runs, tagged, tallied, windows
+from mtl.tasks.tally import by_label
 from mtl.training import loop
 from mtl.training.data import completed, load_data
 from mtl.training.evaluate import bootstrap
@@ -64,6 +65,11 @@ def random_tags(source: random.Random, prefixes: str) -> list[str]:
     return source.choices(tags, k=source.randint(1, 12))
 
 
+def agreement(given: list[list[Span]], found: list[list[Span]], labels: tuple[str, ...]) -> dict[str, float]:
+    counts = tallied(given, found, labels).sums()
+    return {**overall(counts), **by_label(labels, counts)}
+
+
 @pytest.mark.parametrize("prefixes", ["BI", "BIES"])
 def test_spans_and_scores_are_those_of_seqeval(prefixes: str) -> None:
     """1,000 random pairs of sequences, most of them against the scheme: conlleval's rules say what each means."""
@@ -76,7 +82,7 @@ def test_spans_and_scores_are_those_of_seqeval(prefixes: str) -> None:
         given = [(other * 12)[: len(one)] for one, other in pairs]
         for tags in (*truth, *given):
             assert runs(tags) == [(start, last + 1, label) for label, start, last in entities(tags)]
-        found = agreement([runs(tags) for tags in truth], [runs(tags) for tags in given], ["x", "y", "long-label"])
+        found = agreement([runs(tags) for tags in truth], [runs(tags) for tags in given], ("x", "y", "long-label"))
         report = metrics.classification_report(truth, given, output_dict=True, zero_division=0)
         for name in ("precision", "recall"):
             assert found[name] == pytest.approx(report["micro avg"][name])
