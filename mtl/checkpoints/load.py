@@ -303,11 +303,8 @@ def head_labels(fields: Mapping[str, Any], outputs: int, source: Path) -> tuple[
 
 
 def length_limit(sentence: Mapping[str, Any], options: Mapping[str, Any], positions: int, source: Path) -> int:
-    """Tokens per text: sentence-transformers' limit, or the tokenizer's, and never more than there are positions.
-
-    Raises:
-        ConfigError: it is no positive number (transformers writes 1e30 for no limit).
-    """
+    """Tokens per text: sentence-transformers' limit, or the tokenizer's, and never more than there are positions; a
+    ConfigError if it is no positive number (transformers writes 1e30 for no limit)."""
     for fields, name in ((sentence, "max_seq_length"), (options, "model_max_length"), (options, "max_len")):
         limit = fields.get(name)
         if limit is not None:

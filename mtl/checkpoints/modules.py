@@ -184,11 +184,7 @@ def load_dense(folder: Path, part: str, width: int) -> Dense:
 
 
 def load_layer_norm(folder: Path, part: str, width: int) -> LayerNorm:
-    """One LayerNorm module: config.json and model.safetensors, ``norm.weight`` and ``norm.bias``.
-
-    Raises:
-        ConfigError, WeightsError: its files are damaged, or it takes other than ``width`` values.
-    """
+    """One LayerNorm module of ``width`` values: config.json, and ``norm.weight`` and ``norm.bias`` as safetensors."""
     source = inside(folder, part, "config.json")
     fields = LAYER_NORM.read(source)
     if positive(fields, "dimension", source) != width:

@@ -42,11 +42,8 @@ def check_place(precision: str, device: torch.device) -> None:
 
 
 def effective(precision: str, device: torch.device, int8_least_cosine: float = LEAST_COSINE) -> Precision:
-    """The format that is meant, with "auto" decided.
-
-    Raises:
-        InputError: it is unknown, or the device has not got it; or the least cosine of int8 is none.
-    """
+    """The format that is meant, with "auto" decided; an InputError if it is unknown, or the device has not got it, or
+    the least cosine of int8 is none."""
     if not isinstance(int8_least_cosine, (int, float)) or not -1 <= int8_least_cosine <= 1:
         raise InputError(f"int8_least_cosine is {shown(int8_least_cosine)}; expected a cosine, -1 to 1")
     if precision not in get_args(Precision):

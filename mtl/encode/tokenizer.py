@@ -88,11 +88,8 @@ class Template:
 
     @classmethod
     def of(cls, tokenizer: tokenizers.Tokenizer, segments: bool) -> Template:
-        """A tokenizer's own; ``segments`` says whether the model is told them.
-
-        Raises:
-            InputError: its pairs are not one text and then the other, in at most two segments.
-        """
+        """A tokenizer's own; ``segments`` says whether the model is told them. An InputError where pairs are not one
+        text and then the other, in at most two segments."""
         found = encodings(tokenizer.encode_batch, [("a", "a")], True)[0]
         parts: list[list[int]] = [[], [], []]
         marks, order = [*map(str, found.sequence_ids)], 0

@@ -232,11 +232,8 @@ class RotaryConfig:
         return self.local_attention // 2 if self.layer_types and self.layer_types[layer] == SLIDING else None
 
     def keeping(self, layers: Sequence[int]) -> RotaryConfig:
-        """The shape with no more than these blocks.
-
-        Raises:
-            ConfigError: another block would be the first, which has no norm of its own.
-        """
+        """The shape with no more than these blocks; a ConfigError if another would be the first, which has no norm of
+        its own."""
         if self.pre_norm and (layers[0] != 0 or 0 in layers[1:]):
             raise ConfigError(f"layers are {list(layers)}; expected to begin with 0: the first has no norm of its own")
         kinds = tuple(self.layer_types[i] for i in layers) if self.layer_types else ()

@@ -70,23 +70,17 @@ class Split:
     seed: int = 0
     cut: str = ""
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text, special tokens and the model's default prompt included."""
-        limit = self.embedder.length_limit(self.max_length)
-        found = self.embedder.tokenizer(texts, "truncate", limit, prompt=self.embedder.default_prompt)
+    def tokenize(self, texts: Sequence[str], pairs: bool = False) -> list[list[int]]:
+        """The token ids of each text, special tokens and the model's default prompt included; or of each pair of
+        neighbours in one row, without a prompt."""
+        limit, tokenizer = self.embedder.length_limit(self.max_length), self.embedder.tokenizer
+        if pairs:
+            found = tokenizer.pairs(list(zip(texts[::2], texts[1::2], strict=True)), "truncate", limit)
+        else:
+            found = tokenizer(texts, "truncate", limit, prompt=self.embedder.default_prompt)
         self.check_rows(found.rows)
         if found.cut_texts:
-            self.cut = cuts_in_words(found.cut_texts, found.cut_tokens, limit)
-        return found.rows
-
-    def tokenize_pairs(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each pair of neighbours, in one row, special tokens included."""
-        limit = self.embedder.length_limit(self.max_length)
-        pairs = list(zip(texts[::2], texts[1::2], strict=True))
-        found = self.embedder.tokenizer.pairs(pairs, "truncate", limit)
-        self.check_rows(found.rows)
-        if found.cut_texts:
-            self.cut = cuts_in_words(found.cut_texts, found.cut_tokens, limit, "pair")
+            self.cut = cuts_in_words(found.cut_texts, found.cut_tokens, limit, "pair" if pairs else "text")
         return found.rows
 
     def check_rows(self, rows: Sequence[Sequence[int]]) -> None:

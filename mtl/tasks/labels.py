@@ -74,11 +74,8 @@ def multi_hot(values: Sequence[Any], labels: Sequence[str]) -> list[float] | Non
 
 
 def label_set(value: Any, labels: Sequence[str]) -> list[float]:
-    """1 for each label that a row has, 0 for the others, from a list of names, "a|b", or a 0 or 1 for each label.
-
-    Raises:
-        ValueError: it is none of these, or two of them with different outcomes.
-    """
+    """1 for each label that a row has, 0 for the others, from a list of names, "a|b", or a 0 or 1 for each label; a
+    ValueError if it is none of these, or two of them with different outcomes."""
     if isinstance(value, list):
         names = value
         found = {"by name": named_set(names, labels), "as a 0 or 1 for each label": multi_hot(value, labels)}

@@ -424,11 +424,7 @@ class MultiTaskModel(nn.Module):
         return {name: task.handler for name, task in tasks.items() if task.handler.level == "token"}
 
     def _check_reads(self, pairs: bool) -> None:
-        """That a task reads pairs, or texts.
-
-        Raises:
-            InputError: none does.
-        """
+        """Raise an InputError if no task reads pairs, or texts."""
         if pairs and not self.pair_heads:
             raise InputError("the model has no task that reads pairs of texts; expected texts, each a string")
         if not pairs and self.only_pairs:

@@ -118,11 +118,7 @@ def computed_scores(name: str, folder: Path, pairs: Sequence[Pair]) -> Tensor:
 
 
 def read_vectors(path: Path) -> Tensor:
-    """The vectors of a .npy file, or of a .safetensors file that has no other tensor.
-
-    Raises:
-        RecipeError, WeightsError: it cannot be read, or holds something else.
-    """
+    """The vectors of a .npy file, or of a .safetensors file that has no other tensor."""
     if path.suffix == ".safetensors":
         tensors = list(read_tensors(path).values())
         if len(tensors) != 1:

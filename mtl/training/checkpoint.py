@@ -144,11 +144,8 @@ def read_frozen(folder: Path, name: str | None) -> dict[str, Tensor]:
 
 
 def read_best(folder: Path, best: Best) -> dict[str, Tensor] | None:
-    """The weights of the best epoch, from their file or the checkpoint of their step; None if the file was deleted.
-
-    Raises:
-        CheckpointError: the file is not what was written.
-    """
+    """The weights of the best epoch, from their file or the checkpoint of their step; None if the file was deleted, and
+    a CheckpointError if it is not what was written."""
     own = folder / best.file
     try:
         for path in (own, folder / own.stem.replace("best-", "step-") / "model.safetensors"):

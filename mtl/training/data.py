@@ -72,11 +72,7 @@ class Read(NamedTuple):
 
 
 def each_row(task: TaskSpec, split: str, folder: Path) -> Iterator[Read]:
-    """The rows of the files that a task names for a split, one at a time, whether or not they are right.
-
-    Raises:
-        InputError, WeightsError: a file cannot be read.
-    """
+    """The rows of the files that a task names for a split, one at a time, whether or not they are right."""
     handler = task.handler
     for path in files_of(getattr(task, split), split, folder):
         is_table = kind_of(path) not in (".jsonl", ".conll")  # where a field may be left blank
@@ -99,12 +95,7 @@ def each_row(task: TaskSpec, split: str, folder: Path) -> Iterator[Read]:
 
 
 def read_files(task: TaskSpec, split: str, folder: Path) -> Rows:
-    """The rows of the files that a task names for a split.
-
-    Raises:
-        InputError, RecipeError, WeightsError: a file cannot be read, there are no rows, or a row is wrong; it names the
-            line.
-    """
+    """The rows of the files that a task names for a split; an error names the file, or the line of a wrong row."""
     found = Rows()
     for row in each_row(task, split, folder):
         if row.wrong:

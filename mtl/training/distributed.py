@@ -159,11 +159,7 @@ ALONE = Processes()
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """The processes that torchrun started, of which this is one; without torchrun, this one alone.
-
-    Raises:
-        TrainingError: they cannot reach each other.
-    """
+    """The processes that torchrun started, of which this is one; without torchrun, this one alone."""
     if not dist.is_torchelastic_launched():
         yield ALONE
         return

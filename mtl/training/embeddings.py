@@ -153,11 +153,7 @@ def searched(model: SentenceEncoder, folder: Path, split: str = "test", **option
 
 
 def reranked(found: Searched, model: MultiTaskModel, depth: int = DEPTH, threads: int | None = None) -> Searched:
-    """The same results, of which each query's first ``depth`` are in the order of a cross-encoder's scores.
-
-    Raises:
-        InputError: the model is no cross-encoder.
-    """
+    """The same results, of which each query's first ``depth`` are in the order of a cross-encoder's scores."""
     task = model.ranker()
     rows = [(query, place) for query, ranking in enumerate(found.rankings) for place in ranking[:depth]]
     scores: list[list[float]] = [[] for _ in found.rankings]

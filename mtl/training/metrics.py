@@ -50,11 +50,8 @@ def measure(
     data: Mapping[str, Examples],
     closely: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Each task's metrics; ``closely`` those of each class, and of the probabilities, too.
-
-    Raises:
-        TrainingError: scikit-learn is not installed, or a task's outputs are not finite.
-    """
+    """Each task's metrics, with ``closely`` those of each class, too, and of the probabilities; a TrainingError without
+    scikit-learn, or for outputs that are not finite."""
     if broken := [name for name, x in logits.items() if not x.isfinite().all()]:
         raise TrainingError(f"task {broken[0]!r}: the model's outputs are not finite; look for damage in its weights")
     handlers = {name: tasks[name].handler for name in logits}

@@ -178,11 +178,7 @@ class NoLog(Log):
 
 @contextmanager
 def drawing(path: Path, panels: int, size: tuple[float, float]) -> Iterator[Any]:
-    """Axes side by side, of a picture of so many inches that is written in the end; its suffix says in which format.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
+    """Axes side by side, of a picture of so many inches that is written in the end; its suffix says in which format."""
     from matplotlib.figure import Figure  # not pyplot, which would choose a window system for the whole process
 
     figure = Figure(figsize=size, layout="constrained")

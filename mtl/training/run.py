@@ -182,11 +182,8 @@ class Run:
             release([tensors[name]])  # the file need not be in memory as a whole
 
     def restore(self) -> list[str]:
-        """Go back to the newest whole checkpoint; gives a line for each that was not whole.
-
-        Raises:
-            CheckpointError: there is none, or it is of another run; it says what differs.
-        """
+        """Go back to the newest whole checkpoint; gives a line for each that was not whole. One of another run is a
+        CheckpointError that says what differs."""
         state, notes = checkpoint.latest(self.checkpoints)
         if found := differences(state.run, self.plan.identity):
             advice = "start one in another folder"

@@ -130,11 +130,8 @@ def folder_name(settings: Mapping[str, Any]) -> str:
 
 
 def plan(recipe: Recipe, changes: Mapping[str, Sequence[Any]], seeds: int, folder: Path) -> list[Trial]:
-    """The runs, each combination's seeds side by side, from the recipe's own seed on.
-
-    Raises:
-        RecipeError: a setting is unknown, a value will not do or is there twice, or seeds are given in two ways.
-    """
+    """The runs, each combination's seeds side by side, from the recipe's own seed on; a RecipeError for a setting that
+    is unknown, or a value that will not do or is there twice."""
     if seeds < 1:
         raise RecipeError(f"seeds are {seeds}; expected 1 or more")
     if SEED in changes and seeds != 1:

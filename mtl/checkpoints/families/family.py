@@ -122,11 +122,8 @@ class Family:
         return f"{self.encoder.WORDS}.weight"
 
     def read_config(self, fields: Mapping[str, Any]) -> Any:
-        """The encoder's shape from config.json's content.
-
-        Raises:
-            ConfigError: a field of another type or size, or one whose value makes a model that is not ours.
-        """
+        """The encoder's shape from config.json's content; a ConfigError for a field of another type or size, or a value
+        that makes a model which is not ours."""
         for name, allowed in self.fixed.items():
             value = fields.get(name)
             if value is not None and value not in allowed:

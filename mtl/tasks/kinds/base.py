@@ -414,7 +414,7 @@ class HeadKind(Kind):
     def examples(self, texts: Sequence[str], targets: Any, split: Split) -> Examples:
         if len(self.task.text_field) == 1:
             return super().examples(texts, targets, split)
-        return Examples(split.tokenize_pairs(texts), targets)
+        return Examples(split.tokenize(texts, pairs=True), targets)
 
     def branch(self, dim: int) -> Branch:
         attention = self.options.pooling == ("attention",)

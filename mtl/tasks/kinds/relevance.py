@@ -106,7 +106,7 @@ class Relevance(HeadKind):
         queries = texts[::width]
         pairs = [text for i, query in enumerate(queries) for other in texts[i * width + 1 : (i + 1) * width]
                  for text in (query, other)]  # fmt: skip
-        return Examples(split.tokenize_pairs(pairs), torch.zeros(len(queries), width - 2), width - 1)
+        return Examples(split.tokenize(pairs, pairs=True), torch.zeros(len(queries), width - 2), width - 1)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         return losses.pairwise(outputs[..., 0]) if self.pairwise else losses.binary_cross_entropy(outputs, targets)
