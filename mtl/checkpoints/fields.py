@@ -47,11 +47,8 @@ class File:
         return fields
 
     def review(self, fields: Mapping[str, Any], source: Path, more: Mapping[str, Any] | None = None) -> None:
-        """Look at every field that is not null; ``more`` are honoured or passed over too (those of a family).
-
-        Raises:
-            ConfigError: one has a value, or one stands there, with which the vectors would be others.
-        """
+        """Raise a ConfigError if a field that is not null could make the vectors others; ``more`` are honoured or
+        passed over too (those of a family)."""
         known = {*self.honoured.split(), *self.inert.split(), *self.only, *(more or ())}
         given = {name: value for name, value in fields.items() if value is not None}
         for name in given.keys() & self.only.keys():

@@ -56,11 +56,7 @@ def module_kind(name: str, source: Path) -> str:
 
 def read_modules(folder: Path) -> list[tuple[str, str]]:
     """The kind and the place of each module; a bare transformer is the only one, as a cross-encoder's is, and has no
-    pooling of its own.
-
-    Raises:
-        ConfigError: a module that is unknown or stands in the wrong place. None is ever passed over.
-    """
+    pooling of its own. None is ever passed over: one that is unknown or stands in the wrong place is a ConfigError."""
     path = inside(folder, "modules.json")
     if not path.exists():
         return [("Transformer", "")]
@@ -162,11 +158,8 @@ def activation(fields: Mapping[str, Any], source: Path) -> str:
 
 
 def load_dense(folder: Path, part: str, width: int) -> Dense:
-    """One Dense module: config.json and model.safetensors, ``linear.weight`` and ``linear.bias``.
-
-    Raises:
-        ConfigError, WeightsError: it is none of ours, its files are damaged, or it takes other than ``width`` values.
-    """
+    """One Dense module, which takes ``width`` values: config.json, and ``linear.weight`` and ``linear.bias`` as
+    safetensors."""
     source = inside(folder, part, "config.json")
     fields = DENSE.read(source)
     name = activation(fields, source)

@@ -29,11 +29,7 @@ VERBATIM = ("PreTrainedTokenizerFast", "TokenizersBackend")  # the class that ta
 
 def read_options(folder: Path, part: str = "", more: Options | None = None) -> dict[str, Any]:
     """What tokenizer_config.json says, and special_tokens_map.json where that does not list its tokens; ``more`` are
-    what sentence-transformers' own file says of the tokenizer.
-
-    Raises:
-        ConfigError, WeightsError: a field of another type, or a damaged file.
-    """
+    what sentence-transformers' own file says of the tokenizer."""
     source = inside(folder, part, "tokenizer_config.json")
     options = read_object(source, optional=True)
     if "added_tokens_decoder" not in options:
@@ -73,11 +69,7 @@ def load_tokenizer(
     folder: Path, part: str, options: Options, name: str = "BertTokenizer"
 ) -> tuple[Tokenizer, Literal["left", "right"]]:
     """The tokenizer in a model's folder, or in the part of it that holds the transformer, and at which side it cuts
-    texts; ``name`` is its class.
-
-    Raises:
-        ConfigError, WeightsError: there is none, or its files are damaged.
-    """
+    texts; ``name`` is its class. A ConfigError or WeightsError if there is none, or its files are damaged."""
     path, kind, side = inside(folder, part, "tokenizer.json"), KINDS.get(name), "right"
     if path.exists():
         try:
@@ -108,11 +100,8 @@ def load_tokenizer(
 
 
 def check_verbatim(tokenizer: Tokenizer, options: Options, source: Path) -> None:
-    """What is done about a tokenizer.json that is taken as it stands: the same text has to give the same tokens.
-
-    Raises:
-        ConfigError: it gives the tokens of one text other types than 0, to a model that is told of them.
-    """
+    """What is done about a tokenizer.json that is taken as it stands: the same text has to give the same tokens, and
+    the types of one text's tokens have to be 0 where the model is told them."""
     if getattr(tokenizer.model, "dropout", None):
         log.warning("%s leaves out merges by chance (dropout %g), as for training; here none is left out", source,
                     tokenizer.model.dropout)  # fmt: skip
@@ -238,11 +227,8 @@ def added(token: Any, name: str, source: Path) -> AddedToken:
 
 
 def follow(tokenizer: Tokenizer, kind: Kind, options: Options, source: Path) -> None:
-    """Put before and behind the vocabulary what the class does, by the options; what is already so is left alone.
-
-    Raises:
-        WeightsError: the vocabulary lacks a special token that stands around each text.
-    """
+    """Put before and behind the vocabulary what the class does, by the options; what is already so is left alone. A
+    vocabulary that lacks a special token which stands around each text is a WeightsError."""
     special = {role: text_of(token) for role, token in special_tokens(kind, options).items()}
     ends = [special[role] for role in kind.ends]
     absent = [text for text in (special["unk"], *ends) if tokenizer.token_to_id(text) is None]

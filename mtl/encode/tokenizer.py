@@ -312,11 +312,8 @@ def filled(rows: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def several(texts: Iterable[T]) -> Iterable[T]:
-    """The texts themselves, if they come one after another: a list, a tuple, an array, a column, a generator.
-
-    Raises:
-        InputError: one string, or something that gives its parts in no order, or names instead of texts.
-    """
+    """The texts themselves, if they come one after another: a list, a tuple, an array, a column, a generator. One
+    string, or what gives its parts in no order, or names instead of texts, is an InputError."""
     if isinstance(texts, (str, bytes)):
         raise InputError(f"texts is a single string ({shown(texts)}); expected several, as in [text]")
     if hasattr(texts, "to_pylist") and not hasattr(texts, "columns"):

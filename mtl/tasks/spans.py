@@ -183,11 +183,8 @@ def tallied(given: Sequence[Sequence[Span]], found: Sequence[Sequence[Span]], la
 
 
 def checked_spans(value: Any, text: str) -> list[Span]:
-    """Spans as they stand in the data, in order: [start, end, label] each, or an object with these names.
-
-    Raises:
-        ValueError: what is wrong with them, as the end of a sentence that begins with the field's name.
-    """
+    """Spans as they stand in the data, in order: [start, end, label] each, or an object with these names. A ValueError
+    says what is wrong with them, as the end of a sentence that begins with the field's name."""
     expected = "a list of [start, end, label]"
     if not isinstance(value, list):
         raise ValueError(f"is a {type(value).__name__}; expected {expected}")

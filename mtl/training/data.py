@@ -162,11 +162,8 @@ def completed(recipe: Recipe) -> tuple[Recipe, list[str]]:
 def load_data(
     recipe: Recipe, embedder: SentenceEncoder, splits: Sequence[str] = SPLITS
 ) -> tuple[dict[str, dict[str, Examples]], list[str]]:
-    """All splits of a recipe, split -> task -> examples, and a line for each thing to know, as what was cut.
-
-    Raises:
-        InputError, RecipeError: data are wrong, or a task has no training data where that is asked for.
-    """
+    """All splits of a recipe, split -> task -> examples, and a line for each thing to know, as what was cut; a
+    RecipeError if a task has no training data where that is asked for."""
     data: dict[str, dict[str, Examples]] = {split: {} for split in splits}
     shared: dict[str, dict[str, Rows]] = {}  # by task; train is read once for all of its shares
     notes = []

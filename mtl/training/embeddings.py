@@ -60,11 +60,8 @@ def sts(
 
 
 def texts_by_id(path: Path) -> dict[str, str]:
-    """The texts of a .jsonl file of BEIR by their ids: a document's title, where it has one, and its text.
-
-    Raises:
-        InputError: the file cannot be read, has no rows, or a row is wrong; it names the line.
-    """
+    """The texts of a .jsonl file of BEIR by their ids: a document's title, where it has one, and its text. An
+    InputError names the line of a wrong row."""
     found: dict[str, str] = {}
     for number, fields in read_rows(path):
         where = f"{path}, line {number}"

@@ -113,33 +113,29 @@ class Batches:
             return False
         self.put(row, place, -1)
         clashes = self.clashes(row, place)
-        self.put(row, place)
         for _ in range(self.count if clashes else 0):
             self.at[text] = batch = (self.at[text] + 1) % self.count
             others = range(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.order)))
-            self.put(row, place, -1)
-            free = not self.clashes(row, others[0])
-            self.put(row, place)
-            if free and any(self.exchange(place, other) for other in others):
+            if not self.clashes(row, others[0]) and any(self.exchange(place, other) for other in others):
                 return True
+        self.put(row, place)
         if clashes:
             self.hopeless.add(text)
         return False
 
     def exchange(self, place: int, other: int) -> bool:
-        """Exchange the rows of two places, if the first clashes no longer, and the second no more than before."""
+        """Exchange the rows of two places, if the first, which was taken out, clashes no longer, and the second no more
+        than before."""
         row, peer = self.order[place], self.order[other]
-        self.put(row, place, -1)
         self.put(peer, other, -1)
-        done = self.clashes(peer, other) or not self.clashes(peer, place)
+        fits = self.clashes(peer, other) or not self.clashes(peer, place)
         self.put(peer, place)
-        if done and not self.clashes(row, other):
+        if fits and not self.clashes(row, other):
             self.put(row, other)
             self.order[place], self.order[other] = peer, row
             return True
         self.put(peer, place, -1)
         self.put(peer, other)
-        self.put(row, place)
         return False
 
 

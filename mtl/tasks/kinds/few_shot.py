@@ -143,11 +143,8 @@ class FewShot(CosineKind, HeadKind):
         return dataclasses.replace(known, labels=labels, **own)
 
     def examples(self, texts: Sequence[str], targets: Sequence[tuple[int, ...]], split: Split) -> Examples:
-        """The drawn pairs, with a score of 1 or 0; of data that are not trained on the rows, if it has a head.
-
-        Raises:
-            RecipeError: there is nothing to draw: no two rows have a label in common, or all have.
-        """
+        """The drawn pairs, with a score of 1 or 0; of data that are not trained on the rows, if it has a head. Where no
+        two rows have a label in common, or all have, there is nothing to draw: a RecipeError."""
         rows = split.tokenize(texts)
         labels = torch.empty(0)
         if self.options.several is not None:
