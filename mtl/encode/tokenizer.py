@@ -219,7 +219,8 @@ class Tokenizer:
         """
         if overflow not in ("warn", "truncate", "error"):
             raise InputError(f"overflow is {overflow!r}; expected warn, truncate or error for pairs of texts")
-        template, limit = Template.of(self.backend, self.segments), max_length or self.max_length
+        template = Template.of(self.backend, self.segments)
+        limit = self.max_length if max_length is None else max_length
         least = len(template.before) + len(template.between) + len(template.behind) + 2
         if limit < least:
             raise InputError(f"max_length is {limit}; expected at least {least} for pairs: special tokens and two more")

@@ -26,7 +26,7 @@ from mtl.encode.precision import Precision, effective
 from mtl.encode.sentence_encoder import WINDOW, SentenceEncoder
 from mtl.encode.tokenizer import Text, check_texts, pairs_or_texts, several
 from mtl.encode.windows import Block, in_blocks, tokenized_windows, warn_of_cuts
-from mtl.errors import ConfigError, InputError, RecipeError, WeightsError, check_counts, one_line, shown
+from mtl.errors import ConfigError, InputError, RecipeError, WeightsError, check_counts, check_flags, one_line, shown
 from mtl.kernels.compile import Plain, check_saveable, overridden
 from mtl.kernels.int8 import LEAST_COSINE
 from mtl.kernels.vectors import Pooled, Vectors, plain
@@ -344,6 +344,7 @@ class MultiTaskModel(nn.Module):
         if not isinstance(query, str):
             raise InputError(f"query is {shown(query)}; expected a string")
         check_counts(top_k=top_k)
+        check_flags(return_documents=return_documents)
         name, listed = self.ranker(task), list(check_texts(list(several(texts))))
         found = self.predict([(query, text) for text in listed], threads).scores[name] if listed else np.empty((0, 1))
         order = np.argsort(-found[:, 0], kind="stable")[:top_k].tolist()

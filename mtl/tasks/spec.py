@@ -16,7 +16,7 @@ from mtl.errors import RecipeError, shown
 from mtl.tasks.fields import coerce, unexpected
 from mtl.tasks.kinds import KINDS
 from mtl.tasks.kinds.base import Kind
-from mtl.tasks.registry import own_loss, own_metrics
+from mtl.tasks.registry import Own, own_loss, own_metrics
 
 Freeze = int | Literal["none", "encoder"]
 
@@ -153,7 +153,16 @@ class TaskSpec:
     @property
     def metrics(self) -> Mapping[str, int]:
         """Those of its kind, with this task's options; 1 where more is better, else -1."""
-        return {**self.handler.metrics, **{name: own.sign for name, own in own_metrics(self.kind).items()}}
+        return {**self.handler.metrics, **{name: own.sign for name, own in self.registered_metrics.items()}}
+
+    @property
+    def registered_metrics(self) -> dict[str, Own]:
+        """Those that ``mtl.register_metric`` has for its kind; a RecipeError if the task has one of that name itself."""
+        found = own_metrics(self.kind)
+        if twice := found.keys() & self.handler.metrics.keys():
+            given = f"task {self.name!r}: the metric {min(twice)!r} is registered, and one of the task's own"
+            raise RecipeError(f"{given}; expected another name")
+        return found
 
     @property
     def shares(self) -> dict[str, float]:

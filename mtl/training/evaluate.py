@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mtl.checkpoints.fetch import local_folder
-from mtl.errors import RecipeError
+from mtl.errors import RecipeError, check_flags
 from mtl.tasks.examples import Examples
 from mtl.tasks.fields import one_of
 from mtl.tasks.multitask import MultiTaskModel
@@ -45,6 +45,7 @@ def evaluate(
         RecipeError: the model lacks a task, or has other labels for it; no task names data of this split.
         MtlError: see mtl.errors.
     """
+    check_flags(closely=closely)
     loaded = model if isinstance(model, MultiTaskModel) else MultiTaskModel.from_pretrained(model)
     read, notes = as_recipe(recipe)[0], list[str]()
     if not isinstance(model, MultiTaskModel):

@@ -12,7 +12,6 @@ from mtl.encode.engine import Engine
 from mtl.errors import TrainingError, shown
 from mtl.tasks.examples import Examples
 from mtl.tasks.multitask import MultiTaskModel
-from mtl.tasks.registry import own_metrics
 from mtl.tasks.spec import TaskSpec
 from mtl.training.distributed import ALONE, Processes
 
@@ -68,7 +67,7 @@ def measure(
 def own_values(task: TaskSpec, outputs: Tensor, examples: Examples) -> dict[str, float]:
     """The registered metrics of a task; one that gives no finite number is a TrainingError."""
     found = {}
-    for name, own in own_metrics(task.kind).items():
+    for name, own in task.registered_metrics.items():
         value = own.function(*task.handler.labelled_examples(outputs, examples))
         try:
             found[name] = float(value)

@@ -14,7 +14,17 @@ import torch
 from mtl.checkpoints.card import write_results
 from mtl.disk import lock, sweep, writing
 from mtl.encode.engine import on_the_cpu, usable
-from mtl.errors import CheckpointError, InputError, RecipeError, TrainingError, TrainingStopped, differing, shown
+from mtl.errors import (
+    CheckpointError,
+    InputError,
+    RecipeError,
+    TrainingError,
+    TrainingStopped,
+    check_counts,
+    check_flags,
+    differing,
+    shown,
+)
 from mtl.kernels.cores import default_threads
 from mtl.kernels.defaults import by_default
 from mtl.kernels.threads import computing_with
@@ -76,6 +86,8 @@ def train(
     for name, hook in (("on_step", on_step), ("on_epoch", on_epoch)):
         if hook is not None and not callable(hook):
             raise InputError(f"{name} is {shown(hook)}; expected a function of the model and a record")
+    check_flags(resume=resume, tensorboard=tensorboard)
+    check_counts(threads=threads)
     place, threads = usable(own_device(device)), threads or own_threads() or default_threads()
     with torch_defaults(), joined(place) as ranks, closing((report or Notes()) if ranks.leads else Reporter()) as told:
         read, name = as_recipe(recipe)

@@ -67,8 +67,9 @@ class SimilarityOptions(CosineOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.score_range and (len(self.score_range) != 2 or not self.score_range[0] < self.score_range[1]):
-            raise unexpected("score_range", self.score_range, "the lowest and the highest score")
+        ends = self.score_range
+        if ends and (len(ends) != 2 or not -LARGEST <= ends[0] < ends[1] <= LARGEST):
+            raise unexpected("score_range", ends, "the lowest and the highest score")
 
 
 class Similarity(CosineKind):
