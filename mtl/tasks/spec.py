@@ -157,7 +157,7 @@ class TaskSpec:
 
     @property
     def registered_metrics(self) -> dict[str, Own]:
-        """Those that ``mtl.register_metric`` has for its kind; a RecipeError if the task has one of that name itself."""
+        # Those of mtl.register_metric for its kind; a RecipeError if the task has one of that name itself
         found = own_metrics(self.kind)
         if twice := found.keys() & self.handler.metrics.keys():
             given = f"task {self.name!r}: the metric {min(twice)!r} is registered, and one of the task's own"
