@@ -149,10 +149,8 @@ def part_tensors(
     """A file's tensors as the trunk and what lies beside it, the trunk's without what stands before their names.
 
     Whatever that is (nothing, "bert.", "model.", "0.auto_model."), it is what stands before the word embeddings' name.
-    Old checkpoints call LayerNorm's weight gamma and its bias beta. What is ``unread`` is no part of the trunk.
-
-    Raises:
-        WeightsError: there is no trunk, or more than one.
+    Old checkpoints call LayerNorm's weight gamma and its bias beta. What is ``unread`` is no part of the trunk. A
+    WeightsError if there is no trunk, or more than one.
     """
     renamed = {re.sub(r"(LayerNorm)\.(gamma|beta)$", newer_name, name): x for name, x in tensors.items()}
     words = family.names(0)[family.words]
@@ -187,11 +185,7 @@ def load_encoder(
     folder: Path, part: str = "", cross: Mapping[str, Any] | None = None
 ) -> tuple[Encoder, Classifier | None, dict[str, Any], Tensor | None]:
     """The encoder in a model's folder, in eval mode; its classifier, if it has one; config.json's content; and what
-    its token types are beyond the first. ``cross`` is what the folder says of a cross-encoder.
-
-    Raises:
-        ConfigError, WeightsError: see the functions that it calls.
-    """
+    its token types are beyond the first. ``cross`` is what the folder says of a cross-encoder."""
     source = inside(folder, part, "config.json")
     fields = read_object(source)
     config, family = encoder_config(fields, source), family_of(fields, source)

@@ -94,10 +94,8 @@ def read_cross_encoder(folder: Path, part: str) -> tuple[dict[str, Any], dict[st
 def score_activation(config: Mapping[str, Any], more: Mapping[str, Any], outputs: int, source: Path) -> str:
     """What a cross-encoder's folder does to its logits: "identity", "sigmoid" or "softmax"; "" of another classifier.
 
-    ``config`` is config.json, ``more`` what sentence-transformers 6 writes beside it.
-
-    Raises:
-        ConfigError: another activation.
+    ``config`` is config.json, ``more`` what sentence-transformers 6 writes beside it. Another activation is a
+    ConfigError.
     """
     older = config.get("sbert_ce_default_activation_function")
     marked = {name: value for name, value in (("sentence_transformers", config.get("sentence_transformers")),

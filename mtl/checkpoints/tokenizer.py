@@ -154,10 +154,8 @@ def wordpiece(path: Path, options: Options) -> Tokenizer:
 def add_tokens(tokenizer: Tokenizer, kind: Kind | None, options: Options, more: Path) -> Tokenizer:
     """With the tokens that are never split: those that the options list, those of added_tokens.json, the special ones.
 
-    A special token that the vocabulary lacks is not added, since the model has no row for it.
-
-    Raises:
-        ConfigError, WeightsError: something other than tokens, or one whose id is taken by another.
+    A special token that the vocabulary lacks is not added, since the model has no row for it. Something other than
+    tokens is a ConfigError, and one whose id is taken by another a WeightsError.
     """
     special = special_tokens(kind, options)
     texts = {text_of(token) for token in special.values()}

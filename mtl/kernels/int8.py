@@ -127,11 +127,8 @@ def pointwise(*given: Any) -> Tensor:
 @lru_cache
 def in_one_kernel(inputs: int, outputs: int, activation: str) -> bool:
     """Whether a row has the same bits among any number of rows if one kernel computes all of it. Other processors than
-    those with AMX have one kernel for all numbers of rows; there it is tried out.
-
-    Raises:
-        InputError: not even the sums keep their bits.
-    """
+    those with AMX have one kernel for all numbers of rows; there it is tried out. An InputError if not even the sums
+    keep their bits."""
     if not torch.cpu._is_amx_tile_supported():
         return True
     generator = torch.Generator("cpu").manual_seed(0)

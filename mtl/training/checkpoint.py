@@ -88,10 +88,8 @@ def split(tensors: Mapping[str, Tensor], frozen: Set[str]) -> tuple[dict[str, Te
 def save(folder: Path, state: State, frozen: Set[str] = frozenset()) -> Path:
     """Write a checkpoint, then delete all but the last ones, and what a process that was killed left behind.
 
-    ``frozen`` are the names of weights that the steps before did not change.
-
-    Raises:
-        CheckpointError: it cannot be written; those before it are as they were.
+    ``frozen`` are the names of weights that the steps before did not change. Where it cannot be written, a
+    CheckpointError, those before it are as they were.
     """
     final = folder / f"step-{state.step:08d}"
     sweep(folder)
@@ -183,10 +181,8 @@ def latest(folder: Path) -> tuple[State, list[str]]:
     """The newest checkpoint that is whole, and a line for each newer one that is not.
 
     These are set aside under another name, and so is a damaged file of what is frozen, which would be named again else.
-    Where none is whole all stay as they are, so that a copy of a file can be put back.
-
-    Raises:
-        CheckpointError: there is none.
+    Where none is whole all stay as they are, so that a copy of a file can be put back. A CheckpointError says that
+    there is none.
     """
     damaged: list[tuple[Path, CheckpointError]] = []
     for path in saved(folder):
