@@ -132,7 +132,7 @@ class Program(BlockProgram):
         self.blocks = [make(i) for i in range(len(encoder.blocks))]
 
     def embed(self, batch: PackedBatch) -> Tensor:
-        x = F.embedding(batch.ids, self.words) + F.embedding(batch.places(*self.unplaced), self.positions)
+        x = F.embedding(batch.ids, self.words) + F.embedding(batch.position_ids(*self.unplaced), self.positions)
         return self.project(self.norm(with_segments(x, self.types, batch)))
 
     def shared(self, batch: PackedBatch) -> Sequence[Tensor]:

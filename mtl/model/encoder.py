@@ -42,7 +42,7 @@ class Embeddings(nn.Module):
         super().__init__()
         width = config.embedding_dim or config.dim
         self.word_embeddings = nn.Embedding(config.vocab_size, width)
-        self.position_embeddings = nn.Embedding(config.places, width)
+        self.position_embeddings = nn.Embedding(config.position_rows, width)
         self.unplaced = config.padding, config.max_position_embeddings
         self.token_type_embeddings = segment_table(config.segments, width)  # BERT's; DistilBERT has none
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -50,7 +50,8 @@ class Embeddings(nn.Module):
         self.project = nn.Linear(width, config.dim) if config.embedding_dim else nn.Identity()
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        x = self.word_embeddings(batch.ids) + self.position_embeddings(batch.places(*self.unplaced))  # (tokens, width)
+        x = self.word_embeddings(batch.ids)  # (tokens, width)
+        x = x + self.position_embeddings(batch.position_ids(*self.unplaced))
         return self.project(self.dropout(self.LayerNorm(with_segments(x, self.token_type_embeddings, batch))))
 
 
@@ -109,8 +110,8 @@ class DistilBert(Encoder):
         self.transformer = nn.ModuleDict({"layer": blocks})  # for its name in checkpoints
         self.initialize(config.initializer_range)
         if config.sinusoidal_pos_embds:
-            places = self.embeddings.position_embeddings
-            places.weight = nn.Parameter(sinusoids(*places.weight.shape), requires_grad=False)
+            table = self.embeddings.position_embeddings
+            table.weight = nn.Parameter(sinusoids(*table.weight.shape), requires_grad=False)
 
     def embed(self, batch: PackedBatch) -> Tensor:
         return self.embeddings(batch)

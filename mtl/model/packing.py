@@ -72,7 +72,7 @@ class PackedBatch:
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         return cls(ids[kept], positions[kept], tuple(kept.sum(dim=1).tolist()))
 
-    def places(self, padding: int | None, beyond: int) -> Tensor:
+    def position_ids(self, padding: int | None, beyond: int) -> Tensor:
         """The rows of a table of positions, (tokens,): their positions, but that a token of padding which a text itself
         holds takes none, and has the row ``beyond``, as in RoBERTa."""
         if padding is None:

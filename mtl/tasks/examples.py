@@ -37,13 +37,13 @@ class Examples:
         """How many tokens an example has."""
         return sum(map(len, self.rows[example * self.width : (example + 1) * self.width]))
 
-    def places(self, examples: Sequence[int]) -> list[int]:
+    def text_indices(self, examples: Sequence[int]) -> list[int]:
         """The indices in ``rows`` of the texts of some examples."""
         return [example * self.width + i for example in examples for i in range(self.width)]
 
     def take(self, examples: Sequence[int]) -> Examples:
         """Some of the examples, in the order given."""
-        rows = [self.rows[place] for place in self.places(examples)]
+        rows = [self.rows[i] for i in self.text_indices(examples)]
         return Examples(rows, self.targets[list(examples)], self.width)
 
     @property

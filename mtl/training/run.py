@@ -268,7 +268,7 @@ class Run:
     def words(self, window: Sequence[MicroBatch]) -> Tensor:
         """The ids of all words of a window, in order."""
         data = self.data["train"]
-        rows = (data[micro.task].rows[at] for micro in window for at in data[micro.task].places(micro.rows))
+        rows = (data[micro.task].rows[at] for micro in window for at in data[micro.task].text_indices(micro.rows))
         ids = sorted({max(word, ~word) for row in rows for word in row})  # ~word is in a second segment
         return torch.tensor(ids, dtype=torch.int64, device=self.device)
 
