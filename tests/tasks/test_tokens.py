@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from mtl import MultiTaskModel, Recipe, SentenceEncoder, TaskSpec, Training, train
+from mtl import MultiTaskModel, Recipe, SentenceEncoder, TaskSpec, Training, evaluate, train
 from mtl.checkpoints.load import Checkpoint
 from mtl.cli import cli
 from mtl.encode.tokenizer import Tokenizer
@@ -286,6 +286,15 @@ def test_metrics_are_of_whole_texts(tiny: SentenceEncoder, data: str) -> None:
     texts = [units.text for units in examples["ner"].texts]
     said = [[(s["start"], s["end"], s["label"]) for s in spans] for spans in model.predict(texts).labels["ner"]]
     assert found == agreement(examples["ner"].spans, said, ("x", "y"))
+
+
+def test_a_tagger_is_measured_by_its_own_tags_alone(tiny: SentenceEncoder, data: str) -> None:
+    """In another order, or without one, the data's tags would be taken for others."""
+    model = MultiTaskModel(tiny, [tagger(tags=("O", "B-x", "I-x", "B-y", "I-y"))]).eval()
+    assert evaluate(model, Recipe("", [tagger(labels=("x", "y"), test=data)])).keys() == {"ner"}
+    for tags in (("O", "I-x", "B-x", "B-y", "I-y"), ("O", "B-x", "I-x", "B-y", "I-y", "B-z")):
+        with pytest.raises(RecipeError, match=r"no task 'ner' with labels .*; it has ner \(O, B-x, I-x, B-y, I-y\)"):
+            evaluate(model, Recipe("", [tagger(tags=tags, test=data)]))
 
 
 def test_predict_says_spans_in_every_form(tiny: SentenceEncoder, tmp_path: Path) -> None:
