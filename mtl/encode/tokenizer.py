@@ -339,14 +339,14 @@ def pairs_or_texts(texts: Iterable[Any]) -> tuple[bool, Iterable[Any]]:
     return True, (tuple(text) if isinstance(text, list) else text for text in chain(begin, iterator))
 
 
-def check_pairs(pairs: Sequence[Any], start: int = 0) -> Sequence[Pair]:
-    """As ``check_texts``, for pairs of texts."""
+def check_pairs(pairs: Sequence[Any], start: int = 0) -> list[Pair]:
+    """As ``check_texts``, for pairs of texts, as tuples."""
     for i, pair in enumerate(pairs, start):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise InputError(f"texts[{i}] is {shown(pair)}; expected a pair of strings")
         if not all(map(is_unicode, pair)):
             raise InputError(f"texts[{i}] holds half of a surrogate pair: {shown(pair)}; expected Unicode")
-    return pairs
+    return [(one, other) for one, other in pairs]
 
 
 def check_texts(texts: Sequence[str], start: int = 0) -> Sequence[str]:

@@ -107,8 +107,8 @@ def tokenized_windows(
     """
 
     def window(block: tuple[int, Block[R]]) -> Window[R]:
-        start, (texts, rows) = block
-        (check_pairs if pairs else check_texts)(texts, start)
+        start, (given, rows) = block
+        texts: Any = check_pairs(given, start) if pairs else check_texts(given, start)
         known: dict[Any, int] = {}
         inverse = [known.setdefault(text, len(known)) for text in texts]
         numbers = (np.unique(inverse, return_index=True)[1] + start).tolist()  # where each of them stands first
