@@ -24,12 +24,8 @@ def native_bf16(device: torch.device) -> bool:
     """Whether products of bf16 are computed as such: AMX or AVX-512 with bf16 on a CPU, Ampere and later on a GPU."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    cpu = torch.cpu
-    return (
-        device.type == "cpu"
-        and has_packed(torch.bfloat16)
-        and (cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())
-    )
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cpu" and has_packed(torch.bfloat16) and native
 
 
 def check_place(precision: str, device: torch.device) -> None:

@@ -51,12 +51,15 @@ class Rows:
         """What is to be said, in words."""
         notes = []
         if self.places:
-            meant = ", ".join(f"{place} is {label}" for place, label in enumerate(task.labels[:5]))
-            more = ", ..." if len(task.labels) > 5 else ""
-            notes.append(f"{counted(self.places, 'label')} given as numbers: {meant}{more}")
+            notes.append(f"{counted(self.places, 'label')} given as numbers: {places_in_words(task.labels)}")
         if self.blanks:
             notes.append(f"{counted(self.blanks, 'row')} without a label left out")
         return notes
+
+
+def places_in_words(labels: Sequence[str]) -> str:
+    """Which numbers the first few labels have."""
+    return ", ".join([f"{place} is {label}" for place, label in enumerate(labels[:5])] + ["..."] * (len(labels) > 5))
 
 
 class Read(NamedTuple):

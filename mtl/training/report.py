@@ -205,9 +205,8 @@ def draw_curves(left: Any, right: Any, history: Log) -> None:
         left.plot(*zip(*means, strict=True), color=f"C{i}", marker="o", label=name)
     left.set(xlabel="step", ylabel="training loss", title="loss: each step, and the mean of each epoch")
     for i, name in enumerate(names):
-        for style, key in zip(
-            "-:", list(history.epochs[0]["dev"].get(name, {}))[:2] if history.epochs else [], strict=False
-        ):
+        keys = [*history.epochs[0]["dev"].get(name, {})][:2] if history.epochs else []
+        for style, key in zip("-:", keys, strict=False):
             values = [(record["epoch"], record["dev"][name][key]) for record in history.epochs]
             right.plot(*zip(*values, strict=True), style, color=f"C{i}", marker="o", label=f"{name} {key}")
     right.set(xlabel="epoch", ylabel="dev metric", title="dev", xticks=epochs)
