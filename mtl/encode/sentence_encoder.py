@@ -445,15 +445,13 @@ class SentenceEncoder(nn.Module):
         """
         options = {**DEFAULTS, **options}
         check_flags(normalize=options["normalize"], progress=options.get("progress"))
-        normalize, truncate_dim = options["normalize"], options.get("truncate_dim")
+        normalize, shorter = options["normalize"], options.get("truncate_dim")
         overflow, max_length = options["overflow"], options.get("max_length")
         batch_tokens, threads = options.get("batch_tokens"), options.get("threads")
+        truncate_dim = self.truncate_dim if shorter is None else shorter
         check_counts(batch_tokens=batch_tokens, threads=threads, max_length=max_length, truncate_dim=truncate_dim)
-        if truncate_dim is None:
-            check_counts(truncate_dim=self.truncate_dim)
-        if truncate_dim is not None and truncate_dim > self.width:
-            raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {self.width}, the model's dimensions")
-        truncate_dim = truncate_dim or self.truncate_dim
+        if shorter is not None and shorter > self.width:
+            raise InputError(f"truncate_dim is {shorter}; expected 1 to {self.width}, the model's dimensions")
         limit = self.length_limit(max_length)
         if self.tokenizer.backend.get_vocab_size() > self.encoder.config.vocab_size:  # tokens were added since
             self.check_vocabulary()

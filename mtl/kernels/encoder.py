@@ -49,7 +49,7 @@ def table_of(types: nn.Embedding | None, dtype: torch.dtype) -> Callable[[Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A TransformerBlock: (tokens, dim) to (tokens, dim), or with ``first`` to (texts, dim); with rows to spare."""
+    """A TransformerBlock: (tokens, dim) to (tokens, dim), or with ``first`` to (texts, dim); see linear.rounded."""
 
     heads: int
     qkv: Product

@@ -61,7 +61,7 @@ def rotated(x: Tensor, turns: Turns) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A RotaryBlock: (tokens, dim) to (tokens, dim), or with ``first`` to (texts, dim); with rows to spare."""
+    """A RotaryBlock: (tokens, dim) to (tokens, dim), or with ``first`` to (texts, dim); see linear.rounded."""
 
     heads: int
     angles: Angles

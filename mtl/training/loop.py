@@ -44,7 +44,7 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
             norm = clip([gradient for gradient in gradients if gradient is not None], training.clip, mapped)
             check_finite(losses, norm, run.step + 1)
             run.update(gradients, objective, factor, mapped)
-            del gradients  # their memory goes before that of the next comes
+            del gradients  # frees their memory before the next window's take some
 
             texts = sum(len(micro.rows) for micro in window)
             log.step(run.step, epoch, losses, norm, training.learning_rate * factor, texts)

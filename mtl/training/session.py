@@ -101,7 +101,7 @@ def train(
         model = create(read, place)
         data, cuts = load_data(read, model.embedder)
         run = Run(prepare(read, model, data), folder, ranks)
-        with claimed(folder, resume, ranks), computing_with(1):  # but for what gets ``threads``
+        with claimed(folder, resume, ranks), computing_with(1):  # what is given ``threads`` uses more
             begun = resume and ranks.broadcast(
                 lambda: checkpoint.begun(run.checkpoints)
             )  # not, if it never made a step
