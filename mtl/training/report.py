@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mtl")
 
 Metrics = Mapping[str, Mapping[str, float]]  # by task
+Confusions = Mapping[str, Sequence[Sequence[int]]]  # by task; see Kind.confusion
 Hook = Callable[[Mapping[str, Any]], object]  # is told a line of metrics.jsonl
 
 
@@ -39,9 +40,7 @@ class Reporter:
     def epoch(self, record: Mapping[str, Any], losses: Mapping[str, float]) -> None:
         """After an epoch: its line of metrics.jsonl, and each task's mean loss."""
 
-    def measured(
-        self, run: Run, title: str, metrics: Metrics, confusions: Mapping[str, Sequence[Sequence[int]]]
-    ) -> None:
+    def measured(self, run: Run, title: str, metrics: Metrics, confusions: Confusions) -> None:
         """Metrics and confusion matrices by task: before training, and of the best epoch."""
 
     def trained(self, run: Run) -> None:
