@@ -19,7 +19,7 @@ from mtl.kernels.encoder import Norm, table_of
 from mtl.kernels.int8 import Ranges
 from mtl.kernels.linear import Product, product, release
 from mtl.model.deberta import Deberta, DebertaBlock, rows_of
-from mtl.model.packing import PackedBatch
+from mtl.model.packing import Biases, PackedBatch
 from mtl.model.positions import with_segments
 
 
@@ -35,9 +35,7 @@ class Block(encoder.Block):
     c2p: Sequence[Product]
     p2c: Sequence[Product]
 
-    def attended(
-        self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, first: bool, biases: Sequence[Tensor | None]
-    ) -> Tensor:
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, first: bool, biases: Biases) -> Tensor:
         q, rows = q / self.compared, [row[:1] if first else row for row in biases if row is not None]
         return super().attended(q, k, v, batch, first, self.biases(q, k, batch, rows))
 

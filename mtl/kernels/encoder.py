@@ -22,7 +22,7 @@ from mtl.kernels.linear import Product, cast, joined, product, release, rounded
 from mtl.model.deberta import Deberta, DebertaBlock
 from mtl.model.encoder import DistilBert, TransformerBlock
 from mtl.model.mpnet import MPNet, biases
-from mtl.model.packing import PackedBatch
+from mtl.model.packing import Biases, PackedBatch
 from mtl.model.positions import with_segments
 
 
@@ -61,9 +61,7 @@ class Block:
     norm2: Norm
     narrow: bool  # see attention.attend
 
-    def __call__(
-        self, x: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = (), first: bool = False
-    ) -> Tensor:
+    def __call__(self, x: Tensor, batch: PackedBatch, biases: Biases = (), first: bool = False) -> Tensor:
         q, k, v = (y.unflatten(1, (self.heads, -1)) for y in self.qkv(x).chunk(3, dim=1))
         if first:
             x, q = x[batch.firsts], q[batch.firsts]
@@ -73,9 +71,7 @@ class Block:
         x = self.norm1(x + self.out(context))
         return self.norm2(x + self.lin2(self.activation(self.lin1(x))))
 
-    def attended(
-        self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, first: bool, biases: Sequence[Tensor | None]
-    ) -> Tensor:
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, first: bool, biases: Biases) -> Tensor:
         if first:
             return attend_first(q, k, v, batch, biases)
         return attend(q, k, v, batch, biases, narrow=self.narrow)

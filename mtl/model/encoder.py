@@ -10,7 +10,6 @@ Shapes: ``tokens`` counts those of a packed batch (packing.py); ``dim``, a state
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from mtl.model.activations import ACTIVATIONS
 from mtl.model.config import EncoderConfig
 from mtl.model.dropout import Dropout, dropout
 from mtl.model.interface import Encoder
-from mtl.model.packing import PackedBatch, within_texts
+from mtl.model.packing import Biases, PackedBatch, within_texts
 from mtl.model.positions import segment_table, sinusoids, with_segments
 
 
@@ -65,7 +64,7 @@ class SelfAttention(nn.Module):
         self.v_lin = nn.Linear(config.dim, config.dim)
         self.out_lin = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = ()) -> Tensor:
+    def forward(self, x: Tensor, batch: PackedBatch, biases: Biases = ()) -> Tensor:
         q, k, v = (linear(x).unflatten(1, (self.n_heads, -1)) for linear in (self.q_lin, self.k_lin, self.v_lin))
         context = within_texts(attention, q, k, v, batch, self.dropout if self.training else 0.0, biases)
         return self.out_lin(context.flatten(1))  # (tokens, dim)
@@ -91,8 +90,8 @@ class TransformerBlock(nn.Module):
         self.ffn = FeedForward(config)
         self.output_layer_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = ()) -> Tensor:
-        """(tokens, dim) in and out; ``biases`` are those of attention, one for each group of equally long texts."""
+    def forward(self, x: Tensor, batch: PackedBatch, biases: Biases = ()) -> Tensor:
+        """(tokens, dim) in and out."""
         x = self.sa_layer_norm(x + self.attention(x, batch, biases))
         return self.output_layer_norm(x + self.ffn(x))
 

@@ -14,6 +14,7 @@ from mtl.tasks.examples import Examples
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.tasks.spec import TaskSpec
 from mtl.training.distributed import ALONE, Processes
+from mtl.training.report import Confusions
 
 
 def task_logits(
@@ -44,10 +45,7 @@ def all_logits(
 
 
 def measure(
-    tasks: Mapping[str, TaskSpec],
-    logits: Mapping[str, Tensor],
-    data: Mapping[str, Examples],
-    closely: bool = False,
+    tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples], closely: bool = False
 ) -> dict[str, dict[str, float]]:
     """Each task's metrics, with ``closely`` those of each class, too, and of the probabilities; a TrainingError without
     scikit-learn, or for outputs that are not finite."""
@@ -87,9 +85,7 @@ def fitted_on_dev(
     return found, {name: changed[name].in_units(x) if name in changed else x for name, x in logits.items()}
 
 
-def confusions(
-    tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]
-) -> dict[str, list[list[int]]]:
+def confusions(tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]) -> Confusions:
     """The confusion matrices of the tasks whose kind has one."""
     return {
         name: counts for name, x in logits.items() if (counts := tasks[name].handler.confusion(x, data[name].targets))
