@@ -54,12 +54,13 @@ def teacher_scores(task: TaskSpec, split: str, texts: Sequence[str], folder: Pat
 
 
 def checked(found: Tensor, shape: tuple[int, int], where: str, noun: str, expected: str) -> Tensor:
-    """What a teacher gives, in float32; a RecipeError if it has another shape, or is not finite."""
+    """What a teacher gives, in float32; a RecipeError if it has another shape, or no finite real numbers."""
     if found.shape != shape:
         raise RecipeError(f"{where} has {noun}s {tuple(found.shape)}; expected {shape}: {expected}")
-    if not found.isfinite().all():
-        raise RecipeError(f"{where} has a {noun} that is not finite; expected numbers")
-    return found.float()
+    found = found if found.is_complex() else found.float()
+    if found.is_complex() or not found.isfinite().all():  # some float64 are endless in float32
+        raise RecipeError(f"{where} has a {noun} that is not finite, or not real; expected numbers")
+    return found
 
 
 def teacher_tags(
