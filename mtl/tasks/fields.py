@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -35,6 +36,10 @@ def coerced(name: str, value: Any, hint: Any) -> Any:
             return tuple(coerced(name, item, kind) for item in (value if isinstance(value, (list, tuple)) else [value]))
         except RecipeError:
             raise unexpected(name, value, f"a list of {PLURAL[kind]}") from None
+    if Path in parts:
+        if not isinstance(value, (str, os.PathLike)):
+            raise unexpected(name, value, "a path")
+        return Path(value)
     allowed = [part for part in parts if part in PLAIN]
     if not allowed or any(get_origin(part) in (dict, Literal) for part in parts):
         return value  # the class looks at these itself

@@ -76,10 +76,15 @@ def test_train_and_evaluate_from_python(recipe: Recipe, tmp_path: Path, capfd, c
     assert not (tmp_path / "other").exists()
 
 
+def test_a_folder_may_be_a_string() -> None:
+    assert Recipe("m", [TaskSpec("a", ["x", "y"])], folder="data").folder == Path("data")
+
+
 @pytest.mark.parametrize(
     ("make", "message", "field"),
     [
         (lambda: TaskSpec("a", ["x", 3]), r"labels is \['x', 3\]; expected a list of strings", "labels"),
+        (lambda: Recipe("m", [TaskSpec("a", ["x", "y"])], folder=3), "folder is 3; expected a path", "folder"),
         (lambda: TaskSpec("a", ["x", "y"], weight="2"), "weight is '2'; expected a number", "weight"),
         (lambda: TaskSpec("a", ["x", "y"], pooling="median"), r"pooling is \['median'\]; expected one or", "pooling"),
         (lambda: Training(epochs="3"), "epochs is '3'; expected a whole number", "epochs"),
