@@ -112,8 +112,8 @@ def check_flags(**flags: object) -> None:
 
 
 def check_counts(optional: bool = True, /, **counts: int | None) -> None:
-    """Raise an InputError if one of these is no whole number from 1 on, or ``threads`` more than can be started; one
-    that is not ``optional`` has to be given."""
+    """Raise an InputError if one of these is given and no whole number from 1 on, or ``threads`` more than can be
+    started; one that is not ``optional`` has to be given."""
     most = max(64, 4 * (os.cpu_count() or 1))  # of threads; where too many begin, OpenMP ends the process
     for name, value in counts.items():
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
