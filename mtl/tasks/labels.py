@@ -49,7 +49,8 @@ def class_index(value: Any, labels: Sequence[str]) -> int:
 
 def is_place(value: Any, labels: Sequence[str]) -> bool:
     """Whether ``class_index`` takes a value as a label's place, and not as its name."""
-    return as_number(value) is not None and named(value, labels) is None
+    number = as_number(value)
+    return number is not None and 0 <= number < len(labels) and named(value, labels) is None
 
 
 def named_set(names: Sequence[Any], labels: Sequence[str]) -> list[float] | None:

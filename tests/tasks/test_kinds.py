@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mtl.errors import RecipeError
-from mtl.tasks.labels import class_index, label_set
+from mtl.tasks.labels import class_index, is_place, label_set
 from mtl.tasks.spec import TaskSpec
 
 
@@ -49,6 +49,9 @@ def test_numbers_as_labels() -> None:
     assert class_index(5, ["4", "5"]) == 1
     assert class_index(0, ["one", "two"]) == 0
     assert class_index("1", ["one", "two"]) == 1
+    assert is_place(1, ["one", "two"])
+    assert not is_place(1, ["0", "1"])
+    assert not is_place(1, [])  # as long as labels are those of the data
     for value, labels in [(0, ["1", "2"]), (True, ["one", "two"]), (2, ["one", "two"]), (-1, ["one", "two"])]:
         with pytest.raises(ValueError, match=f"{value} is not declared; expected one of {', '.join(labels)}"):
             class_index(value, labels)
