@@ -23,7 +23,7 @@ from benchmarks.machine import describe, result_path, write_result
 from mtl.checkpoints.fetch import fetch
 from mtl.display import table
 from mtl.model.losses import NO_LABEL
-from mtl.tasks.spans import agreement, bio, runs
+from mtl.tasks.spans import bio, overall, runs, tallied
 from mtl.tasks.spec import TaskSpec
 from mtl.training.data import load_data
 from mtl.training.loop import train
@@ -107,7 +107,7 @@ def theirs(train_rows: Rows, dev: Rows, training: Training) -> tuple[float, floa
         for found, marks in batches(dev, tokenizer, size):
             best = model(**found).logits.argmax(dim=-1)
             said += [[TAGS[i] for i in row[own != NO_LABEL]] for row, own in zip(best, marks, strict=True)]
-    return seconds, agreement([runs(row["tags"]) for row in dev], [*map(runs, said)], LABELS)["f1"]
+    return seconds, overall(tallied([runs(row["tags"]) for row in dev], [*map(runs, said)], LABELS).sums())["f1"]
 
 
 @click.command(help=__doc__)

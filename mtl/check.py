@@ -67,11 +67,8 @@ def poolings(dim: int) -> dict[str, Callable[[Tensor, PackedBatch], Tensor]]:
 
 
 def every_program(model: SentenceEncoder) -> tuple[list[str], Callable[[PackedBatch], Tensor]]:
-    """Names of all that the model can be asked for, and what computes them at once: (texts, names, dim).
-
-    Raises:
-        InputError: the model is not understood, so that it runs plain and nothing is promised.
-    """
+    """Names of all that the model can be asked for, and what computes them at once, (texts, names, dim). An InputError
+    says that the model runs plain, so that nothing is promised."""
     program = model.program()
     if isinstance(program, Plain) or program.plain:
         raise InputError("the model runs as plain modules, whose bits depend on the batch; see the line above")
@@ -163,11 +160,8 @@ def distilbert_shape(model: SentenceEncoder) -> SentenceEncoder:
 def every_level(
     model: str, int8_least_cosine: float, training: bool = False
 ) -> Iterator[tuple[str, str, str, int, list[str]]]:
-    """Runs the check in processes of its own: instruction set, model, precision, number of ways, those that differ.
-
-    Raises:
-        InputError: a process failed in another way.
-    """
+    """Runs the check in processes of its own: instruction set, model, precision, number of ways, those that differ. A
+    process that fails in another way is an InputError."""
     names, precisions = (("",), ("fp32",)) if training else ((model, DISTILBERT_SHAPE), ("fp32", "int8"))
     for level, environment in levels().items():
         bf16 = ("bf16",) if not environment and native_bf16(torch.device("cpu")) else ()

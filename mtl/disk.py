@@ -141,9 +141,6 @@ def write_parts(path: Path, parts: Iterable[memoryview]) -> None:
 
     The file is synced soon after, and a copy of it in the page cache would cost more than all the rest: finding pages
     for it.
-
-    Raises:
-        OSError: it cannot be written.
     """
     path.touch()  # with the mode that the umask gives
     try:
@@ -203,11 +200,9 @@ def lock_path(path: Path) -> Path:
 def lock(path: Path, error: type[MtlError]) -> Iterator[None]:
     """Keep other processes, and other threads, from locking the same file or folder.
 
-    The lock is the kernel's, on a file that holds our process id. It ends with the process however that ends,
-    so a lock file that was left behind is stale, and taken over.
-
-    Raises:
-        error: another process holds it; or the lock file cannot be written.
+    The lock is the kernel's, on a file that holds our process id. It ends with the process however that ends, so a lock
+    file that was left behind is stale, and taken over. Where another process holds it, or it cannot be written, that is
+    an ``error``.
     """
     target = lock_path(path)
     file = None

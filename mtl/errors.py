@@ -110,23 +110,15 @@ def is_unicode(text: str) -> bool:
 
 
 def check_flags(**flags: object) -> None:
-    """That each of these, where it is given, is true or false: "no" would be taken for yes.
-
-    Raises:
-        InputError: one is not.
-    """
+    """Raise an InputError if one of these is given and neither true nor false: "no" would be taken for yes."""
     for name, value in flags.items():
         if not (value is None or type(value).__name__ in ("bool", "bool_") or (type(value) is int and 0 <= value <= 1)):
             raise InputError(f"{name} is {shown(value)}; expected True or False")
 
 
 def check_counts(optional: bool = True, /, **counts: int | None) -> None:
-    """That each of these, where it is given, is a whole number from 1 on, and ``threads`` no more than can be started.
-    One that is not ``optional`` has to be given.
-
-    Raises:
-        InputError: one is not.
-    """
+    """Raise an InputError if one of these is given and no whole number from 1 on, or ``threads`` more than can be
+    started; one that is not ``optional`` has to be given."""
     most = max(64, 4 * (os.cpu_count() or 1))  # of threads; where too many begin, OpenMP ends the process
     for name, value in counts.items():
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -45,11 +45,8 @@ class HubDataset:
         self.names = sorted(self.files)
 
     def fetch(self, names: Sequence[str]) -> list[Path]:
-        """These files on this machine, downloaded if need be.
-
-        Raises:
-            WeightsError: there is none of this name, the hub does not give it, or gives another than it lists.
-        """
+        """These files on this machine, downloaded if need be; a WeightsError if there is none of this name, or the hub
+        gives none, or another than it lists."""
         if absent := [name for name in names if name not in self.names]:
             has = ", ".join(map(printable, self.names[:5])) or "none"
             raise WeightsError(f"{self.hub_id} has no file {shown(absent[0])}; it has {has}, ...")
@@ -65,11 +62,8 @@ class HubDataset:
         return found
 
     def verify(self, path: Path, listed: Any) -> None:
-        """That a file is the one that the hub lists: by its sha256 where it is a large one, else by Git's own hash.
-
-        Raises:
-            WeightsError: it is not.
-        """
+        """Raise a WeightsError if a file is not the one that the hub lists: by its sha256 where it is a large one, else
+        by Git's own hash."""
         if listed.lfs:
             check(path, listed.lfs.size, listed.lfs.sha256)
         elif listed.blob_id and git_hash(path) != listed.blob_id:

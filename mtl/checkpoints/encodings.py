@@ -11,11 +11,8 @@ from mtl.errors import WeightsError, one_line
 
 
 def encodings(encode: Callable[..., list[Encoding]], texts: Sequence[Any], special: bool = False) -> list[Encoding]:
-    """What a tokenizer makes of texts, with special tokens around each or without.
-
-    Raises:
-        WeightsError: it cannot, since its vocabulary lacks a token, which stands for all that it does not know.
-    """
+    """What a tokenizer makes of texts, with special tokens around each or without; a WeightsError where its vocabulary
+    lacks the token for what it does not know."""
     try:
         return encode(list(texts), add_special_tokens=special)
     except BaseException as error:  # tokenizers raises Exception itself, or where it panics what is none

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl.checkpoints.families import FAMILIES
+from mtl.checkpoints.files import read_object
 from mtl.errors import ConfigError, printable, shown
 
 log = logging.getLogger("mtl")
@@ -24,6 +25,9 @@ SENTENCE_CONFIGS = tuple(
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )  # the first of them that says something, as in sentence-transformers
 TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+NO_ARGUMENTS: dict[str, tuple[Any, ...]] = dict.fromkeys(
+    ("processing_kwargs", "model_args", "model_kwargs", "config_args", "config_kwargs"), ({},)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +40,15 @@ class File:
     only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     strict: bool = False
 
-    def review(self, fields: Mapping[str, Any], source: Path, more: Mapping[str, Any] | None = None) -> None:
-        """Look at every field that is not null; ``more`` are honoured or passed over too (those of a family).
+    def read(self, path: Path, optional: bool = False) -> dict[str, Any]:
+        """The fields of such a file, reviewed; an optional file that is absent counts as an empty one."""
+        fields = read_object(path, optional)
+        self.review(fields, path)
+        return fields
 
-        Raises:
-            ConfigError: one has a value, or one stands there, with which the vectors would be others.
-        """
+    def review(self, fields: Mapping[str, Any], source: Path, more: Mapping[str, Any] | None = None) -> None:
+        """Raise a ConfigError if a field that is not null could make the vectors others; ``more`` are honoured or
+        passed over too (those of a family)."""
         known = {*self.honoured.split(), *self.inert.split(), *self.only, *(more or ())}
         given = {name: value for name, value in fields.items() if value is not None}
         for name in given.keys() & self.only.keys():
@@ -100,15 +107,8 @@ SENTENCE_CONFIG = File(
         "transformer_task": ("feature-extraction",),
         "modality_config": (TEXT,),
         "module_output_name": ("token_embeddings",),
-        "processing_kwargs": ({},),
-        "model_args": ({},),
-        "model_kwargs": ({},),
-        "config_args": ({},),
-        "config_kwargs": ({},),
-        "query_length": (),
-        "document_length": (),
-        "query_expansion": (),
-        "tokenizer_name_or_path": (),
+        **NO_ARGUMENTS,
+        **dict.fromkeys(("query_length", "document_length", "query_expansion", "tokenizer_name_or_path"), ()),
     },
     strict=True,
 )
@@ -132,11 +132,7 @@ CROSS_SENTENCE = File(
         "do_lower_case": (False,),
         "modality_config": ({"text": {"method": "forward", "method_output_name": "logits"}},),
         "module_output_name": ("scores",),
-        "processing_kwargs": ({},),
-        "model_args": ({},),
-        "model_kwargs": ({},),
-        "config_args": ({},),
-        "config_kwargs": ({},),
+        **NO_ARGUMENTS,
     },
     strict=True,
 )
@@ -161,19 +157,9 @@ NORMALIZE = File("2_Normalize/config.json", "", "__version__", SENTENCE, strict=
 LAYER_NORM = File("2_LayerNorm/config.json", "dimension", "__version__", strict=True)
 DROPOUT = File("2_Dropout/config.json", "", "dropout __version__", strict=True)
 FILES = (
-    CONFIG,
-    TOKENIZER_CONFIG,
-    SENTENCE_CONFIG,
-    PROMPTS,
-    CROSS_ENCODER,
-    CROSS_SENTENCE,
-    MODULES,
-    POOLING,
-    DENSE,
-    NORMALIZE,
-    LAYER_NORM,
-    DROPOUT,
-)
+    CONFIG, TOKENIZER_CONFIG, SENTENCE_CONFIG, PROMPTS, CROSS_ENCODER, CROSS_SENTENCE, MODULES, POOLING, DENSE,
+    NORMALIZE, LAYER_NORM, DROPOUT,
+)  # fmt: skip
 
 
 def table() -> str:
@@ -184,20 +170,19 @@ def table() -> str:
     def cells(names: Any) -> str:
         return " ".join(f"`{name}`" for name in names)
 
+    def held(only: Mapping[str, tuple[Any, ...]]) -> str:
+        allowed = {name: " or ".join(f"`{value!r}`" for value in values) or "null" for name, values in only.items()}
+        return "; ".join(f"`{name}`: {values}" for name, values in allowed.items())
+
     for file in FILES:
-        held = "; ".join(f"`{name}`: {' or '.join(f'`{v}`' for v in map(repr, values)) or 'null'}"
-                         for name, values in file.only.items())  # fmt: skip
         rest = "refused" if file.strict else "a line in the log"
-        name = f"`{file.name}`" + (
-            ", or the six other names of sentence-transformers" if file is SENTENCE_CONFIG else ""
-        )
-        lines.append(f"| {name} | {cells(file.honoured.split())} | {held} | {cells(file.inert.split())} | {rest} |")
+        more = ", or the six other names of sentence-transformers" if file is SENTENCE_CONFIG else ""
+        honoured, inert = cells(file.honoured.split()), cells(file.inert.split())
+        lines.append(f"| `{file.name}`{more} | {honoured} | {held(file.only)} | {inert} | {rest} |")
     for family in FAMILIES.values():
-        held = "; ".join(f"`{name}`: {' or '.join(f'`{v}`' for v in map(repr, values)) or 'null'}"
-                         for name, values in family.fixed.items())  # fmt: skip
         types = ["type_vocab_size"] * bool(family.token_types)
         read = [*family.config, *(name for name in family.aliases if name not in family.inert), *types]
-        lines.append(f"| `config.json` of {family.model_type} | {cells(read)} | {held} | "
+        lines.append(f"| `config.json` of {family.model_type} | {cells(read)} | {held(family.fixed)} | "
                      f"{cells(name for name in family.inert if name not in types)} | |")  # fmt: skip
     return "\n".join(lines)
 

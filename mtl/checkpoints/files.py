@@ -80,11 +80,7 @@ def is_pointer(path: Path) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content.
-
-    Raises:
-        WeightsError: the file is missing, or is not JSON, or escapes in it write half of a surrogate pair.
-    """
+    """A JSON file's content; a WeightsError if it is missing, is not JSON, or escapes half of a surrogate pair."""
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
@@ -108,11 +104,8 @@ def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
 
 
 def field(fields: Mapping[str, Any], name: str, kind: type[T], default: T, source: Path) -> T:
-    """A field of an object that was read from JSON; one that is absent or null counts as the default.
-
-    Raises:
-        ConfigError: it is of another type.
-    """
+    """A field of an object that was read from JSON; one that is absent or null counts as the default, and one of
+    another type is a ConfigError."""
     value = fields.get(name)
     if value is None:
         return default
@@ -121,24 +114,16 @@ def field(fields: Mapping[str, Any], name: str, kind: type[T], default: T, sourc
     return value
 
 
-def positive(fields: Mapping[str, Any], name: str, default: int, source: Path) -> int:
-    """A field that is a whole number of 1 or more.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    value = field(fields, name, int, default, source)
+def positive(fields: Mapping[str, Any], name: str, source: Path) -> int:
+    """A field that is a whole number of 1 or more; anything else is a ConfigError."""
+    value = field(fields, name, int, 0, source)
     if value < 1:
         raise ConfigError(f"{source}: {name} is {value}; expected 1 or more")
     return value
 
 
 def strings(fields: Mapping[str, Any], name: str, source: Path) -> dict[str, str]:
-    """A field that is an object of strings.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """A field that is an object of strings; anything else is a ConfigError."""
     values: dict[str, Any] = field(fields, name, dict, {}, source)
     for key, value in values.items():
         if not isinstance(value, str):
@@ -147,11 +132,7 @@ def strings(fields: Mapping[str, Any], name: str, source: Path) -> dict[str, str
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file's tensors, memory-mapped.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or another format.
-    """
+    """A safetensors file's tensors, memory-mapped; a WeightsError if it is missing, damaged, or of another format."""
     if not path.exists():
         raise WeightsError(f"{path} is missing{instead_of(path)}")
     try:

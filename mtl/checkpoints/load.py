@@ -42,6 +42,7 @@ from mtl.model.pooling import After
 log = logging.getLogger("mtl")
 
 TASKS, BRANCHES = "tasks.json", "tasks.safetensors"
+OF_SEQUENCES, OF_TOKENS = "ForSequenceClassification", "ForTokenClassification"  # transformers' architectures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,11 +125,7 @@ class Checkpoint:
 
 
 def family_of(fields: Mapping[str, Any], source: object = "config.json") -> Family:
-    """The family that a config.json names.
-
-    Raises:
-        ConfigError: it is none of ours.
-    """
+    """The family that a config.json names; a ConfigError if it is none of ours."""
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ConfigError(f"{source}: model_type is {shown(kind)}; expected one of {', '.join(FAMILIES)}")
@@ -136,11 +133,8 @@ def family_of(fields: Mapping[str, Any], source: object = "config.json") -> Fami
 
 
 def encoder_config(fields: Mapping[str, Any], source: Path) -> Any:
-    """The encoder's shape from the content of a config.json.
-
-    Raises:
-        ConfigError: an unknown model type, or a variant of it that is not ours.
-    """
+    """The encoder's shape from a config.json's content; a ConfigError for an unknown model type, or a variant that is
+    not ours."""
     family = family_of(fields, source)
     CONFIG.review(fields, source, {**dict.fromkeys((*family.config, *family.aliases, *family.inert)), **family.fixed})
     try:
@@ -155,10 +149,8 @@ def part_tensors(
     """A file's tensors as the trunk and what lies beside it, the trunk's without what stands before their names.
 
     Whatever that is (nothing, "bert.", "model.", "0.auto_model."), it is what stands before the word embeddings' name.
-    Old checkpoints call LayerNorm's weight gamma and its bias beta. What is ``unread`` is no part of the trunk.
-
-    Raises:
-        WeightsError: there is no trunk, or more than one.
+    Old checkpoints call LayerNorm's weight gamma and its bias beta. What is ``unread`` is no part of the trunk. A
+    WeightsError if there is no trunk, or more than one.
     """
     renamed = {re.sub(r"(LayerNorm)\.(gamma|beta)$", newer_name, name): x for name, x in tensors.items()}
     words = family.names(0)[family.words]
@@ -183,11 +175,7 @@ def newer_name(match: re.Match[str]) -> str:
 
 
 def check_layers(config: Any, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """That a file holds as many layers as its config says, before an encoder of so many is built.
-
-    Raises:
-        WeightsError: it holds fewer.
-    """
+    """Raise a WeightsError if a file holds fewer layers than its config says, before an encoder of so many is built."""
     held = len({match[1] for name in tensors if (match := re.search(r"layers?\.(\d+)\.", name))})
     if config.n_layers > held:
         raise WeightsError(f"{source} holds {held} layers, but its config says {config.n_layers}")
@@ -197,11 +185,7 @@ def load_encoder(
     folder: Path, part: str = "", cross: Mapping[str, Any] | None = None
 ) -> tuple[Encoder, Classifier | None, dict[str, Any], Tensor | None]:
     """The encoder in a model's folder, in eval mode; its classifier, if it has one; config.json's content; and what
-    its token types are beyond the first. ``cross`` is what the folder says of a cross-encoder.
-
-    Raises:
-        ConfigError, WeightsError: see the functions that it calls.
-    """
+    its token types are beyond the first. ``cross`` is what the folder says of a cross-encoder."""
     source = inside(folder, part, "config.json")
     fields = read_object(source)
     config, family = encoder_config(fields, source), family_of(fields, source)
@@ -261,15 +245,13 @@ def read_classifier(
 
     What is wrong with it is kept for those who want to predict: the embeddings are none the worse.
     """
-    architectures = fields.get("architectures")
-    other = [name for name in architectures or [] if isinstance(name, str) and "For" in name] if isinstance(
-        architectures, list) else []  # fmt: skip
-    of_tokens = bool(other) and other[0].endswith("ForTokenClassification")
+    listed: Any = fields.get("architectures")
+    with_heads = [x for x in listed if isinstance(x, str) and "For" in x] if isinstance(listed, list) else []
+    architecture = with_heads[0] if with_heads else OF_SEQUENCES
+    of_tokens = architecture.endswith(OF_TOKENS)
     kind = "tokens" if of_tokens else family.head.kind_of(fields)
     names = Classifier(kind).names(family)
-    if names.get("classifier.weight") not in beside or not (
-        of_tokens or not other or other[0].endswith("ForSequenceClassification")
-    ):
+    if names.get("classifier.weight") not in beside or not architecture.endswith((OF_SEQUENCES, OF_TOKENS)):
         return None
     held = {ours: beside[theirs] for ours, theirs in names.items() if theirs in beside}
     last = held["classifier.weight"].shape
@@ -284,12 +266,12 @@ def read_classifier(
         pooling = "cls" if linear else family.head.pooling(fields)
         tensors = check_tensors(held, shapes, path)
         problem_type = fields.get("problem_type")
+        # One output without a word is a sigmoid's, as transformers' pipeline takes it
         by_default = "multi_label_classification" if outputs == 1 else "single_label_classification"
         kinds = ("multi_label_classification", "regression" if outputs == 1 else "single_label_classification")
         if problem_type not in (None, *kinds) and not of_tokens:
             expected = f"one of {', '.join(kinds)} with {counted(outputs, 'output')}"
             raise ConfigError(f"{source}: problem_type is {shown(problem_type)}; expected {expected}")
-        # One output without a word is a sigmoid's, as transformers' pipeline takes it
         labels = head_labels(fields, outputs, source)
         activation = "" if of_tokens else score_activation(fields, cross, outputs, source)
         return Classifier(kind, tensors, labels, problem_type or by_default, pooling, activation=activation)
@@ -298,11 +280,8 @@ def read_classifier(
 
 
 def head_labels(fields: Mapping[str, Any], outputs: int, source: Path) -> tuple[str, ...]:
-    """The names of a classifier's outputs, in order; LABEL_0 and so on where the config has none.
-
-    Raises:
-        ConfigError: they are not one for each output.
-    """
+    """The names of a classifier's outputs, in order; LABEL_0 and so on where the config has none. Names that are not
+    one for each output are a ConfigError."""
     labels = fields.get("id2label")
     if isinstance(labels, list):
         labels = dict(enumerate(labels))
@@ -318,11 +297,8 @@ def head_labels(fields: Mapping[str, Any], outputs: int, source: Path) -> tuple[
 
 
 def length_limit(sentence: Mapping[str, Any], options: Mapping[str, Any], positions: int, source: Path) -> int:
-    """Tokens per text: sentence-transformers' limit, or the tokenizer's, and never more than there are positions.
-
-    Raises:
-        ConfigError: it is no positive number (transformers writes 1e30 for no limit).
-    """
+    """Tokens per text: sentence-transformers' limit, or the tokenizer's, and never more than there are positions; a
+    ConfigError if it is no positive number (transformers writes 1e30 for no limit)."""
     for fields, name in ((sentence, "max_seq_length"), (options, "model_max_length"), (options, "max_len")):
         limit = fields.get(name)
         if limit is not None:

@@ -45,11 +45,7 @@ ACTIVATION_PACKAGES = ("torch.nn", "torch.nn.modules", "torch.nn.modules.activat
 
 
 def module_kind(name: str, source: Path) -> str:
-    """Which of ``KINDS`` a class is, by its full dotted name.
-
-    Raises:
-        ConfigError: it is none of them.
-    """
+    """Which of ``KINDS`` a class is, by its full dotted name; a ConfigError if it is none of them."""
     *package, kind = name.split(".")
     ours = package[:1] == ["sentence_transformers"] and set(package) <= {*PACKAGES, kind}
     if not ours or kind not in KINDS:
@@ -60,11 +56,7 @@ def module_kind(name: str, source: Path) -> str:
 
 def read_modules(folder: Path) -> list[tuple[str, str]]:
     """The kind and the place of each module; a bare transformer is the only one, as a cross-encoder's is, and has no
-    pooling of its own.
-
-    Raises:
-        ConfigError: a module that is unknown or stands in the wrong place. None is ever passed over.
-    """
+    pooling of its own. None is ever passed over: one that is unknown or stands in the wrong place is a ConfigError."""
     path = inside(folder, "modules.json")
     if not path.exists():
         return [("Transformer", "")]
@@ -89,15 +81,10 @@ def is_cross_encoder(folder: Path) -> bool:
 
 
 def read_cross_encoder(folder: Path, part: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What sentence-transformers 6 says of a CrossEncoder: of the model, and of its transformer.
-
-    Raises:
-        ConfigError: something that would make its scores others.
-    """
+    """What sentence-transformers 6 says of a CrossEncoder: of the model, and of its transformer. What would make its
+    scores others is a ConfigError."""
     path, inner = inside(folder, PROMPTS.name), inside(folder, part, SENTENCE_CONFIGS[0])
-    fields, sentence = read_object(path), read_object(inner, optional=True)
-    CROSS_ENCODER.review(fields, path)
-    CROSS_SENTENCE.review(sentence, inner)
+    fields, sentence = CROSS_ENCODER.read(path), CROSS_SENTENCE.read(inner, optional=True)
     task = field(sentence, "transformer_task", str, "sequence-classification", inner)
     if task != "sequence-classification":
         raise ConfigError(f"{inner}: transformer_task is {shown(task)}; expected 'sequence-classification'")
@@ -107,10 +94,8 @@ def read_cross_encoder(folder: Path, part: str) -> tuple[dict[str, Any], dict[st
 def score_activation(config: Mapping[str, Any], more: Mapping[str, Any], outputs: int, source: Path) -> str:
     """What a cross-encoder's folder does to its logits: "identity", "sigmoid" or "softmax"; "" of another classifier.
 
-    ``config`` is config.json, ``more`` what sentence-transformers 6 writes beside it.
-
-    Raises:
-        ConfigError: another activation.
+    ``config`` is config.json, ``more`` what sentence-transformers 6 writes beside it. Another activation is a
+    ConfigError.
     """
     older = config.get("sbert_ce_default_activation_function")
     marked = {name: value for name, value in (("sentence_transformers", config.get("sentence_transformers")),
@@ -132,8 +117,7 @@ def read_sentence_config(folder: Path, part: str) -> tuple[dict[str, Any], Path]
     """The transformer's own settings, from the first of the seven names that says something; and that file."""
     for name in SENTENCE_CONFIGS:
         path = inside(folder, part, name)
-        if fields := read_object(path, optional=True):
-            SENTENCE_CONFIG.review(fields, path)
+        if fields := SENTENCE_CONFIG.read(path, optional=True):
             field(fields, "do_lower_case", bool, False, path)
             options = field(fields, "processor_kwargs", dict, None, path) or field(
                 fields, "tokenizer_args", dict, {}, path
@@ -144,13 +128,9 @@ def read_sentence_config(folder: Path, part: str) -> tuple[dict[str, Any], Path]
 
 
 def pooling_modes(path: Path) -> tuple[str, ...]:
-    """The modes that a 1_Pooling/config.json names, older switches or newer names, in their order.
-
-    Raises:
-        ConfigError: a mode that we have not, or another field that changes the pooling.
-    """
-    fields = read_object(path)
-    POOLING.review(fields, path)
+    """The modes that a 1_Pooling/config.json names, older switches or newer names, in their order; a ConfigError for a
+    mode that we have not, or another field that changes the pooling."""
+    fields = POOLING.read(path)
     modes = fields.get("pooling_mode")
     if modes is None:
         switched = [mode for switch, mode in POOLING_SWITCHES.items() if field(fields, switch, bool, False, path)]
@@ -166,11 +146,7 @@ def pooling_modes(path: Path) -> tuple[str, ...]:
 
 
 def activation(fields: Mapping[str, Any], source: Path) -> str:
-    """The name of a Dense layer's activation, of torch's own.
-
-    Raises:
-        ConfigError: another one.
-    """
+    """The name of a Dense layer's activation, of torch's own; another one is a ConfigError."""
     name = field(fields, "activation_function", str, "torch.nn.modules.activation.Tanh", source)
     package, _, kind = name.rpartition(".")
     if package not in ACTIVATION_PACKAGES or kind not in DENSE_ACTIVATIONS:
@@ -180,22 +156,18 @@ def activation(fields: Mapping[str, Any], source: Path) -> str:
 
 
 def load_dense(folder: Path, part: str, width: int) -> Dense:
-    """One Dense module: config.json and model.safetensors, ``linear.weight`` and ``linear.bias``.
-
-    Raises:
-        ConfigError, WeightsError: it is none of ours, its files are damaged, or it takes other than ``width`` values.
-    """
+    """One Dense module, which takes ``width`` values: config.json, and ``linear.weight`` and ``linear.bias`` as
+    safetensors."""
     source = inside(folder, part, "config.json")
-    fields = read_object(source)
-    DENSE.review(fields, source)
+    fields = DENSE.read(source)
     name = activation(fields, source)
-    into, out = (positive(fields, f"{side}_features", 0, source) for side in ("in", "out"))
+    into, out = (positive(fields, f"{side}_features", source) for side in ("in", "out"))
     if into != width:
         raise ConfigError(f"{source}: in_features is {into}; what comes before it gives {width} values")
     biased = field(fields, "bias", bool, True, source)
-    shapes = {"linear.weight": (out, into), "linear.bias": (out,)}
+    shapes = {"linear.weight": (out, into), **({"linear.bias": (out,)} if biased else {})}
     tensors, path = read_weights(folder, part)
-    tensors = check_tensors(tensors, shapes if biased else {"linear.weight": (out, into)}, path)
+    tensors = check_tensors(tensors, shapes, path)  # first of all: sizes may be any
     with uninitialized():
         dense = Dense(into, out, biased, name)
     dense.load_state_dict(tensors, assign=True)
@@ -203,15 +175,10 @@ def load_dense(folder: Path, part: str, width: int) -> Dense:
 
 
 def load_layer_norm(folder: Path, part: str, width: int) -> LayerNorm:
-    """One LayerNorm module: config.json and model.safetensors, ``norm.weight`` and ``norm.bias``.
-
-    Raises:
-        ConfigError, WeightsError: its files are damaged, or it takes other than ``width`` values.
-    """
+    """One LayerNorm module of ``width`` values: config.json, and ``norm.weight`` and ``norm.bias`` as safetensors."""
     source = inside(folder, part, "config.json")
-    fields = read_object(source)
-    LAYER_NORM.review(fields, source)
-    if positive(fields, "dimension", 0, source) != width:
+    fields = LAYER_NORM.read(source)
+    if positive(fields, "dimension", source) != width:
         raise ConfigError(f"{source}: dimension is {fields['dimension']}; what comes before it gives {width} values")
     tensors, path = read_weights(folder, part)
     layer = LayerNorm(width)
@@ -220,19 +187,15 @@ def load_layer_norm(folder: Path, part: str, width: int) -> LayerNorm:
 
 
 def load_after(folder: Path, modules: Sequence[tuple[str, str]], width: int) -> tuple[After, ...]:
-    """What follows the pooling, which gives ``width`` values; a Dropout, which does nothing in inference, is left out.
-
-    Raises:
-        ConfigError, WeightsError: see the functions that it calls.
-    """
+    """What follows the pooling, which gives ``width`` values; a Dropout does nothing in inference, and is left out."""
     after: list[After] = []
     for kind, place in modules:
         source = inside(folder, place, "config.json")
         if kind == "Normalize":
-            NORMALIZE.review(read_object(source, optional=True), source)
+            NORMALIZE.read(source, optional=True)
             after.append(Normalize())
         elif kind == "Dropout":
-            DROPOUT.review(read_object(source, optional=True), source)
+            DROPOUT.read(source, optional=True)
             log.info("%s: left out, as it changes no vector; training has no dropout there", source.parent)
         elif kind == "LayerNorm":
             after.append(load_layer_norm(folder, place, width))
@@ -250,8 +213,7 @@ def read_prompts(folder: Path) -> dict[str, Any]:
         ConfigError: one of another type, or no prompt of the name that is said to be the default's.
     """
     path = inside(folder, "config_sentence_transformers.json")
-    fields = read_object(path, optional=True)
-    PROMPTS.review(fields, path)
+    fields = PROMPTS.read(path, optional=True)
     given: dict[str, Any] = field(fields, "prompts", dict, {}, path)  # null is the empty one
     prompts = strings({"prompts": {name: "" if x is None else x for name, x in given.items()}}, "prompts", path)
     default = field(fields, "default_prompt_name", str, None, path)
@@ -262,5 +224,5 @@ def read_prompts(folder: Path) -> dict[str, Any]:
         "prompts": prompts,
         "default_prompt": "" if default is None else prompts[default],
         "similarity_fn_name": field(fields, "similarity_fn_name", str, "cosine", path),
-        "truncate_dim": positive(fields, "truncate_dim", 0, path) if fields.get("truncate_dim") is not None else None,
+        "truncate_dim": positive(fields, "truncate_dim", path) if fields.get("truncate_dim") is not None else None,
     }

@@ -42,11 +42,8 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """A message's fields in order, by their numbers: whole numbers, and of all other types the bytes.
-
-    Raises:
-        ValueError, IndexError: it is none.
-    """
+    """A message's fields in order, by their numbers: whole numbers, and of all other types the bytes. What is no
+    message is a ValueError or IndexError."""
     at = 0
     while at < len(data):
         key, at = varint(data, at)
@@ -69,11 +66,8 @@ def message(data: int | bytes) -> dict[int, int | bytes]:
 
 
 def read(path: Path) -> Pieces:
-    """A sentencepiece model's pieces.
-
-    Raises:
-        WeightsError: it is none, or of another kind than Unigram, or falls back to bytes.
-    """
+    """A sentencepiece model's pieces; a WeightsError if it is none, is of another kind than Unigram, or falls back to
+    bytes."""
     scores: list[tuple[str, float]] = []
     whole: dict[str, bool] = {}
     trainer: dict[int, int | bytes] = {}

@@ -29,11 +29,7 @@ VERBATIM = ("PreTrainedTokenizerFast", "TokenizersBackend")  # the class that ta
 
 def read_options(folder: Path, part: str = "", more: Options | None = None) -> dict[str, Any]:
     """What tokenizer_config.json says, and special_tokens_map.json where that does not list its tokens; ``more`` are
-    what sentence-transformers' own file says of the tokenizer.
-
-    Raises:
-        ConfigError, WeightsError: a field of another type, or a damaged file.
-    """
+    what sentence-transformers' own file says of the tokenizer."""
     source = inside(folder, part, "tokenizer_config.json")
     options = read_object(source, optional=True)
     if "added_tokens_decoder" not in options:
@@ -73,11 +69,7 @@ def load_tokenizer(
     folder: Path, part: str, options: Options, name: str = "BertTokenizer"
 ) -> tuple[Tokenizer, Literal["left", "right"]]:
     """The tokenizer in a model's folder, or in the part of it that holds the transformer, and at which side it cuts
-    texts; ``name`` is its class.
-
-    Raises:
-        ConfigError, WeightsError: there is none, or its files are damaged.
-    """
+    texts; ``name`` is its class. A ConfigError or WeightsError if there is none, or its files are damaged."""
     path, kind, side = inside(folder, part, "tokenizer.json"), KINDS.get(name), "right"
     if path.exists():
         try:
@@ -108,17 +100,15 @@ def load_tokenizer(
 
 
 def check_verbatim(tokenizer: Tokenizer, options: Options, source: Path) -> None:
-    """What is done about a tokenizer.json that is taken as it stands: the same text has to give the same tokens.
-
-    Raises:
-        ConfigError: it gives the tokens of one text other types than 0, to a model that is told of them.
-    """
+    """What is done about a tokenizer.json that is taken as it stands: the same text has to give the same tokens, and
+    the types of one text's tokens have to be 0 where the model is told them."""
     if getattr(tokenizer.model, "dropout", None):
         log.warning("%s leaves out merges by chance (dropout %g), as for training; here none is left out", source,
                     tokenizer.model.dropout)  # fmt: skip
         tokenizer.model.dropout = None
     typed = any(encodings(tokenizer.encode_batch, ["a"], True)[0].type_ids)
-    if typed and "token_type_ids" in names_of_inputs(options, source):
+    inputs = field(options, "model_input_names", list, [], source.with_name("tokenizer_config.json"))
+    if typed and "token_type_ids" in inputs:  # without them, every type is 0
         raise ConfigError(f"{source}: post_processor gives the tokens of one text a type other than 0; expected 0")
 
 
@@ -141,17 +131,8 @@ def exact_pieces(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def names_of_inputs(options: Options, source: Path) -> list[Any]:
-    """What the model is to be given of what the tokenizer makes: without token_type_ids, every type is 0."""
-    return field(options, "model_input_names", list, [], source.with_name("tokenizer_config.json"))
-
-
 def vocabulary_of(kind: Kind, folder: Path, part: str, options: Options) -> Tokenizer:
-    """The vocabulary of the older files.
-
-    Raises:
-        WeightsError: one is missing, or damaged.
-    """
+    """The vocabulary of the older files; a WeightsError if one is missing or damaged."""
     paths = [inside(folder, part, file) for file in kind.files]
     absent = [path.name for path in paths if not path.exists()]
     if absent:
@@ -173,10 +154,8 @@ def wordpiece(path: Path, options: Options) -> Tokenizer:
 def add_tokens(tokenizer: Tokenizer, kind: Kind | None, options: Options, more: Path) -> Tokenizer:
     """With the tokens that are never split: those that the options list, those of added_tokens.json, the special ones.
 
-    A special token that the vocabulary lacks is not added, since the model has no row for it.
-
-    Raises:
-        ConfigError, WeightsError: something other than tokens, or one whose id is taken by another.
+    A special token that the vocabulary lacks is not added, since the model has no row for it. Something other than
+    tokens is a ConfigError, and one whose id is taken by another a WeightsError.
     """
     special = special_tokens(kind, options)
     texts = {text_of(token) for token in special.values()}
@@ -234,11 +213,8 @@ def number(value: Any, source: Path) -> int:
 
 
 def added(token: Any, name: str, source: Path) -> AddedToken:
-    """An added token, of its text or of its fields; ``name`` is the field that names it.
-
-    Raises:
-        ConfigError: it is something else.
-    """
+    """An added token, of its text or of its fields; ``name`` is the field that names it. Anything else is a
+    ConfigError."""
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     if isinstance(token, str):
         return AddedToken(token, normalized=False, special=True)
@@ -249,11 +225,8 @@ def added(token: Any, name: str, source: Path) -> AddedToken:
 
 
 def follow(tokenizer: Tokenizer, kind: Kind, options: Options, source: Path) -> None:
-    """Put before and behind the vocabulary what the class does, by the options; what is already so is left alone.
-
-    Raises:
-        WeightsError: the vocabulary lacks a special token that stands around each text.
-    """
+    """Put before and behind the vocabulary what the class does, by the options; what is already so is left alone. A
+    vocabulary that lacks a special token which stands around each text is a WeightsError."""
     special = {role: text_of(token) for role, token in special_tokens(kind, options).items()}
     ends = [special[role] for role in kind.ends]
     absent = [text for text in (special["unk"], *ends) if tokenizer.token_to_id(text) is None]

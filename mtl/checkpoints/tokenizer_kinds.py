@@ -145,11 +145,7 @@ KINDS = {
 
 
 def read_text(path: Path) -> str:
-    """A file of UTF-8 text.
-
-    Raises:
-        WeightsError: it cannot be read as that.
-    """
+    """A file of UTF-8 text; a WeightsError if it cannot be read as that."""
     try:
         with path.open(encoding="utf-8", newline="\n") as file:  # a carriage return may be a token
             return file.read()

@@ -109,11 +109,7 @@ def written(*names: str) -> list[str]:
 
 
 def only_with(what: str, there: object, *names: str) -> None:
-    """That options which nothing else reads are given only where what reads them is ``there``, or ask for nothing.
-
-    Raises:
-        UsageError: one is given without it.
-    """
+    """Raise a UsageError if options ask for something where what alone reads them is not ``there``."""
     context = click.get_current_context()
     asked = [each.name for each in context.command.params
              if each.name in names and context.params.get(each.name) != each.get_default(context)]  # fmt: skip
@@ -122,11 +118,7 @@ def only_with(what: str, there: object, *names: str) -> None:
 
 
 def not_both(*names: str) -> None:
-    """That no more than one of these options is given.
-
-    Raises:
-        UsageError: two are.
-    """
+    """Raise a UsageError if more than one of these options is given."""
     if (found := written(*names))[1:]:
         raise click.UsageError(f"{' and '.join(found)} are given; expected one of the two")
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mtl.display import table
 from mtl.training.metrics import metric_sign
 from mtl.training.plots import plot_vectors
-from mtl.training.report import Log, Metrics, Reporter, plot
+from mtl.training.report import Confusions, Log, Metrics, Reporter, plot
 from mtl.training.run import Plan, Run
 
 
@@ -53,9 +53,7 @@ def confusion_table(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> s
     return table([["true \\ predicted", *labels], *([label, *row] for label, row in zip(labels, counts, strict=True))])
 
 
-def show_metrics(
-    title: str, metrics: Metrics, confusions: Mapping[str, Sequence[Sequence[int]]], labels: Mapping[str, Sequence[str]]
-) -> None:
+def show_metrics(title: str, metrics: Metrics, confusions: Confusions, labels: Mapping[str, Sequence[str]]) -> None:
     """Tables of each task's metrics and confusion matrix."""
     click.echo(f"\n{title}\n{metrics_table(metrics)}")
     for name, counts in confusions.items():
@@ -140,9 +138,7 @@ class Terminal(Reporter):
         best = run.best and f"best epoch: {run.best.epoch} ({metric} {sign * run.best.value:.4f})"
         click.echo(f"\n{best or 'no dev data'}")
 
-    def measured(
-        self, run: Run, title: str, metrics: Metrics, confusions: Mapping[str, Sequence[Sequence[int]]]
-    ) -> None:
+    def measured(self, run: Run, title: str, metrics: Metrics, confusions: Confusions) -> None:
         with self.bar.external_write_mode():
             show_metrics(title, metrics, confusions, {name: task.labels for name, task in run.model.tasks.items()})
 
@@ -173,9 +169,7 @@ class Quiet(Terminal):
     def trained(self, run: Run) -> None:
         self.bar.close()
 
-    def measured(
-        self, run: Run, title: str, metrics: Metrics, confusions: Mapping[str, Sequence[Sequence[int]]]
-    ) -> None:
+    def measured(self, run: Run, title: str, metrics: Metrics, confusions: Confusions) -> None:
         if title == "dev":
             main = {name: run.model.tasks[name].handler.main_metric for name in metrics}
             said = "  ".join(f"{name} {metric} {metrics[name][metric]:.4f}" for name, metric in main.items())

@@ -66,11 +66,8 @@ def is_one_of(value: Any, known: Sequence[Any]) -> bool:
 
 
 def own_keywords(name: str, names: Sequence[str], device: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of something called ``name``, whose own are ``names``, by their own names.
-
-    Raises:
-        InputError: a keyword that it does not take; the line says which is meant.
-    """
+    """The options of something called ``name``, whose own are ``names``, by their own names; a keyword that it does not
+    take is an InputError, which says which one is meant."""
     found: dict[str, Any] = {}
     for given, value in options.items():
         if given == "device" and value is not None and is_on(device, value):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mtl.encode.batching import by_token_budget, in_order, in_shares
-from mtl.errors import InputError, one_line, shown
+from mtl.errors import InputError, check_counts, one_line, shown
 from mtl.kernels.cores import default_threads, idle
 from mtl.kernels.defaults import by_default
 from mtl.kernels.threads import computing_with, side_by_side
@@ -41,11 +41,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 def usable(device: str | torch.device) -> torch.device:
-    """A device by name.
-
-    Raises:
-        InputError: there is none of that name, or it cannot be used.
-    """
+    """A device by name; an InputError if there is none, or it cannot be used."""
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
@@ -81,6 +77,7 @@ class Engine:
         batch_tokens: int | None = None,
         threads: int | None = None,
     ) -> None:
+        check_counts(batch_tokens=batch_tokens, threads=threads)
         if device.type not in ("cpu", "cuda"):
             raise InputError(f"the model is on device {str(device)!r}; expected cpu or cuda: model.to('cpu')")
         self.model = model

@@ -24,20 +24,13 @@ def native_bf16(device: torch.device) -> bool:
     """Whether products of bf16 are computed as such: AMX or AVX-512 with bf16 on a CPU, Ampere and later on a GPU."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    cpu = torch.cpu
-    return (
-        device.type == "cpu"
-        and has_packed(torch.bfloat16)
-        and (cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())
-    )
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cpu" and has_packed(torch.bfloat16) and native
 
 
 def check_place(precision: str, device: torch.device) -> None:
-    """That a device computes in this format: where a model is loaded, and again where it was moved since.
-
-    Raises:
-        InputError: it does not.
-    """
+    """Raise an InputError if a device does not compute in this format: where a model is loaded, and again where it was
+    moved since."""
     if precision == "int8" and device.type != "cpu":
         raise InputError(f"precision is 'int8' and device {str(device)!r}; expected a CPU, or another precision")
     if precision == "fp16" and device.type == "cpu":
@@ -45,11 +38,8 @@ def check_place(precision: str, device: torch.device) -> None:
 
 
 def effective(precision: str, device: torch.device, int8_least_cosine: float = LEAST_COSINE) -> Precision:
-    """The format that is meant, with "auto" decided.
-
-    Raises:
-        InputError: it is unknown, or the device has not got it; or the least cosine of int8 is none.
-    """
+    """The format that is meant, with "auto" decided; an InputError if it is unknown, or the device has not got it, or
+    the least cosine of int8 is none."""
     if not isinstance(int8_least_cosine, (int, float)) or not -1 <= int8_least_cosine <= 1:
         raise InputError(f"int8_least_cosine is {shown(int8_least_cosine)}; expected a cosine, -1 to 1")
     if precision not in get_args(Precision):
@@ -75,11 +65,8 @@ def calibration_texts() -> list[str]:
 
 
 def calibration_rows(tokenizer: Tokenizer, encoder: Encoder) -> list[list[int]]:
-    """The token ids of these sentences, for an encoder that is computed in int8.
-
-    Raises:
-        InputError: its weights are not float32.
-    """
+    """The token ids of these sentences, for an encoder that is computed in int8; an InputError if its weights are not
+    float32."""
     dtype = encoder.words.weight.dtype
     if dtype != torch.float32:
         given = str(dtype).removeprefix("torch.")

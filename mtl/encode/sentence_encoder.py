@@ -40,6 +40,7 @@ from mtl.search import Vectors as Embeddings
 
 R = TypeVar("R")
 Texts = str | Iterable[str]
+Array = NDArray[np.float32]
 
 log = logging.getLogger("mtl")
 
@@ -347,14 +348,10 @@ class SentenceEncoder(nn.Module):
     def encode(self, texts: Texts, *, as_tensor: Literal[True], **options: Unpack[EncodeOptions]) -> Tensor: ...
 
     @overload
-    def encode(
-        self, texts: Texts, *, as_tensor: Literal[False] = False, **options: Unpack[EncodeOptions]
-    ) -> NDArray[np.float32]: ...
+    def encode(self, texts: Texts, *, as_tensor: Literal[False] = False, **options: Unpack[EncodeOptions]) -> Array: ...
 
     @accepts_their_keywords
-    def encode(
-        self, texts: Texts, *, as_tensor: bool = False, **options: Unpack[EncodeOptions]
-    ) -> NDArray[np.float32] | Tensor:
+    def encode(self, texts: Texts, *, as_tensor: bool = False, **options: Unpack[EncodeOptions]) -> Array | Tensor:
         """Vectors of texts, in their order: (texts, dim) float32, or (dim,) for a single string.
 
         Texts may be a list, a tuple, an array, a column of a table or a generator. None gives (0, dim); an empty
@@ -380,7 +377,7 @@ class SentenceEncoder(nn.Module):
         """
         return self._encode(texts, as_tensor, options)
 
-    def _encode(self, texts: Texts, as_tensor: bool, options: EncodeOptions) -> NDArray[np.float32] | Tensor:
+    def _encode(self, texts: Texts, as_tensor: bool, options: EncodeOptions) -> Array | Tensor:
         """As ``encode``."""
         check_flags(as_tensor=as_tensor)
         listed = [texts] if isinstance(texts, str) else list(several(texts))
@@ -394,12 +391,7 @@ class SentenceEncoder(nn.Module):
 
     @accepts_their_keywords
     def encode_stream(
-        self,
-        texts: Iterable[str],
-        *,
-        window: int = WINDOW,
-        as_tensor: bool = False,
-        **options: Unpack[EncodeOptions],
+        self, texts: Iterable[str], *, window: int = WINDOW, as_tensor: bool = False, **options: Unpack[EncodeOptions]
     ) -> Iterator[Any]:
         """As ``encode``, for texts that need not fit in memory: yields (window, dim) arrays, in order.
 
@@ -418,7 +410,7 @@ class SentenceEncoder(nn.Module):
         *,
         window: int = WINDOW,
         **options: Unpack[EncodeOptions],
-    ) -> Iterator[tuple[list[R], NDArray[np.float32]]]:
+    ) -> Iterator[tuple[list[R], Array]]:
         """Rows of any kind with their vectors (rows, dim), a window of them at a time.
 
         ``text`` gives a row's text: the name of its field, or a function of the row.
@@ -430,9 +422,7 @@ class SentenceEncoder(nn.Module):
         return self.encode_blocks(in_blocks(rows, window, of_row), **options)
 
     @accepts_their_keywords
-    def encode_blocks(
-        self, blocks: Iterable[Block[R]], **options: Unpack[EncodeOptions]
-    ) -> Iterator[tuple[R, NDArray[np.float32]]]:
+    def encode_blocks(self, blocks: Iterable[Block[R]], **options: Unpack[EncodeOptions]) -> Iterator[tuple[R, Array]]:
         """As ``encode_rows``, for rows that come in blocks: each block's rows, whatever they are, with its vectors."""
         return ((rows, vectors.cpu().numpy()) for rows, vectors in self._encoded(blocks, options))
 
@@ -445,15 +435,13 @@ class SentenceEncoder(nn.Module):
         """
         options = {**DEFAULTS, **options}
         check_flags(normalize=options["normalize"], progress=options.get("progress"))
-        normalize, truncate_dim = options["normalize"], options.get("truncate_dim")
+        normalize, shorter = options["normalize"], options.get("truncate_dim")
         overflow, max_length = options["overflow"], options.get("max_length")
         batch_tokens, threads = options.get("batch_tokens"), options.get("threads")
+        truncate_dim = self.truncate_dim if shorter is None else shorter
         check_counts(batch_tokens=batch_tokens, threads=threads, max_length=max_length, truncate_dim=truncate_dim)
-        if truncate_dim is None:
-            check_counts(truncate_dim=self.truncate_dim)
-        if truncate_dim is not None and truncate_dim > self.width:
-            raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {self.width}, the model's dimensions")
-        truncate_dim = truncate_dim or self.truncate_dim
+        if shorter is not None and shorter > self.width:
+            raise InputError(f"truncate_dim is {shorter}; expected 1 to {self.width}, the model's dimensions")
         limit = self.length_limit(max_length)
         if self.tokenizer.backend.get_vocab_size() > self.encoder.config.vocab_size:  # tokens were added since
             self.check_vocabulary()
@@ -477,12 +465,12 @@ class SentenceEncoder(nn.Module):
     @overload
     def encode_query(
         self, texts: Texts, *, as_tensor: Literal[False] = False, **options: Unpack[EncodeOptions]
-    ) -> NDArray[np.float32]: ...
+    ) -> Array: ...
 
     @accepts_their_keywords
     def encode_query(
         self, texts: Texts, *, as_tensor: bool = False, **options: Unpack[EncodeOptions]
-    ) -> NDArray[np.float32] | Tensor:
+    ) -> Array | Tensor:
         """As ``encode``, with the checkpoint's prompt "query"; without one, and if none is given, with no prompt."""
         return self._encode(texts, as_tensor, self.prompted(QUERY, options))
 
@@ -494,12 +482,12 @@ class SentenceEncoder(nn.Module):
     @overload
     def encode_document(
         self, texts: Texts, *, as_tensor: Literal[False] = False, **options: Unpack[EncodeOptions]
-    ) -> NDArray[np.float32]: ...
+    ) -> Array: ...
 
     @accepts_their_keywords
     def encode_document(
         self, texts: Texts, *, as_tensor: bool = False, **options: Unpack[EncodeOptions]
-    ) -> NDArray[np.float32] | Tensor:
+    ) -> Array | Tensor:
         """As ``encode_query``, with the first of the prompts "document", "passage" and "corpus" that there is."""
         return self._encode(texts, as_tensor, self.prompted(DOCUMENT, options))
 
@@ -519,7 +507,7 @@ class SentenceEncoder(nn.Module):
 
     def search(
         self, queries: str | Iterable[str] | Embeddings, corpus: Iterable[str] | Embeddings, k: int = 10
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    ) -> tuple[Array, NDArray[np.int64]]:
         """The k most similar of the corpus for each query, by the model's own measure: see ``mtl.search``.
 
         Texts are embedded first; a corpus that is searched more than once is better embedded once.
@@ -535,11 +523,7 @@ class SentenceEncoder(nn.Module):
 
 
 def field_of(name: str) -> Callable[[Any], str]:
-    """A row's field of this name.
-
-    Raises:
-        InputError: the row has none.
-    """
+    """A row's field of this name; an InputError where a row has none."""
 
     def found(row: Any) -> str:
         try:
@@ -554,11 +538,7 @@ FORWARD = SentenceEncoder.forward  # as it is before anybody replaces it
 
 
 def saveable(part: nn.Module) -> After:
-    """A layer after the pooling, if a folder can describe it.
-
-    Raises:
-        WeightsError: it cannot.
-    """
+    """A layer after the pooling; a WeightsError if no folder can describe it."""
     if not isinstance(part, After):
         kind = type(part).__name__
         raise WeightsError(f"a {kind} after the pooling cannot be saved; expected Dense, LayerNorm or Normalize")

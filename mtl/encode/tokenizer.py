@@ -88,11 +88,8 @@ class Template:
 
     @classmethod
     def of(cls, tokenizer: tokenizers.Tokenizer, segments: bool) -> Template:
-        """A tokenizer's own; ``segments`` says whether the model is told them.
-
-        Raises:
-            InputError: its pairs are not one text and then the other, in at most two segments.
-        """
+        """A tokenizer's own; ``segments`` says whether the model is told them. An InputError where pairs are not one
+        text and then the other, in at most two segments."""
         found = encodings(tokenizer.encode_batch, [("a", "a")], True)[0]
         parts: list[list[int]] = [[], [], []]
         marks, order = [*map(str, found.sequence_ids)], 0
@@ -222,7 +219,8 @@ class Tokenizer:
         """
         if overflow not in ("warn", "truncate", "error"):
             raise InputError(f"overflow is {overflow!r}; expected warn, truncate or error for pairs of texts")
-        template, limit = Template.of(self.backend, self.segments), max_length or self.max_length
+        template = Template.of(self.backend, self.segments)
+        limit = self.max_length if max_length is None else max_length
         least = len(template.before) + len(template.between) + len(template.behind) + 2
         if limit < least:
             raise InputError(f"max_length is {limit}; expected at least {least} for pairs: special tokens and two more")
@@ -279,11 +277,8 @@ class Tokenizer:
 
 
 def ends(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens that a tokenizer puts before and behind every text.
-
-    Raises:
-        WeightsError: it does more than that with a text, which we would not do.
-    """
+    """The special tokens that a tokenizer puts before and behind every text; a WeightsError if it does more with a text
+    than that."""
     for text in candidates(tokenizer):
         if inner := encodings(tokenizer.encode_batch, [text])[0].ids:
             break
@@ -318,11 +313,8 @@ def filled(rows: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def several(texts: Iterable[T]) -> Iterable[T]:
-    """The texts themselves, if they come one after another: a list, a tuple, an array, a column, a generator.
-
-    Raises:
-        InputError: one string, or something that gives its parts in no order, or names instead of texts.
-    """
+    """The texts themselves, if they come one after another: a list, a tuple, an array, a column, a generator. One
+    string, or what gives its parts in no order, or names instead of texts, is an InputError."""
     if isinstance(texts, (str, bytes)):
         raise InputError(f"texts is a single string ({shown(texts)}); expected several, as in [text]")
     if hasattr(texts, "to_pylist") and not hasattr(texts, "columns"):
@@ -347,22 +339,19 @@ def pairs_or_texts(texts: Iterable[Any]) -> tuple[bool, Iterable[Any]]:
     return True, (tuple(text) if isinstance(text, list) else text for text in chain(begin, iterator))
 
 
-def check_pairs(pairs: Sequence[Any], start: int = 0) -> Sequence[Pair]:
-    """As ``check_texts``, for pairs of texts."""
+def check_pairs(pairs: Sequence[Any], start: int = 0) -> list[Pair]:
+    """As ``check_texts``, for pairs of texts, as tuples."""
     for i, pair in enumerate(pairs, start):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise InputError(f"texts[{i}] is {shown(pair)}; expected a pair of strings")
         if not all(map(is_unicode, pair)):
             raise InputError(f"texts[{i}] holds half of a surrogate pair: {shown(pair)}; expected Unicode")
-    return pairs
+    return [(one, other) for one, other in pairs]
 
 
 def check_texts(texts: Sequence[str], start: int = 0) -> Sequence[str]:
-    """The texts themselves, if all are strings of valid Unicode; ``start`` is the index of the first.
-
-    Raises:
-        InputError: one is not; it names its index.
-    """
+    """The texts themselves; an InputError that names the index, counted from ``start``, of one that is no string of
+    valid Unicode."""
     for i, text in enumerate(texts, start):
         if not isinstance(text, str):
             raise InputError(f"texts[{i}] is {type(text).__name__} ({shown(text)}); expected a string")

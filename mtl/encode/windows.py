@@ -56,10 +56,8 @@ class Window(Generic[R]):
     def vectors(self, rows: Tensor, normalize: bool = False) -> Tensor:
         """One vector per text, (texts, dim), from those of the tokenized rows; ``normalize`` is for merged chunks.
 
-        The vector of a text without tokens is 0, as sentence-transformers' mean over none.
-
-        Raises:
-            WeightsError: a vector is not finite; it names the text.
+        The vector of a text without tokens is 0, as sentence-transformers' mean over none. One that is not finite is a
+        WeightsError that names the text.
         """
         distinct = merged(rows, self.tokenized, normalize) if self.tokenized.chunked else rows
         check_finite(vectors := distinct[self.inverse], self.texts, self.start)
@@ -109,8 +107,8 @@ def tokenized_windows(
     """
 
     def window(block: tuple[int, Block[R]]) -> Window[R]:
-        start, (texts, rows) = block
-        (check_pairs if pairs else check_texts)(texts, start)
+        start, (given, rows) = block
+        texts: Any = check_pairs(given, start) if pairs else check_texts(given, start)
         known: dict[Any, int] = {}
         inverse = [known.setdefault(text, len(known)) for text in texts]
         numbers = (np.unique(inverse, return_index=True)[1] + start).tolist()  # where each of them stands first

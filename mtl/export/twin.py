@@ -54,8 +54,8 @@ class PaddedBatch:
         numbers = torch.arange(self.length)
         self.apart = numbers[None] - numbers[:, None]
 
-    def places(self, padding: int | None, beyond: int) -> Tensor:
-        """As PackedBatch.places, (tokens,)."""
+    def position_ids(self, padding: int | None, beyond: int) -> Tensor:
+        """As PackedBatch.position_ids, (tokens,)."""
         if padding is None:
             return self.positions
         counted = self.kept & (self.ids.unflatten(0, self.kept.shape) != padding)

@@ -8,7 +8,6 @@ Only shapes that keep their bits are divided (`mtl check` tries them out); all o
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtl.kernels.threads import alone
-from mtl.model.packing import PackedBatch
+from mtl.model.packing import Biases, PackedBatch
 from mtl.model.rotary import near, windows
 
 SHORTEST, LONGEST = 64, 1024  # tokens of a text, between which products are faster; of longer ones scores are many
@@ -114,7 +113,7 @@ def by_products(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
 
 
 def grouped(
-    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = (), reach: int | None = None,
+    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Biases = (), reach: int | None = None,
     narrow: bool = False,
 ) -> Tensor:  # fmt: skip
     """One fused call for each group of equally long texts, which needs no mask, or one for each part of a window; in
@@ -142,7 +141,7 @@ def grouped(
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = (), reach: int | None = None,
+    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Biases = (), reach: int | None = None,
     narrow: bool = False,
 ) -> Tensor:  # fmt: skip
     """What each token gets: q, k, v and the result are (tokens, heads, head_dim), on a CPU with more rows at the end,
@@ -160,7 +159,7 @@ def attend(
 
 
 def attend_first(
-    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = (), reach: int | None = None
+    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, biases: Biases = (), reach: int | None = None
 ) -> Tensor:
     """What each text's first token gets: q and the result are (texts, heads, head_dim), k and v as everywhere."""
     out = []

@@ -1,6 +1,7 @@
 """Does this machine give a row, or a text, the same bits whatever stands beside it? Kernel by kernel, tried out.
 
-A processor can play its elders: ``levels`` says which, by variables that oneDNN, MKL and torch read when they start.
+A processor can compute as an older one: ``levels`` says as which, by variables that oneDNN, MKL and torch read when
+they start.
 """
 
 from __future__ import annotations

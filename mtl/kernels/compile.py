@@ -58,7 +58,7 @@ class Program(Protocol):
     def run(
         self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None, first: bool = False
     ) -> Tensor: ...
-    def __call__(self, batch: PackedBatch) -> Tensor: ...
+    def __call__(self, batch: PackedBatch, /) -> Tensor: ...
 
 
 class Plain:
@@ -105,10 +105,6 @@ class PlainEncoder(Plain):
     """An encoder that runs as it is."""
 
     module: Encoder
-
-    def __call__(self, batch: PackedBatch) -> Tensor:
-        with self.evaluating():
-            return self.module(batch)
 
     def embed(self, batch: PackedBatch) -> Tensor:
         with self.evaluating():
@@ -184,11 +180,8 @@ def unlike(module: nn.Module, like: Callable[[], nn.Module], of: Compare | None 
 
 
 def check_saveable(module: nn.Module) -> None:
-    """That an encoder, pooling, layer or head is what its settings and weights bring back.
-
-    Raises:
-        WeightsError: it holds something else, such as an adapter.
-    """
+    """Raise a WeightsError if an encoder, pooling, layer or head is not what its settings and weights bring back, as
+    with an adapter."""
     kind = type(module)
     found: Difference | None = unknown(module)
     if kind in PARTS:

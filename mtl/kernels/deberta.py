@@ -17,9 +17,9 @@ from torch import Tensor
 from mtl.kernels import encoder
 from mtl.kernels.encoder import Norm, table_of
 from mtl.kernels.int8 import Ranges
-from mtl.kernels.linear import Product, product, release, rounded
+from mtl.kernels.linear import Product, product, release
 from mtl.model.deberta import Deberta, DebertaBlock, rows_of
-from mtl.model.packing import PackedBatch
+from mtl.model.packing import Biases, PackedBatch
 from mtl.model.positions import with_segments
 
 
@@ -35,9 +35,7 @@ class Block(encoder.Block):
     c2p: Sequence[Product]
     p2c: Sequence[Product]
 
-    def attended(
-        self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, first: bool, biases: Sequence[Tensor | None]
-    ) -> Tensor:
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, first: bool, biases: Biases) -> Tensor:
         q, rows = q / self.compared, [row[:1] if first else row for row in biases if row is not None]
         return super().attended(q, k, v, batch, first, self.biases(q, k, batch, rows))
 
@@ -67,8 +65,8 @@ def picked(x: Tensor, rows: Tensor) -> Tensor:
     return x.gather(3, rows[None, :, None].expand(x.shape[0], -1, x.shape[2], -1))
 
 
-class Program:
-    """A Deberta in a number format; it shares the tensors that need no other form."""
+class Program(encoder.BlockProgram):
+    """A Deberta."""
 
     def __init__(self, model: Deberta, dtype: torch.dtype, make: Callable[[int], Block]) -> None:
         parts, places = model.embeddings, model.embeddings.position_embeddings
@@ -77,7 +75,7 @@ class Program:
         self.positions = None if places is None else places.weight.detach().to(dtype)
         self.types = table_of(parts.token_type_embeddings, dtype)
         self.norm = Norm.of(parts.LayerNorm, dtype)
-        self.make = make  # as in encoder.py
+        self.make = make
         self.blocks = [make(i) for i in range(len(model.blocks))]
 
     def embed(self, batch: PackedBatch) -> Tensor:
@@ -85,18 +83,8 @@ class Program:
         x = x if self.positions is None else x + F.embedding(batch.positions, self.positions)
         return self.norm(with_segments(x, self.types, batch))
 
-    def run(
-        self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None, first: bool = False
-    ) -> Tensor:
-        blocks = self.blocks[start:stop]
-        rows = [rows_of(group.length, self.config, x.device) for group in batch.groups]
-        x = rounded(x)
-        for i, block in enumerate(blocks, 1):
-            x = block(x, batch, first and i == len(blocks), rows)
-        return x[: len(batch.lengths if first else batch.ids)]
-
-    def __call__(self, batch: PackedBatch) -> Tensor:
-        return self.run(self.embed(batch), batch)
+    def shared(self, batch: PackedBatch) -> list[Tensor]:
+        return [rows_of(group.length, self.config, batch.ids.device) for group in batch.groups]
 
 
 def compile(model: Deberta, dtype: torch.dtype, ranges: Ranges, mapped: bool) -> Program:

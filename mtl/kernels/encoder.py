@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from mtl.kernels.linear import Product, cast, joined, product, release, rounded
 from mtl.model.deberta import Deberta, DebertaBlock
 from mtl.model.encoder import DistilBert, TransformerBlock
 from mtl.model.mpnet import MPNet, biases
-from mtl.model.packing import PackedBatch
+from mtl.model.packing import Biases, PackedBatch
 from mtl.model.positions import with_segments
 
 
@@ -48,7 +49,7 @@ def table_of(types: nn.Embedding | None, dtype: torch.dtype) -> Callable[[Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A TransformerBlock: (tokens, dim) to (tokens, dim), or with ``first`` to (texts, dim); with rows to spare."""
+    """A TransformerBlock: (tokens, dim) to (tokens, dim), or with ``first`` to (texts, dim); see linear.rounded."""
 
     heads: int
     qkv: Product
@@ -60,9 +61,7 @@ class Block:
     norm2: Norm
     narrow: bool  # see attention.attend
 
-    def __call__(
-        self, x: Tensor, batch: PackedBatch, first: bool = False, biases: Sequence[Tensor | None] = ()
-    ) -> Tensor:
+    def __call__(self, x: Tensor, batch: PackedBatch, biases: Biases = (), first: bool = False) -> Tensor:
         q, k, v = (y.unflatten(1, (self.heads, -1)) for y in self.qkv(x).chunk(3, dim=1))
         if first:
             x, q = x[batch.firsts], q[batch.firsts]
@@ -72,9 +71,7 @@ class Block:
         x = self.norm1(x + self.out(context))
         return self.norm2(x + self.lin2(self.activation(self.lin1(x))))
 
-    def attended(
-        self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, first: bool, biases: Sequence[Tensor | None]
-    ) -> Tensor:
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, first: bool, biases: Biases) -> Tensor:
         if first:
             return attend_first(q, k, v, batch, biases)
         return attend(q, k, v, batch, biases, narrow=self.narrow)
@@ -87,8 +84,35 @@ class Block:
         return dataclasses.replace(found, lin1=leaving_as_float(found.lin1), activation=plain.activation)
 
 
-class Program:
-    """A DistilBert or an MPNet in a number format; it shares the tensors that need no other form."""
+class BlockProgram:
+    """An encoder in a number format, block by block; it shares the tensors that need no other form."""
+
+    blocks: list[Any]
+    make: Callable[[int], Any]  # of a program in int8, with True a block in float32
+
+    def embed(self, batch: PackedBatch) -> Tensor:
+        """What the first block gets, (tokens, dim)."""
+        raise NotImplementedError
+
+    def shared(self, batch: PackedBatch) -> Any:
+        """What all blocks get of a batch besides: biases, distances or angles."""
+        raise NotImplementedError
+
+    def run(
+        self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None, first: bool = False
+    ) -> Tensor:
+        blocks, shared = self.blocks[start:stop], self.shared(batch)
+        x = rounded(x)
+        for i, block in enumerate(blocks, 1):
+            x = block(x, batch, shared, first and i == len(blocks))
+        return x[: len(batch.lengths if first else batch.ids)]
+
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        return self.run(self.embed(batch), batch)
+
+
+class Program(BlockProgram):
+    """A DistilBert or an MPNet."""
 
     def __init__(self, encoder: DistilBert, dtype: torch.dtype, make: Callable[[int], Block]) -> None:
         parts = encoder.embeddings
@@ -100,25 +124,15 @@ class Program:
         wider = parts.project
         self.project = product(wider.weight, wider.bias, dtype) if isinstance(wider, nn.Linear) else nn.Identity()
         self.biases = encoder.relative_attention_bias.weight.detach().to(dtype) if isinstance(encoder, MPNet) else None
-        self.make = make  # of a program in int8, with True a block in float32
+        self.make = make
         self.blocks = [make(i) for i in range(len(encoder.blocks))]
 
     def embed(self, batch: PackedBatch) -> Tensor:
-        x = F.embedding(batch.ids, self.words) + F.embedding(batch.places(*self.unplaced), self.positions)
+        x = F.embedding(batch.ids, self.words) + F.embedding(batch.position_ids(*self.unplaced), self.positions)
         return self.project(self.norm(with_segments(x, self.types, batch)))
 
-    def run(
-        self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None, first: bool = False
-    ) -> Tensor:
-        blocks = self.blocks[start:stop]
-        bias = () if self.biases is None else biases(self.biases, batch)
-        x = rounded(x)
-        for i, block in enumerate(blocks, 1):
-            x = block(x, batch, first and i == len(blocks), bias)
-        return x[: len(batch.lengths if first else batch.ids)]
-
-    def __call__(self, batch: PackedBatch) -> Tensor:
-        return self.run(self.embed(batch), batch)
+    def shared(self, batch: PackedBatch) -> Sequence[Tensor]:
+        return () if self.biases is None else biases(self.biases, batch)
 
 
 def compile(encoder: DistilBert, dtype: torch.dtype, ranges: Ranges, mapped: bool) -> Program:

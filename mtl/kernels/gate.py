@@ -104,10 +104,8 @@ def gated(
 ) -> Vectors:
     """The program in int8 of an encoder and what follows it, with its ``quality`` over texts of these token ids.
 
-    An encoder that is not understood runs as it is, and has none.
-
-    Raises:
-        InputError: its least cosine is less than ``least``, and half of the work in float32 does not mend it.
+    An encoder that is not understood runs as it is, and has none. An InputError if its least cosine is less than
+    ``least``, and half of the work in float32 does not mend it.
     """
     calibration = Calibration(rows)
     vectors = Vectors.of(compile(encoder, "int8", calibration, mapped), pooling, after)

@@ -43,11 +43,8 @@ Ranges = dict[str, Tensor]  # a linear layer's name -> the least and the largest
 
 @lru_cache
 def largest_weight() -> int:
-    """127 where the kernel adds products of 8-bit integers exactly, else 63: tried out, not assumed.
-
-    Raises:
-        InputError: there is no such kernel.
-    """
+    """127 where the kernel adds products of 8-bit integers exactly, else 63: tried out, not assumed. Without such a
+    kernel it is an InputError."""
     try:
         weight = torch.ops.onednn.qlinear_prepack(torch.full((16, 64), 127, dtype=torch.int8, device="cpu"), None)
         ones = torch.ones(16, dtype=torch.float32, device="cpu")
@@ -130,11 +127,8 @@ def pointwise(*given: Any) -> Tensor:
 @lru_cache
 def in_one_kernel(inputs: int, outputs: int, activation: str) -> bool:
     """Whether a row has the same bits among any number of rows if one kernel computes all of it. Other processors than
-    those with AMX have one kernel for all numbers of rows; there it is tried out.
-
-    Raises:
-        InputError: not even the sums keep their bits.
-    """
+    those with AMX have one kernel for all numbers of rows; there it is tried out. An InputError if not even the sums
+    keep their bits."""
     if not torch.cpu._is_amx_tile_supported():
         return True
     generator = torch.Generator("cpu").manual_seed(0)
@@ -208,11 +202,7 @@ class Calibration:
         self.states: list[Tensor] = []
 
     def watch(self, encoder: Encoder) -> None:
-        """See the texts through the encoder, which stays as it is.
-
-        Raises:
-            WeightsError: a value is not finite.
-        """
+        """See the texts through the encoder, which stays as it is; a value that is not finite is a WeightsError."""
         watched = copy.deepcopy(encoder, {id(parameter): parameter for parameter in encoder.parameters()}).eval()
         for name, module in watched.named_modules():
             if isinstance(module, nn.Linear):

@@ -7,7 +7,7 @@ text's first token is asked for, the last block computes no more of the others t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mtl.kernels.activations import inplace
 from mtl.kernels.attention import attend, attend_first
-from mtl.kernels.encoder import Norm, table_of
+from mtl.kernels.encoder import BlockProgram, Norm, table_of
 from mtl.kernels.int8 import Ranges, smoothed
 from mtl.kernels.linear import Product, product, release, rounded
 from mtl.kernels.threads import alone
@@ -61,7 +61,7 @@ def rotated(x: Tensor, turns: Turns) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A RotaryBlock: (tokens, dim) to (tokens, dim), or with ``first`` to (texts, dim); with rows to spare."""
+    """A RotaryBlock: (tokens, dim) to (tokens, dim), or with ``first`` to (texts, dim); see linear.rounded."""
 
     heads: int
     angles: Angles
@@ -74,9 +74,11 @@ class Block:
     wi: Product
     activation: Callable[[Tensor], Tensor]  # may overwrite what it is given
     wo: Product
+    last_norm: Callable[[Tensor], Tensor]  # behind the last block of all
     narrow: bool  # see attention.attend
 
-    def __call__(self, x: Tensor, batch: PackedBatch, turns: Turns, first: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, batch: PackedBatch, shared: Mapping[Angles, Turns], first: bool = False) -> Tensor:
+        turns = shared[self.angles]
         qkv = self.qkv(self.norm1(x) if self.pre_norm else x).unflatten(1, (3, self.heads, -1))
         q, k = rotated(qkv[:, :2], turns).unbind(1)
         if first:
@@ -86,7 +88,7 @@ class Block:
             context = attend(q, k, qkv[:, 2], batch, reach=self.reach, narrow=self.narrow).flatten(1)
         x = x + self.out(context)
         if self.pre_norm:
-            return x + self.feed_forward(self.norm2(x))
+            return self.last_norm(x + self.feed_forward(self.norm2(x)))
         x = self.norm1(x)
         return self.norm2(x + self.feed_forward(x))
 
@@ -99,33 +101,21 @@ class Block:
         return self.wo(self.activation(activated) * gate)
 
 
-class Program:
-    """A RotaryEncoder in a number format; it shares the tensors that need no other form."""
+class Program(BlockProgram):
+    """A RotaryEncoder."""
 
     def __init__(self, encoder: RotaryEncoder, dtype: torch.dtype, make: Callable[[int], Block]) -> None:
         self.words = encoder.embeddings.tok_embeddings.weight.detach().to(dtype)
         self.types = table_of(encoder.embeddings.token_type_embeddings, dtype)
         self.norm = Norm.of(encoder.embeddings.norm, dtype)
-        self.make = make  # as in encoder.py
+        self.make = make
         self.blocks = [make(i) for i in range(len(encoder.blocks))]
-        self.final_norm = normed(encoder.final_norm, dtype)
 
     def embed(self, batch: PackedBatch) -> Tensor:
         return self.norm(with_segments(F.embedding(batch.ids, self.words), self.types, batch))
 
-    def run(
-        self, x: Tensor, batch: PackedBatch, start: int = 0, stop: int | None = None, first: bool = False
-    ) -> Tensor:
-        blocks = self.blocks[start:stop]
-        turns = {id(angles): angles(batch) for angles in {id(block.angles): block.angles for block in blocks}.values()}
-        x = rounded(x)
-        for i, block in enumerate(blocks, 1):
-            x = block(x, batch, turns[id(block.angles)], first and i == len(blocks))
-            x = self.final_norm(x) if block is self.blocks[-1] else x
-        return x[: len(batch.lengths if first else batch.ids)]
-
-    def __call__(self, batch: PackedBatch) -> Tensor:
-        return self.run(self.embed(batch), batch)
+    def shared(self, batch: PackedBatch) -> dict[Angles, Turns]:
+        return {angles: angles(batch) for angles in {block.angles for block in self.blocks}}
 
 
 def normed(norm: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
@@ -160,6 +150,7 @@ def compile(encoder: RotaryEncoder, dtype: torch.dtype, ranges: Ranges, mapped: 
             linear("mlp.Wi", mlp.Wi),
             inplace(mlp.activation),
             linear("mlp.Wo", mlp.Wo),
+            normed(encoder.final_norm, number) if i == len(encoder.blocks) - 1 else nn.Identity(),
             int8,
         )
         if mapped:

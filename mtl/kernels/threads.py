@@ -84,7 +84,7 @@ def alone() -> AbstractContextManager[None]:
 
 def settle() -> None:
     """Make a new thread compute alone."""
-    torch.get_num_threads()  # at its first question a thread takes over the process's number: before this, not after
+    torch.get_num_threads()  # torch sets a thread's number when it first asks for it: that would undo the next line
     set_threads(1, 1)
 
 

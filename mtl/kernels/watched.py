@@ -107,7 +107,7 @@ class Compiled(Generic[T]):
         """
         with self.lock:
             if self.program is None or self.watched is None or self.key != key or not self.watched.unchanged():
-                self.program = None  # its memory goes before that of the next comes
+                self.program = None  # frees its memory before the next one takes some
                 program, plain = make()
                 self.watched, self.key = Watched(module, plain, samples), key
                 self.program = program

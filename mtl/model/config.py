@@ -53,7 +53,7 @@ class EncoderConfig:
     """Shape of a DistilBERT encoder. The defaults are those of distilbert-base-uncased.
 
     embedding_dim: The width of the embeddings, where it is another than ``dim``: a projection leads from it to that.
-    padding: The token that takes no place in a text where a text itself holds it; see PackedBatch.places. Its own
+    padding: The token that takes no place in a text where a text itself holds it; see PackedBatch.position_ids. Its own
         place is a row of the table of positions behind the others.
 
     Raises:
@@ -91,7 +91,7 @@ class EncoderConfig:
             raise ConfigError(f"padding is {shown(self.padding)}; expected one of the {self.vocab_size} tokens")
 
     @property
-    def places(self) -> int:
+    def position_rows(self) -> int:
         """The rows of the table of positions."""
         return self.max_position_embeddings + (self.padding is not None)
 
@@ -232,11 +232,8 @@ class RotaryConfig:
         return self.local_attention // 2 if self.layer_types and self.layer_types[layer] == SLIDING else None
 
     def keeping(self, layers: Sequence[int]) -> RotaryConfig:
-        """The shape with no more than these blocks.
-
-        Raises:
-            ConfigError: another block would be the first, which has no norm of its own.
-        """
+        """The shape with no more than these blocks; a ConfigError if another would be the first, which has no norm of
+        its own."""
         if self.pre_norm and (layers[0] != 0 or 0 in layers[1:]):
             raise ConfigError(f"layers are {list(layers)}; expected to begin with 0: the first has no norm of its own")
         kinds = tuple(self.layer_types[i] for i in layers) if self.layer_types else ()

@@ -10,7 +10,6 @@ Shapes: ``tokens`` counts those of a packed batch (packing.py); ``dim``, a state
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from mtl.model.activations import ACTIVATIONS
 from mtl.model.config import EncoderConfig
 from mtl.model.dropout import Dropout, dropout
 from mtl.model.interface import Encoder
-from mtl.model.packing import PackedBatch, within_texts
+from mtl.model.packing import Biases, PackedBatch, within_texts
 from mtl.model.positions import segment_table, sinusoids, with_segments
 
 
@@ -42,7 +41,7 @@ class Embeddings(nn.Module):
         super().__init__()
         width = config.embedding_dim or config.dim
         self.word_embeddings = nn.Embedding(config.vocab_size, width)
-        self.position_embeddings = nn.Embedding(config.places, width)
+        self.position_embeddings = nn.Embedding(config.position_rows, width)
         self.unplaced = config.padding, config.max_position_embeddings
         self.token_type_embeddings = segment_table(config.segments, width)  # BERT's; DistilBERT has none
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -50,7 +49,8 @@ class Embeddings(nn.Module):
         self.project = nn.Linear(width, config.dim) if config.embedding_dim else nn.Identity()
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        x = self.word_embeddings(batch.ids) + self.position_embeddings(batch.places(*self.unplaced))  # (tokens, width)
+        x = self.word_embeddings(batch.ids)  # (tokens, width)
+        x = x + self.position_embeddings(batch.position_ids(*self.unplaced))
         return self.project(self.dropout(self.LayerNorm(with_segments(x, self.token_type_embeddings, batch))))
 
 
@@ -64,7 +64,7 @@ class SelfAttention(nn.Module):
         self.v_lin = nn.Linear(config.dim, config.dim)
         self.out_lin = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = ()) -> Tensor:
+    def forward(self, x: Tensor, batch: PackedBatch, biases: Biases = ()) -> Tensor:
         q, k, v = (linear(x).unflatten(1, (self.n_heads, -1)) for linear in (self.q_lin, self.k_lin, self.v_lin))
         context = within_texts(attention, q, k, v, batch, self.dropout if self.training else 0.0, biases)
         return self.out_lin(context.flatten(1))  # (tokens, dim)
@@ -90,8 +90,8 @@ class TransformerBlock(nn.Module):
         self.ffn = FeedForward(config)
         self.output_layer_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, batch: PackedBatch, biases: Sequence[Tensor | None] = ()) -> Tensor:
-        """(tokens, dim) in and out; ``biases`` are those of attention, one for each group of equally long texts."""
+    def forward(self, x: Tensor, batch: PackedBatch, biases: Biases = ()) -> Tensor:
+        """(tokens, dim) in and out."""
         x = self.sa_layer_norm(x + self.attention(x, batch, biases))
         return self.output_layer_norm(x + self.ffn(x))
 
@@ -109,8 +109,8 @@ class DistilBert(Encoder):
         self.transformer = nn.ModuleDict({"layer": blocks})  # for its name in checkpoints
         self.initialize(config.initializer_range)
         if config.sinusoidal_pos_embds:
-            places = self.embeddings.position_embeddings
-            places.weight = nn.Parameter(sinusoids(*places.weight.shape), requires_grad=False)
+            table = self.embeddings.position_embeddings
+            table.weight = nn.Parameter(sinusoids(*table.weight.shape), requires_grad=False)
 
     def embed(self, batch: PackedBatch) -> Tensor:
         return self.embeddings(batch)

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.overrides import wrap_torch_function
 
+Biases = Sequence[Tensor | None]  # of attention, one for each group of equally long texts; or none at all
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -72,7 +74,7 @@ class PackedBatch:
         positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         return cls(ids[kept], positions[kept], tuple(kept.sum(dim=1).tolist()))
 
-    def places(self, padding: int | None, beyond: int) -> Tensor:
+    def position_ids(self, padding: int | None, beyond: int) -> Tensor:
         """The rows of a table of positions, (tokens,): their positions, but that a token of padding which a text itself
         holds takes none, and has the row ``beyond``, as in RoBERTa."""
         if padding is None:
@@ -125,13 +127,11 @@ def moved(x: Tensor, device: torch.device | str) -> Tensor:
 
 @wrap_torch_function(lambda *given, **_: given[1:4])  # so that training may compute it in another way, as F.linear
 def within_texts(
-    attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, p: float,
-    biases: Sequence[Tensor | None],
-) -> Tensor:  # fmt: skip
+    attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, p: float, biases: Biases
+) -> Tensor:
     """Attention within each text of a batch: q, k, v and the result are (tokens, heads, head_dim).
 
-    ``attention`` is that of equally long texts, which need no mask; p is of a dropout. There is a bias for each group,
-    or none at all.
+    ``attention`` is that of equally long texts, which need no mask; p is of a dropout.
     """
     groups = zip(*map(batch.split, (q, k, v)), biases or [None] * len(batch.groups), strict=True)
     contexts = [attention(q, k, v, p, bias).flatten(0, 1) for q, k, v, bias in groups]

@@ -19,11 +19,7 @@ def segment_table(segments: int, dim: int) -> nn.Embedding | None:
 
 
 def with_segments(x: Tensor, table: Callable[[Tensor], Tensor] | None, batch: PackedBatch) -> Tensor:
-    """Embeddings (tokens, dim), with what each token's segment adds.
-
-    Raises:
-        ValueError: a row has a second segment, of which the encoder knows nothing.
-    """
+    """Embeddings (tokens, dim), with what each token's segment adds; a ValueError where the encoder knows one alone."""
     if batch.segments is None:
         return x
     if table is None:

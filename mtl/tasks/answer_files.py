@@ -34,10 +34,8 @@ def without_answer(answer: Fields) -> Fields:
 def flat(answer: Fields) -> Fields:
     """An answer as a row of a table: the fields, and of each task its label and, as ``task.label``, its scores.
 
-    Of a tagger, the column has its spans as JSON.
-
-    Raises:
-        InputError: a row has a field of one of these names already.
+    Of a tagger, the column has its spans as JSON. A row that has a field of one of these names already is an
+    InputError.
     """
     columns: Fields = {}
     for name, task in answer["tasks"].items():
@@ -189,10 +187,8 @@ def kept(value: Fields, path: Path) -> str:
 def pass_over(file: BinaryIO, given: Iterator[TextRow], path: Path) -> int:
     """Go past the answers that are there, and past their rows; gives their number.
 
-    A line in the middle of which a process was killed is cut off.
-
-    Raises:
-        InputError: a line is damaged, or the answer to another row.
+    A line in the middle of which a process was killed is cut off. One that is damaged, or the answer to another row, is
+    an InputError.
     """
     partial, _ = state_paths(path)
     count = size = 0
@@ -213,11 +209,7 @@ def pass_over(file: BinaryIO, given: Iterator[TextRow], path: Path) -> int:
 
 
 def read_made(path: Path) -> dict[str, Any]:
-    """How an output was made.
-
-    Raises:
-        InputError: nobody knows.
-    """
+    """How an output was made; an InputError if nobody knows."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, RecursionError, ValueError, TypeError):

@@ -36,11 +36,7 @@ def as_classifier(task: TaskSpec, head: Mapping[str, Tensor], family: Family) ->
 
 
 def as_task(head: Classifier) -> TaskSpec:
-    """The task of a classifier.
-
-    Raises:
-        WeightsError, RecipeError: its tensors, its labels or its kind are not what they should be.
-    """
+    """The task of a classifier; a WeightsError or RecipeError where none comes of it."""
     if head.problem:
         raise WeightsError(head.problem)
     if head.kind == "tokens":

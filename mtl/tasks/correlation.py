@@ -25,6 +25,11 @@ def correlations(given: NDArray[Any], wanted: NDArray[Any], magnitude: float = 0
     return {"spearman": pearson(rankdata(given), rankdata(wanted)), "pearson": pearson(given, wanted)}
 
 
+def errors(given: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float]:
+    """The correlations, and the root of the mean squared error, of float64 numbers."""
+    return {**correlations(given, wanted), "rmse": float(((given - wanted) ** 2).mean() ** 0.5)}
+
+
 def pearson(one: NDArray[Any], other: NDArray[Any]) -> float:
     """The correlation of two rows of numbers, neither of which is constant."""
     first, second = centred(one), centred(other)

@@ -37,13 +37,13 @@ class Examples:
         """How many tokens an example has."""
         return sum(map(len, self.rows[example * self.width : (example + 1) * self.width]))
 
-    def places(self, examples: Sequence[int]) -> list[int]:
+    def text_indices(self, examples: Sequence[int]) -> list[int]:
         """The indices in ``rows`` of the texts of some examples."""
         return [example * self.width + i for example in examples for i in range(self.width)]
 
     def take(self, examples: Sequence[int]) -> Examples:
         """Some of the examples, in the order given."""
-        rows = [self.rows[place] for place in self.places(examples)]
+        rows = [self.rows[i] for i in self.text_indices(examples)]
         return Examples(rows, self.targets[list(examples)], self.width)
 
     @property
@@ -70,31 +70,21 @@ class Split:
     seed: int = 0
     cut: str = ""
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text, special tokens and the model's default prompt included."""
-        limit = self.embedder.length_limit(self.max_length)
-        found = self.embedder.tokenizer(texts, "truncate", limit, prompt=self.embedder.default_prompt)
+    def tokenize(self, texts: Sequence[str], pairs: bool = False) -> list[list[int]]:
+        """The token ids of each text, special tokens and the model's default prompt included; or of each pair of
+        neighbours in one row, without a prompt."""
+        limit, tokenizer = self.embedder.length_limit(self.max_length), self.embedder.tokenizer
+        if pairs:
+            found = tokenizer.pairs(list(zip(texts[::2], texts[1::2], strict=True)), "truncate", limit)
+        else:
+            found = tokenizer(texts, "truncate", limit, prompt=self.embedder.default_prompt)
         self.check_rows(found.rows)
         if found.cut_texts:
-            self.cut = cuts_in_words(found.cut_texts, found.cut_tokens, limit)
-        return found.rows
-
-    def tokenize_pairs(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each pair of neighbours, in one row, special tokens included."""
-        limit = self.embedder.length_limit(self.max_length)
-        pairs = list(zip(texts[::2], texts[1::2], strict=True))
-        found = self.embedder.tokenizer.pairs(pairs, "truncate", limit)
-        self.check_rows(found.rows)
-        if found.cut_texts:
-            self.cut = cuts_in_words(found.cut_texts, found.cut_tokens, limit, "pair")
+            self.cut = cuts_in_words(found.cut_texts, found.cut_tokens, limit, "pair" if pairs else "text")
         return found.rows
 
     def check_rows(self, rows: Sequence[Sequence[int]]) -> None:
-        """That each text's row has a token.
-
-        Raises:
-            RecipeError: one has none; it says which.
-        """
+        """Raise a RecipeError that names the first text without a token."""
         if not all(rows):
             number = next(i for i, row in enumerate(rows, 1) if not row)
             raise RecipeError(f"text {number} of {self.name} has no tokens; expected one or more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -12,26 +13,33 @@ PLAIN = {int: "a whole number", float: "a number", str: "a string", bool: "true 
 PLURAL = {int: "whole numbers", float: "numbers", str: "strings"}
 
 
-def settle(settings: Any) -> None:
-    """Give each field of a frozen data class the type that it declares: a list becomes a tuple, a path a string.
+def unexpected(name: str, value: Any, expected: str, verb: str = "is") -> RecipeError:
+    """The error of a setting that has this value."""
+    given = shown(list(value) if isinstance(value, tuple) else value)
+    return RecipeError(f"{name} {verb} {given}; expected {expected}", name)
 
-    Raises:
-        RecipeError: a field is of another type.
-    """
+
+def coerce(settings: Any) -> None:
+    """Give each field of a frozen data class the type that it declares, a list as a tuple, a path as a string, or raise
+    a RecipeError."""
     for name, hint in get_type_hints(type(settings)).items():
-        object.__setattr__(settings, name, settled(name, getattr(settings, name), hint))
+        object.__setattr__(settings, name, coerced(name, getattr(settings, name), hint))
 
 
-def settled(name: str, value: Any, hint: Any) -> Any:
+def coerced(name: str, value: Any, hint: Any) -> Any:
     """One field's value as the type that it is declared as."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     listed = next((part for part in parts if get_origin(part) is tuple), None)
     if listed and (len(parts) == 1 or isinstance(value, (list, tuple))):
         kind = get_args(listed)[0]
         try:
-            return tuple(settled(name, item, kind) for item in (value if isinstance(value, (list, tuple)) else [value]))
+            return tuple(coerced(name, item, kind) for item in (value if isinstance(value, (list, tuple)) else [value]))
         except RecipeError:
-            raise RecipeError(f"{name} is {shown(value)}; expected a list of {PLURAL[kind]}", name) from None
+            raise unexpected(name, value, f"a list of {PLURAL[kind]}") from None
+    if Path in parts:
+        if not isinstance(value, (str, os.PathLike)):
+            raise unexpected(name, value, "a path")
+        return Path(value)
     allowed = [part for part in parts if part in PLAIN]
     if not allowed or any(get_origin(part) in (dict, Literal) for part in parts):
         return value  # the class looks at these itself
@@ -43,15 +51,11 @@ def settled(name: str, value: Any, hint: Any) -> Any:
         return os.fspath(value)
     if type(value) not in allowed:
         expected = [PLAIN[kind] for kind in allowed] + ([f"a list of {PLURAL[get_args(listed)[0]]}"] if listed else [])
-        raise RecipeError(f"{name} is {shown(value)}; expected {' or '.join(expected)}", name)
+        raise unexpected(name, value, " or ".join(expected))
     return value
 
 
 def one_of(name: str, value: Any, choices: Any) -> None:
-    """That a value is among the choices.
-
-    Raises:
-        RecipeError: it is not.
-    """
+    """Raise a RecipeError if a value is none of the choices."""
     if value not in tuple(choices):
-        raise RecipeError(f"{name} is {shown(value)}; expected one of {', '.join(choices)}", name)
+        raise unexpected(name, value, f"one of {', '.join(choices)}")

@@ -26,7 +26,7 @@ from mtl.encode.precision import Precision, effective
 from mtl.encode.sentence_encoder import WINDOW, SentenceEncoder
 from mtl.encode.tokenizer import Text, check_texts, pairs_or_texts, several
 from mtl.encode.windows import Block, in_blocks, tokenized_windows, warn_of_cuts
-from mtl.errors import ConfigError, InputError, RecipeError, WeightsError, check_counts, one_line, shown
+from mtl.errors import ConfigError, InputError, RecipeError, WeightsError, check_counts, check_flags, one_line, shown
 from mtl.kernels.compile import Plain, check_saveable, overridden
 from mtl.kernels.int8 import LEAST_COSINE
 from mtl.kernels.vectors import Pooled, Vectors, plain
@@ -344,6 +344,7 @@ class MultiTaskModel(nn.Module):
         if not isinstance(query, str):
             raise InputError(f"query is {shown(query)}; expected a string")
         check_counts(top_k=top_k)
+        check_flags(return_documents=return_documents)
         name, listed = self.ranker(task), list(check_texts(list(several(texts))))
         found = self.predict([(query, text) for text in listed], threads).scores[name] if listed else np.empty((0, 1))
         order = np.argsort(-found[:, 0], kind="stable")[:top_k].tolist()
@@ -424,11 +425,7 @@ class MultiTaskModel(nn.Module):
         return {name: task.handler for name, task in tasks.items() if task.handler.level == "token"}
 
     def _check_reads(self, pairs: bool) -> None:
-        """That a task reads pairs, or texts.
-
-        Raises:
-            InputError: none does.
-        """
+        """Raise an InputError if no task reads pairs, or texts."""
         if pairs and not self.pair_heads:
             raise InputError("the model has no task that reads pairs of texts; expected texts, each a string")
         if not pairs and self.only_pairs:
@@ -517,11 +514,7 @@ def with_heads(
     precision: Precision = "fp32",
     int8_least_cosine: float = LEAST_COSINE,
 ) -> SentenceEncoder | MultiTaskModel:
-    """A pretrained model in eval mode, with its heads where it has any.
-
-    Raises:
-        ConfigError, WeightsError, InputError: as ``from_pretrained``.
-    """
+    """A pretrained model in eval mode, with its heads where it has any; it raises what ``from_pretrained`` does."""
     place = usable(device)
     chosen = effective(precision, place, int8_least_cosine)
     checkpoint = load.load(folder := fetch(str(name)))

@@ -25,10 +25,7 @@ def answers(
     """Each row's text, and its fields with ``embedding`` and ``tasks`` behind them; of ``pairs``, without the former.
 
     ``tasks`` has, by task, its ``label``, and ``scores`` and ``logits`` by label (by "value" for a regression); of a
-    tagger, its ``spans``.
-
-    Raises:
-        InputError: a row has a field of one of these names already.
+    tagger, its ``spans``. A row that has a field of one of these names already is an InputError.
     """
     for part, found in model.predict_rows(rows, itemgetter(0), threads, pairs=pairs):
         for i, (text, fields) in enumerate(part):

@@ -98,7 +98,7 @@ def register_metric(
     """
     found = checked_kinds("metric", name, kinds)
     taken = [getattr(KINDS[kind], "own_metrics", ()) for kind in found]
-    check_name("metric", name, {metric for own in taken if isinstance(own, Mapping) for metric in own})
+    check_name("metric", name, {"ece", *(metric for own in taken if isinstance(own, Mapping) for metric in own)})
     METRICS[name] = Own(checked("metric", name, function), found, -1 if less_is_better else 1)
 
 

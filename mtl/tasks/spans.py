@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mtl.encode.tokenizer import Pieces, Tokenizer
 from mtl.errors import is_unicode
-from mtl.tasks.tally import Tally, by_label, rates
+from mtl.tasks.tally import Tally, rates
 
 Span = tuple[int, int, str]  # the first character, the one behind the last, the label
 Word = tuple[int, int]  # the first character, the one behind the last
@@ -163,18 +163,6 @@ def tagged(units: Units, spans: Sequence[Span], known: Container[str]) -> list[s
     return found
 
 
-def agreement(
-    given: Sequence[Sequence[Span]], found: Sequence[Sequence[Span]], labels: Sequence[str]
-) -> dict[str, float]:
-    """Precision, recall and F1 of spans by text, with their count: of all, and by label as ``label.f1``.
-
-    A span counts as found where start, end and label are the same. What divides by 0 is 0.
-    """
-    known = dict.fromkeys([*labels, *(label for spans in (*given, *found) for *_, label in spans)])
-    counts = tallied(given, found, [*known]).sums()
-    return {**overall(counts), **by_label([*known], counts)}
-
-
 def overall(counts: NDArray[np.float64]) -> dict[str, float]:
     """F1, precision and recall of counts (labels, 3) together."""
     found = rates(counts.sum(axis=0))
@@ -182,7 +170,7 @@ def overall(counts: NDArray[np.float64]) -> dict[str, float]:
 
 
 def tallied(given: Sequence[Sequence[Span]], found: Sequence[Sequence[Span]], labels: Sequence[str]) -> Tally:
-    """The spans of these labels, by text."""
+    """The spans of these labels, by text; one is found rightly where start, end and label are the same."""
     index = {label: i for i, label in enumerate(labels)}
     events = [
         (row, 3 * index[label] + kind)
@@ -195,11 +183,8 @@ def tallied(given: Sequence[Sequence[Span]], found: Sequence[Sequence[Span]], la
 
 
 def checked_spans(value: Any, text: str) -> list[Span]:
-    """Spans as they stand in the data, in order: [start, end, label] each, or an object with these names.
-
-    Raises:
-        ValueError: what is wrong with them, as the end of a sentence that begins with the field's name.
-    """
+    """Spans as they stand in the data, in order: [start, end, label] each, or an object with these names. A ValueError
+    says what is wrong with them, as the end of a sentence that begins with the field's name."""
     expected = "a list of [start, end, label]"
     if not isinstance(value, list):
         raise ValueError(f"is a {type(value).__name__}; expected {expected}")

@@ -13,10 +13,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from mtl.errors import RecipeError, shown
-from mtl.tasks.fields import settle
+from mtl.tasks.fields import coerce, unexpected
 from mtl.tasks.kinds import KINDS
 from mtl.tasks.kinds.base import Kind
-from mtl.tasks.registry import own_loss, own_metrics
+from mtl.tasks.registry import Own, own_loss, own_metrics
 
 Freeze = int | Literal["none", "encoder"]
 
@@ -91,18 +91,17 @@ class TaskSpec:
     options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        settle(self)
+        coerce(self)
         if isinstance(self.freeze, dict):  # TOML's keys are strings, Python's may be numbers
             object.__setattr__(self, "freeze", {str(first): value for first, value in self.freeze.items()})
         if not re.fullmatch(r"[A-Za-z][\w-]*", self.name) or self.name in TAKEN:
-            expected = "letters, digits, - and _, and no word of PyTorch's own"
-            raise RecipeError(f"name is {shown(self.name)}; expected {expected}", "name")
+            raise unexpected("name", self.name, "letters, digits, - and _, and no word of PyTorch's own")
         if self.kind not in KINDS:
-            expected = f"one of {', '.join(KINDS)}, or one that mtl.register_kind was given before"
-            raise RecipeError(f"kind is {shown(self.kind)}; expected {expected}", "kind")
+            known = f"one of {', '.join(KINDS)}, or one that mtl.register_kind was given before"
+            raise unexpected("kind", self.kind, known)
         self._check_options(KINDS[self.kind])
         if not 0 < self.weight < math.inf:
-            raise RecipeError(f"weight is {self.weight}; expected more than 0", "weight")
+            raise unexpected("weight", self.weight, "more than 0")
         self._check_freeze()
         self._check_data()
         assert self.handler  # made here, so that what is wrong is said here
@@ -120,7 +119,7 @@ class TaskSpec:
         for split in ("train", "dev", "test"):
             value = getattr(self, split)
             if value is not None and not isinstance(value, float) and not (value and all(value)):
-                raise RecipeError(f"{split} is {shown(value)}; expected a file, or several", split)
+                raise unexpected(split, value, "a file, or several")
         for split, share in self.shares.items():
             if not 0 < share < 1 or sum(self.shares.values()) >= 1:
                 expected = "files, or a share of train above 0 and below 1" + ", all together below 1" * (0 < share < 1)
@@ -129,15 +128,17 @@ class TaskSpec:
                 raise RecipeError(f"{split} is {share:g}, a share of train, and train is missing; expected both", split)
 
     def _check_freeze(self) -> None:
-        by_epoch: dict[Any, Freeze] = self.freeze if isinstance(self.freeze, dict) else {"1": self.freeze}
+        by_epoch = self._freeze_by_epoch
         if "1" not in by_epoch or not all(re.fullmatch(r"[1-9]\d*", epoch) for epoch in by_epoch):
-            expected = "epochs, counted from 1, to start with 1"
-            raise RecipeError(f"freeze is {self.freeze}; expected {expected}", "freeze")
+            raise unexpected("freeze", self.freeze, "epochs, counted from 1, to start with 1")
         for value in by_epoch.values():
             number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
             if not number and value not in ("none", "encoder"):
-                expected = "a number of blocks, 'encoder' or 'none'"
-                raise RecipeError(f"freeze is {shown(value)}; expected {expected}", "freeze")
+                raise unexpected("freeze", value, "a number of blocks, 'encoder' or 'none'")
+
+    @property
+    def _freeze_by_epoch(self) -> dict[Any, Freeze]:
+        return self.freeze if isinstance(self.freeze, dict) else {"1": self.freeze}
 
     @cached_property
     def handler(self) -> Kind:
@@ -152,7 +153,16 @@ class TaskSpec:
     @property
     def metrics(self) -> Mapping[str, int]:
         """Those of its kind, with this task's options; 1 where more is better, else -1."""
-        return {**self.handler.metrics, **{name: own.sign for name, own in own_metrics(self.kind).items()}}
+        return {**self.handler.metrics, **{name: own.sign for name, own in self.registered_metrics.items()}}
+
+    @property
+    def registered_metrics(self) -> dict[str, Own]:
+        # Those of mtl.register_metric for its kind; a RecipeError if the task has one of that name itself
+        found = own_metrics(self.kind)
+        if twice := found.keys() & self.handler.metrics.keys():
+            given = f"task {self.name!r}: the metric {min(twice)!r} is registered, and one of the task's own"
+            raise RecipeError(f"{given}; expected another name")
+        return found
 
     @property
     def shares(self) -> dict[str, float]:
@@ -180,7 +190,7 @@ class TaskSpec:
     @property
     def freezing(self) -> dict[int, Freeze]:
         """The epochs, counted from 1, from which on something else is held fixed, with what it is."""
-        by_epoch: dict[Any, Freeze] = self.freeze if isinstance(self.freeze, dict) else {"1": self.freeze}
+        by_epoch = self._freeze_by_epoch
         return {int(first): by_epoch[first] for first in sorted(by_epoch, key=int)}
 
     def frozen_depth(self, epoch: int, n_layers: int) -> int | None:
@@ -190,11 +200,7 @@ class TaskSpec:
 
 
 def checked_tasks(tasks: Any) -> list[TaskSpec]:
-    """The tasks of a model, each with a name of its own.
-
-    Raises:
-        RecipeError: something among them is no task, or two have one name.
-    """
+    """The tasks of a model; a RecipeError if something among them is no task, or two have one name."""
     listed = [*tasks] if isinstance(tasks, Iterable) and not isinstance(tasks, str) else [tasks]
     if wrong := [task for task in listed if not isinstance(task, TaskSpec)]:
         raise RecipeError(f"tasks hold {shown(wrong[0])}; expected a list of TaskSpec", "tasks")

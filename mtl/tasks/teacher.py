@@ -32,12 +32,7 @@ FILES = (".npy", ".safetensors")
 
 
 def teacher_vectors(task: TaskSpec, split: str, texts: Sequence[str], folder: Path, dim: int) -> Tensor:
-    """A vector for each text of a split: (texts, dim) float32.
-
-    Raises:
-        RecipeError: there are others than one for each text, of another width than ``dim``, or not finite.
-        MtlError: the file cannot be read, or the model cannot be loaded.
-    """
+    """A vector for each text of a split, (texts, dim) float32; a RecipeError if there are others than that."""
     source = task.teacher.replace("{split}", split)
     vectors = read_vectors(folder / expanded(source)) if source.endswith(FILES) else computed(source, folder, texts)
     where, expected = f"task {task.name!r}: {source}", f"one for each text of {split}, as wide as the student's"
@@ -45,12 +40,8 @@ def teacher_vectors(task: TaskSpec, split: str, texts: Sequence[str], folder: Pa
 
 
 def teacher_scores(task: TaskSpec, split: str, texts: Sequence[str], folder: Path) -> Tensor:
-    """A cross-encoder's logit of each query with each of its texts, which stand behind it: (rows, texts) float32.
-
-    Raises:
-        RecipeError: there are others than one for each of them, or one is not finite.
-        MtlError: the file cannot be read, or the model cannot be loaded or is no cross-encoder.
-    """
+    """A cross-encoder's logit of each query with each of its texts, which stand behind it, (rows, texts) float32; a
+    RecipeError if there are others than that."""
     width = len(task.text_field)
     source, rows = task.teacher.replace("{split}", split), len(texts) // width
     if source.endswith(FILES):
@@ -63,27 +54,20 @@ def teacher_scores(task: TaskSpec, split: str, texts: Sequence[str], folder: Pat
 
 
 def checked(found: Tensor, shape: tuple[int, int], where: str, noun: str, expected: str) -> Tensor:
-    """What a teacher gives, in float32.
-
-    Raises:
-        RecipeError: it has another shape, or is not finite.
-    """
+    """What a teacher gives, in float32; a RecipeError if it has another shape, or no finite real numbers."""
     if found.shape != shape:
         raise RecipeError(f"{where} has {noun}s {tuple(found.shape)}; expected {shape}: {expected}")
-    if not found.isfinite().all():
-        raise RecipeError(f"{where} has a {noun} that is not finite; expected numbers")
-    return found.float()
+    found = found if found.is_complex() else found.float()
+    if found.is_complex() or not found.isfinite().all():  # some float64 are endless in float32
+        raise RecipeError(f"{where} has a {noun} that is not finite, or not real; expected numbers")
+    return found
 
 
 def teacher_tags(
     task: TaskSpec, texts: Sequence[str], words: Sequence[Sequence[Word] | None], folder: Path
 ) -> list[tuple[list[Word], Tensor]]:
-    """A tagger's words of each text, those given or its own, and its probabilities of the task's tags (words, tags).
-
-    Raises:
-        RecipeError: it is no tagger, or has other tags.
-        MtlError: the model cannot be loaded.
-    """
+    """A tagger's words of each text, those given or its own, and its probabilities of the task's tags (words, tags); a
+    RecipeError if it is no tagger, or has other tags."""
     model, tags = with_heads(task.teacher, folder), task.handler.output_names
     taggers = {name: handler for name, handler in model.taggers().items() if {*handler.output_names} == {*tags}}
     if len(taggers) != 1:
@@ -122,11 +106,7 @@ def computed_scores(name: str, folder: Path, pairs: Sequence[Pair]) -> Tensor:
 
 
 def read_vectors(path: Path) -> Tensor:
-    """The vectors of a .npy file, or of a .safetensors file that has no other tensor.
-
-    Raises:
-        RecipeError, WeightsError: it cannot be read, or holds something else.
-    """
+    """The vectors of a .npy file, or of a .safetensors file that has no other tensor."""
     if path.suffix == ".safetensors":
         tensors = list(read_tensors(path).values())
         if len(tensors) != 1:

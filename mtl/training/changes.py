@@ -23,11 +23,7 @@ BARE = re.compile(r"[^\s\"'\[\]{}=,]+")  # a word that needs no quotes on a comm
 
 
 def read_values(text: str) -> tuple[str, list[Any]]:
-    """The name of a setting and the values that stand behind it, as in ``training.seed=1,2``: of TOML, or bare words.
-
-    Raises:
-        RecipeError: it has another form.
-    """
+    """The name of a setting and the values behind it, as in ``training.seed=1,2``: of TOML, or bare words."""
     name, equals, given = (part.strip() for part in text.partition("="))
     if not equals or not name or not given:
         raise RecipeError(f"--set {shown(text)}: expected name=value, as training.learning_rate=1e-5")
@@ -38,11 +34,7 @@ def read_values(text: str) -> tuple[str, list[Any]]:
 
 
 def toml(text: str) -> Any:
-    """One value of TOML.
-
-    Raises:
-        ValueError: it is none, or more than that.
-    """
+    """One value of TOML; a ValueError if it is none, or more than that."""
     try:
         found = tomllib.loads(f"x = {text}")
     except RecursionError:
@@ -62,11 +54,7 @@ def single(name: str, text: str) -> Any:
 
 
 def read_changes(texts: Sequence[str]) -> dict[str, Any]:
-    """The settings by name, each with one value.
-
-    Raises:
-        RecipeError: one has another form, has several values, or is there twice.
-    """
+    """The settings by name, each with one value; a RecipeError if one has several, or is there twice."""
     found: dict[str, Any] = {}
     for name, values in map(read_values, texts):
         if len(values) != 1:
@@ -78,11 +66,8 @@ def read_changes(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """A recipe with other values of some settings, by name: ``model``, ``layers``, ``training.X``, ``task.NAME.X``.
-
-    Raises:
-        RecipeError: a name is unknown, or a value will not do.
-    """
+    """A recipe with other values of some settings, by name: ``model``, ``layers``, ``training.X``, ``task.NAME.X``. A
+    name that is unknown, or a value that will not do, is a RecipeError."""
     names = [task.name for task in recipe.tasks]
     whole: dict[str, Any] = {}
     training: dict[str, Any] = {}
@@ -124,11 +109,7 @@ def replaced(settings: Any, values: Mapping[str, Any], prefix: str) -> Any:
 
 
 def keep(folder: Path, changes: Mapping[str, Any], recipe: Recipe, data: Mapping[str, Any]) -> None:
-    """Write what a run is of: its changes, the recipe that came of them, and the fingerprints of its data.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
+    """Write what a run is of: its changes, the recipe that came of them, and the fingerprints of its data."""
     content = {"set": changes, "recipe": recipe.as_dict(), "data": data}
     with atomic_write(folder / KEPT, CheckpointError) as partial:
         text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
@@ -136,11 +117,7 @@ def keep(folder: Path, changes: Mapping[str, Any], recipe: Recipe, data: Mapping
 
 
 def kept(folder: Path) -> dict[str, Any]:
-    """What ``keep`` wrote of a run; nothing where there is none.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
+    """What ``keep`` wrote of a run; nothing where there is none, and a CheckpointError where it is damaged."""
     path = folder / KEPT
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

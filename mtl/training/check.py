@@ -93,11 +93,7 @@ def gradients(run: Run, threads: int) -> Found:
 
 
 def trials(precision: str = "fp32") -> Iterator[tuple[str, str]]:
-    """Every number of threads that is tried, and what gets other bits than on one thread, if anything.
-
-    Raises:
-        MtlError: training has not this precision.
-    """
+    """Every number of threads that is tried, and what gets other bits than on one thread, if anything."""
     run = random_run(precision)
     losses, expected = gradients(run, 1)
     names = [name for name, _ in run.parameters()]

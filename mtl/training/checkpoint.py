@@ -26,8 +26,6 @@ from mtl.checkpoints.files import read_tensors
 from mtl.checkpoints.save import sha256_of_tensors, write_json, write_tensors
 from mtl.disk import atomic_write, remove, sweep, sync
 from mtl.errors import CheckpointError, WeightsError, one_line
-from mtl.errors import differences as differences
-from mtl.errors import differing as differing
 
 KEPT = 2
 ADVICE = "put back a copy of it, or delete it to choose among the epochs from here on"
@@ -90,10 +88,8 @@ def split(tensors: Mapping[str, Tensor], frozen: Set[str]) -> tuple[dict[str, Te
 def save(folder: Path, state: State, frozen: Set[str] = frozenset()) -> Path:
     """Write a checkpoint, then delete all but the last ones, and what a process that was killed left behind.
 
-    ``frozen`` are the names of weights that the steps before did not change.
-
-    Raises:
-        CheckpointError: it cannot be written; those before it are as they were.
+    ``frozen`` are the names of weights that the steps before did not change. Where it cannot be written, a
+    CheckpointError, those before it are as they were.
     """
     final = folder / f"step-{state.step:08d}"
     sweep(folder)
@@ -123,11 +119,7 @@ def save(folder: Path, state: State, frozen: Set[str] = frozenset()) -> Path:
 def save_best(
     folder: Path, epoch: int, value: float, step: int, tensors: Mapping[str, Tensor], frozen: Set[str] = frozenset()
 ) -> Best:
-    """Write the weights of the best epoch so far, which ended with a step; the checkpoint of that step names them.
-
-    Raises:
-        CheckpointError: they cannot be written.
-    """
+    """Write the weights of the best epoch so far, which ended with a step; the checkpoint of that step names them."""
     trained, still = split(tensors, frozen)
     path, file = folder / f"best-{step:08d}.safetensors", write_frozen(folder, still)
     with atomic_write(path, CheckpointError) as partial:
@@ -141,11 +133,7 @@ def is_whole(path: Path) -> bool:
 
 
 def read_frozen(folder: Path, name: str | None) -> dict[str, Tensor]:
-    """The tensors of a file that is named after its hash.
-
-    Raises:
-        CheckpointError: it is not what was written.
-    """
+    """The tensors of a file that is named after its hash; a CheckpointError if it is not what was written."""
     if name is None:
         return {}
     if not is_whole(folder / name):
@@ -154,11 +142,8 @@ def read_frozen(folder: Path, name: str | None) -> dict[str, Tensor]:
 
 
 def read_best(folder: Path, best: Best) -> dict[str, Tensor] | None:
-    """The weights of the best epoch, from their file or the checkpoint of their step; None if the file was deleted.
-
-    Raises:
-        CheckpointError: the file is not what was written.
-    """
+    """The weights of the best epoch, from their file or the checkpoint of their step; None if the file was deleted, and
+    a CheckpointError if it is not what was written."""
     own = folder / best.file
     try:
         for path in (own, folder / own.stem.replace("best-", "step-") / "model.safetensors"):
@@ -177,11 +162,7 @@ def read_best(folder: Path, best: Best) -> dict[str, Tensor] | None:
 
 
 def read(path: Path) -> State:
-    """Read one checkpoint.
-
-    Raises:
-        CheckpointError: a file is missing, or is not what was written.
-    """
+    """Read one checkpoint; a CheckpointError if a file is missing, or is not what was written."""
     try:
         fields = json.loads((path / "state.json").read_text(encoding="utf-8"))
         tensors = {}
@@ -200,10 +181,8 @@ def latest(folder: Path) -> tuple[State, list[str]]:
     """The newest checkpoint that is whole, and a line for each newer one that is not.
 
     These are set aside under another name, and so is a damaged file of what is frozen, which would be named again else.
-    Where none is whole all stay as they are, so that a copy of a file can be put back.
-
-    Raises:
-        CheckpointError: there is none.
+    Where none is whole all stay as they are, so that a copy of a file can be put back. A CheckpointError says that
+    there is none.
     """
     damaged: list[tuple[Path, CheckpointError]] = []
     for path in saved(folder):

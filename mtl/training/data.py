@@ -51,12 +51,15 @@ class Rows:
         """What is to be said, in words."""
         notes = []
         if self.places:
-            meant = ", ".join(f"{place} is {label}" for place, label in enumerate(task.labels[:5]))
-            more = ", ..." if len(task.labels) > 5 else ""
-            notes.append(f"{counted(self.places, 'label')} given as numbers: {meant}{more}")
+            notes.append(f"{counted(self.places, 'label')} given as numbers: {places_in_words(task.labels)}")
         if self.blanks:
             notes.append(f"{counted(self.blanks, 'row')} without a label left out")
         return notes
+
+
+def places_in_words(labels: Sequence[str]) -> str:
+    """Which numbers the first few labels have."""
+    return ", ".join([f"{place} is {label}" for place, label in enumerate(labels[:5])] + ["..."] * (len(labels) > 5))
 
 
 class Read(NamedTuple):
@@ -72,11 +75,7 @@ class Read(NamedTuple):
 
 
 def each_row(task: TaskSpec, split: str, folder: Path) -> Iterator[Read]:
-    """The rows of the files that a task names for a split, one at a time, whether or not they are right.
-
-    Raises:
-        InputError, WeightsError: a file cannot be read.
-    """
+    """The rows of the files that a task names for a split, one at a time, whether or not they are right."""
     handler = task.handler
     for path in files_of(getattr(task, split), split, folder):
         is_table = kind_of(path) not in (".jsonl", ".conll")  # where a field may be left blank
@@ -99,12 +98,7 @@ def each_row(task: TaskSpec, split: str, folder: Path) -> Iterator[Read]:
 
 
 def read_files(task: TaskSpec, split: str, folder: Path) -> Rows:
-    """The rows of the files that a task names for a split.
-
-    Raises:
-        InputError, RecipeError, WeightsError: a file cannot be read, there are no rows, or a row is wrong; it names the
-            line.
-    """
+    """The rows of the files that a task names for a split; an error names the file, or the line of a wrong row."""
     found = Rows()
     for row in each_row(task, split, folder):
         if row.wrong:
@@ -122,11 +116,7 @@ def read_files(task: TaskSpec, split: str, folder: Path) -> Rows:
 
 
 def held_out(task: TaskSpec, rows: Rows, seed: int) -> dict[str, list[int]]:
-    """The rows of train that its task's shares take, by split.
-
-    Raises:
-        RecipeError: a share takes none, or all that there are.
-    """
+    """The rows that a task's shares take of train, by split; a RecipeError if one takes none, or all that there are."""
     found = shares_of(rows.texts, task.handler.strata(rows.targets), task.shares, seed)
     left = len(rows.texts) - sum(map(len, found.values()))
     for name, part in found.items():
@@ -138,11 +128,7 @@ def held_out(task: TaskSpec, rows: Rows, seed: int) -> dict[str, list[int]]:
 
 
 def splits_of(task: TaskSpec, splits: Sequence[str], folder: Path, seed: int = 0) -> dict[str, Rows]:
-    """The rows of splits of a task: of their files, or shares of train's, of which train has what is left.
-
-    Raises:
-        InputError, RecipeError, WeightsError: as ``read_files``; or a share has no rows.
-    """
+    """The rows of splits of a task: of their files, or shares of train's, of which train has what is left."""
     shared = {"train", *task.shares} & {*splits} if task.shares else set()
     found = {split: read_files(task, split, folder) for split in splits if split not in shared}
     if shared:
@@ -179,11 +165,8 @@ def completed(recipe: Recipe) -> tuple[Recipe, list[str]]:
 def load_data(
     recipe: Recipe, embedder: SentenceEncoder, splits: Sequence[str] = SPLITS
 ) -> tuple[dict[str, dict[str, Examples]], list[str]]:
-    """All splits of a recipe, split -> task -> examples, and a line for each thing to know, as what was cut.
-
-    Raises:
-        InputError, RecipeError: data are wrong, or a task has no training data where that is asked for.
-    """
+    """All splits of a recipe, split -> task -> examples, and a line for each thing to know, as what was cut; a
+    RecipeError if a task has no training data where that is asked for."""
     data: dict[str, dict[str, Examples]] = {split: {} for split in splits}
     shared: dict[str, dict[str, Rows]] = {}  # by task; train is read once for all of its shares
     notes = []
@@ -210,11 +193,7 @@ def told_apart(tasks: Mapping[str, TaskSpec], data: Mapping[str, Examples]) -> d
 
 
 def check_company(data: Mapping[str, Examples], schedule: Schedule, steps: int) -> None:
-    """That no window holds one pair alone, which has nothing to be told apart from.
-
-    Raises:
-        TrainingError: one of so many steps' does.
-    """
+    """Raise a TrainingError if a window of these steps holds one pair alone, which has no negatives."""
     # The last micro-batch of a pass is the smallest; where it has more than one row, all windows have
     pairs = {name for name in schedule.apart if data[name].width == 2 and schedule.rows(name, -1) == 1}
     for step in range(steps if pairs else 0):

@@ -64,17 +64,14 @@ class Processes:
             with self.together():
                 self.launch.set("folder", str(folder))
 
-    def told(self, make: Callable[[], T]) -> T:
+    def broadcast(self, make: Callable[[], T]) -> T:
         """What the first process makes, for all; plain values only. The others wait for it."""
-        made: list[Any] = self.heard(make() if self.leads else None)
+        made: list[Any] = self.all_gather(make() if self.leads else None)
         return made[0]
 
-    def heard(self, value: T) -> list[T]:
-        """Each process's value, in their order; plain values only.
-
-        Raises:
-            TrainingError: a process stopped, or said nothing for ``PATIENCE``.
-        """
+    def all_gather(self, value: T) -> list[T]:
+        """Each process's value, in their order; plain values only. A process that stopped, or said nothing for
+        ``PATIENCE``, is a TrainingError."""
         if self.words is None:
             return [value]
         said = json.dumps(value).encode()
@@ -110,7 +107,7 @@ class Processes:
         except RuntimeError:
             return ""
 
-    def add(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         """Make each of these tensors the sum of all processes' tensors, in place; all of them travel at once."""
         for group in self.rounds:
             with self.together():
@@ -122,7 +119,7 @@ class Processes:
     def agree(self, values: Mapping[str, float], flag: bool) -> tuple[dict[str, float], bool]:
         """The sums of all processes' values, which have the same names in each, and whether any has the flag set."""
         added = torch.tensor([*values.values(), flag], dtype=torch.float64)
-        self.add(added)
+        self.all_reduce(added)
         *sums, flags = added.tolist()
         return dict(zip(values, sums, strict=True)), flags > 0
 
@@ -142,7 +139,7 @@ class Processes:
         for part, place in zip(parts, whole.split(list(sizes)), strict=True):
             if part is not None:
                 place.copy_(part)
-        self.add(whole)
+        self.all_reduce(whole)
         return whole
 
     def add_gradients(self, gradients: Sequence[Tensor]) -> list[Tensor]:
@@ -152,7 +149,7 @@ class Processes:
         large = [gradient.contiguous() if gradient.nbytes >= LARGE else None for gradient in gradients]
         small = [gradient for gradient in gradients if gradient.nbytes < LARGE]
         flat = torch.cat([gradient.flatten() for gradient in small]) if small else None
-        self.add(*(tensor for tensor in (*large, flat) if tensor is not None and tensor.numel()))
+        self.all_reduce(*(tensor for tensor in (*large, flat) if tensor is not None and tensor.numel()))
         parts = iter(flat.split([gradient.numel() for gradient in small]) if flat is not None else ())
         return [next(parts).view_as(one) if own is None else own for one, own in zip(gradients, large, strict=True)]
 
@@ -162,11 +159,7 @@ ALONE = Processes()
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """The processes that torchrun started, of which this is one; without torchrun, this one alone.
-
-    Raises:
-        TrainingError: they cannot reach each other.
-    """
+    """The processes that torchrun started, of which this is one; without torchrun, this one alone."""
     if not dist.is_torchelastic_launched():
         yield ALONE
         return

@@ -37,10 +37,7 @@ def sts(
     """How the cosines of pairs of texts follow their scores, and a line for what was cut.
 
     ``fields`` are the names of the two texts and the score; by default the file's own, of which it must have three.
-    ``picture`` is a file to draw scores and cosines to.
-
-    Raises:
-        InputError, RecipeError: the file cannot be read, has other fields, or a row is wrong; it names the line.
+    ``picture`` is a file to draw scores and cosines to. An error names the line of a wrong row.
     """
     if picture:
         check_picture(picture)
@@ -60,11 +57,8 @@ def sts(
 
 
 def texts_by_id(path: Path) -> dict[str, str]:
-    """The texts of a .jsonl file of BEIR by their ids: a document's title, where it has one, and its text.
-
-    Raises:
-        InputError: the file cannot be read, has no rows, or a row is wrong; it names the line.
-    """
+    """The texts of a .jsonl file of BEIR by their ids: a document's title, where it has one, and its text. An
+    InputError names the line of a wrong row."""
     found: dict[str, str] = {}
     for number, fields in read_rows(path):
         where = f"{path}, line {number}"
@@ -84,10 +78,8 @@ def judgements(path: Path, queries: Mapping[str, str], documents: dict[str, int]
     """By query, the places of the documents that are relevant to it, and how much; queries without one are left out.
 
     A document that is not there has a place of its own, which no search finds: so BEIR counts it. A line in the log
-    says how many judgements are about such documents, and about queries that are not there, which are left out.
-
-    Raises:
-        InputError: the file cannot be read, or says of no document that it is relevant.
+    says how many judgements are about such documents, and about queries that are not there, which are left out. A file
+    that says of no document that it is relevant is an InputError.
     """
     found: dict[str, dict[int, float]] = {}
     missing: dict[str, int] = {}
@@ -130,23 +122,14 @@ class Searched:
         return ranking_metrics(self.rankings, self.relevant)
 
 
-def retrieval(
-    model: SentenceEncoder, folder: Path, split: str = "test", **options: Unpack[EncodeOptions]
-) -> dict[str, float]:
-    """How well a model finds what is relevant: the metrics of ``searched``."""
-    return searched(model, folder, split, **options).metrics
-
-
 def searched(model: SentenceEncoder, folder: Path, split: str = "test", **options: Unpack[EncodeOptions]) -> Searched:
     """What a model finds, by exact search in a folder of BEIR's layout.
 
     The folder has corpus.jsonl, queries.jsonl and qrels/<split>.tsv. The checkpoint's prompts for queries and documents
     go before the texts, and vectors are compared by the model's own measure. Queries without a relevant document are
     left out, relevant documents that are not there are never found, and a document with the query's own id is no
-    result. Memory holds the texts, the queries' vectors and one window of the corpus's.
-
-    Raises:
-        InputError: a file cannot be read, or a row is wrong; it names the line.
+    result. Memory holds the texts, the queries' vectors and one window of the corpus's. An InputError names the line of
+    a wrong row.
     """
     corpus, queries = (texts_by_id(folder / name) for name in ("corpus.jsonl", "queries.jsonl"))
     places = {key: place for place, key in enumerate(corpus)}
@@ -160,11 +143,7 @@ def searched(model: SentenceEncoder, folder: Path, split: str = "test", **option
 
 
 def reranked(found: Searched, model: MultiTaskModel, depth: int = DEPTH, threads: int | None = None) -> Searched:
-    """The same results, of which each query's first ``depth`` are in the order of a cross-encoder's scores.
-
-    Raises:
-        InputError: the model is no cross-encoder.
-    """
+    """The same results, of which each query's first ``depth`` are in the order of a cross-encoder's scores."""
     task = model.ranker()
     rows = [(query, place) for query, ranking in enumerate(found.rankings) for place in ranking[:depth]]
     scores: list[list[float]] = [[] for _ in found.rankings]

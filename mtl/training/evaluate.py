@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mtl.checkpoints.fetch import local_folder
-from mtl.errors import RecipeError
+from mtl.errors import RecipeError, check_flags
 from mtl.tasks.examples import Examples
 from mtl.tasks.fields import one_of
 from mtl.tasks.multitask import MultiTaskModel
@@ -45,6 +45,7 @@ def evaluate(
         RecipeError: the model lacks a task, or has other labels for it; no task names data of this split.
         MtlError: see mtl.errors.
     """
+    check_flags(closely=closely)
     loaded = model if isinstance(model, MultiTaskModel) else MultiTaskModel.from_pretrained(model)
     read, notes = as_recipe(recipe)[0], list[str]()
     if not isinstance(model, MultiTaskModel):
@@ -104,9 +105,13 @@ def split_of(model: MultiTaskModel, recipe: Recipe, split: str) -> tuple[dict[st
     recipe = dataclasses.replace(recipe, tasks=[t.handler.declared(model.tasks.get(t.name)) for t in recipe.tasks])
     for task in recipe.tasks:
         ours = model.tasks.get(task.name)
-        if ours is None or ours.labels != task.labels or ours.kind != task.kind:
-            has = ", ".join(f"{name} ({', '.join(t.labels) or t.kind})" for name, t in model.tasks.items())
-            raise RecipeError(f"the model has no task {task.name!r} with labels {list(task.labels)}; it has {has}")
+        if ours is None or ours.kind != task.kind or ours.handler.output_names != task.handler.output_names:
+            has = ", ".join(f"{name} ({', '.join(t.labels or t.tags) or t.kind})" for name, t in model.tasks.items())
+            labels = list(task.labels or task.tags)
+            raise RecipeError(f"the model has no task {task.name!r} with labels {labels}; it has {has}")
+        if ours.handler.joint not in (task.handler.joint, "either"):
+            given = f"task {task.name!r}: joint is {str(task.handler.joint).lower()}"
+            raise RecipeError(f"{given}; expected {str(ours.handler.joint).lower()}, as in the model")
     without = [task.name for task in recipe.tasks if getattr(task, split) is None]
     if len(without) == len(recipe.tasks):
         others = [name for name in SPLITS if any(getattr(task, name) for task in recipe.tasks)]

@@ -70,7 +70,7 @@ class Forward:
 
     def __call__(self, piece: Piece) -> Tensor:
         examples = self.data[piece.task]
-        places = examples.places(piece.rows)
+        places = examples.text_indices(piece.rows)
         keys = [one_seed(seed, text) for seed in piece.seeds for text in range(examples.width)]
         lengths = [len(examples.rows[place]) for place in places]
         order = longest_first(lengths)  # equal lengths become neighbours

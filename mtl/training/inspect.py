@@ -30,7 +30,7 @@ from mtl.errors import RecipeError, shown
 from mtl.rows.read import folded
 from mtl.search import BLOCK, as_tensor, blocks_of, nearest
 from mtl.tasks.spec import TaskSpec
-from mtl.training.data import SPLITS, Read, Rows, each_row, held_out
+from mtl.training.data import SPLITS, Read, Rows, each_row, held_out, places_in_words
 from mtl.training.recipe import Recipe, as_recipe
 from mtl.training.report import drawing
 from mtl.training.start import trunk_of
@@ -226,7 +226,8 @@ class Look:
             if found.unlabelled:
                 yield f"{split}: {counted(found.unlabelled, 'row')} without a label, left out in training"
             if found.places:
-                yield f"{split}: {counted(found.places, 'label')} given as numbers, taken as places: {self.places()}"
+                given = f"{counted(found.places, 'label')} given as numbers"
+                yield f"{split}: {given}, taken as places: {places_in_words(self.task.labels)}"
             if found.empty:
                 yield f"{split}: {counted(found.empty, 'row')} with an empty text"
             if found.cut:
@@ -238,9 +239,6 @@ class Look:
             ways = ", ".join(f"{shown(name)} ({spelled[name]})" for name in group)
             yield f"a label is spelled in several ways: {ways}"
         yield from self.balance()
-
-    def places(self) -> str:
-        return ", ".join(f"{i} is {label}" for i, label in enumerate(self.task.labels[:5]))
 
     def balance(self) -> Iterator[str]:
         """What is odd in how often labels are there."""
@@ -365,11 +363,7 @@ def alike(names: Sequence[str]) -> list[list[str]]:
 
 
 def plot(report: Report, path: Path) -> None:
-    """Write a picture with two panels for each task: how long its texts are, and how often its labels are there.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
+    """Write a picture with two panels for each task: how long its texts are, and how often its labels are there."""
     with drawing(path, 2 * len(report.splits), (11 * len(report.splits), 4)) as panels:
         for i, (name, splits) in enumerate(report.splits.items()):
             draw_lengths(panels[2 * i], name, splits, report.limit)

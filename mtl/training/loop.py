@@ -44,7 +44,7 @@ def train(run: Run, log: Log, threads: int | None = None, until: int | None = No
             norm = clip([gradient for gradient in gradients if gradient is not None], training.clip, mapped)
             check_finite(losses, norm, run.step + 1)
             run.update(gradients, objective, factor, mapped)
-            del gradients  # their memory goes before that of the next comes
+            del gradients  # frees their memory before the next window's take some
 
             texts = sum(len(micro.rows) for micro in window)
             log.step(run.step, epoch, losses, norm, training.learning_rate * factor, texts)
@@ -75,7 +75,7 @@ def finish_epoch(run: Run, log: Log, epoch: int, threads: int | None) -> None:
     run.model.fit_heads(run.data["train"], threads)
     tasks, dev = run.model.tasks, run.data["dev"]
     tasks, logits = fitted_on_dev(tasks, all_logits(run.model, dev, threads, run.ranks), dev)
-    metrics = run.ranks.told(lambda: measure(tasks, logits, dev))
+    metrics = run.ranks.broadcast(lambda: measure(tasks, logits, dev))
     log.epoch(run.step, epoch, metrics)
     value = chosen_metric(run.recipe.training.best, tasks, metrics) if metrics else None
     if value is not None and (run.best is None or value > run.best.value):

@@ -12,9 +12,9 @@ from mtl.encode.engine import Engine
 from mtl.errors import TrainingError, shown
 from mtl.tasks.examples import Examples
 from mtl.tasks.multitask import MultiTaskModel
-from mtl.tasks.registry import own_metrics
 from mtl.tasks.spec import TaskSpec
 from mtl.training.distributed import ALONE, Processes
+from mtl.training.report import Confusions
 
 
 def task_logits(
@@ -33,7 +33,7 @@ def task_logits(
     whole = outputs.split(lengths)
     for i, found in zip(own, part.split([lengths[i] for i in own or [0]]), strict=False):
         whole[i].copy_(found)
-    ranks.add(outputs)
+    ranks.all_reduce(outputs)
     return outputs.unflatten(0, (-1, examples.width)) if examples.width > 1 else outputs
 
 
@@ -45,16 +45,10 @@ def all_logits(
 
 
 def measure(
-    tasks: Mapping[str, TaskSpec],
-    logits: Mapping[str, Tensor],
-    data: Mapping[str, Examples],
-    closely: bool = False,
+    tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples], closely: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Each task's metrics; ``closely`` those of each class, and of the probabilities, too.
-
-    Raises:
-        TrainingError: scikit-learn is not installed, or a task's outputs are not finite.
-    """
+    """Each task's metrics, with ``closely`` those of each class, too, and of the probabilities; a TrainingError without
+    scikit-learn, or for outputs that are not finite."""
     if broken := [name for name, x in logits.items() if not x.isfinite().all()]:
         raise TrainingError(f"task {broken[0]!r}: the model's outputs are not finite; look for damage in its weights")
     handlers = {name: tasks[name].handler for name in logits}
@@ -69,13 +63,9 @@ def measure(
 
 
 def own_values(task: TaskSpec, outputs: Tensor, examples: Examples) -> dict[str, float]:
-    """The registered metrics of a task.
-
-    Raises:
-        TrainingError: one gives no finite number.
-    """
+    """The registered metrics of a task; one that gives no finite number is a TrainingError."""
     found = {}
-    for name, own in own_metrics(task.kind).items():
+    for name, own in task.registered_metrics.items():
         value = own.function(*task.handler.labelled_examples(outputs, examples))
         try:
             found[name] = float(value)
@@ -95,9 +85,7 @@ def fitted_on_dev(
     return found, {name: changed[name].in_units(x) if name in changed else x for name, x in logits.items()}
 
 
-def confusions(
-    tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]
-) -> dict[str, list[list[int]]]:
+def confusions(tasks: Mapping[str, TaskSpec], logits: Mapping[str, Tensor], data: Mapping[str, Examples]) -> Confusions:
     """The confusion matrices of the tasks whose kind has one."""
     return {
         name: counts for name, x in logits.items() if (counts := tasks[name].handler.confusion(x, data[name].targets))
@@ -105,11 +93,7 @@ def confusions(
 
 
 def check_metric(best: str, tasks: Mapping[str, TaskSpec]) -> None:
-    """That "mean" or ``task.metric`` names a metric of these tasks.
-
-    Raises:
-        TrainingError: it does not.
-    """
+    """Raise a TrainingError if neither "mean" nor ``task.metric`` of these tasks is named."""
     known = [f"{name}.{metric}" for name, task in tasks.items() for metric in task.metrics]
     if best != "mean" and best not in known:
         raise TrainingError(f"best is {best!r}; expected mean{''.join(f', {name}' for name in known)} (of dev data)")

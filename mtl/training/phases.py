@@ -32,12 +32,8 @@ class Phase:
 
 
 def phases(model: MultiTaskModel, epochs: int) -> list[Phase]:
-    """The phases of so many epochs, in order.
-
-    Raises:
-        TrainingError: a task holds more blocks than there are, or trains nothing in some epoch; but a task of the
-            embeddings may end, while another goes on.
-    """
+    """The phases of so many epochs, in order; a TrainingError if a task holds more blocks than there are, or trains
+    nothing in some epoch: only a task of the embeddings may end, while another goes on."""
     starts = {first for task in model.tasks.values() for first in task.freezing if first <= epochs}
     found = [phase_from(model, first) for first in sorted(starts)]
     n_layers = model.encoder.config.n_layers

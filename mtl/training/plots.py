@@ -19,12 +19,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 def check_picture(path: Path) -> None:
-    """That a picture can be drawn, before work begins.
-
-    Raises:
-        InputError: the file's name ends in no format of ours.
-        TrainingError: matplotlib is not installed.
-    """
+    """Raise an error before work begins if no picture can be written under this name, or matplotlib is missing."""
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"--plot is {path}; expected a name that ends in {', '.join(FORMATS)}")
     if not find_spec("matplotlib"):
@@ -44,11 +39,7 @@ def some(examples: Examples) -> Examples:
 
 
 def plot_vectors(model: MultiTaskModel, data: Mapping[str, Examples], path: Path, threads: int | None = None) -> bool:
-    """Write a picture with a panel for each task that has one; gives whether there is any.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
+    """Write a picture with a panel for each task that has one; gives whether there is any."""
     chosen = {name: some(examples) for name, examples in data.items() if model.tasks[name].handler.has_picture}
     if not chosen:
         return False

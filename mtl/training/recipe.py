@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from mtl.errors import RecipeError, one_line, shown
-from mtl.tasks.fields import one_of, settle
+from mtl.tasks.fields import coerce, one_of
 from mtl.tasks.spec import TaskSpec, checked_tasks
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Training:
     save_steps: int = limit(0)
 
     def __post_init__(self) -> None:
-        settle(self)
+        coerce(self)
         ranges: dict[str, tuple[float, float]] = {
             "epochs": (1, 1e6), "batch_size": (1, 1e6), "accumulate": (1, 1e6), "learning_rate": (0, 1),
             "head_learning_rate": (0, 1), "weight_decay": (0, 10), "warmup": (0, 1), "layer_decay": (0, 1),
@@ -127,7 +127,7 @@ class Recipe:
     layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        settle(self)
+        coerce(self)
         if not isinstance(self.training, Training):
             raise RecipeError(f"training is {shown(self.training)}; expected a Training", "training")
         if not isinstance(self.tasks, Sequence):
@@ -149,11 +149,7 @@ class Recipe:
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe's file: a path, or the name of one that comes with the package.
-
-    Raises:
-        RecipeError: there is none.
-    """
+    """A recipe's file: a path, or the name of one that comes with the package; a RecipeError if there is none."""
     bundled = BUNDLED / f"{name}.toml"
     if bundled.is_file():
         return bundled
@@ -172,11 +168,7 @@ def as_recipe(recipe: Recipe | str | Path) -> tuple[Recipe, str]:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe.
-
-    Raises:
-        RecipeError: it cannot be read, or says something that makes no sense; it names file and line.
-    """
+    """Read and check a recipe; a RecipeError names file and line of what makes no sense."""
     try:
         source = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte-order mark
         content = tomllib.loads(source)

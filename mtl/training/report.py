@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mtl")
 
 Metrics = Mapping[str, Mapping[str, float]]  # by task
+Confusions = Mapping[str, Sequence[Sequence[int]]]  # by task; see Kind.confusion
 Hook = Callable[[Mapping[str, Any]], object]  # is told a line of metrics.jsonl
 
 
@@ -39,9 +40,7 @@ class Reporter:
     def epoch(self, record: Mapping[str, Any], losses: Mapping[str, float]) -> None:
         """After an epoch: its line of metrics.jsonl, and each task's mean loss."""
 
-    def measured(
-        self, run: Run, title: str, metrics: Metrics, confusions: Mapping[str, Sequence[Sequence[int]]]
-    ) -> None:
+    def measured(self, run: Run, title: str, metrics: Metrics, confusions: Confusions) -> None:
         """Metrics and confusion matrices by task: before training, and of the best epoch."""
 
     def trained(self, run: Run) -> None:
@@ -178,11 +177,7 @@ class NoLog(Log):
 
 @contextmanager
 def drawing(path: Path, panels: int, size: tuple[float, float]) -> Iterator[Any]:
-    """Axes side by side, of a picture of so many inches that is written in the end; its suffix says in which format.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
+    """Axes side by side, of a picture of so many inches that is written in the end; its suffix says in which format."""
     from matplotlib.figure import Figure  # not pyplot, which would choose a window system for the whole process
 
     figure = Figure(figsize=size, layout="constrained")
@@ -209,9 +204,8 @@ def draw_curves(left: Any, right: Any, history: Log) -> None:
         left.plot(*zip(*means, strict=True), color=f"C{i}", marker="o", label=name)
     left.set(xlabel="step", ylabel="training loss", title="loss: each step, and the mean of each epoch")
     for i, name in enumerate(names):
-        for style, key in zip(
-            "-:", list(history.epochs[0]["dev"].get(name, {}))[:2] if history.epochs else [], strict=False
-        ):
+        keys = [*history.epochs[0]["dev"].get(name, {})][:2] if history.epochs else []
+        for style, key in zip("-:", keys, strict=False):
             values = [(record["epoch"], record["dev"][name][key]) for record in history.epochs]
             right.plot(*zip(*values, strict=True), style, color=f"C{i}", marker="o", label=f"{name} {key}")
     right.set(xlabel="epoch", ylabel="dev metric", title="dev", xticks=epochs)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl.encode.precision import effective
-from mtl.errors import CheckpointError
+from mtl.errors import CheckpointError, differences
 from mtl.kernels.linear import release
 from mtl.kernels.threads import computing_with
 from mtl.kernels.training import Faster
@@ -68,11 +68,7 @@ class Plan:
 
 
 def prepare(recipe: Recipe, model: MultiTaskModel, data: Data) -> Plan:
-    """A plan; nothing of the model or the data is changed.
-
-    Raises:
-        TrainingError: the recipe does not fit the model or the data.
-    """
+    """A plan; a TrainingError if the recipe does not fit the model or the data, of which nothing is changed."""
     training = recipe.training
     check_metric(training.best, {task: model.tasks[task] for task in data["dev"]})
     schedule = Schedule(
@@ -132,7 +128,7 @@ class Run:
     # Checkpoints
 
     def save(self) -> None:
-        self.ranks.told(self.write)
+        self.ranks.broadcast(self.write)
 
     def write(self) -> None:
         """A checkpoint."""
@@ -152,7 +148,7 @@ class Run:
             best = checkpoint.save_best(self.checkpoints, epoch, value, self.step, tensors, frozen)
             return dataclasses.asdict(best)
 
-        self.best = checkpoint.Best(**self.ranks.told(write))
+        self.best = checkpoint.Best(**self.ranks.broadcast(write))
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights, those of the losses included."""
@@ -186,18 +182,14 @@ class Run:
             release([tensors[name]])  # the file need not be in memory as a whole
 
     def restore(self) -> list[str]:
-        """Go back to the newest whole checkpoint; gives a line for each that was not whole.
-
-        Raises:
-            CheckpointError: there is none, or it is of another run; it says what differs.
-        """
+        """Go back to the newest whole checkpoint; gives a line for each that was not whole. One of another run is a
+        CheckpointError that says what differs."""
         state, notes = checkpoint.latest(self.checkpoints)
-        differing = checkpoint.differences(state.run, self.plan.identity)
-        if differing:
+        if found := differences(state.run, self.plan.identity):
             advice = "start one in another folder"
-            if [line.split()[0] for line in differing] == ["training.epochs"]:  # the rates follow from the epochs
+            if [line.split()[0] for line in found] == ["training.epochs"]:  # the rates follow from the epochs
                 advice += f', with model = "{self.folder}" to start from its weights'
-            raise CheckpointError(f"{self.folder} is another run: {'; '.join(differing)}; {advice}")
+            raise CheckpointError(f"{self.folder} is another run: {'; '.join(found)}; {advice}")
         self.step, self.best = state.step, state.best
         if self.best and checkpoint.read_best(self.checkpoints, self.best) is None:
             gone = f"{self.checkpoints / self.best.file}, the weights of epoch {self.best.epoch}, the best so far"
@@ -216,11 +208,7 @@ class Run:
         return notes
 
     def take_best(self) -> None:
-        """Go back to the weights of the best epoch; without dev data, those of the last one stay.
-
-        Raises:
-            CheckpointError: they are not what was written.
-        """
+        """Go back to the weights of the best epoch; without dev data, those of the last one stay."""
         tensors = checkpoint.read_best(self.checkpoints, self.best) if self.best else None
         if tensors:
             self.load_tensors(tensors)
@@ -280,7 +268,7 @@ class Run:
     def words(self, window: Sequence[MicroBatch]) -> Tensor:
         """The ids of all words of a window, in order."""
         data = self.data["train"]
-        rows = (data[micro.task].rows[at] for micro in window for at in data[micro.task].places(micro.rows))
+        rows = (data[micro.task].rows[at] for micro in window for at in data[micro.task].text_indices(micro.rows))
         ids = sorted({max(word, ~word) for row in rows for word in row})  # ~word is in a second segment
         return torch.tensor(ids, dtype=torch.int64, device=self.device)
 

@@ -45,7 +45,7 @@ def permutation(size: int, *seeds: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(one_seed(*seeds)), device="cpu")
 
 
-def shares(sizes: Mapping[str, int], sampling: str, temperature: float) -> dict[str, int]:
+def batches_per_task(sizes: Mapping[str, int], sampling: str, temperature: float) -> dict[str, int]:
     """How many micro-batches each task gets per epoch, as many in all as the tasks have.
 
     ``sizes`` are the tasks' own micro-batches. Each gets at least one; the largest remainders are rounded up.
@@ -101,7 +101,7 @@ class Batches:
         around = range(batch - self.near + 1, batch + self.near)
         return any(self.held[text][near] > 0 for text in self.texts[row] for near in around)
 
-    def settle(self, place: int) -> bool:
+    def resolve(self, place: int) -> bool:
         """Exchange a place's row for another, if it clashes there; gives whether it was done.
 
         A text whose row went round all micro-batches in vain has more rows than there is room for: it is not offered
@@ -113,33 +113,29 @@ class Batches:
             return False
         self.put(row, place, -1)
         clashes = self.clashes(row, place)
-        self.put(row, place)
         for _ in range(self.count if clashes else 0):
             self.at[text] = batch = (self.at[text] + 1) % self.count
             others = range(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.order)))
-            self.put(row, place, -1)
-            free = not self.clashes(row, others[0])
-            self.put(row, place)
-            if free and any(self.exchange(place, other) for other in others):
+            if not self.clashes(row, others[0]) and any(self.exchange(place, other) for other in others):
                 return True
+        self.put(row, place)
         if clashes:
             self.hopeless.add(text)
         return False
 
     def exchange(self, place: int, other: int) -> bool:
-        """Exchange the rows of two places, if the first clashes no longer, and the second no more than before."""
+        """Exchange the rows of two places, if the first, which was taken out, clashes no longer, and the second no more
+        than before."""
         row, peer = self.order[place], self.order[other]
-        self.put(row, place, -1)
         self.put(peer, other, -1)
-        done = self.clashes(peer, other) or not self.clashes(peer, place)
+        fits = self.clashes(peer, other) or not self.clashes(peer, place)
         self.put(peer, place)
-        if done and not self.clashes(row, other):
+        if fits and not self.clashes(row, other):
             self.put(row, other)
             self.order[place], self.order[other] = peer, row
             return True
         self.put(peer, place, -1)
         self.put(peer, other)
-        self.put(row, place)
         return False
 
 
@@ -151,7 +147,7 @@ def kept_apart(order: Sequence[int], texts: Sequence[Sequence[int]], batch_size:
     batches = Batches(order, texts, batch_size, near)
     for _ in range(SWEEPS):
         batches.hopeless.clear()
-        if not any([batches.settle(place) for place in range(len(order))]):
+        if not any([batches.resolve(place) for place in range(len(order))]):
             break
     return batches.order
 
@@ -180,7 +176,7 @@ class Schedule:
     @cached_property
     def counts(self) -> dict[str, int]:
         """Micro-batches of each task in one epoch."""
-        return shares(self.passes, self.sampling, self.temperature)
+        return batches_per_task(self.passes, self.sampling, self.temperature)
 
     @property
     def steps_per_epoch(self) -> int:

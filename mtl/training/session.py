@@ -14,7 +14,17 @@ import torch
 from mtl.checkpoints.card import write_results
 from mtl.disk import lock, sweep, writing
 from mtl.encode.engine import on_the_cpu, usable
-from mtl.errors import CheckpointError, InputError, RecipeError, TrainingError, TrainingStopped, shown
+from mtl.errors import (
+    CheckpointError,
+    InputError,
+    RecipeError,
+    TrainingError,
+    TrainingStopped,
+    check_counts,
+    check_flags,
+    differing,
+    shown,
+)
 from mtl.kernels.cores import default_threads
 from mtl.kernels.defaults import by_default
 from mtl.kernels.threads import computing_with
@@ -76,12 +86,14 @@ def train(
     for name, hook in (("on_step", on_step), ("on_epoch", on_epoch)):
         if hook is not None and not callable(hook):
             raise InputError(f"{name} is {shown(hook)}; expected a function of the model and a record")
+    check_flags(resume=resume, tensorboard=tensorboard)
+    check_counts(threads=threads)
     place, threads = usable(own_device(device)), threads or own_threads() or default_threads()
-    with settled(), joined(place) as ranks, closing((report or Notes()) if ranks.leads else Reporter()) as told:
+    with torch_defaults(), joined(place) as ranks, closing((report or Notes()) if ranks.leads else Reporter()) as told:
         read, name = as_recipe(recipe)
         resume = resume or ranks.begun is not None
-        folder = Path(ranks.told(lambda: str(chosen_folder(folder or ranks.begun, name, resume))))
-        changes = {**(ranks.told(lambda: kept(folder).get("set", {})) if resume else {}), **(changes or {})}
+        folder = Path(ranks.broadcast(lambda: str(chosen_folder(folder or ranks.begun, name, resume))))
+        changes = {**(ranks.broadcast(lambda: kept(folder).get("set", {})) if resume else {}), **(changes or {})}
         read = given = changed(read, changes)
         check_extras(read, tensorboard)
         check_dev(read)
@@ -89,8 +101,10 @@ def train(
         model = create(read, place)
         data, cuts = load_data(read, model.embedder)
         run = Run(prepare(read, model, data), folder, ranks)
-        with claimed(folder, resume, ranks), computing_with(1):  # but for what gets ``threads``
-            begun = resume and ranks.told(lambda: checkpoint.begun(run.checkpoints))  # not, if it never made a step
+        with claimed(folder, resume, ranks), computing_with(1):  # what is given ``threads`` uses more
+            begun = resume and ranks.broadcast(
+                lambda: checkpoint.begun(run.checkpoints)
+            )  # not, if it never made a step
             notes = set_in_words(changes) + found + cuts + unmeasured(read) + (restored(run) if begun else [])
             check_alike(run)
             if ranks.leads:
@@ -118,7 +132,7 @@ def set_in_words(changes: Mapping[str, Any]) -> list[str]:
 
 
 @contextmanager
-def settled() -> Iterator[None]:
+def torch_defaults() -> Iterator[None]:
     """Within it, this thread's autocast, default device and modes of autograd are torch's own defaults, and so is what
     the process says of how a CPU computes."""
     with ExitStack() as held:
@@ -133,11 +147,7 @@ def settled() -> Iterator[None]:
 
 
 def chosen_folder(given: str | Path | None, name: str, resume: bool) -> Path:
-    """The run's folder: as given, or runs/<name>, or where that is to be another one, a free name.
-
-    Raises:
-        CheckpointError: there is a run already, or there is none to go on with.
-    """
+    """The run's folder, checked: as given, or runs/<name>, or where that is to be another one, a free name."""
     folder = Path(given) if given else Path("runs") / name if resume else free_folder(name)
     check_folder(folder, resume)
     return folder
@@ -145,34 +155,26 @@ def chosen_folder(given: str | Path | None, name: str, resume: bool) -> Path:
 
 def restored(run: Run) -> list[str]:
     """Go back to the newest checkpoint, in all processes; see ``Run.restore``."""
-    notes = run.ranks.told(run.restore)  # it may set a damaged one aside, before the others look
+    notes = run.ranks.broadcast(run.restore)  # it may set a damaged one aside, before the others look
     if not run.ranks.leads:
         run.restore()
     return notes
 
 
 def check_alike(run: Run) -> None:
-    """That all processes train the same.
-
-    Raises:
-        TrainingError: they do not; it says what differs.
-    """
-    first, *others = run.ranks.heard(
+    """Raise a TrainingError that says what differs, if not all processes train the same."""
+    first, *others = run.ranks.all_gather(
         {**run.plan.identity, "limits": run.recipe.training.limits, "step": run.step, "weights": run.fingerprint}
     )
     for rank, other in enumerate(others, 1):
         found = [f"{key} is {a!r} in process 0 and {b!r} in process {rank}"
-                 for key, a, b in checkpoint.differing(first, other)]  # fmt: skip
+                 for key, a, b in differing(first, other)]  # fmt: skip
         if found:
             raise TrainingError(f"{'; '.join(found)}; start all processes with the same recipe, data and weights")
 
 
 def check_extras(recipe: Recipe, tensorboard: bool) -> None:
-    """That what was asked for can be done with the packages that are installed.
-
-    Raises:
-        TrainingError: it cannot.
-    """
+    """Raise a TrainingError if a package is missing that is needed for what was asked for."""
     measured = any(task.dev or task.test for task in recipe.tasks)
     if measured and not find_spec("sklearn"):
         raise TrainingError("metrics of dev and test data need scikit-learn; pip install 'mtl[train]'")
@@ -181,11 +183,7 @@ def check_extras(recipe: Recipe, tensorboard: bool) -> None:
 
 
 def check_dev(recipe: Recipe) -> None:
-    """That all tasks that take something from dev data have some.
-
-    Raises:
-        RecipeError: one has none.
-    """
+    """Raise a RecipeError if a task takes something from dev data and has none."""
     for task in recipe.tasks:
         if (option := task.handler.wants_dev) and not task.dev:
             raise RecipeError(f"task {task.name!r}: {option} needs dev data; expected dev = a file", option)
@@ -208,11 +206,7 @@ def free_folder(name: str) -> Path:
 
 
 def check_folder(folder: Path, resume: bool) -> None:
-    """That there is a run to go on with, or that there is none.
-
-    Raises:
-        CheckpointError: it is the other way round.
-    """
+    """Raise a CheckpointError if there is no run to go on with, or one where none should be."""
     if resume and not folder.is_dir():
         raise CheckpointError(f"{folder} holds no run to go on with; train without --resume, or say --output")
     if not resume and folder.exists():
@@ -237,7 +231,7 @@ def claimed(folder: Path, resume: bool, ranks: Processes) -> Iterator[None]:
             sweep(folder)
             check_folder(folder, resume)  # another run may have been quicker
             ranks.begin(folder)
-        ranks.told(lambda: None)  # now it is there
+        ranks.broadcast(lambda: None)  # now it is there
         if not folder.is_dir():
             raise CheckpointError(f"process {ranks.rank} does not see {folder}, which process 0 made; "
                                   "expected a folder that all machines share")  # fmt: skip

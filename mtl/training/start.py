@@ -81,11 +81,7 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def keep_layers(encoder: Encoder, layers: Sequence[int]) -> None:
-    """Leave only these blocks of an encoder, as DistilBERT began with every second one of BERT's.
-
-    Raises:
-        RecipeError: it has not so many.
-    """
+    """Leave only these blocks of an encoder, as DistilBERT began with every second one of BERT's."""
     blocks = list(encoder.blocks)
     if max(layers) >= len(blocks):
         raise RecipeError(

@@ -72,11 +72,7 @@ class Trial:
         return f"{task} {metric}".strip()
 
     def metrics(self) -> dict[str, float]:
-        """The main dev metric of each task, and ``compared``.
-
-        Raises:
-            CheckpointError: its results are damaged.
-        """
+        """The main dev metric of each task, and ``compared``; a CheckpointError if the results are damaged."""
         path = self.folder / "results.json"
         best = self.recipe.training.best
         try:
@@ -134,11 +130,8 @@ def folder_name(settings: Mapping[str, Any]) -> str:
 
 
 def plan(recipe: Recipe, changes: Mapping[str, Sequence[Any]], seeds: int, folder: Path) -> list[Trial]:
-    """The runs, each combination's seeds side by side, from the recipe's own seed on.
-
-    Raises:
-        RecipeError: a setting is unknown, a value will not do or is there twice, or seeds are given in two ways.
-    """
+    """The runs, each combination's seeds side by side, from the recipe's own seed on; a RecipeError for a setting that
+    is unknown, or a value that will not do or is there twice."""
     if seeds < 1:
         raise RecipeError(f"seeds are {seeds}; expected 1 or more")
     if SEED in changes and seeds != 1:
@@ -226,11 +219,7 @@ def check_same(trial: Trial, known: dict[str, Any]) -> None:
 
 
 def plot(outcome: Outcome, path: Path) -> None:
-    """Write a picture with a panel for each metric: every run a point, and each combination's mean and spread.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
+    """Write a picture with a panel for each metric: every run a point, and each combination's mean and spread."""
     metrics = [*next(iter(outcome.values.values()))]
     words = [" ".join(f"{name.rpartition('.')[2]}={value}" for name, value in key) for key in outcome.values]
     height = 1.5 + 0.4 * len(words)

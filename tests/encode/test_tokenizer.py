@@ -74,6 +74,8 @@ def test_bad_values(tokenizer: tokenizers.Tokenizer) -> None:
         ours(["a"], max_length=2)
     with pytest.raises(InputError, match="max_length is 0; expected at least 3"):
         Tokenizer(tokenizer, 0)
+    with pytest.raises(InputError, match="max_length is 0; expected at least 5 for pairs"):
+        ours.pairs([("a", "b")], max_length=0)
 
 
 @pytest.fixture(scope="module")

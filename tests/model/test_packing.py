@@ -32,12 +32,12 @@ def test_places_pass_over_padding() -> None:
     rows = [[1, 7, 1, 1, 8], [1, 1], [5, 6], [9]]
     expected = [9, 0, 9, 9, 1, 9, 9, 0, 1, 0]
     batch = PackedBatch.pack(rows)
-    assert batch.places(1, 9).tolist() == expected
-    assert batch.places(None, 9) is batch.places(3, 9) is batch.positions
+    assert batch.position_ids(1, 9).tolist() == expected
+    assert batch.position_ids(None, 9) is batch.position_ids(3, 9) is batch.positions
     mask = torch.tensor([[1] * len(row) + [0] * (5 - len(row)) for row in rows])
     twin = PaddedBatch(torch.tensor([row + [1] * (5 - len(row)) for row in rows]), mask)
-    assert twin.places(1, 9)[mask.flatten() != 0].tolist() == expected
-    assert twin.places(None, 9) is twin.positions
+    assert twin.position_ids(1, 9)[mask.flatten() != 0].tolist() == expected
+    assert twin.position_ids(None, 9) is twin.positions
 
 
 def test_from_padded_keeps_positions() -> None:

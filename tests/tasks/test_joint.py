@@ -121,6 +121,8 @@ def test_a_pair_has_the_same_bits_alone_and_among_others(bert: Checkpoint) -> No
             assert x.tobytes() == whole.logits[name][i : i + 1].tobytes()
     assert whole.embeddings.shape == (7, 0)
     assert set(model.predict(["a"]).logits) == {"alone"}
+    ((_, listed),) = model.predict_rows(PAIRS, lambda pair: [*pair], pairs=True)  # lists are pairs too
+    assert np.array_equal(listed.logits["judge"], whole.logits["judge"][: len(PAIRS)])
     streamed = [*model.predict_stream(iter(PAIRS), window=3)]
     assert np.array_equal(np.concatenate([x.logits["judge"] for x in streamed]), whole.logits["judge"][:4])
 

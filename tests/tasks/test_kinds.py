@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from mtl.errors import RecipeError
-from mtl.tasks.kinds.multi_label import label_set
-from mtl.tasks.kinds.single_label import class_index
+from mtl.tasks.labels import class_index, is_place, label_set
 from mtl.tasks.spec import TaskSpec
 
 
@@ -50,6 +49,9 @@ def test_numbers_as_labels() -> None:
     assert class_index(5, ["4", "5"]) == 1
     assert class_index(0, ["one", "two"]) == 0
     assert class_index("1", ["one", "two"]) == 1
+    assert is_place(1, ["one", "two"])
+    assert not is_place(1, ["0", "1"])
+    assert not is_place(1, [])  # as long as labels are those of the data
     for value, labels in [(0, ["1", "2"]), (True, ["one", "two"]), (2, ["one", "two"]), (-1, ["one", "two"])]:
         with pytest.raises(ValueError, match=f"{value} is not declared; expected one of {', '.join(labels)}"):
             class_index(value, labels)
@@ -74,6 +76,8 @@ def test_a_number_that_could_be_two_labels() -> None:
         ("", "xy", [0.0, 0.0]),
         (7, "67", [0.0, 1.0]),
         ([6], "67", [1.0, 0.0]),
+        (7.0, "67", [0.0, 1.0]),  # as a column of numbers with blanks has 7
+        ("6.0|7", "67", [1.0, 1.0]),
         ([0, 0], ["0"], [1.0]),
         ("a|b", ["a|b", "c"], [1.0, 0.0]),
     ],
@@ -98,6 +102,11 @@ def test_sets_of_labels(value: object, labels: list[str], expected: list[float])
         (["x", None], ["None", "x"], "None is not declared"),
         ("x|q", "xy", "'q' is not declared"),
         ("1|0", "xy", "'1' is not declared"),
+        (
+            [0.0, 1.0],
+            "01",
+            r"is \[0.0, 1.0\], which could be \['0', '1'\] by name or \['1'\] as a 0 or 1 for each label",
+        ),
         ([0, 1], "01", r"is \[0, 1\], which could be \['0', '1'\] by name or \['1'\] as a 0 or 1 for each label"),
         ("a|b", ["a", "b", "a|b"], r"could be \['a|b'\] as one name or \['a', 'b'\] as names between |"),
     ],

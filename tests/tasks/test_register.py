@@ -20,7 +20,8 @@ from mtl.errors import ConfigError, InputError, MtlError, RecipeError, TrainingE
 from mtl.tasks import registry
 from mtl.tasks.kinds import KINDS
 from mtl.tasks.kinds.base import HeadOptions
-from mtl.tasks.kinds.single_label import SingleLabel, SingleLabelOptions
+from mtl.tasks.kinds.classes import LabelOptions
+from mtl.tasks.kinds.single_label import SingleLabel
 from mtl.tasks.kinds.tokens import Tokens
 
 
@@ -89,7 +90,7 @@ class Cautious(SingleLabel):
     """single-label, whose first label is said where none is likely."""
 
     @dataclasses.dataclass(frozen=True)
-    class Options(SingleLabelOptions):
+    class Options(LabelOptions):
         least: float = 0.5
 
     name = "cautious"
@@ -168,6 +169,7 @@ class Bare(HeadOptions):
         (lambda: mtl.register_loss("mine", by_row, "multi"), "loss 'mine' is for 'multi'; expected one or"),
         (lambda: mtl.register_loss("mine", by_row, []), r"loss 'mine' is for \[\]; expected one or"),
         (lambda: mtl.register_metric("accuracy", by_row), "metric has the name 'accuracy', which is one of ours"),
+        (lambda: mtl.register_metric("ece", by_row), "metric has the name 'ece', which is one of ours"),
         (lambda: mtl.register_metric("mine", 4, "tokens"), "metric 'mine' is 4; expected a function of out"),
     ],
 )  # fmt: skip
@@ -193,6 +195,14 @@ def test_functions_that_give_something_else(recipe: Recipe, tmp_path: Path, chan
         mtl.register_metric("mine", changes["metric"])
     with pytest.raises(TrainingError, match=message):
         mtl.train(recipe, tmp_path / "run")
+
+
+def test_a_metric_that_the_task_has_by_its_options() -> None:
+    mtl.register_metric("cosine", by_row, "distillation")
+    task = mtl.TaskSpec("t", kind="distillation", teacher="x")
+    with pytest.raises(RecipeError, match="task 't': the metric 'cosine' is registered, and one of the task's own"):
+        assert task.metrics
+    assert mtl.TaskSpec("t", kind="distillation", teacher="x", loss="margin", text_field=("q", "a", "b")).metrics
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from mtl import MultiTaskModel, Recipe, SentenceEncoder, TaskSpec, Training, train
+from mtl import MultiTaskModel, Recipe, SentenceEncoder, TaskSpec, Training, evaluate, train
 from mtl.checkpoints.load import Checkpoint
 from mtl.cli import cli
 from mtl.encode.tokenizer import Tokenizer
 from mtl.errors import RecipeError, TrainingStopped
 from mtl.model.losses import NO_LABEL
-from mtl.tasks.spans import agreement, bio, in_units, names, runs, tagged, windows
+from mtl.tasks.spans import Span, bio, in_units, names, overall, runs, tagged, tallied, windows
+from mtl.tasks.tally import by_label
 from mtl.training import loop
 from mtl.training.data import completed, load_data
 from mtl.training.evaluate import bootstrap
@@ -64,6 +65,11 @@ def random_tags(source: random.Random, prefixes: str) -> list[str]:
     return source.choices(tags, k=source.randint(1, 12))
 
 
+def agreement(given: list[list[Span]], found: list[list[Span]], labels: tuple[str, ...]) -> dict[str, float]:
+    counts = tallied(given, found, labels).sums()
+    return {**overall(counts), **by_label(labels, counts)}
+
+
 @pytest.mark.parametrize("prefixes", ["BI", "BIES"])
 def test_spans_and_scores_are_those_of_seqeval(prefixes: str) -> None:
     """1,000 random pairs of sequences, most of them against the scheme: conlleval's rules say what each means."""
@@ -76,7 +82,7 @@ def test_spans_and_scores_are_those_of_seqeval(prefixes: str) -> None:
         given = [(other * 12)[: len(one)] for one, other in pairs]
         for tags in (*truth, *given):
             assert runs(tags) == [(start, last + 1, label) for label, start, last in entities(tags)]
-        found = agreement([runs(tags) for tags in truth], [runs(tags) for tags in given], ["x", "y", "long-label"])
+        found = agreement([runs(tags) for tags in truth], [runs(tags) for tags in given], ("x", "y", "long-label"))
         report = metrics.classification_report(truth, given, output_dict=True, zero_division=0)
         for name in ("precision", "recall"):
             assert found[name] == pytest.approx(report["micro avg"][name])
@@ -280,6 +286,15 @@ def test_metrics_are_of_whole_texts(tiny: SentenceEncoder, data: str) -> None:
     texts = [units.text for units in examples["ner"].texts]
     said = [[(s["start"], s["end"], s["label"]) for s in spans] for spans in model.predict(texts).labels["ner"]]
     assert found == agreement(examples["ner"].spans, said, ("x", "y"))
+
+
+def test_a_tagger_is_measured_by_its_own_tags_alone(tiny: SentenceEncoder, data: str) -> None:
+    """In another order, or without one, the data's tags would be taken for others."""
+    model = MultiTaskModel(tiny, [tagger(tags=("O", "B-x", "I-x", "B-y", "I-y"))]).eval()
+    assert evaluate(model, Recipe("", [tagger(labels=("x", "y"), test=data)])).keys() == {"ner"}
+    for tags in (("O", "I-x", "B-x", "B-y", "I-y"), ("O", "B-x", "I-x", "B-y", "I-y", "B-z")):
+        with pytest.raises(RecipeError, match=r"no task 'ner' with labels .*; it has ner \(O, B-x, I-x, B-y, I-y\)"):
+            evaluate(model, Recipe("", [tagger(tags=tags, test=data)]))
 
 
 def test_predict_says_spans_in_every_form(tiny: SentenceEncoder, tmp_path: Path) -> None:

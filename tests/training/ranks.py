@@ -128,8 +128,8 @@ def main() -> None:
             except MtlError as error:
                 result.with_suffix(f".{ranks.rank}.txt").write_text(str(error))
                 continue
-            assert len(set(ranks.heard(run.fingerprint))) == 1  # all have the same weights, to the bit
-            assert len({*ranks.heard(repr(run.best))}) == 1
+            assert len(set(ranks.all_gather(run.fingerprint))) == 1  # all have the same weights, to the bit
+            assert len({*ranks.all_gather(repr(run.best))}) == 1
             if ranks.leads:
                 result.with_suffix(".json").write_text(json.dumps(records))
                 save_file(tensors_of(run), result.with_suffix(".safetensors"))

@@ -16,7 +16,7 @@ from test_cli import Done, mtl
 from mtl import MultiTaskModel, SentenceEncoder, TaskSpec
 from mtl.cli import cli
 from mtl.errors import MtlError
-from mtl.training.embeddings import reranked, retrieval, searched, sts
+from mtl.training.embeddings import reranked, searched, sts
 
 __all__ = ["mtl"]  # the fixture
 
@@ -76,7 +76,7 @@ def beir(tmp_path: Path) -> Path:
 
 def test_a_search_by_hand(tiny: SentenceEncoder, beir: Path) -> None:
     """q1 finds itself first; q2 finds d2 and d4, equal texts; q3 has nothing relevant; d3 does not find itself."""
-    found = retrieval(tiny, beir)
+    found = searched(tiny, beir).metrics
     vectors = tiny.encode(["a b c", "d e f", "g h i"], normalize=True)
     first = vectors[2] @ vectors[0] > vectors[2] @ vectors[1]  # d3's result d1: before or behind d2 and d4
     rank = 1 if first else 3
@@ -98,7 +98,7 @@ def test_judgements_about_what_is_not_there(
     """A missing document is never found, and counts among the relevant ones; a missing query is left out."""
     lines = ["query-id\tcorpus-id\tscore", "q1\td1\t1", "q1\tx1\t1", "q1\tx2\t2", "q1\tx3\t0", "q8\td1\t1"]
     (beir / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
-    found = retrieval(tiny, beir)
+    found = searched(tiny, beir).metrics
     ideal = 2 + 1 / math.log2(3) + 1 / 2  # x2, then d1 and x1
     assert found == pytest.approx({"ndcg@10": 1 / ideal, "mrr@10": 1, "recall@10": 1 / 3, "recall@100": 1 / 3})
     assert [record.getMessage().partition("test.tsv: ")[2] for record in caplog.records] == [
@@ -114,7 +114,7 @@ def test_a_search_as_a_user_gets_it(tiny: SentenceEncoder, beir: Path, monkeypat
     ids, texts, measures = model.tokenizer.ids, [], []
     monkeypatch.setattr(model.tokenizer, "ids", lambda given: texts.extend(given) or ids(given))
     monkeypatch.setattr("mtl.search.scores", lambda a, b, measure: measures.append(measure) or a @ b.T)
-    retrieval(model, beir)
+    searched(model, beir)
     assert {text[:2] for text in texts} == {"q ", "z "}
     assert measures == ["dot"]
 
@@ -142,7 +142,7 @@ def test_a_search_as_a_user_gets_it(tiny: SentenceEncoder, beir: Path, monkeypat
 def test_mistakes_in_a_search(tiny: SentenceEncoder, beir: Path, name: str, content: str, message: str) -> None:
     (beir / name).write_text(content)
     with pytest.raises(MtlError, match=message):
-        retrieval(tiny, beir)
+        searched(tiny, beir)
 
 
 def test_the_command(mtl: Callable[..., Done], folder: Path, file: Path, beir: Path) -> None:

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from conftest import randomized
 from training.test_loop import go
 
-from mtl import MultiTaskModel, Recipe, SentenceEncoder, TaskSpec, Training
+from mtl import MultiTaskModel, Recipe, SentenceEncoder, TaskSpec, Training, evaluate
 from mtl.checkpoints.load import Checkpoint, Origin
 from mtl.checkpoints.save import save
 from mtl.cli import cli
 from mtl.cli.rerank import the_best
-from mtl.errors import MtlError
+from mtl.errors import MtlError, RecipeError
 from mtl.model import losses
 from mtl.training.data import load_data
 from mtl.training.run import Run, prepare
@@ -55,6 +55,14 @@ def cross_encoder(folder: Path, name: str) -> MultiTaskModel:
     randomized(model.branches)
     model.eval().save(folder / name)
     return model
+
+
+def test_texts_are_no_measure_of_a_judge_of_pairs(bert: Path) -> None:
+    model = MultiTaskModel(SentenceEncoder.from_pretrained(bert / "bert"), [NLI]).eval()
+    one = TaskSpec("nli", ["no", "yes"], text_field=("query",), label_field="entails", dev="rows.jsonl")
+    assert evaluate(model, Recipe("", [NLI], folder=bert), "dev").keys() == {"nli"}
+    with pytest.raises(RecipeError, match="task 'nli': joint is false; expected true, as in the model"):
+        evaluate(model, Recipe("", [one], folder=bert), "dev")
 
 
 def recipe(folder: Path, *tasks: TaskSpec, **training: object) -> Recipe:

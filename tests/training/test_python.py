@@ -19,7 +19,7 @@ import mtl
 from mtl import MultiTaskModel, Recipe, TaskSpec, Training
 from mtl.cli import terminal
 from mtl.disk import lock
-from mtl.errors import CheckpointError, RecipeError, TrainingError
+from mtl.errors import CheckpointError, InputError, RecipeError, TrainingError
 from mtl.training import session
 from mtl.training.report import Reporter
 from mtl.training.run import Run
@@ -65,12 +65,26 @@ def test_train_and_evaluate_from_python(recipe: Recipe, tmp_path: Path, capfd, c
     assert capfd.readouterr() == ("", "")
     with pytest.raises(RecipeError, match="split is 'valid'; expected one of train, dev, test"):
         mtl.evaluate(model, recipe, "valid")
+    with pytest.raises(InputError, match="closely is 'no'; expected True or False"):
+        mtl.evaluate(model, recipe, "dev", closely="no")
+    with pytest.raises(InputError, match="threads is 1000000; expected at most"):
+        mtl.evaluate(model, recipe, "dev", threads=10**6)  # OpenMP would end the process
+    with pytest.raises(InputError, match="threads is 1000000; expected at most"):
+        mtl.train(recipe, tmp_path / "other", threads=10**6)
+    with pytest.raises(InputError, match="resume is 'no'; expected True or False"):
+        mtl.train(recipe, tmp_path / "other", resume="no")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_may_be_a_string() -> None:
+    assert Recipe("m", [TaskSpec("a", ["x", "y"])], folder="data").folder == Path("data")
 
 
 @pytest.mark.parametrize(
     ("make", "message", "field"),
     [
         (lambda: TaskSpec("a", ["x", 3]), r"labels is \['x', 3\]; expected a list of strings", "labels"),
+        (lambda: Recipe("m", [TaskSpec("a", ["x", "y"])], folder=3), "folder is 3; expected a path", "folder"),
         (lambda: TaskSpec("a", ["x", "y"], weight="2"), "weight is '2'; expected a number", "weight"),
         (lambda: TaskSpec("a", ["x", "y"], pooling="median"), r"pooling is \['median'\]; expected one or", "pooling"),
         (lambda: Training(epochs="3"), "epochs is '3'; expected a whole number", "epochs"),

@@ -313,7 +313,7 @@ def test_a_share_of_train(tmp_path: Path, tiny: SentenceEncoder) -> None:
         ("dev = true", "line 15: dev is True; expected a string or a number or a list of strings"),
         ("train = 0.5", "line 15: train is 0.5; expected a string or a list of strings"),
         ("dev = 0.5\ntest = 0.5", "line 15: dev is 0.5; expected .*, all together below 1"),
-        ("dev = []", r"line 15: dev is \(\); expected a file, or several"),
+        ("dev = []", r"line 15: dev is \[\]; expected a file, or several"),
         ("dev = ''", "line 15: dev is ''; expected a file, or several"),
         ("dev = ['a.csv', 5]", "line 15: dev is .*; expected a list of strings"),
     ],

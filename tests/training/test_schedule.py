@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtl.training import schedule as schedules
-from mtl.training.schedule import Schedule, kept_apart, permutation, shares
+from mtl.training.schedule import Schedule, batches_per_task, kept_apart, permutation
 
 SIZES = {"a": 10, "b": 3}
 
@@ -76,11 +76,11 @@ def test_ragged_micro_batch_and_short_window() -> None:
     ],
 )
 def test_shares(sampling: str, temperature: float, expected: dict[str, int]) -> None:
-    assert shares({"a": 90, "b": 10}, sampling, temperature) == expected
+    assert batches_per_task({"a": 90, "b": 10}, sampling, temperature) == expected
 
 
 def test_a_tiny_task_is_always_seen() -> None:
-    assert shares({"a": 100000, "b": 1}, "temperature", 1.0)["b"] == 1
+    assert batches_per_task({"a": 100000, "b": 1}, "temperature", 1.0)["b"] == 1
 
 
 def test_uniform_goes_through_small_tasks_several_times() -> None:

@@ -100,9 +100,10 @@ def test_files_that_are_no_vectors(rows: Path, tiny: SentenceEncoder) -> None:
     np.save(rows / "v.npy", np.array([{}] * 5))  # a pickle
     with pytest.raises(MtlError, match=r"v.npy cannot be read as .npy: "):
         load(task, tiny, rows)
-    np.save(rows / "v.npy", np.full((5, 12), np.nan))
-    with pytest.raises(MtlError, match=r"v.npy has a vector that is not finite"):
-        load(task, tiny, rows)
+    for wrong in (np.nan, 1e300, 1j):  # none is one in float32
+        np.save(rows / "v.npy", np.full((5, 12), wrong))
+        with pytest.raises(MtlError, match=r"v.npy has a vector that is not finite, or not real; expected numbers"):
+            load(task, tiny, rows)
     save_file({"a": np.zeros(1), "b": np.zeros(1)}, rows / "v.safetensors")
     with pytest.raises(MtlError, match=r"v.safetensors has 2 tensors; expected the teacher's vectors alone"):
         load(dataclasses.replace(TASK, teacher="v.safetensors"), tiny, rows)

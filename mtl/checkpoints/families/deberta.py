@@ -24,11 +24,7 @@ ATTENTION = {
 
 
 def listed(fields: Mapping[str, Any], name: str, *known: str) -> list[str]:
-    """The parts of a field such as "p2c|c2p".
-
-    Raises:
-        ConfigError: it has others than those that are known.
-    """
+    """The parts of a field such as "p2c|c2p"; others than the known ones are a ConfigError."""
     value = [] if fields.get(name) is None else fields[name]
     parts = [part.strip() for part in value.lower().split("|")] if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(part in known for part in parts):

@@ -49,11 +49,7 @@ class Head:
         return dict(named + [(self.pooled, pooling)] * bool(self.pooled))
 
     def pooling(self, fields: Mapping[str, Any]) -> str:
-        """What it reads: "cls" or "mean".
-
-        Raises:
-            ConfigError: config.json says that it is another head than ours.
-        """
+        """What it reads, "cls" or "mean"; a ConfigError if config.json says that it is another head than ours."""
         fixed = {**self.fixed, **({self.pooled: ("cls", "mean")} if self.pooled else {})}
         fixed |= {self.activation: tuple(self.kinds)} if self.activation else {}
         for name, allowed in fixed.items():
@@ -126,11 +122,8 @@ class Family:
         return f"{self.encoder.WORDS}.weight"
 
     def read_config(self, fields: Mapping[str, Any]) -> Any:
-        """The encoder's shape from config.json's content.
-
-        Raises:
-            ConfigError: a field of another type or size, or one whose value makes a model that is not ours.
-        """
+        """The encoder's shape from config.json's content; a ConfigError for a field of another type or size, or a value
+        that makes a model which is not ours."""
         for name, allowed in self.fixed.items():
             value = fields.get(name)
             if value is not None and value not in allowed:
@@ -182,11 +175,7 @@ class Family:
             return False
 
     def start(self, fields: Mapping[str, Any]) -> int:
-        """The row of their position table at which a text begins.
-
-        Raises:
-            ConfigError: the table does not reach so far.
-        """
+        """The row of their position table at which a text begins; a ConfigError where the table ends before it."""
         first = self.first_position({**self.defaults, **fields})
         rows = fields.get("max_position_embeddings", self.defaults.get("max_position_embeddings", 512))
         if type(first) is not int or first < 0 or (type(rows) is int and first >= rows):
@@ -195,11 +184,7 @@ class Family:
         return first
 
     def types(self, fields: Mapping[str, Any]) -> int:
-        """The rows of their table of token types.
-
-        Raises:
-            ConfigError: no positive number.
-        """
+        """The number of rows of their table of token types; a ConfigError where it cannot be one."""
         rows = fields.get("type_vocab_size", self.defaults.get("type_vocab_size", 2))
         least = int(POSITIONS in self.tensors and self.defaults.get("type_vocab_size") != 0)
         if type(rows) is not int or not least <= rows <= LARGEST:

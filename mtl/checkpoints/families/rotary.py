@@ -22,11 +22,8 @@ LIMIT = 10**6  # of layers for which types are made; a shape of so many is refus
 
 
 def theta(rope: Any, older: Any, standard: float, name: str) -> Any:
-    """How slowly positions turn, from what transformers 5 keeps of one kind of block, or from the older field.
-
-    Raises:
-        ConfigError: positions are scaled, or turned in part.
-    """
+    """How slowly positions turn, from what transformers 5 keeps of one kind of block, or from the older field;
+    positions that are scaled, or turned in part, are a ConfigError."""
     rope = {} if rope is None else rope
     if not isinstance(rope, Mapping):
         raise ConfigError(f"{name} is {shown(rope)}; expected an object")

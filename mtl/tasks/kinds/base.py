@@ -19,7 +19,7 @@ from mtl.errors import RecipeError, TrainingError, is_unicode, shown
 from mtl.model.heads import BETWEEN, Branch, HiddenHead, LinearHead
 from mtl.model.pooling import MODES, AttentionPooling, Pooling
 from mtl.tasks.examples import Examples, Split
-from mtl.tasks.fields import one_of
+from mtl.tasks.fields import one_of, unexpected
 from mtl.tasks.registry import own_loss
 from mtl.tasks.tally import Sampled
 
@@ -86,10 +86,12 @@ class Kind(ABC):
         names = [name for name in self.settings() if name not in defaults]
         if not isinstance(more, dict) or more.keys() - names:
             expected = f"a table of {', '.join(names) or 'nothing'} for a {self.name} task"
-            raise RecipeError(f"options are {shown(more)}; expected {expected}", "options")
+            raise unexpected("options", more, expected, "are")
         self.options = self.Options(**given, **more)
         self.check_labels()
         self.check_texts()
+        if len(set(task.text_field)) < len(task.text_field):
+            raise unexpected("text_field", task.text_field, "each of them once")
         if self.labelled and task.label_field in task.text_field:
             raise RecipeError(f"label_field is {task.label_field!r}, as a text_field; expected another", "label_field")
 
@@ -107,18 +109,15 @@ class Kind(ABC):
         labels, least = self.labels, self.least_labels
         if len(labels) < (least or 0) or (labels and least is None):
             expected = "no labels" if least is None else f"at least {least}"
-            raise RecipeError(f"labels are {shown(list(labels))}; expected {expected} for a {self.name} task", "labels")
+            raise unexpected("labels", labels, f"{expected} for a {self.name} task", "are")
         if len(set(labels)) < len(labels):
-            raise RecipeError(f"labels are {shown(list(labels))}; expected each of them once", "labels")
+            raise unexpected("labels", labels, "each of them once", "are")
 
     def check_texts(self) -> None:
         fields = self.task.text_field
         if len(fields) < self.texts or (len(fields) > self.texts and not self.more_texts):
             expected = "1 field" if self.texts == 1 else f"{self.texts} fields{' or more' * self.more_texts}"
-            given = f"text_field is {shown(list(fields))}"
-            raise RecipeError(f"{given}; expected {expected} for a {self.name} task", "text_field")
-        if len(set(fields)) < len(fields):
-            raise RecipeError(f"text_field is {list(fields)}; expected each of them once", "text_field")
+            raise unexpected("text_field", fields, f"{expected} for a {self.name} task")
 
     # Data
 
@@ -382,12 +381,10 @@ class HeadOptions:
 
     def __post_init__(self) -> None:
         if self.joint not in (True, False, "either") or type(self.joint) not in (bool, str):
-            raise RecipeError(f"joint is {shown(self.joint)}; expected true or false", "joint")
-        one_of("head", self.head, ("linear", *BETWEEN))
+            raise unexpected("joint", self.joint, "true or false")
         if self.pooling != ("attention",) and not (self.pooling and set(self.pooling) <= set(MODES)):
-            expected = f"one or more of {', '.join(MODES)}, or attention"
-            raise RecipeError(f"pooling is {shown(list(self.pooling))}; expected {expected}", "pooling")
-        check_dropout(self.dropout)
+            raise unexpected("pooling", self.pooling, f"one or more of {', '.join(MODES)}, or attention")
+        check_head(self.head, self.dropout)
 
 
 class HeadKind(Kind):
@@ -407,28 +404,23 @@ class HeadKind(Kind):
     def check_texts(self) -> None:
         fields = self.task.text_field
         if self.joint is True and len(fields) != 2:
-            given = f"text_field is {shown(list(fields))}"
-            raise RecipeError(f"{given}; expected 2 fields, since joint has two texts in one row", "text_field")
+            raise unexpected("text_field", fields, "2 fields, since joint has two texts in one row")
         if not self.joint and len(fields) == 2 == self.texts + 1:
-            given = f"text_field is {shown(list(fields))}"
             expected = f"1 field for a {self.name} task, or joint = true, which has two texts in one row"
-            raise RecipeError(f"{given}; expected {expected}", "text_field")
+            raise unexpected("text_field", fields, expected)
         if not self.joint:
             super().check_texts()
-        elif len(set(fields)) < len(fields):
-            raise RecipeError(f"text_field is {list(fields)}; expected each of them once", "text_field")
 
     def examples(self, texts: Sequence[str], targets: Any, split: Split) -> Examples:
         if len(self.task.text_field) == 1:
             return super().examples(texts, targets, split)
-        return Examples(split.tokenize_pairs(texts), targets)
+        return Examples(split.tokenize(texts, pairs=True), targets)
 
     def branch(self, dim: int) -> Branch:
         attention = self.options.pooling == ("attention",)
         pooling = AttentionPooling(dim) if attention else Pooling(*self.options.pooling)
-        sizes = dim * len(self.options.pooling), self.outputs, self.options.dropout
-        head = self.options.head
-        return Branch(pooling, LinearHead(*sizes) if head == "linear" else HiddenHead(*sizes, kind=head))
+        features = dim * len(self.options.pooling)
+        return Branch(pooling, new_head(self.options.head, features, self.outputs, self.options.dropout))
 
     def begins_with(self, theirs: Classifier) -> bool:
         same = self.options.head == theirs.kind and self.labels == theirs.labels
@@ -448,22 +440,19 @@ class HeadKind(Kind):
         return self.output_names or ("value",)
 
 
-def check_dropout(dropout: float) -> None:
-    """That it is a share of the features, and not all of them.
-
-    Raises:
-        RecipeError: it is not.
-    """
+def check_head(head: str, dropout: float) -> None:
+    """Raise a RecipeError if no head is called so, or the dropout before it is no share of the features."""
+    one_of("head", head, ("linear", *BETWEEN))
     if not 0 <= dropout < 1:
-        raise RecipeError(f"dropout is {dropout}; expected a number from 0 up to, not including, 1", "dropout")
+        raise unexpected("dropout", dropout, "a number from 0 up to, not including, 1")
 
 
-def check_ranked_fields(fields: Sequence[str]) -> None:
-    """That ``text_field`` names a query, what answers it, and texts that do not.
+def new_head(head: str, features: int, outputs: int, dropout: float) -> LinearHead | HiddenHead:
+    """A head of this kind, with random weights."""
+    return LinearHead(features, outputs, dropout) if head == "linear" else HiddenHead(features, outputs, dropout, head)
 
-    Raises:
-        RecipeError: it names others.
-    """
+
+def check_ranked_fields(fields: tuple[str, ...]) -> None:
+    """Raise a RecipeError if ``text_field`` does not name a query, what answers it, and texts that do not."""
     if len(fields) < 3 or len({*fields}) < len(fields):
-        expected = "a query, its positive, and one negative or more, each once"
-        raise RecipeError(f"text_field is {shown(list(fields))}; expected {expected}", "text_field")
+        raise unexpected("text_field", fields, "a query, its positive, and one negative or more, each once")

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from mtl.errors import RecipeError, shown
+from mtl.model.losses import weight_sum
 from mtl.tasks.examples import Examples
-from mtl.tasks.kinds.base import Kind
+from mtl.tasks.fields import unexpected
+from mtl.tasks.kinds.base import HeadKind, HeadOptions, Kind
 from mtl.tasks.tally import Sampled, Tally
 
 if TYPE_CHECKING:
@@ -48,17 +50,16 @@ class ClassOptions:
     def __post_init__(self) -> None:
         given, expected = self.class_weights, f'"{BALANCED}", or a table of numbers above 0 by label'
         if given is not None and given != BALANCED and not (isinstance(given, dict) and given):
-            raise RecipeError(f"class_weights are {shown(given)}; expected {expected}", "class_weights")
+            raise unexpected("class_weights", given, expected, "are")
         for label, weight in given.items() if isinstance(given, dict) else ():
             number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
             if not number or not 0 < weight < math.inf:
                 raise RecipeError(f"class_weights has {shown(weight)} for {label!r}; expected {expected}",
                                   "class_weights")  # fmt: skip
         if not 0 <= self.label_smoothing < 1:
-            expected = "a number from 0 up to, not including, 1"
-            raise RecipeError(f"label_smoothing is {self.label_smoothing}; expected {expected}", "label_smoothing")
+            raise unexpected("label_smoothing", self.label_smoothing, "a number from 0 up to, not including, 1")
         if self.temperature is not None and not 0 < self.temperature < math.inf:
-            raise RecipeError(f"temperature is {self.temperature}; expected more than 0", "temperature")
+            raise unexpected("temperature", self.temperature, "more than 0")
 
 
 class ClassKind(Kind):
@@ -77,11 +78,8 @@ class ClassKind(Kind):
         return {label: [i] for i, label in enumerate(self.labels)}
 
     def weights_of(self, given: str | Mapping[str, float] | None) -> Tensor | None:
-        """The weight of each output, (outputs,) float64; None where all have the same, or it is not known yet.
-
-        Raises:
-            RecipeError: one is of a label that the task has not.
-        """
+        """The weight of each output, (outputs,) float64; None where all have the same, or it is not known yet. A label
+        that the task has not is a RecipeError."""
         if not isinstance(given, Mapping) or not self.weighed:
             return None
         if unknown := [name for name in given if name not in self.weighed]:
@@ -101,6 +99,9 @@ class ClassKind(Kind):
             return self.task
         return dataclasses.replace(self.task, class_weights=self.balanced(examples) or None)
 
+    def count(self, targets: Tensor) -> float:
+        return weight_sum(targets, self.weights)
+
     # Probabilities
 
     def in_units(self, outputs: Tensor) -> Tensor:
@@ -119,9 +120,10 @@ class ClassKind(Kind):
     def wants_dev(self) -> str:
         return "calibrate" if self.options.calibrate and self.options.temperature is None else ""
 
-    @abstractmethod
     def slope(self, logits: Tensor, targets: Tensor, factor: float) -> float:
-        """How the loss of logits times ``factor`` changes with that: its derivative."""
+        """The derivative of the summed loss of ``factor * logits`` by the factor; this is cross-entropy's."""
+        expected = ((factor * logits).softmax(dim=1) * logits).sum(dim=1)
+        return float((expected - logits.gather(1, targets.long()[:, None])[:, 0]).sum())
 
     def fitted_on_dev(self, outputs: Tensor, examples: Examples) -> tuple[TaskSpec, list[str]]:
         if not self.options.calibrate or self.options.temperature is not None:
@@ -149,6 +151,31 @@ class ClassKind(Kind):
         return lambda weights: self.of_sums(tally.sums(weights))
 
 
+@dataclasses.dataclass(frozen=True)
+class LabelOptions(ClassOptions, HeadOptions):
+    """Those of a head, and of classes."""
+
+    def __post_init__(self) -> None:
+        HeadOptions.__post_init__(self)
+        ClassOptions.__post_init__(self)
+
+
+class LabelKind(ClassKind, HeadKind):
+    """A kind of whole texts with labels, by a head: logits (texts, labels)."""
+
+    Options: ClassVar[type] = LabelOptions
+
+    @abstractmethod
+    def tallied(self, outputs: Tensor, targets: Tensor) -> Tally:
+        """As ``tally``, of outputs and targets."""
+
+    def tally(self, outputs: Tensor, examples: Examples) -> Tally:
+        return self.tallied(outputs, examples.targets)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        return self.of_sums(self.tallied(outputs, targets).sums())
+
+
 def zero_of(slope: Callable[[float], float]) -> float | None:
     """Where a rising function is 0, from 1 / SHARPEST to SHARPEST; None where it is not 0 there."""
     low, high = -math.log(SHARPEST), math.log(SHARPEST)
@@ -158,12 +185,6 @@ def zero_of(slope: Callable[[float], float]) -> float | None:
         middle = (low + high) / 2
         low, high = (middle, high) if slope(math.exp(middle)) < 0 else (low, middle)
     return math.exp((low + high) / 2)
-
-
-def slope_of_softmax(logits: Tensor, targets: Tensor, factor: float) -> float:
-    """Of the summed cross-entropy of ``factor * logits`` (rows, classes), with targets (rows,), by ``factor``."""
-    expected = ((factor * logits).softmax(dim=1) * logits).sum(dim=1)
-    return float((expected - logits.gather(1, targets.long()[:, None])[:, 0]).sum())
 
 
 def evenly(counts: Tensor, names: Sequence[str]) -> dict[str, float]:

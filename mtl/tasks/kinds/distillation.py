@@ -13,7 +13,7 @@ from mtl.errors import RecipeError
 from mtl.model import losses
 from mtl.tasks.correlation import correlations
 from mtl.tasks.examples import Examples, Split
-from mtl.tasks.fields import one_of
+from mtl.tasks.fields import one_of, unexpected
 from mtl.tasks.kinds.base import check_ranked_fields
 from mtl.tasks.kinds.vectors import VectorKind, VectorOptions, check_scale
 from mtl.tasks.teacher import teacher_scores, teacher_vectors
@@ -41,7 +41,7 @@ class DistillationOptions(VectorOptions):
         one_of("loss", self.loss, self.losses)
         check_scale(self.scale)
         if self.loss != "margin" and self.scale != 1.0:
-            raise RecipeError(f"scale is {self.scale}; expected it with loss = 'margin' alone", "scale")
+            raise unexpected("scale", self.scale, "it with loss = 'margin' alone")
         if not self.teacher:
             expected = "a model, or a file of vectors as teacher-{split}.npy"
             raise RecipeError(f"teacher is missing; expected {expected}", "kind")
@@ -65,9 +65,10 @@ class Distillation(VectorKind):
         return bool(self.options.loss == "margin")
 
     def check_texts(self) -> None:
-        if not self.of_margins:
-            return super().check_texts()
-        check_ranked_fields(self.task.text_field)
+        if self.of_margins:
+            check_ranked_fields(self.task.text_field)
+        else:
+            super().check_texts()
 
     @property
     def own_metrics(self) -> Mapping[str, int]:  # type: ignore[override]

@@ -13,10 +13,10 @@ from torch import Tensor
 from mtl.errors import RecipeError, shown
 from mtl.model.heads import Branch
 from mtl.tasks.examples import Examples, Split
+from mtl.tasks.fields import unexpected
 from mtl.tasks.kinds.base import HeadKind
-from mtl.tasks.kinds.multi_label import label_set, names_in
 from mtl.tasks.kinds.similarity import CosineKind, CosineOptions
-from mtl.tasks.kinds.single_label import as_number, class_index, is_place, names_of
+from mtl.tasks.labels import as_number, class_index, is_place, label_set, named, names_in
 from mtl.tasks.logistic import fit
 from mtl.tasks.pictures import draw_map
 from mtl.tasks.tally import Sampled
@@ -47,7 +47,7 @@ class FewShotOptions(CosineOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pairs < 1:
-            raise RecipeError(f"pairs is {self.pairs}; expected 1 or more", "pairs")
+            raise unexpected("pairs", self.pairs, "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +78,7 @@ class FewShot(CosineKind, HeadKind):
     def check_labels(self) -> None:
         super().check_labels()
         if len(self.labels) == 1:
-            raise RecipeError(
-                f"labels are {shown(list(self.labels))}; expected at least 2 for a few-shot task", "labels"
-            )
+            raise unexpected("labels", self.labels, "at least 2 for a few-shot task", "are")
 
     # Data
 
@@ -89,15 +87,15 @@ class FewShot(CosineKind, HeadKind):
         if not self.labels:
             listed = value.split("|") if isinstance(value, str) and value else value
             names = listed if isinstance(listed, list) else [listed]
-            places = [as_number(name) for name in names]  # a column of numbers with blanks holds 2.0, or "2.0"
-            known = [name if n is None else str(n) for n, name in zip(places, names, strict=True)]
+            numbers = [as_number(name) for name in names]  # a column of numbers with blanks holds 2.0, or "2.0"
+            known = [name if n is None else str(n) for n, name in zip(numbers, names, strict=True)]
             if wrong := [name for name in known if type(name) not in (str, int) or name == ""]:
                 raise ValueError(f"is {shown(value)}; expected a label, or labels; {shown(wrong[0])} is none")
             return tuple(map(str, known))
         several = isinstance(value, list) or (isinstance(value, str) and "|" in value and value not in self.labels)
         if not several:  # a number is a label's name before it is a place: so are those that were found in the data
-            named = [name for name in names_of(value) if name in self.labels]
-            return (class_index((named or [value])[0], self.labels),)
+            name = named(value, self.labels)
+            return (class_index(value if name is None else name, self.labels),)
         return tuple(i for i, flag in enumerate(label_set(value, self.labels)) if flag)
 
     def labels_in(self, target: tuple[Any, ...]) -> list[str]:
@@ -113,11 +111,13 @@ class FewShot(CosineKind, HeadKind):
     def strata(self, targets: Sequence[tuple[Any, ...]]) -> list[str]:
         """As the classifier that it becomes has them, so that this one's shares are the same rows."""
         labels = range(len(self.labels)) if self.labels else ordered({label for own in targets for label in own})
-        several = self.options.several
-        several = any(len(own) != 1 for own in targets) if several is None else several
-        if several:
+        if self.have_several(targets):
             return [repr([float(label in own) for label in labels]) for own in targets]
         return [repr(labels.index(own[0])) if len(own) == 1 else repr(own) for own in targets]
+
+    def have_several(self, targets: Sequence[tuple[Any, ...]]) -> bool:
+        several = self.options.several
+        return any(len(own) != 1 for own in targets) if several is None else bool(several)
 
     def stacked(self, targets: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
         return targets
@@ -127,18 +127,12 @@ class FewShot(CosineKind, HeadKind):
         return not self.labels or self.options.several is None
 
     def complete(self, targets: Sequence[tuple[Any, ...]]) -> TaskSpec:
-        """The task with the labels of its training data, and whether rows have several.
-
-        Raises:
-            RecipeError: they have fewer than two.
-        """
-        several = self.options.several
-        several = any(len(own) != 1 for own in targets) if several is None else several
+        """The task with the labels of its training data, two or more, and whether rows have several."""
         labels = self.labels or tuple(ordered({label for own in targets for label in own}))
         if len(labels) < 2:
             given = f"task {self.task.name!r}: the labels of its training data are {shown(list(labels))}"
             raise RecipeError(f"{given}; expected at least 2", "labels")
-        return dataclasses.replace(self.task, labels=labels, several=several)
+        return dataclasses.replace(self.task, labels=labels, several=self.have_several(targets))
 
     def declared(self, known: TaskSpec | None) -> TaskSpec:
         """What it has become, on this task's own data."""
@@ -149,11 +143,8 @@ class FewShot(CosineKind, HeadKind):
         return dataclasses.replace(known, labels=labels, **own)
 
     def examples(self, texts: Sequence[str], targets: Sequence[tuple[int, ...]], split: Split) -> Examples:
-        """The drawn pairs, with a score of 1 or 0; of data that are not trained on the rows, if it has a head.
-
-        Raises:
-            RecipeError: there is nothing to draw: no two rows have a label in common, or all have.
-        """
+        """The drawn pairs, with a score of 1 or 0; of data that are not trained on the rows, if it has a head. Where no
+        two rows have a label in common, or all have, there is nothing to draw: a RecipeError."""
         rows = split.tokenize(texts)
         labels = torch.empty(0)
         if self.options.several is not None:
@@ -174,11 +165,8 @@ class FewShot(CosineKind, HeadKind):
         return FewExamples([rows[i] for i in both.flatten().tolist()], scores[:, None], 2, rows, labels)
 
     def class_targets(self, targets: Sequence[tuple[int, ...]], split: Split) -> Tensor:
-        """The targets of what it becomes.
-
-        Raises:
-            RecipeError: a row has not exactly one label, where all of the training data have one.
-        """
+        """The targets of what it becomes; a RecipeError if a row has not exactly one label, where all of the training
+        data have one."""
         if self.options.several:
             flags = [[i in own for i in range(len(self.labels))] for own in targets]
             return torch.tensor(flags, dtype=torch.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,76 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtl.errors import RecipeError, shown
 from mtl.kernels.activations import sigmoid
 from mtl.model import losses
 from mtl.tasks.examples import Examples
-from mtl.tasks.kinds.base import HeadKind, HeadOptions
-from mtl.tasks.kinds.classes import ClassKind, ClassOptions
+from mtl.tasks.fields import unexpected
+from mtl.tasks.kinds.classes import LabelKind, LabelOptions
+from mtl.tasks.labels import chosen, label_set, names_in
 from mtl.tasks.tally import GIVEN, RIGHT, Tally, by_label, calibration_error, rates
 
 if TYPE_CHECKING:
     from mtl.tasks.spec import TaskSpec
 
 
-def is_name(value: Any, labels: Sequence[str]) -> bool:
-    return isinstance(value, (str, int, float)) and str(value) in labels  # null is not the label "None"
-
-
-def named_set(names: Sequence[Any], labels: Sequence[str]) -> list[float] | None:
-    """The labels of these names; None where one of them is not declared."""
-    given = {str(name) for name in names}
-    return [float(label in given) for label in labels] if all(is_name(name, labels) for name in names) else None
-
-
-def are_flags(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, (int, float)) and value in (0, 1) for value in values)
-
-
-def names_in(value: Any) -> list[str]:
-    """The names in a list, or in "a|b", whether or not they are declared."""
-    names = value if isinstance(value, list) else value.split("|") if isinstance(value, str) else []
-    return [name for name in names if isinstance(name, str) and name]
-
-
-def multi_hot(values: Sequence[Any], labels: Sequence[str]) -> list[float] | None:
-    """A 0 or 1 for each label, as it stands; None where it is something else."""
-    return [float(value) for value in values] if are_flags(values) and len(values) == len(labels) else None
-
-
-def label_set(value: Any, labels: Sequence[str]) -> list[float]:
-    """1 for each label that a row has, 0 for the others, from a list of names, "a|b", or a 0 or 1 for each label.
-
-    Raises:
-        ValueError: it is none of these, or two of them with different outcomes.
-    """
-    if isinstance(value, list):
-        names = value
-        found = {"by name": named_set(names, labels), "as a 0 or 1 for each label": multi_hot(value, labels)}
-    else:
-        names = [part for part in value.split("|") if part] if isinstance(value, str) else [value]
-        found = {"as one name": named_set([value], labels), "as names between |": named_set(names, labels)}
-    readings = {how: reading for how, reading in found.items() if reading is not None}
-    if not readings and isinstance(value, list) and are_flags(value):
-        raise ValueError(f"is {value}; expected a 0 or 1 for each of the {len(labels)} labels, or names in a list")
-    if not readings:
-        undeclared = next(name for name in names if not is_name(name, labels))
-        forms = 'names in a list or as "a|b", or a list with a 0 or 1 for each'
-        raise ValueError(f"{undeclared!r} is not declared; expected {forms} of {', '.join(labels)}")
-    if len({tuple(reading) for reading in readings.values()}) > 1:
-        said = [f"{chosen(reading, labels)} {how}" for how, reading in readings.items()]
-        raise ValueError(f"is {value!r}, which could be {' or '.join(said)}; rename the labels, or write names alone")
-    return next(iter(readings.values()))
-
-
-def chosen(flags: Sequence[float], labels: Sequence[str]) -> list[str]:
-    """The labels whose flag is not 0."""
-    return [label for label, flag in zip(labels, flags, strict=True) if flag]
-
-
 @dataclasses.dataclass(frozen=True)
-class MultiLabelOptions(ClassOptions, HeadOptions):
-    """Those of a head and of classes, and from which probability on a label is said.
+class MultiLabelOptions(LabelOptions):
+    """From which probability on a label is said.
 
     thresholds: A probability for each label, or one for all; 0.5 by default.
     fit_thresholds: Take for each label the one at which its F1 on the dev data is highest, of the best epoch, unless
@@ -91,17 +36,16 @@ class MultiLabelOptions(ClassOptions, HeadOptions):
     fit_thresholds: bool = False
 
     def __post_init__(self) -> None:
-        HeadOptions.__post_init__(self)
-        ClassOptions.__post_init__(self)
+        super().__post_init__()
         if not all(0 <= x <= 1 for x in self.thresholds):
-            raise RecipeError(f"thresholds are {shown(list(self.thresholds))}; expected numbers from 0 to 1",
-                              "thresholds")  # fmt: skip
+            raise unexpected("thresholds", self.thresholds, "numbers from 0 to 1", "are")
 
 
-class MultiLabel(ClassKind, HeadKind):
+class MultiLabel(LabelKind):
     """Any number of labels: a list of names, names as "a|b", or a list with a 0 or 1 for each declared label.
 
-    Logits (texts, labels), of which the sigmoid gives probabilities; targets (texts, labels), 0 or 1.
+    Logits (texts, labels), of which the sigmoid gives probabilities; targets (texts, labels), 0 or 1. The metrics are
+    macro_f1 over the labels, micro_f1 over all decisions, and accuracy of whole sets of labels.
     """
 
     name = "multi-label"
@@ -114,15 +58,14 @@ class MultiLabel(ClassKind, HeadKind):
         super().__init__(task)
         given = self.options.thresholds or (0.5,)
         if len(given) not in (1, len(self.labels)):
-            expected = f"one, or one for each of the {len(self.labels)} labels"
-            raise RecipeError(f"thresholds are {shown(list(given))}; expected {expected}", "thresholds")
+            raise unexpected("thresholds", given, f"one, or one for each of the {len(self.labels)} labels", "are")
         self.thresholds = torch.tensor(given, dtype=torch.float32, device="cpu").expand(len(self.labels))
 
     def target(self, value: Any) -> list[float]:
         return label_set(value, self.labels)
 
     def labels_in(self, target: list[float]) -> list[str]:
-        return [label for label, flag in zip(self.labels, target, strict=True) if flag]
+        return chosen(target, self.labels)
 
     def spelled(self, fields: Mapping[str, Any]) -> list[str]:
         return names_in(fields.get(self.task.label_field))
@@ -138,9 +81,6 @@ class MultiLabel(ClassKind, HeadKind):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         return losses.binary_cross_entropy(outputs, targets, self.weights, self.options.label_smoothing)
-
-    def count(self, targets: Tensor) -> float:
-        return losses.weight_sum(targets, self.weights)
 
     def slope(self, logits: Tensor, targets: Tensor, factor: float) -> float:
         return float((((factor * logits).sigmoid() - targets) * logits).sum())
@@ -176,19 +116,12 @@ class MultiLabel(ClassKind, HeadKind):
         """Which labels are said of texts: (texts, labels) bool."""
         return scores >= self.thresholds.to(scores.device)
 
-    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """macro_f1 over the labels, micro_f1 over all decisions, and accuracy of whole sets of labels."""
-        return self.of_sums(self.tallied(outputs, targets).sums())
-
     def tallied(self, outputs: Tensor, targets: Tensor) -> Tally:
         """Of the labels, and behind them of whole sets of labels."""
         found, given = self.said(self.scores(outputs)), targets > 0.5
         same = (found == given).all(dim=1, keepdim=True)
         every = torch.ones_like(same)
         return Tally.of(torch.cat([found, same], dim=1).numpy(), torch.cat([given, every], dim=1).numpy())
-
-    def tally(self, outputs: Tensor, examples: Examples) -> Tally:
-        return self.tallied(outputs, examples.targets)
 
     def of_sums(self, counts: NDArray[np.float64]) -> dict[str, float]:
         labels, whole = counts[:-1], counts[-1]

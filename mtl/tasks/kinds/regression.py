@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from mtl.errors import RecipeError, shown
+from mtl.errors import shown
 from mtl.model import losses
-from mtl.tasks.correlation import correlations
+from mtl.tasks.correlation import errors
 from mtl.tasks.examples import Examples
+from mtl.tasks.fields import unexpected
 from mtl.tasks.kinds.base import HeadKind, HeadOptions
 from mtl.tasks.shares import levels
 from mtl.tasks.tally import Sampled, Weights
@@ -26,11 +27,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def finite_number(value: Any) -> float:
-    """A number that float32 can hold.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A number that float32 can hold; anything else is a ValueError."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -54,10 +51,7 @@ class RegressionOptions(HeadOptions):
         super().__post_init__()
         mean, deviation, *rest = (*self.target_scale, math.nan, math.nan) if self.target_scale else (0.0, 1.0)
         if len(rest) not in (0, 2) or not abs(mean) <= LARGEST or not 0 < deviation <= LARGEST:
-            raise RecipeError(
-                f"target_scale is {shown(list(self.target_scale))}; expected a mean, and a deviation above 0",
-                "target_scale",
-            )
+            raise unexpected("target_scale", self.target_scale, "a mean, and a deviation above 0")
 
 
 class Regression(HeadKind):
@@ -137,5 +131,4 @@ class Regression(HeadKind):
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """The correlations of Spearman and Pearson, and the root of the mean squared error."""
-        given, wanted = outputs[:, 0].double().numpy(), targets[:, 0].double().numpy()
-        return {**correlations(given, wanted), "rmse": float(((given - wanted) ** 2).mean() ** 0.5)}
+        return errors(outputs[:, 0].double().numpy(), targets[:, 0].double().numpy())

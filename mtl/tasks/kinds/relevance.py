@@ -13,9 +13,9 @@ from mtl.errors import RecipeError, shown
 from mtl.kernels.activations import sigmoid
 from mtl.model import losses
 from mtl.search import ranking_metrics
-from mtl.tasks.correlation import correlations
+from mtl.tasks.correlation import errors
 from mtl.tasks.examples import Examples, Split
-from mtl.tasks.fields import one_of
+from mtl.tasks.fields import one_of, unexpected
 from mtl.tasks.kinds.base import HeadKind, HeadOptions, check_ranked_fields
 from mtl.tasks.kinds.regression import finite_number
 
@@ -77,18 +77,17 @@ class Relevance(HeadKind):
         if self.options.joint is not True:
             given = f"joint is {shown(self.options.joint)}"
             raise RecipeError(f"{given}; a {self.name} task has both texts in one row", "joint")
-        if not self.pairwise:
-            return super().check_texts()
-        check_ranked_fields(self.task.text_field)
+        if self.pairwise:
+            check_ranked_fields(self.task.text_field)
+        else:
+            super().check_texts()
 
     def check_labels(self) -> None:
         super().check_labels()
         if self.task.train and self.labels:
-            expected = "none: training is of one score for a pair"
-            raise RecipeError(f"labels are {shown(list(self.labels))}; expected {expected}", "labels")
+            raise unexpected("labels", self.labels, "none: training is of one score for a pair", "are")
         if self.task.train and self.activation == "softmax":
-            expected = "sigmoid or identity: of one score softmax is always 1"
-            raise RecipeError(f"activation is 'softmax'; expected {expected}", "activation")
+            raise unexpected("activation", "softmax", "sigmoid or identity: of one score softmax is always 1")
 
     def begins_with(self, theirs: Classifier) -> bool:
         judges = theirs.outputs == 1 and (theirs.activation != "" or theirs.problem_type != "regression")
@@ -107,7 +106,7 @@ class Relevance(HeadKind):
         queries = texts[::width]
         pairs = [text for i, query in enumerate(queries) for other in texts[i * width + 1 : (i + 1) * width]
                  for text in (query, other)]  # fmt: skip
-        return Examples(split.tokenize_pairs(pairs), torch.zeros(len(queries), width - 2), width - 1)
+        return Examples(split.tokenize(pairs, pairs=True), torch.zeros(len(queries), width - 2), width - 1)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         return losses.pairwise(outputs[..., 0]) if self.pairwise else losses.binary_cross_entropy(outputs, targets)
@@ -131,8 +130,7 @@ class Relevance(HeadKind):
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         if not self.pairwise:
-            given, wanted = self.scores(outputs)[:, 0].double().numpy(), targets[:, 0].double().numpy()
-            return {**correlations(given, wanted), "rmse": float(((given - wanted) ** 2).mean() ** 0.5)}
+            return errors(self.scores(outputs)[:, 0].double().numpy(), targets[:, 0].double().numpy())
         logits = outputs[..., 0]
         worse = (logits[:, 1:] >= logits[:, :1]).sum(dim=1)  # of equal scores the positive has the last
         first = ((logits[:, 1:] < logits[:, :1]).float().mean(dim=1)).mean()

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mtl.errors import RecipeError, shown
+from mtl.errors import RecipeError
 from mtl.model import losses
 from mtl.tasks.correlation import correlations
 from mtl.tasks.examples import Examples, Split
-from mtl.tasks.fields import one_of
+from mtl.tasks.fields import one_of, unexpected
 from mtl.tasks.kinds.regression import LARGEST, finite_number
 from mtl.tasks.kinds.vectors import VectorKind, VectorOptions, check_distinct, check_scale
 from mtl.tasks.pictures import draw_cosines
@@ -67,9 +67,9 @@ class SimilarityOptions(CosineOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.score_range and (len(self.score_range) != 2 or not self.score_range[0] < self.score_range[1]):
-            expected = "the lowest and the highest score"
-            raise RecipeError(f"score_range is {shown(list(self.score_range))}; expected {expected}", "score_range")
+        ends = self.score_range
+        if ends and (len(ends) != 2 or not -LARGEST <= ends[0] < ends[1] <= LARGEST):
+            raise unexpected("score_range", ends, "the lowest and the highest score")
 
 
 class Similarity(CosineKind):
@@ -91,11 +91,8 @@ class Similarity(CosineKind):
         return levels([number for (number,) in targets])
 
     def stacked(self, targets: Sequence[list[float]]) -> Tensor:
-        """Scores as shares of the task's range, or of their own where none is given: (rows, 1).
-
-        Raises:
-            RecipeError: all scores are equal, and no range is given.
-        """
+        """Scores as shares of the task's range, or of their own where none is given, (rows, 1); if then all are equal,
+        a RecipeError."""
         scores = torch.tensor(targets, dtype=torch.float32)
         low, high = self.options.score_range or (float(scores.min()), float(scores.max()))
         if not max(abs(low), abs(high)) / 1000 < high - low <= LARGEST:  # too few digits, or none

@@ -16,13 +16,13 @@ from mtl.display import counted
 from mtl.encode.batching import in_order
 from mtl.encode.tokenizer import filled
 from mtl.errors import RecipeError, is_unicode, shown
-from mtl.model.heads import BETWEEN, Branch, HiddenHead, LinearHead
-from mtl.model.losses import NO_LABEL, soft_cross_entropy, token_cross_entropy, weight_sum
+from mtl.model.heads import Branch
+from mtl.model.losses import NO_LABEL, soft_cross_entropy, token_cross_entropy
 from mtl.model.pooling import EachToken
 from mtl.tasks.examples import Examples, Split
-from mtl.tasks.fields import one_of
-from mtl.tasks.kinds.base import check_dropout
-from mtl.tasks.kinds.classes import ClassKind, ClassOptions, evenly, slope_of_softmax
+from mtl.tasks.fields import unexpected
+from mtl.tasks.kinds.base import check_head, new_head
+from mtl.tasks.kinds.classes import ClassKind, ClassOptions, evenly
 from mtl.tasks.spans import (
     OUTSIDE,
     Span,
@@ -66,9 +66,8 @@ class TokenOptions(ClassOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(set(self.tags)) < len(self.tags) or "" in self.tags:
-            raise RecipeError(f"tags are {shown(list(self.tags))}; expected a name for each output, each once", "tags")
-        one_of("head", self.head, ("linear", *BETWEEN))
-        check_dropout(self.dropout)
+            raise unexpected("tags", self.tags, "a name for each output, each once", "are")
+        check_head(self.head, self.dropout)
         if self.teacher and (self.class_weights is not None or self.label_smoothing):
             name = "label_smoothing" if self.class_weights is None else "class_weights"
             raise RecipeError(f"{name} is given beside a teacher, who says how likely each tag is; expected none", name)
@@ -201,11 +200,8 @@ class Tokens(ClassKind):
         return not self.tags
 
     def complete(self, targets: Sequence[Marked]) -> TaskSpec:
-        """The task with the labels of its training data.
-
-        Raises:
-            RecipeError: the data have none, or some of their tags have B- or I- before them and others not.
-        """
+        """The task with the labels of its training data; a RecipeError if they have none, or B- or I- before some tags
+        alone."""
         labels = {label for marked in targets for *_, label in marked.spans}
         tags = {tag for marked in targets for tag in marked.tags}
         plain, prefixed = ({tag for tag in tags if bool(parted(tag)[0]) is known} for known in (False, True))
@@ -313,8 +309,7 @@ class Tokens(ClassKind):
             raise RecipeError(
                 f"task {self.task.name!r}: its labels are not known; name them in labels = [...]", "labels"
             )
-        sizes, head = (dim, self.outputs, self.options.dropout), self.options.head
-        return Branch(EachToken(), LinearHead(*sizes) if head == "linear" else HiddenHead(*sizes, kind=head))
+        return Branch(EachToken(), new_head(self.options.head, dim, self.outputs, self.options.dropout))
 
     def by_row(self, outputs: Tensor, order: Sequence[int], lengths: Sequence[int]) -> Tensor:
         """(rows, longest, tags): each row's tokens, filled up with 0."""
@@ -337,9 +332,7 @@ class Tokens(ClassKind):
         return token_cross_entropy(outputs, targets, self.weights, self.options.label_smoothing)
 
     def count(self, targets: Tensor) -> float:
-        if targets.is_floating_point():
-            return float(targets.any(dim=-1).sum())
-        return weight_sum(targets, self.weights)
+        return float(targets.any(dim=-1).sum()) if targets.is_floating_point() else super().count(targets)
 
     def with_label(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         marks = targets[:, : outputs.shape[1]]
@@ -350,9 +343,6 @@ class Tokens(ClassKind):
     def labelled_examples(self, outputs: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
         marks = torch.cat([own[: len(row)] for own, row in zip(examples.targets, examples.rows, strict=True)])
         return outputs[marks != NO_LABEL], marks[marks != NO_LABEL]
-
-    def slope(self, logits: Tensor, targets: Tensor, factor: float) -> float:
-        return slope_of_softmax(logits, targets, factor)
 
     # Measuring and showing
 
@@ -403,11 +393,7 @@ class Tokens(ClassKind):
 
 
 def whole(text: str, field: str) -> str:
-    """The text, if it is Unicode.
-
-    Raises:
-        ValueError: it holds half of a surrogate pair, so that no one can say which characters a span has.
-    """
+    """The text; a ValueError if it holds half of a surrogate pair: no one can say which characters a span has."""
     if not is_unicode(text):
         raise ValueError(f"{field} holds half of a surrogate pair: {shown(text)}; expected Unicode")
     return text

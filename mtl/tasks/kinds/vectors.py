@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from mtl.errors import RecipeError, shown
+from mtl.errors import RecipeError
 from mtl.model.losses import matryoshka
 from mtl.tasks.examples import Split
+from mtl.tasks.fields import unexpected
 from mtl.tasks.kinds.base import Kind
 
 if TYPE_CHECKING:
@@ -32,15 +33,11 @@ class VectorOptions:
 
     def __post_init__(self) -> None:
         if len(set(self.matryoshka)) < len(self.matryoshka) or min(self.matryoshka, default=1) < 1:
-            raise RecipeError(
-                f"matryoshka is {shown(list(self.matryoshka))}; expected different sizes from 1 on", "matryoshka"
-            )
+            raise unexpected("matryoshka", self.matryoshka, "different sizes from 1 on")
         weights = self.matryoshka_weights
         if weights and (len(weights) != len(self.matryoshka) or min(weights) <= 0 or not math.isfinite(sum(weights))):
             expected = f"a number above 0 for each of the {len(self.matryoshka)} sizes of matryoshka"
-            raise RecipeError(
-                f"matryoshka_weights are {shown(list(weights))}; expected {expected}", "matryoshka_weights"
-            )
+            raise unexpected("matryoshka_weights", weights, expected, "are")
 
 
 class VectorKind(Kind):
@@ -86,20 +83,12 @@ class VectorKind(Kind):
 
 
 def check_scale(scale: float) -> None:
-    """That cosines can be multiplied by it.
-
-    Raises:
-        RecipeError: it is not above 0.
-    """
+    """Raise a RecipeError if cosines cannot be multiplied by it."""
     if not 0 < scale < math.inf:
-        raise RecipeError(f"scale is {scale}; expected more than 0", "scale")
+        raise unexpected("scale", scale, "more than 0")
 
 
 def check_distinct(task: TaskSpec, rows: Sequence[Sequence[int]], split: Split) -> None:
-    """That a task about several texts has something to tell apart.
-
-    Raises:
-        RecipeError: all texts of its training data are the same.
-    """
+    """Raise a RecipeError if all texts of a task's training data are the same: there is nothing to tell apart."""
     if split.name == "train" and all(row == rows[0] for row in rows):
         raise RecipeError(f"task {task.name!r}: all texts of its training data are the same; expected different ones")
