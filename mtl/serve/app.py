@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from mtl.encode.tokenizer import Pair, Tokenized, TooLong
-from mtl.errors import InputError, MtlError, one_line, shown
+from mtl.errors import InputError, MtlError, one_line, printable, shown
 from mtl.index.index import Index
 from mtl.kernels.threads import settle
 from mtl.serve.contracts import CHARACTERS, Fields, Limits, Refused, dumps, read_fields
@@ -28,19 +28,8 @@ from mtl.serve.questions import Question
 from mtl.serve.queue import Broken, Overloaded, Queue, Row
 
 INLINE = 4096  # bytes of a body that are worked on at once, where a thread would cost more
-LOGGED = (
-    "time",
-    "method",
-    "path",
-    "status",
-    "texts",
-    "tokens",
-    "cut",
-    "total_ms",
-    "tokenize_ms",
-    "queue_ms",
-    "compute_ms",
-)
+LOGGED = ("time", "method", "path", "status", "texts", "tokens", "cut",
+          "total_ms", "tokenize_ms", "queue_ms", "compute_ms")  # fmt: skip
 
 LIMITS = Limits()
 
@@ -472,5 +461,6 @@ async def not_served(request: Request, error: Exception) -> Response:
     """Another path or method than those that there are."""
     assert isinstance(error, HTTPException)
     what, path = "no such path" if error.status_code == 404 else "another method is expected", request.scope["path"]
-    refused = Refused(error.status_code, f"{what}: {request.method} {path[:100]}")
-    return Response(refused.body(path.startswith("/v1/")), error.status_code, error.headers, "application/json")
+    refused = Refused(error.status_code, f"{what}: {request.method} {printable(path[:100])}")
+    openai = path.startswith(("/v1/", "/models/"))
+    return Response(refused.body(openai), error.status_code, error.headers, "application/json")

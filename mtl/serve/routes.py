@@ -521,7 +521,7 @@ def of_openai(kinds: Kinds) -> list[Question]:
     return [
         Question(("/embeddings", "/v1/embeddings"), embeddings, fields | kinds.cutting, answer, openai=True),
         Question(("/models", "/v1/models"), models, {}, known, openai=True, method="GET"),
-        Question(("/v1/models/{model}",), model, {}, a_record(id=WORD, object=WORD), openai=True, method="GET"),
+        Question(("/models/{model}", "/v1/models/{model}"), model, {}, a_record(id=WORD), openai=True, method="GET"),
     ]
 
 
@@ -549,7 +549,7 @@ def of_ours(kinds: Kinds) -> list[Question]:
 def questions(service: Service) -> list[Question]:
     """All that clients may ask of a server, of those who can be asked for a key."""
     kinds = Kinds(service.served, service.limits)
-    found = [*of_tei(kinds), *of_openai(kinds), *of_ours(kinds)]
+    found = [*of_openai(kinds), *of_tei(kinds), *of_ours(kinds)]
     by_handler = {question.handler: question for question in found}
 
     async def by_shape(call: Call) -> Any:

@@ -351,6 +351,9 @@ def test_another_path_method_or_type(client: Client) -> None:
     assert client.get("/embed").status == 405
     assert client.post("/nope", {}).json["error_type"] == "Validation"
     assert client.post("/v1/nope", {}).json["error"]["message"] == "no such path: POST /v1/nope"
+    for path in ("/v1/models/a%0Ab", "/models/a%0Ab"):  # no name has a line break, which the routes know
+        said = client.get(path).json["error"]["message"]
+        assert said == f"no such path: GET '{path}'".replace("%0A", r"\n")
     reply = client.send("POST", "/embed", b'{"inputs": "a"}', **{"Content-Type": "text/plain"})
     assert reply.status == 415
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import pytest
 from checkpoints.test_families import written
 from conftest import golden
 from tokenizers import Tokenizer
+from torch import nn
 
-from mtl import MultiTaskModel
+from mtl import MultiTaskModel, SentenceEncoder
 from mtl.checkpoints.families import FAMILIES
 from mtl.encode.precision import Precision
+from mtl.model.pooling import Dense
 from mtl.serve.model import Served
 from mtl.serve.queue import Row
+
+from .conftest import letters, randomized
 
 TEXTS = ["a b", "c d e f", "g", "a b c d e f g h i j"]
 
@@ -36,7 +41,7 @@ def check_stays(folder: Path, **settings: Any) -> Served:
     served = Served.load(str(folder), **settings)
     rows = [tuple(row) for row in served.tokenize(TEXTS).rows]
     before = everything(served, rows)
-    for path in folder.glob("*.safetensors"):
+    for path in folder.rglob("*.safetensors"):
         with path.open("r+b") as file:
             file.write(bytes(path.stat().st_size))
     assert all(map(np.array_equal, before, everything(served, rows)))
@@ -49,6 +54,12 @@ def test_its_files_may_be_written_over(tagging: MultiTaskModel, tmp_path: Path, 
     assert check_stays(tmp_path / "model", precision=precision, int8_least_cosine=0).programs.keys() == {
         "vectors", "tokens", "heads",
     }  # fmt: skip
+
+
+def test_so_may_those_of_a_layer_behind_the_pooling(tmp_path: Path) -> None:
+    made = dataclasses.replace(letters(tmp_path), pooling=("cls",), after=(randomized(Dense(12, 7, nn.Tanh())),))
+    SentenceEncoder.from_checkpoint(made).save(tmp_path / "model")
+    check_stays(tmp_path / "model")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
