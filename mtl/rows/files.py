@@ -132,7 +132,8 @@ def chosen(names: Sequence[str], split: str, where: str) -> list[str]:
         InputError: there are none, or they have several formats, or are of several datasets, or a shard is missing.
     """
     data = [name for name in names if kind_of(Path(name)) in INPUTS]
-    data = [name for name in data if not name.lower().endswith(".json")] or data  # beside others, they are about them
+    # a .json file beside others that is named after no split is about them
+    data = [name for name in data if not name.lower().endswith(".json") or split_of(name)] or data
     if not data:
         raise InputError(f"{where} has no file that ends in one of {', '.join(INPUTS)}; it has {some(names)}")
     named = {name: split_of(name) for name in data}

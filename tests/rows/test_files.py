@@ -64,9 +64,10 @@ def test_a_folder_of_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 
 def test_json_beside_other_formats_is_about_them(tmp_path: Path) -> None:
     about = "dataset_infos.json"
-    touch(tmp_path, f"hub/{about}", "hub/a.parquet", "own/train.json", "own/dev.json", f"own/{about}")
+    touch(tmp_path, f"hub/{about}", "hub/a.parquet", "own/train.json", "own/dev.json.gz", f"own/{about}")
     assert found(tmp_path, "hub") == ["hub/a.parquet"]
-    assert found(tmp_path, "own", "dev") == ["own/dev.json"]
+    assert found(tmp_path, "own", "dev") == ["own/dev.json.gz"]
+    assert found(tmp_path, "own") == ["own/train.json"]
 
 
 @pytest.mark.parametrize(
