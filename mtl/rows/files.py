@@ -131,8 +131,8 @@ def chosen(names: Sequence[str], split: str, where: str) -> list[str]:
     Raises:
         InputError: there are none, or they have several formats, or are of several datasets, or a shard is missing.
     """
-    data = [name for name in names if kind_of(Path(name)) in INPUTS]
-    data = [name for name in data if not name.lower().endswith(".json")] or data  # beside others, they are about them
+    known = [name for name in names if kind_of(Path(name)) in INPUTS]
+    data = [name for name in known if not name.lower().endswith(".json") or split_of(PurePosixPath(name).name)] or known
     if not data:
         raise InputError(f"{where} has no file that ends in one of {', '.join(INPUTS)}; it has {some(names)}")
     named = {name: split_of(name) for name in data}
@@ -147,7 +147,8 @@ def chosen(names: Sequence[str], split: str, where: str) -> list[str]:
             raise InputError(f"{where} has {split} data of {len(folders)} datasets; expected one, as {each}")
     nameless = [name for name, own in named.items() if own is None and name not in found]
     for left, why in (
-        ([name for name in names if name not in named], f"they end in none of {', '.join(INPUTS)}"),
+        ([name for name in names if name not in known], f"they end in none of {', '.join(INPUTS)}"),
+        ([name for name in known if name not in data], "they are .json beside data, and named after no split"),
         (nameless, "they are named after no split, and others are"),
     ):
         if left:

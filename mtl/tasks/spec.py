@@ -36,9 +36,9 @@ class TaskSpec:
     kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression", "relevance", "tokens",
         "similarity", "few-shot", "contrastive" or "distillation". What its rows are and what it does is
         said of each (mtl/tasks/kinds, docs/api.md).
-    train, dev, test: Files of rows (.jsonl, .csv, .tsv, .parquet or .conll), beside the recipe: one, a glob, a folder,
-        a dataset on the hub (``hf://datasets/owner/name@revision/path``, or ``owner/name``), or a list of these. Of a
-        folder or dataset whose files are named after splits, those of the split are taken.
+    train, dev, test: Files of rows (.jsonl, .json, .csv, .tsv, .parquet or .conll), beside the recipe: one, a glob, a
+        folder, a dataset on the hub (``hf://datasets/owner/name@revision/path``, or ``owner/name``), or a list of
+        these. Of a folder or dataset whose files are named after splits, those of the split are taken.
     dev, test: Also a share of train, as 0.1, which is taken away from it: each label's share, and of equal texts all or
         none.
     text_field, label_field: The names of a row's fields; as many for its texts as the kind takes.

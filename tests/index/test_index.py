@@ -620,7 +620,7 @@ STEP = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["fp32", "int8", "binary"]), st.lists(STEP, max_size=9))
 def test_any_steps_are_those_of_a_dict(
     tiny: SentenceEncoder, tmp_path_factory: pytest.TempPathFactory, form: Any, steps: list[tuple[str, list[Any]]]

@@ -62,11 +62,13 @@ def test_a_folder_of_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         found(tmp_path, "by", "test")
 
 
-def test_json_beside_other_formats_is_about_them(tmp_path: Path) -> None:
+def test_json_beside_other_formats_is_about_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     about = "dataset_infos.json"
-    touch(tmp_path, f"hub/{about}", "hub/a.parquet", "own/train.json", "own/dev.json", f"own/{about}")
-    assert found(tmp_path, "hub") == ["hub/a.parquet"]
-    assert found(tmp_path, "own", "dev") == ["own/dev.json"]
+    touch(tmp_path, f"hub/train/{about}", "hub/train/a.parquet", "own/train.json", "own/dev.json.gz", f"own/{about}")
+    assert found(tmp_path, "hub") == ["hub/train/a.parquet"]
+    assert caplog.text.endswith("dataset_infos.json among them: they are .json beside data, and named after no split\n")
+    assert found(tmp_path, "own", "dev") == ["own/dev.json.gz"]
+    assert found(tmp_path, "own") == ["own/train.json"]
 
 
 @pytest.mark.parametrize(
