@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from checkpoints.folders import split_in_shards
@@ -23,7 +24,7 @@ from mtl.checkpoints import tokenizer as tokenizers
 from mtl.checkpoints.card import HUB_TASKS, PLACEHOLDER, cell, markdown, public_name
 from mtl.checkpoints.publish import is_models, model_files, page, push
 from mtl.cli import main
-from mtl.errors import InputError, MtlError, WeightsError
+from mtl.errors import InputError, WeightsError
 from mtl.tasks.kinds import KINDS
 from mtl.training.recipe import Recipe
 from mtl.training.session import located
@@ -77,8 +78,8 @@ def test_all_that_is_saved_is_the_models(heads: MultiTaskModel, tmp_path: Path) 
     heads.save(tmp_path / "heads")
     assert model_files(tmp_path / "heads")[1] == []
     parts = {".", "2_Dense", "0_Transformer"}
-    for name in ("onnx/model.onnx", "onnx/model_quantized.onnx", "2_Dense/model.safetensors", "vocab.txt",
-                 "model-00001-of-00002.safetensors", "sentence_roberta_config.json", "LICENSE",
+    for name in ("onnx/model.onnx", "onnx/model_quantized.onnx", "2_Dense/config.json", "vocab.txt",
+                 "sentence_roberta_config.json", "LICENSE",
                  *(f"0_Transformer/{name}" for kind in tokenizers.KINDS.values() for name in kind.files)):  # fmt: skip
         assert is_models(name, parts), name
     for name in ("token.json", "checkpoints/config.json", "data/config.json", "state.json", "README.md.bak", ".env",
@@ -87,9 +88,9 @@ def test_all_that_is_saved_is_the_models(heads: MultiTaskModel, tmp_path: Path) 
         assert not is_models(name, parts), name
 
 
-def test_a_model_that_others_saved_is_pushed_whole(folder: Path, hub: WritableHub) -> None:
+def test_a_model_that_others_saved_is_pushed_whole(folder: Path, tmp_path: Path, hub: WritableHub) -> None:
     """Its shards too, the files of its vocabulary, and its parts, whatever they are called, also by links in the
-    folder; or nothing, where it reads what is no model's file here."""
+    folder."""
     (folder / "added_tokens.json").write_text("{}")
     shards = split_in_shards(folder)
     (folder / "1_Pooling").rename(folder / "layers")
@@ -110,10 +111,15 @@ def test_a_model_that_others_saved_is_pushed_whole(folder: Path, hub: WritableHu
     index = folder / "model.safetensors.index.json"
     index.write_text(index.read_text().replace(shards[0].name, "first.safetensors"))
     shards[0].rename(folder / "first.safetensors")
-    SentenceEncoder.from_pretrained(folder)
-    with pytest.raises(MtlError, match=r"without the files that are not pushed.*first.safetensors.*; save it with"):
-        push(folder, "me/other")
-    assert "me/other" not in hub.repositories
+    (folder / shards[0].name).write_bytes(b"an older one")
+    assert push(folder, "me/other")[1] == ["12_old/config.json", "kept/config.json", shards[0].name]
+    pushed = hub.repositories["me/other"].branches["main"]
+    assert {"first.safetensors", shards[1].name} <= pushed.keys()
+    for name, content in pushed.items():
+        (path := tmp_path / "there" / name).parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    vectors = [SentenceEncoder.from_pretrained(x).encode(["a b"]) for x in (folder, tmp_path / "there")]
+    assert np.array_equal(*vectors)
 
 
 def test_nothing_of_this_machine_is_pushed(folder: Path, tmp_path: Path, hub: WritableHub) -> None:
@@ -361,14 +367,6 @@ def test_push_to_hub_and_what_is_stale(heads: MultiTaskModel, tiny: SentenceEnco
     assert not any("/branch/refs" in path for _, path, _ in hub.log)
     with pytest.raises(AttributeError, match="called push_to_hub here"):
         tiny.save_to_hub("me/x")
-
-
-def test_only_what_is_left_out_has_it_loaded_again(
-    tiny: SentenceEncoder, hub: WritableHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mtl.checkpoints.publish.check_whole", None)
-    tiny.push_to_hub("me/whole")
-    assert "me/whole" in hub.repositories
 
 
 def test_what_is_not_pushed(tiny: SentenceEncoder, folder: Path, hub: WritableHub) -> None:
