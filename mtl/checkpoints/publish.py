@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict, Unpack
 
 from mtl import checkpoints
-from mtl.checkpoints.card import PLACEHOLDER, README, card, public_name, results_of
+from mtl.checkpoints.card import PLACEHOLDER, README, RESULTS, card, public_name, results_of
 from mtl.checkpoints.fetch import HUB_ID, OF_ALL, OF_PARTS, fetch, quiet_hub, status_of, weight_files
-from mtl.checkpoints.files import inside, read_json, read_object
-from mtl.checkpoints.load import BRANCHES, load
+from mtl.checkpoints.files import inside, read_json
+from mtl.checkpoints.load import BRANCHES, TASKS, load
 from mtl.checkpoints.modules import read_modules
-from mtl.errors import InputError, MtlError, WeightsError, check_flags, shown
+from mtl.errors import InputError, MtlError, WeightsError, check_flags, one_line, shown
 
 GRAPHS = "onnx"  # the folder of ONNX graphs
 # What a model is made of beside its settings and vocabularies, here, for sentence-transformers, transformers and ONNX
@@ -44,8 +44,13 @@ def page(folder: Path, name: str | None = None) -> str:
         ConfigError, WeightsError: it is no model of ours, or a file of its run is damaged.
     """
     checkpoint = load(folder)
-    classes = read_object(folder / "config.json").get("architectures") or [""]
-    return card(checkpoint, name or public_name(folder), str(classes[0]), results_of(folder, checkpoint.tasks))
+    classes = checkpoint.origin.config.get("architectures")
+    first = str(classes[0]) if classes and isinstance(classes, list) else ""
+    try:
+        return card(checkpoint, name or public_name(folder), first, results_of(folder, checkpoint.tasks))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        given = f"{folder}: {TASKS}, or its run's {RESULTS}, is damaged ({type(error).__name__}: {one_line(error)})"
+        raise WeightsError(f"{given}; save the model again, or train with --resume") from error
 
 
 def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:

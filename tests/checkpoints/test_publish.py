@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from mtl.checkpoints import tokenizer as tokenizers
 from mtl.checkpoints.card import HUB_TASKS, PLACEHOLDER, cell, markdown, public_name
 from mtl.checkpoints.publish import is_models, model_files, page, push
 from mtl.cli import main
-from mtl.errors import InputError, WeightsError
+from mtl.errors import InputError, MtlError, WeightsError
 from mtl.tasks.kinds import KINDS
 from mtl.training.recipe import Recipe
 from mtl.training.session import located
@@ -120,6 +121,21 @@ def test_a_model_that_others_saved_is_pushed_whole(folder: Path, tmp_path: Path,
         path.write_bytes(content)
     vectors = [SentenceEncoder.from_pretrained(x).encode(["a b"]) for x in (folder, tmp_path / "there")]
     assert np.array_equal(*vectors)
+
+
+@pytest.mark.parametrize("classes", [{"a": 1}, 5, "BertModel", [], [None]])
+def test_an_older_form_has_a_page(folder: Path, classes: object) -> None:
+    """With its transformer in a folder, whatever config.json says of its class."""
+    (folder / "0_Transformer").mkdir()
+    for path in [path for path in folder.iterdir() if path.is_file() and path.name != "modules.json"]:
+        path.rename(folder / "0_Transformer" / path.name)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    config = folder / "0_Transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": classes}))
+    assert head_of(page(folder))["pipeline_tag"] == "sentence-similarity"
+    assert model_files(folder)[0].keys() >= {"0_Transformer/model.safetensors", "0_Transformer/config.json"}
 
 
 def test_nothing_of_this_machine_is_pushed(folder: Path, tmp_path: Path, hub: WritableHub) -> None:
@@ -256,6 +272,35 @@ def test_a_base_model_is_called_as_on_the_hub(tmp_path: Path) -> None:
         assert cards.public_data(source) == {"dataset": "me/data", "file": "parts/train.csv"}
     assert cards.public_data("hf://datasets/me/data") == {"dataset": "me/data", "file": "me/data"}
     assert cards.public_data("/home/me/x.csv") == {"file": "x.csv"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["model/tasks.json", "results.json"])
+def test_a_page_of_damaged_files(run: Path, file: str) -> None:
+    """Whatever stands there in a value's place, the page is made, or one line says why not."""
+    whole = json.loads((run / file).read_text())
+
+    def places(content: Any) -> Iterator[tuple[Any, Any]]:
+        for key in (
+            [*content] if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ()
+        ):
+            yield content, key
+            yield from places(content[key])
+
+    made, said = 0, []
+    for container, key in [*places(whole)]:
+        before = container[key]
+        for value in (5, None, [{}], {"a": [1]}):
+            container[key] = value
+            (run / file).write_text(json.dumps(whole))
+            try:
+                page(run / "model")
+                made += 1
+            except MtlError as error:
+                said.append(str(error))
+        container[key] = before
+    assert made > len(said) > 5
+    assert not [line for line in said if "\n" in line]
 
 
 def test_what_lies_beside_a_recipe_is_not_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
