@@ -20,7 +20,8 @@ from mtl.errors import InputError, MtlError, WeightsError, check_flags, one_line
 GRAPHS = "onnx"  # the folder of ONNX graphs
 # What a model is made of beside its settings and vocabularies, here, for sentence-transformers, transformers and ONNX
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
-WHOLE = (*OF_ALL, BRANCHES, README, "LICENSE")
+LICENSE = "LICENSE"
+WHOLE = (*OF_ALL, BRANCHES, README, LICENSE)
 OF_GRAPHS = ("model.onnx", "model_*.onnx", "model.onnx_data", "model_*.onnx_data")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")  # whose strings are tokens
 
@@ -152,7 +153,7 @@ def commit(hub: Any, repo_id: str, files: dict[str, Any], options: PushOptions) 
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     there = api.list_repo_files(repo_id, revision=revision)
     parts = {".", *(place for name in there if re.fullmatch(r"\d+_\w+", place := name.rpartition("/")[0]))}
-    stale = [name for name in there if is_models(name, parts, WEIGHTS) and name not in files and name != "LICENSE"]
+    stale = [name for name in there if is_models(name, parts, WEIGHTS) and name not in files and name != LICENSE]
     operations = [
         *(hub.CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
           for name, content in files.items()),
