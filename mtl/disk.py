@@ -98,7 +98,7 @@ def writing(path: Path, error: type[MtlError]) -> Iterator[None]:
     """Turn what goes wrong with files in the block into one line of the caller's type of error."""
     try:
         yield
-    except (OSError, SafetensorError) as problem:
+    except (OSError, SafetensorError, UnicodeEncodeError) as problem:
         raise error(f"{path} cannot be written: {one_line(problem)}") from None
 
 

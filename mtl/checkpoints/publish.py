@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -12,20 +10,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict, Unpack
 
 from mtl import checkpoints
-from mtl.checkpoints.card import PLACEHOLDER, README, card, public_name, results_of
-from mtl.checkpoints.fetch import HUB_ID, OF_ALL, OF_PARTS, fetch, quiet_hub, status_of
-from mtl.checkpoints.files import inside, read_json, read_object
-from mtl.checkpoints.load import BRANCHES, load
+from mtl.checkpoints.card import PLACEHOLDER, README, RESULTS, card, public_name, results_of
+from mtl.checkpoints.fetch import HUB_ID, OF_ALL, OF_PARTS, fetch, quiet_hub, status_of, weight_files
+from mtl.checkpoints.files import inside, read_json
+from mtl.checkpoints.load import BRANCHES, TASKS, load
 from mtl.checkpoints.modules import read_modules
-from mtl.disk import writing
 from mtl.errors import InputError, MtlError, WeightsError, check_flags, one_line, shown
 
 GRAPHS = "onnx"  # the folder of ONNX graphs
 # What a model is made of beside its settings and vocabularies, here, for sentence-transformers, transformers and ONNX
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
-WHOLE = (*OF_ALL, BRANCHES, README, "LICENSE")
+LICENSE = "LICENSE"
+WHOLE = (*OF_ALL, BRANCHES, README, LICENSE)
 OF_GRAPHS = ("model.onnx", "model_*.onnx", "model.onnx_data", "model_*.onnx_data")
-SAVE_AGAIN = "save it with SentenceEncoder or MultiTaskModel, and push that"
 VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")  # whose strings are tokens
 
 
@@ -48,8 +45,13 @@ def page(folder: Path, name: str | None = None) -> str:
         ConfigError, WeightsError: it is no model of ours, or a file of its run is damaged.
     """
     checkpoint = load(folder)
-    classes = read_object(folder / "config.json").get("architectures") or [""]
-    return card(checkpoint, name or public_name(folder), str(classes[0]), results_of(folder, checkpoint.tasks))
+    classes = checkpoint.origin.config.get("architectures")
+    first = str(classes[0]) if classes and isinstance(classes, list) else ""
+    try:
+        return card(checkpoint, name or public_name(folder), first, results_of(folder, checkpoint.tasks))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        given = f"{folder}: {TASKS}, or its run's {RESULTS}, is damaged ({type(error).__name__}: {one_line(error)})"
+        raise WeightsError(f"{given}; save the model again, or train with --resume") from error
 
 
 def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -59,18 +61,22 @@ def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
         ConfigError, WeightsError: its modules.json is none of ours; or a link leads out of the folder.
     """
     parts = {PurePosixPath(place).as_posix() for _, place in read_modules(folder)}
+    weights = {PurePosixPath(name).as_posix() for name in weight_files(folder)}
     linked = (path for place in (*parts, GRAPHS) for path in (folder / place).glob("*"))  # rglob follows no link
     found = {path.relative_to(folder).as_posix() for path in (*folder.rglob("*"), *linked) if path.is_file()}
-    ours = {name: inside(folder, name) for name in sorted(found) if is_models(name, parts)}
+    ours = {name: inside(folder, name) for name in sorted(found) if name in weights or is_models(name, parts)}
     return ours, sorted(found - ours.keys())
 
 
-def is_models(name: str, parts: Container[str]) -> bool:
-    """Whether a file, by its name in the folder, is of a model with these parts, ``.`` among them for the folder."""
+def is_models(name: str, parts: Container[str], weights: Sequence[str] = ()) -> bool:
+    """Whether a file, by its name in the folder, is of a model with these parts, ``.`` among them for the folder.
+
+    ``weights`` are what a part's weights may be called.
+    """
     path = PurePosixPath(name)
     place = path.parent.as_posix()
-    known = {".": WHOLE, GRAPHS: OF_GRAPHS}.get(place, ())
-    return any(fnmatchcase(path.name, each) for each in (*known, *((*OF_PARTS, *WEIGHTS) if place in parts else ())))
+    known = (*{".": WHOLE, GRAPHS: OF_GRAPHS}.get(place, ()), *((*OF_PARTS, *weights) if place in parts else ()))
+    return any(fnmatchcase(path.name, each) for each in known)
 
 
 def check_public(files: Mapping[str, Path]) -> None:
@@ -84,7 +90,7 @@ def check_public(files: Mapping[str, Path]) -> None:
             for said in strings_in(read_json(path)):
                 if is_own_path(said):
                     given = f"{name} names {shown(said)}, a path of this machine, which others would read"
-                    raise WeightsError(f"{given}; {SAVE_AGAIN}")
+                    raise WeightsError(f"{given}; save it with SentenceEncoder or MultiTaskModel, and push that")
 
 
 def strings_in(content: Any) -> Iterator[str]:
@@ -105,30 +111,6 @@ def is_own_path(text: str) -> bool:
         return False
 
 
-def check_whole(files: Mapping[str, Path], others: Sequence[str]) -> None:
-    """That files are a model without the others that lie beside them.
-
-    Raises:
-        ConfigError, WeightsError: they cannot be loaded.
-    """
-    with tempfile.TemporaryDirectory(prefix="mtl-") as temporary:
-        with writing(Path(temporary), WeightsError):
-            for name, path in files.items():
-                (alone := Path(temporary, name)).parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(path.resolve(), alone)
-                except OSError:  # another file system
-                    shutil.copyfile(path, alone)
-        try:
-            load(Path(temporary))
-        except MtlError as error:
-            why = one_line(error).replace(temporary, "the pushed folder")
-            given = (
-                f"without the files that are not pushed ({', '.join(others[:10])}), the model cannot be loaded ({why})"
-            )
-            raise type(error)(f"{given}; {SAVE_AGAIN}") from None
-
-
 def push(model: str | Path, repo_id: str, **options: Unpack[PushOptions]) -> tuple[str, list[str]]:
     """Commit the files of a model, or of a run's model, to a repository of the hub, which is made if need be.
 
@@ -143,8 +125,6 @@ def push(model: str | Path, repo_id: str, **options: Unpack[PushOptions]) -> tup
     folder = fetch(str(model))
     made = page(folder, repo_id.rpartition("/")[2])
     files, others = model_files(folder)
-    if others:  # else it is whole, as the page's making has shown
-        check_whole(files, others)
     check_public(files)
     try:
         text = files[README].read_bytes().decode() if README in files else made
@@ -173,7 +153,7 @@ def commit(hub: Any, repo_id: str, files: dict[str, Any], options: PushOptions) 
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     there = api.list_repo_files(repo_id, revision=revision)
     parts = {".", *(place for name in there if re.fullmatch(r"\d+_\w+", place := name.rpartition("/")[0]))}
-    stale = [name for name in there if is_models(name, parts) and name not in files and name != "LICENSE"]
+    stale = [name for name in there if is_models(name, parts, WEIGHTS) and name not in files and name != LICENSE]
     operations = [
         *(hub.CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
           for name, content in files.items()),

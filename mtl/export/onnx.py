@@ -29,7 +29,7 @@ from torch import nn
 from mtl.checkpoints.card import README, public_name
 from mtl.checkpoints.fetch import fetch
 from mtl.checkpoints.files import inside
-from mtl.checkpoints.publish import page
+from mtl.checkpoints.publish import LICENSE, page
 from mtl.checkpoints.save import label_fields, write_json
 from mtl.disk import atomic_write, writing
 from mtl.encode.precision import calibration_texts
@@ -84,10 +84,10 @@ def export_onnx(model: str | Path, output: str | Path, task: str | None = None) 
     with atomic_write(output, WeightsError, folder=True) as partial:
         loaded.save(partial)
         add_labels(loaded, partial / "config.json")
-        if (page_there := inside(folder, README)).is_file() and task is None:
-            shutil.copyfile(page_there, partial / README)
-        else:
-            (partial / README).write_text(page(partial, public_name(output)), encoding="utf-8")
+        (partial / README).write_text(page(partial, public_name(output)), encoding="utf-8")
+        for name in (LICENSE, README) if task is None else (LICENSE,):
+            if (there := inside(folder, name)).is_file():
+                shutil.copyfile(there, partial / name)
         (partial / "onnx").mkdir()
         graph, quantized = partial / "onnx" / "model.onnx", partial / "onnx" / "model_quantized.onnx"
         rows = sample_rows(loaded)

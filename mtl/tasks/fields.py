@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mtl.errors import RecipeError, shown
+from mtl.errors import RecipeError, is_unicode, shown
 
 PLAIN = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 PLURAL = {int: "whole numbers", float: "numbers", str: "strings"}
@@ -21,9 +21,13 @@ def unexpected(name: str, value: Any, expected: str, verb: str = "is") -> Recipe
 
 def coerce(settings: Any) -> None:
     """Give each field of a frozen data class the type that it declares, a list as a tuple, a path as a string, or raise
-    a RecipeError."""
+    a RecipeError; also of a string that no file can hold."""
     for name, hint in get_type_hints(type(settings)).items():
-        object.__setattr__(settings, name, coerced(name, getattr(settings, name), hint))
+        value = coerced(name, getattr(settings, name), hint)
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, str) and not is_unicode(each):
+                raise unexpected(name, each, "Unicode", "holds half of a surrogate pair:")
+        object.__setattr__(settings, name, value)
 
 
 def coerced(name: str, value: Any, hint: Any) -> Any:

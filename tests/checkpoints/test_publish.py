@@ -7,7 +7,9 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from checkpoints.folders import split_in_shards
@@ -77,8 +79,8 @@ def test_all_that_is_saved_is_the_models(heads: MultiTaskModel, tmp_path: Path) 
     heads.save(tmp_path / "heads")
     assert model_files(tmp_path / "heads")[1] == []
     parts = {".", "2_Dense", "0_Transformer"}
-    for name in ("onnx/model.onnx", "onnx/model_quantized.onnx", "2_Dense/model.safetensors", "vocab.txt",
-                 "model-00001-of-00002.safetensors", "sentence_roberta_config.json", "LICENSE",
+    for name in ("onnx/model.onnx", "onnx/model_quantized.onnx", "2_Dense/config.json", "vocab.txt",
+                 "sentence_roberta_config.json", "LICENSE",
                  *(f"0_Transformer/{name}" for kind in tokenizers.KINDS.values() for name in kind.files)):  # fmt: skip
         assert is_models(name, parts), name
     for name in ("token.json", "checkpoints/config.json", "data/config.json", "state.json", "README.md.bak", ".env",
@@ -87,9 +89,9 @@ def test_all_that_is_saved_is_the_models(heads: MultiTaskModel, tmp_path: Path) 
         assert not is_models(name, parts), name
 
 
-def test_a_model_that_others_saved_is_pushed_whole(folder: Path, hub: WritableHub) -> None:
+def test_a_model_that_others_saved_is_pushed_whole(folder: Path, tmp_path: Path, hub: WritableHub) -> None:
     """Its shards too, the files of its vocabulary, and its parts, whatever they are called, also by links in the
-    folder; or nothing, where it reads what is no model's file here."""
+    folder."""
     (folder / "added_tokens.json").write_text("{}")
     shards = split_in_shards(folder)
     (folder / "1_Pooling").rename(folder / "layers")
@@ -110,10 +112,30 @@ def test_a_model_that_others_saved_is_pushed_whole(folder: Path, hub: WritableHu
     index = folder / "model.safetensors.index.json"
     index.write_text(index.read_text().replace(shards[0].name, "first.safetensors"))
     shards[0].rename(folder / "first.safetensors")
-    SentenceEncoder.from_pretrained(folder)
-    with pytest.raises(MtlError, match=r"without the files that are not pushed.*first.safetensors.*; save it with"):
-        push(folder, "me/other")
-    assert "me/other" not in hub.repositories
+    (folder / shards[0].name).write_bytes(b"an older one")
+    assert push(folder, "me/other")[1] == ["12_old/config.json", "kept/config.json", shards[0].name]
+    pushed = hub.repositories["me/other"].branches["main"]
+    assert {"first.safetensors", shards[1].name} <= pushed.keys()
+    for name, content in pushed.items():
+        (path := tmp_path / "there" / name).parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    vectors = [SentenceEncoder.from_pretrained(x).encode(["a b"]) for x in (folder, tmp_path / "there")]
+    assert np.array_equal(*vectors)
+
+
+@pytest.mark.parametrize("classes", [{"a": 1}, 5, "BertModel", [], [None]])
+def test_an_older_form_has_a_page(folder: Path, classes: object) -> None:
+    """With its transformer in a folder, whatever config.json says of its class."""
+    (folder / "0_Transformer").mkdir()
+    for path in [path for path in folder.iterdir() if path.is_file() and path.name != "modules.json"]:
+        path.rename(folder / "0_Transformer" / path.name)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    config = folder / "0_Transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": classes}))
+    assert head_of(page(folder))["pipeline_tag"] == "sentence-similarity"
+    assert model_files(folder)[0].keys() >= {"0_Transformer/model.safetensors", "0_Transformer/config.json"}
 
 
 def test_nothing_of_this_machine_is_pushed(folder: Path, tmp_path: Path, hub: WritableHub) -> None:
@@ -252,6 +274,35 @@ def test_a_base_model_is_called_as_on_the_hub(tmp_path: Path) -> None:
     assert cards.public_data("/home/me/x.csv") == {"file": "x.csv"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["model/tasks.json", "results.json"])
+def test_a_page_of_damaged_files(run: Path, file: str) -> None:
+    """Whatever stands there in a value's place, the page is made, or one line says why not."""
+    whole = json.loads((run / file).read_text())
+
+    def places(content: Any) -> Iterator[tuple[Any, Any]]:
+        for key in (
+            [*content] if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ()
+        ):
+            yield content, key
+            yield from places(content[key])
+
+    made, said = 0, []
+    for container, key in [*places(whole)]:
+        before = container[key]
+        for value in (5, None, [{}], {"a": [1]}):
+            container[key] = value
+            (run / file).write_text(json.dumps(whole))
+            try:
+                page(run / "model")
+                made += 1
+            except MtlError as error:
+                said.append(str(error))
+        container[key] = before
+    assert made > len(said) > 5
+    assert not [line for line in said if "\n" in line]
+
+
 def test_what_lies_beside_a_recipe_is_not_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model or data in a folder there have names as on the hub; others of such names are there."""
     monkeypatch.chdir(tmp_path)
@@ -361,14 +412,6 @@ def test_push_to_hub_and_what_is_stale(heads: MultiTaskModel, tiny: SentenceEnco
     assert not any("/branch/refs" in path for _, path, _ in hub.log)
     with pytest.raises(AttributeError, match="called push_to_hub here"):
         tiny.save_to_hub("me/x")
-
-
-def test_only_what_is_left_out_has_it_loaded_again(
-    tiny: SentenceEncoder, hub: WritableHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mtl.checkpoints.publish.check_whole", None)
-    tiny.push_to_hub("me/whole")
-    assert "me/whole" in hub.repositories
 
 
 def test_what_is_not_pushed(tiny: SentenceEncoder, folder: Path, hub: WritableHub) -> None:

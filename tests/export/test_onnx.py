@@ -81,6 +81,7 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Exporte
                        pooling=("mean", "max"), after=after, truncate_dim=7)  # fmt: skip
     model = randomized(MultiTaskModel(SentenceEncoder.from_checkpoint(found), TASKS))
     model.save(root / "model")
+    (root / "model" / "LICENSE").write_text("mine")
     return root / "model", root / "out", export_onnx(root / "model", root / "out")
 
 
@@ -126,7 +127,8 @@ def test_what_a_graph_says(heads: tuple[Path, Path, Exported]) -> None:
     before, after = (MultiTaskModel.from_pretrained(each).predict(["a b c", "d"]) for each in (folder, out))
     assert np.array_equal(before.embeddings, after.embeddings)
     assert np.array_equal(before.logits["topic"], after.logits["topic"])
-    assert (out / "README.md").read_text() == (folder / "README.md").read_text()
+    for name in ("README.md", "LICENSE"):
+        assert (out / name).read_text() == (folder / name).read_text()
     assert not [*out.parent.glob(".*")]
 
 

@@ -1,9 +1,12 @@
 """Each kind of task: scores, labels as they are read and said, metrics worked by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from mtl.errors import RecipeError
+from mtl import SentenceEncoder
+from mtl.errors import RecipeError, WeightsError
 from mtl.tasks.labels import class_index, is_place, label_set
 from mtl.tasks.spec import TaskSpec
 
@@ -145,6 +148,17 @@ def test_confusion_by_hand() -> None:
         [1, 1, 0],
         [0, 1, 0],
     ]
+
+
+def test_strings_that_no_file_can_hold(tiny: SentenceEncoder, tmp_path: Path) -> None:
+    """Refused where they are given, or in one line where they are written, and nothing is there then."""
+    for name, value in (("labels", ("\ud800", "x")), ("train", Path("\udcff.jsonl")), ("label_field", "\ud800")):
+        with pytest.raises(RecipeError, match=f"{name} holds half of a surrogate pair: .*; expected Unicode"):
+            TaskSpec("a", **{"labels": ("x", "y"), name: value})
+    tiny.prompts["query"] = "\ud800"
+    with pytest.raises(WeightsError, match="out cannot be written: 'utf-8' codec can't encode"):
+        tiny.save(tmp_path / "out")
+    assert not [*tmp_path.glob("*out*")]
 
 
 @pytest.mark.parametrize("name", ["keys", "pop", "training", "forward", "mean", "a.b", "", "_x", "state_dict"])
