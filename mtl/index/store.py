@@ -94,7 +94,9 @@ def read_state(folder: Path) -> State:
         ):  # fmt: skip
             raise ValueError("a field has a value that it cannot have")
         return state
-    except (FileNotFoundError, NotADirectoryError):
+    except NotADirectoryError:
+        raise InputError(f"{folder} is a file, and no index; `mtl index FILE -o FOLDER` makes one of texts") from None
+    except FileNotFoundError:
         raise InputError(f"{folder} is no index; `mtl index FILE -o {folder}` makes one") from None
     except OSError as error:
         raise unread(folder / STATE, error) from None

@@ -92,7 +92,9 @@ def train(
     with torch_defaults(), joined(place) as ranks, closing((report or Notes()) if ranks.leads else Reporter()) as told:
         read, name = as_recipe(recipe)
         resume = resume or ranks.begun is not None
-        folder = Path(ranks.broadcast(lambda: str(chosen_folder(folder or ranks.begun, name, resume))))
+        asked = folder or ranks.begun
+        folder = Path(ranks.broadcast(lambda: str(chosen_folder(asked, name, resume))))
+        moved = [] if asked or folder.name == name else [f"runs/{name} is there already; this run is {folder}"]
         changes = {**(ranks.broadcast(lambda: kept(folder).get("set", {})) if resume else {}), **(changes or {})}
         read = given = changed(read, changes)
         check_extras(read, tensorboard)
@@ -105,7 +107,7 @@ def train(
             begun = resume and ranks.broadcast(
                 lambda: checkpoint.begun(run.checkpoints)
             )  # not, if it never made a step
-            notes = set_in_words(changes) + found + cuts + unmeasured(read) + (restored(run) if begun else [])
+            notes = moved + set_in_words(changes) + found + cuts + unmeasured(read) + (restored(run) if begun else [])
             check_alike(run)
             if ranks.leads:
                 keep(folder, changes, given, fingerprints(data))

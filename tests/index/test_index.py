@@ -521,7 +521,7 @@ def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     call("index", "-o", idx, *(word for name in left for word in ("--delete", name)))
     assert mtl.Index.open(idx)  # though it has no rows
     assert call("index", source, "-o", idx, "--append")[2].endswith("which has 1\n")
-    assert f"{source} is no index" in call("search", source, "a")[2]
+    assert f"{source} is a file, and no index" in call("search", source, "a")[2]
     assert len(View(idx, read_state(idx))) == 1
 
 
