@@ -40,10 +40,13 @@ from mtl.model.packing import PackedBatch
 from mtl.tasks.classifier import PROBLEMS
 from mtl.tasks.multitask import MultiTaskModel, with_heads
 
+log = logging.getLogger("mtl")
+
 OPSET = 18
 TEXTS, AT_ONCE = 200, 8  # that are compared, and how many of them stand side by side
 LONGEST = 1024  # tokens of a text that is compared
 BAR = 1e-5  # of the largest value of an output, or of 1 where that is less
+FAR = 0.9  # the cosine below which a quantized graph's embedding is said to be far from the model's own
 ONE_FILE = 1_800_000_000  # bytes of weights that fit in a graph's own file, which protobuf keeps below 2 GiB
 
 Outputs = Mapping[str, NDArray[np.float32]]
@@ -98,6 +101,9 @@ def export_onnx(model: str | Path, output: str | Path, task: str | None = None) 
             write_quantized(graph, quantized)
             cosine = least_cosine(expected, quantized, rows)
         say_apart(partial)
+    if cosine < FAR:
+        said = f"has cosines down to {cosine:.2f} with the model's own embeddings, below {FAR}"
+        log.warning("onnx/%s %s: measure it before you use it, or delete it", quantized.name, said)
     places = output / "onnx" / graph.name, output / "onnx" / quantized.name
     return Exported(*places, tuple(names), len(rows), difference, cosine)
 

@@ -275,6 +275,15 @@ def test_what_is_not_the_models_own_gets_no_name(
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
+def test_a_quantized_graph_that_is_far_off(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(export, "least_cosine", lambda *given: 0.678)
+    assert export_onnx(folder, tmp_path / "out").cosine == 0.678
+    (said,) = [each.getMessage() for each in caplog.records if each.name == "mtl"]
+    assert said.startswith("onnx/model_quantized.onnx has cosines down to 0.68 with the model's own embeddings, below")
+
+
 def test_what_others_raise_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The quantizer writes a file of its own beside the graph, and does not see that the disk is full."""
     from onnxruntime.quantization import quant_utils

@@ -18,6 +18,7 @@ from test_cli import Done, mtl
 
 from mtl import MultiTaskModel
 from mtl.training.checkpoint import saved
+from mtl.training.session import train
 
 __all__ = ["mtl"]  # the fixture
 
@@ -246,6 +247,16 @@ def test_tensorboard(mtl: Callable[..., Done], short: Path, tmp_path: Path) -> N
     pytest.importorskip("tensorboard")
     assert mtl("train", short, "--output", tmp_path / "run", "--tensorboard").returncode == 0
     assert os.listdir(tmp_path / "run" / "tensorboard")
+
+
+def test_a_run_beside_another_is_said(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(short)
+    assert "is there already" not in caplog.text
+    train(short)
+    assert f"runs/letters is there already; this run is {Path('runs', 'letters-2')}" in caplog.text
 
 
 @pytest.mark.slow
