@@ -44,6 +44,11 @@ def one_line(error: BaseException, most: int = 200) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
+def extra(name: str) -> str:
+    """What installs one of our extras. On the package index, the name ``mtl`` is another project's."""
+    return f"in the clone of mtl: pip install -e '.[{name}]'"
+
+
 def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
     """What differs between two groups of settings: the dotted name, and both values."""
     found = []

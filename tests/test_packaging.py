@@ -135,7 +135,7 @@ def environment(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_wheel_works_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
-    """Installed as `pip install 'mtl[train,serve,onnx]'` does it, with nothing of the checkout in reach: it embeds,
+    """Installed as `pip install '.[train,serve,onnx]'` does it, with nothing of the checkout in reach: it embeds,
     trains, exports, serves, and transformers loads what it trained."""
     binaries = environment(tmp_path / "venv")
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}

@@ -127,9 +127,13 @@ def fetch(name: str, revision: str | None = None) -> Path:
         return fetch_pinned(entry)
     hub_id = entry.hub if entry else name
     if not re.fullmatch(HUB_ID, hub_id) or (revision and not re.fullmatch(REVISION, revision)):
-        names = [*manifest()]
-        near = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.3) or names
-        raise WeightsError(f"no model is called {shown(name)}; nearest: {', '.join(near)} (or a folder, or org/name)")
+        near = difflib.get_close_matches(name[:100], [*manifest()], n=3)
+        nearest = f"nearest: {', '.join(near)}; " if near else ""
+        owned = f"sentence-transformers/{name}" if len(name) < 100 and re.fullmatch(NAME, name) else "owner/name"
+        raise WeightsError(
+            f"no model is called {shown(name)}; {nearest}expected a folder, a name that `mtl models` lists, or one of "
+            f"the hub with its owner, as {owned}"
+        )
     return fetch_unlisted(hub_id, revision)
 
 

@@ -17,12 +17,12 @@ from mtl.cli.options import (
     said_precision,
     settings,
 )
-from mtl.errors import InputError, one_line
+from mtl.errors import InputError, extra, one_line
 
 if TYPE_CHECKING:
     from mtl.encode.precision import Precision
 
-EXTRA = "mtl serve needs {}; install it with: pip install 'mtl[serve]'"
+EXTRA = "mtl serve needs {}; " + extra("serve")
 
 
 @click.command()

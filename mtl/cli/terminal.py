@@ -12,6 +12,7 @@ import click
 from tqdm import tqdm
 
 from mtl.display import table
+from mtl.errors import extra
 from mtl.training.metrics import metric_sign
 from mtl.training.plots import plot_vectors
 from mtl.training.report import Confusions, Log, Metrics, Reporter, plot
@@ -101,7 +102,7 @@ class Terminal(Reporter):
                   "precision": plan.precision}  # fmt: skip
         click.echo(click.wrap_text("  ".join(f"{name}={value}" for name, value in values.items()), 110))
         if not find_spec("matplotlib"):
-            say("no picture of the losses: it needs matplotlib; pip install 'mtl[train]'")
+            say(f"no picture of the losses: it needs matplotlib; {extra('train')}")
         click.echo("\n" + tasks_table(plan))
         common = plan.phases[0].common
         if common is not None:

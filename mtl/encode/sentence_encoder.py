@@ -20,7 +20,7 @@ from mtl.checkpoints import save as export
 from mtl.checkpoints.families.family import TYPES
 from mtl.checkpoints.fetch import fetch
 from mtl.checkpoints.publish import PushOptions, push_saved
-from mtl.encode.compat import THEIR_METHODS, accepts_their_keywords
+from mtl.encode.compat import THEIRS, accepts_their_keywords
 from mtl.encode.engine import Engine, usable
 from mtl.encode.options import DEFAULTS, EncodeOptions
 from mtl.encode.precision import Precision, calibration_rows, check_place, effective
@@ -49,6 +49,40 @@ WINDOW = 8192  # texts that are tokenized, sorted and held at once
 QUERY, DOCUMENT = ("query",), ("document", "passage", "corpus")  # what prompts are called, as sentence-transformers
 
 
+def check_measure(name: object) -> None:
+    """Raise an InputError if this names no measure of similarity."""
+    if not isinstance(name, str) or name not in get_args(Similarity):
+        raise InputError(f"similarity_fn_name is {shown(name)}; expected one of {', '.join(get_args(Similarity))}")
+
+
+def check_prompts(prompts: object) -> None:
+    """Raise an InputError if this is no mapping of names to prompts."""
+    if not isinstance(prompts, Mapping) or not all(isinstance(text, str) for pair in prompts.items() for text in pair):
+        raise InputError(
+            f"prompts is {shown(prompts)}; expected a dict of names and prompts, as {{'query': 'query: '}}"
+        )
+
+
+def check_default_prompt(prompt: object) -> None:
+    """Raise an InputError if this is no text."""
+    if not isinstance(prompt, str):
+        raise InputError(f'default_prompt is {shown(prompt)}; expected a string, "" for none')
+
+
+def check_truncate_dim(dim: Any) -> None:
+    """Raise an InputError if this is no number of dimensions, or None for all."""
+    check_counts(truncate_dim=dim)
+
+
+# What is asked of attributes when they are set
+CHECKS: dict[str, Callable[[Any], None]] = {
+    "prompts": check_prompts,
+    "default_prompt": check_default_prompt,
+    "similarity_fn_name": check_measure,
+    "truncate_dim": check_truncate_dim,
+}
+
+
 class SentenceEncoder(nn.Module):
     """An encoder, its tokenizer, a pooling, and the layers after it.
 
@@ -57,8 +91,9 @@ class SentenceEncoder(nn.Module):
     """
 
     def __new__(cls, *parts: Any, **named: Any) -> Self:
-        if parts and isinstance(parts[0], (str, Path)):
-            raise InputError(f"a pretrained model is loaded with {cls.__name__}.from_pretrained({str(parts[0])!r})")
+        name = parts[0] if parts else named.get("model_name_or_path")
+        if isinstance(name, (str, Path)):
+            raise InputError(f"a pretrained model is loaded with {cls.__name__}.from_pretrained({str(name)!r})")
         return super().__new__(cls)
 
     def __init__(
@@ -74,9 +109,10 @@ class SentenceEncoder(nn.Module):
         origin: load.Origin | None = None,
     ) -> None:
         super().__init__()
-        if similarity_fn_name not in get_args(Similarity):
-            known = ", ".join(get_args(Similarity))
-            raise ConfigError(f"similarity_fn_name is {shown(similarity_fn_name)}; expected one of {known}")
+        try:
+            check_measure(similarity_fn_name)
+        except InputError as error:
+            raise ConfigError(str(error)) from None
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.pooling = pooling
@@ -93,6 +129,7 @@ class SentenceEncoder(nn.Module):
         self.check_vocabulary()
 
     @classmethod
+    @accepts_their_keywords
     def from_pretrained(
         cls,
         name: str | Path,
@@ -248,6 +285,15 @@ class SentenceEncoder(nn.Module):
         }
 
     @property
+    def default_prompt_name(self) -> str | None:
+        """The name of the prompt that is ``default_prompt``, if it has one; it may be set."""
+        return next((name for name, text in self.prompts.items() if text and text == self.default_prompt), None)
+
+    @default_prompt_name.setter
+    def default_prompt_name(self, name: str | None) -> None:
+        self.default_prompt = "" if name is None else self.prompt_for(prompt_name=name)
+
+    @property
     def max_seq_length(self) -> int:
         """Tokens of a text, special ones included, beyond which it is cut; it may be set."""
         return self.tokenizer.max_length
@@ -309,12 +355,29 @@ class SentenceEncoder(nn.Module):
         return Vectors.of(compile(self.encoder, self.precision, mapped=self.mapped), self.pooling, self.after)
 
     def __getattr__(self, name: str) -> Any:
-        if name in THEIR_METHODS:
-            raise AttributeError(THEIR_METHODS[name])
+        if name in THEIRS:
+            raise AttributeError(THEIRS[name])
         found = getattr(type(self), name, None)
         if isinstance(found, property) and found.fget:  # Python asks here after an AttributeError in a property
             return found.fget(self)  # which says again what was missing
         return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in THEIRS and not hasattr(type(self), name) and not isinstance(value, nn.Module):
+            raise InputError(THEIRS[name])
+        if name in CHECKS:
+            CHECKS[name](value)
+        if name == "truncate_dim" and value is not None and "compiled" in vars(self):  # a checkpoint may ask for more
+            self.check_dim(value)
+        super().__setattr__(name, value)
+
+    def check_dim(self, truncate_dim: int) -> None:
+        """Raise an InputError if the model has fewer dimensions."""
+        if truncate_dim > self.width:
+            raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {self.width}, the model's dimensions")
+
+    def __getitem__(self, place: object) -> Any:
+        raise InputError("a model has no places; expected model.encoder, .tokenizer, .pooling, or .after[0]")
 
     def train(self, mode: bool = True) -> Self:
         if mode:  # the program would only take memory while the parameters change
@@ -324,6 +387,8 @@ class SentenceEncoder(nn.Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """One vector per text of the batch, (texts, dim)."""
+        if isinstance(batch, (str, list, tuple, Mapping)):
+            raise InputError(f"the model is called with {shown(batch)}; model.encode(texts) gives the vectors of texts")
         vectors: Tensor = self.after(self.pooling(self.encoder(batch).float(), batch))
         return vectors
 
@@ -440,8 +505,8 @@ class SentenceEncoder(nn.Module):
         batch_tokens, threads = options.get("batch_tokens"), options.get("threads")
         truncate_dim = self.truncate_dim if shorter is None else shorter
         check_counts(batch_tokens=batch_tokens, threads=threads, max_length=max_length, truncate_dim=truncate_dim)
-        if shorter is not None and shorter > self.width:
-            raise InputError(f"truncate_dim is {shorter}; expected 1 to {self.width}, the model's dimensions")
+        if shorter is not None:
+            self.check_dim(shorter)
         limit = self.length_limit(max_length)
         if self.tokenizer.backend.get_vocab_size() > self.encoder.config.vocab_size:  # tokens were added since
             self.check_vocabulary()
@@ -505,10 +570,11 @@ class SentenceEncoder(nn.Module):
         """How similar each vector of a (n, dim) is to each of b (m, dim), (n, m), by the model's own measure."""
         return search.similarity(a, b, self.similarity_fn_name)
 
+    @accepts_their_keywords
     def search(
         self, queries: str | Iterable[str] | Embeddings, corpus: Iterable[str] | Embeddings, k: int = 10
     ) -> tuple[Array, NDArray[np.int64]]:
-        """The k most similar of the corpus for each query, by the model's own measure: see ``mtl.search``.
+        """The k most similar of the corpus for each query, by the model's own measure: scores and places.
 
         Texts are embedded first; a corpus that is searched more than once is better embedded once.
         """

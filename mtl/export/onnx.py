@@ -34,7 +34,7 @@ from mtl.checkpoints.save import label_fields, write_json
 from mtl.disk import atomic_write, writing
 from mtl.encode.precision import calibration_texts
 from mtl.encode.sentence_encoder import SentenceEncoder
-from mtl.errors import InputError, MtlError, WeightsError, one_line, shown
+from mtl.errors import InputError, MtlError, WeightsError, extra, one_line, shown
 from mtl.export.twin import Padded
 from mtl.model.packing import PackedBatch
 from mtl.tasks.classifier import PROBLEMS
@@ -126,7 +126,7 @@ def check_installed() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
-        raise InputError(f"an export to ONNX needs {error.name}; install it with: pip install 'mtl[onnx]'") from None
+        raise InputError(f"an export to ONNX needs {error.name}; {extra('onnx')}") from None
 
 
 def chosen(model: SentenceEncoder | MultiTaskModel, task: str | None) -> SentenceEncoder | MultiTaskModel:

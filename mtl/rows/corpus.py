@@ -12,12 +12,12 @@ from typing import Any, Unpack, get_args
 
 from tqdm import tqdm
 
-from mtl.errors import InputError, one_line
+from mtl.errors import InputError, extra, one_line
 
 try:
     import pyarrow  # noqa: F401
 except ImportError:
-    raise InputError("embedding a corpus needs pyarrow, which is not installed; pip install 'mtl[parquet]'") from None
+    raise InputError(f"embedding a corpus needs pyarrow, which is not installed; {extra('parquet')}") from None
 
 from mtl.checkpoints.fetch import lasting_name
 from mtl.disk import lock

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mtl.errors import InputError, MtlError, one_line
+from mtl.errors import InputError, MtlError, extra, one_line
 from mtl.kernels.cores import cores
 from mtl.rows.uris import Source
 from mtl.rows.work import Done, Job
@@ -34,7 +34,7 @@ def import_ray() -> Any:
         import ray
         import ray.data
     except ImportError:
-        raise InputError("an address needs Ray, which is not installed; pip install 'mtl[ray]'") from None
+        raise InputError(f"an address needs Ray, which is not installed; {extra('ray')}") from None
     return ray
 
 

@@ -11,7 +11,7 @@ from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from mtl.errors import InputError, one_line
+from mtl.errors import InputError, extra, one_line
 
 log = logging.getLogger("mtl")
 
@@ -31,7 +31,7 @@ def import_pyarrow(path: Path) -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise InputError(f"{path} needs pyarrow; pip install 'mtl[parquet]'") from None
+        raise InputError(f"{path} needs pyarrow; {extra('parquet')}") from None
     return pyarrow, pyarrow.parquet
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtl.encode.batching import in_order
 from mtl.encode.engine import Engine
-from mtl.errors import TrainingError, shown
+from mtl.errors import TrainingError, extra, shown
 from mtl.tasks.examples import Examples
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.tasks.spec import TaskSpec
@@ -59,7 +59,7 @@ def measure(
             for name, of in handlers.items()
         }  # fmt: skip
     except ImportError:
-        raise TrainingError("metrics need scikit-learn; pip install 'mtl[train]'") from None
+        raise TrainingError(f"metrics need scikit-learn; {extra('train')}") from None
 
 
 def own_values(task: TaskSpec, outputs: Tensor, examples: Examples) -> dict[str, float]:

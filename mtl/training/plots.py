@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mtl.encode.engine import Engine
-from mtl.errors import InputError, TrainingError
+from mtl.errors import InputError, TrainingError, extra
 from mtl.tasks.examples import Examples
 from mtl.tasks.multitask import MultiTaskModel
 from mtl.training.report import drawing
@@ -23,7 +23,7 @@ def check_picture(path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"--plot is {path}; expected a name that ends in {', '.join(FORMATS)}")
     if not find_spec("matplotlib"):
-        raise TrainingError("a picture needs matplotlib; pip install 'mtl[train]'")
+        raise TrainingError(f"a picture needs matplotlib; {extra('train')}")
 
 
 def task_vectors(model: MultiTaskModel, examples: Examples, threads: int | None = None) -> Tensor:

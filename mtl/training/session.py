@@ -23,6 +23,7 @@ from mtl.errors import (
     check_counts,
     check_flags,
     differing,
+    extra,
     shown,
 )
 from mtl.kernels.cores import default_threads
@@ -179,9 +180,9 @@ def check_extras(recipe: Recipe, tensorboard: bool) -> None:
     """Raise a TrainingError if a package is missing that is needed for what was asked for."""
     measured = any(task.dev or task.test for task in recipe.tasks)
     if measured and not find_spec("sklearn"):
-        raise TrainingError("metrics of dev and test data need scikit-learn; pip install 'mtl[train]'")
+        raise TrainingError(f"metrics of dev and test data need scikit-learn; {extra('train')}")
     if tensorboard and not find_spec("tensorboard"):
-        raise TrainingError("--tensorboard needs TensorBoard; pip install 'mtl[tensorboard]'")
+        raise TrainingError(f"--tensorboard needs TensorBoard; {extra('tensorboard')}")
 
 
 def check_dev(recipe: Recipe) -> None:

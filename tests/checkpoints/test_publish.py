@@ -390,7 +390,7 @@ def test_push_with_graphs(run: Path, hub: WritableHub, capsys: pytest.CaptureFix
 
 def test_graphs_need_their_extra(tiny: SentenceEncoder, hub: WritableHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(InputError, match=r"ONNX needs onnxscript; install it with: pip install 'mtl\[onnx"):
+    with pytest.raises(InputError, match=r"ONNX needs onnxscript; in the clone of mtl: pip install -e '\.\[onnx"):
         tiny.push_to_hub("me/x", onnx=True)
     assert not hub.log
 

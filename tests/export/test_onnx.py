@@ -329,7 +329,7 @@ def test_refusals(folder: Path, tiny: SentenceEncoder, tmp_path: Path, monkeypat
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"needs onnxruntime; install it with: pip install 'mtl\[onnx\]'"):
+    with pytest.raises(InputError, match=r"needs onnxruntime; in the clone of mtl: pip install -e '\.\[onnx\]'"):
         export_onnx(folder, tmp_path / "out")
 
 

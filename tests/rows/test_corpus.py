@@ -402,7 +402,7 @@ def test_without_pyarrow(mtl: Callable[..., Done], tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     done = mtl("embed-corpus", tmp_path, "--output", tmp_path / "out")
     assert done.returncode == 1
-    assert "needs pyarrow, which is not installed; pip install 'mtl[parquet]'" in done.stderr
+    assert "needs pyarrow, which is not installed; in the clone of mtl: pip install -e '.[parquet]'" in done.stderr
 
 
 def test_a_first_run_that_was_refused_leaves_nothing_in_the_way(embed: Callable[..., Any], tmp_path: Path) -> None:

@@ -53,7 +53,10 @@ def test_actors_and_threads() -> None:
 
 def test_without_ray(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"an address needs Ray, which is not installed; pip install 'mtl\[ray\]'"):
+    with pytest.raises(
+        InputError,
+        match=r"an address needs Ray, which is not installed; in the clone of mtl: pip install -e '\.\[ray\]'",
+    ):
         embed_corpus([tmp_path], tmp_path / "out", model=folder, address="auto")
 
 

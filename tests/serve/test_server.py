@@ -506,7 +506,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setitem(sys.modules, "orjson", None)
     with pytest.raises(SystemExit):
         main(["serve"])
-    assert "pip install 'mtl[serve]'" in capsys.readouterr().err
+    assert "in the clone of mtl: pip install -e '.[serve]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -64,5 +64,7 @@ def test_what_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"--plot is map.jpeg; expected a name that ends in .png, .svg, .pdf"):
         plots.check_picture(Path("map.jpeg"))
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
-    with pytest.raises(TrainingError, match=r"a picture needs matplotlib; pip install 'mtl\[train\]'"):
+    with pytest.raises(
+        TrainingError, match=r"a picture needs matplotlib; in the clone of mtl: pip install -e '\.\[train\]'"
+    ):
         plots.check_picture(Path("map.png"))

@@ -189,7 +189,8 @@ def test_missing_extras(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Monk
         without(patch, "sklearn")
         patch.setattr("mtl.training.session.create", lambda *_: pytest.fail("work began"))
         with pytest.raises(
-            TrainingError, match=r"metrics of dev and test data need scikit-learn; pip install 'mtl\[tr"
+            TrainingError,
+            match=r"metrics of dev and test data need scikit-learn; in the clone of mtl: pip install -e '\.\[tr",
         ):
             mtl.train(recipe, tmp_path / "run")
         assert not (tmp_path / "run").exists()
