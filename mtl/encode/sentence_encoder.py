@@ -368,10 +368,10 @@ class SentenceEncoder(nn.Module):
         if name in CHECKS:
             CHECKS[name](value)
         if name == "truncate_dim" and value is not None and "compiled" in vars(self):  # a checkpoint may ask for more
-            self.check_dim(value)
+            self._check_dim(value)
         super().__setattr__(name, value)
 
-    def check_dim(self, truncate_dim: int) -> None:
+    def _check_dim(self, truncate_dim: int) -> None:
         """Raise an InputError if the model has fewer dimensions."""
         if truncate_dim > self.width:
             raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {self.width}, the model's dimensions")
@@ -506,7 +506,7 @@ class SentenceEncoder(nn.Module):
         truncate_dim = self.truncate_dim if shorter is None else shorter
         check_counts(batch_tokens=batch_tokens, threads=threads, max_length=max_length, truncate_dim=truncate_dim)
         if shorter is not None:
-            self.check_dim(shorter)
+            self._check_dim(shorter)
         limit = self.length_limit(max_length)
         if self.tokenizer.backend.get_vocab_size() > self.encoder.config.vocab_size:  # tokens were added since
             self.check_vocabulary()

@@ -137,7 +137,8 @@ def run_otherwise(module: nn.Module, expected: nn.Module) -> Iterator[str]:
         if type(tensor) not in (nn.Parameter, Tensor):
             yield f"has a {name} that is a {type(tensor).__name__}"
         elif tensor.dtype != torch.float32:
-            yield f"has a {name} of {str(tensor.dtype).removeprefix('torch.')}"
+            held = str(tensor.dtype).removeprefix("torch.")
+            yield f"has a {name} of {held}, not float32 (precision='bf16' where it is loaded computes in less)"
         elif tensor.layout != torch.strided or tensor.device.type not in ("cpu", "cuda"):
             yield f"has a {name} on {tensor.device}, {str(tensor.layout).removeprefix('torch.')}"
 

@@ -306,8 +306,10 @@ def test_hub_unreachable(pinned: Path, tmp_path: Path) -> None:
 def test_unknown_name_offers_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no model is called 'all-MiniLM-L6-v3'; nearest: all-MiniLM-L6-v2"):
         fetch("all-MiniLM-L6-v3")
-    with pytest.raises(WeightsError, match=r"no model is called 'qqq'; nearest: all-MiniLM-L6-v2, distilbert"):
+    with pytest.raises(WeightsError, match=r"'qqq'; expected .* of the hub with its owner, as sentence-transformers/q"):
         fetch("qqq")
+    with pytest.raises(WeightsError, match="no model is called 'a b'; expected .* with its owner, as owner/name"):
+        fetch("a b")
     with pytest.raises(WeightsError, match="'runs/mine' is no folder; expected a model's folder or name"):
         fetch("runs/mine")
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)

@@ -1,7 +1,10 @@
 """SentenceEncoder: known outputs, the same bits always, and every option."""
 
 import dataclasses
+import re
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -15,6 +18,7 @@ from tokenizers import processors
 import mtl
 from mtl import SentenceEncoder
 from mtl.checkpoints.load import Checkpoint
+from mtl.encode.compat import THEIRS
 from mtl.errors import InputError, WeightsError
 from mtl.kernels.defaults import matmul
 from mtl.model.pooling import Dense, Normalize
@@ -295,6 +299,14 @@ def test_bad_input(tiny: SentenceEncoder, texts: list, options: dict, message: s
         ("truncate_dim", -1, "truncate_dim is -1; expected 1 or more"),
         ("precision", "fp8", "precision is 'fp8'; expected one of fp32"),
         ("max_seq_length", None, "max_seq_length is None; expected a whole number"),
+        ("truncate_dim", 5000, "truncate_dim is 5000; expected 1 to 12"),
+        ("prompts", None, "prompts is None; expected a dict of names and prompts"),
+        ("prompts", {"query": 1}, "prompts is {'query': 1}; expected a dict of names and prompts"),
+        ("default_prompt", None, "default_prompt is None; expected a string"),
+        ("default_prompt_name", "query", "prompt_name is 'query'; the model's prompts are: none"),
+        ("similarity_fn_name", "bogus", "similarity_fn_name is 'bogus'; expected one of cosine, dot"),
+        ("max_length", 10, "max_length is called max_seq_length here"),
+        ("backend", "onnx", "there is no backend; model.precision"),
     ],
 )
 def test_bad_attributes(tiny: SentenceEncoder, name: str, value: object, message: str) -> None:
@@ -304,6 +316,78 @@ def test_bad_attributes(tiny: SentenceEncoder, name: str, value: object, message
 
     with pytest.raises(InputError, match=message):
         set_and_encode()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda model: model.encode(["a"], 32),
+            "encode is given 32 without its keyword; expected keywords after texts",
+        ),
+        (lambda model: model.encode(["a"], precision="int8"), "precision is 'int8', .* `mtl embed --output-precision`"),
+        (lambda model: model(["a"]), r"the model is called with \['a'\]; model.encode\(texts\) gives the vectors"),
+        (lambda model: model({"input_ids": 1}), r"the model is called with {'input_ids': 1}; model.encode"),
+        (lambda model: model[0], "a model has no places; expected model.encoder"),
+        (lambda model: model.search("a", ["b"], top_n=1), "search has no option 'top_n'; expected one of"),
+        (lambda model: model.search("a", ["b"], score_function=max), "score_function is .* model.similarity_fn_name"),
+        (lambda model: type(model)(model_name_or_path="x"), r"loaded with SentenceEncoder.from_pretrained\('x'\)"),
+    ],
+)
+def test_calls_of_sentence_transformers(tiny: SentenceEncoder, call: Callable[..., object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call(tiny)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"truncate_dim": 8}, "truncate_dim is 8, .* set it afterwards: model.truncate_dim"),
+        ({"prompts": {"query": "q"}}, "set it afterwards: model.prompts"),
+        ({"backend": "onnx"}, "backend is 'onnx', as in sentence-transformers; here, precision="),
+        ({"trust_remote_code": True}, "no code of a checkpoint is ever run"),
+        ({"model_kwargs": {"torch_dtype": "float16"}}, "precision='bf16' or 'int8'"),
+        ({"token": "hf_secret"}, "token is given, as in sentence-transformers; here, log in"),
+        ({"revison": "main"}, "from_pretrained has no option 'revison'; expected one of revision"),
+    ],
+)
+def test_loading_as_sentence_transformers(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SentenceEncoder.from_pretrained("all-MiniLM-L6-v2", **options)
+
+
+def test_what_asks_for_nothing_is_taken(tiny: SentenceEncoder, tmp_path: Path) -> None:
+    tiny.save(tmp_path / "tiny")
+    options = {"backend": "torch", "trust_remote_code": False, "token": None, "model_kwargs": {}}
+    found = SentenceEncoder.from_pretrained(model_name_or_path=tmp_path / "tiny", device="cpu", **options)
+    assert np.array_equal(found.search("a", ["b", "a", "c"], top_k=2)[1], tiny.search("a", ["b", "a", "c"], k=2)[1])
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_names_of_sentence_transformers(tiny: SentenceEncoder, name: str) -> None:
+    """Each is said where it is asked for, or set; a section of README.md that one names is there."""
+    with pytest.raises(AttributeError, match=re.escape(THEIRS[name])):
+        getattr(tiny, name)
+    assert not hasattr(tiny, name)
+    with pytest.raises(InputError, match=re.escape(THEIRS[name])):
+        setattr(tiny, name, 1)
+    for section in re.findall(r"README.md, ([^)]+)", THEIRS[name]):
+        assert f"# {section}\n" in Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+
+
+def test_a_default_prompt_by_its_name(tiny: SentenceEncoder) -> None:
+    tiny.prompts = {"query": "a b "}
+    assert tiny.default_prompt_name is None
+    tiny.default_prompt_name = "query"
+    assert (tiny.default_prompt, tiny.default_prompt_name) == ("a b ", "query")
+    assert np.array_equal(tiny.encode("c"), tiny.encode("c", prompt_name="query"))
+    tiny.default_prompt_name = None
+    assert tiny.default_prompt == ""
+
+
+def test_half_names_the_precision(tiny: SentenceEncoder, caplog: pytest.LogCaptureFixture) -> None:
+    tiny.half().encode("a")
+    assert "of float16, not float32 (precision='bf16' where it is loaded computes in less)" in caplog.text
 
 
 def test_a_model_on_no_device_of_ours(tiny: SentenceEncoder) -> None:
