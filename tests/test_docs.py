@@ -1,6 +1,7 @@
 """docs/api.md and CONTRIBUTING.md's tree are what the docstrings say; `python docs/generate.py` writes them."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -30,3 +31,10 @@ def test_the_tree_is_that_of_the_modules(generate: ModuleType) -> None:
     assert generate.contributing() == generate.CONTRIBUTING.read_text(encoding="utf-8")
     assert " encoder.py " in generate.tree()
     assert all(generate.purpose(path) for path in (generate.ROOT / "mtl").rglob("*.py")), "a module says what it is for"
+
+
+def test_nobody_is_sent_to_a_package_of_our_name(generate: ModuleType) -> None:
+    """On the package index, ``mtl`` is another project's."""
+    pages = [generate.ROOT / "README.md", generate.ROOT / "CHANGELOG.md", *(generate.ROOT / "docs").glob("*.md")]
+    for path in [*pages, *(generate.ROOT / "mtl").rglob("*.py")]:
+        assert not re.search(r"pip install (-\S+ )*['\"]?mtl\b", path.read_text(encoding="utf-8")), path
