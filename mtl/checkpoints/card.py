@@ -135,8 +135,8 @@ def results_of(folder: Path, tasks: Sequence[Mapping[str, Any]]) -> dict[str, An
 def public_name(folder: Path) -> str:
     """What a model is called by its folder: the last part that says something."""
     folder = folder.resolve()
-    if folder.parent.name == "snapshots":  # of models--owner--name, in the hub's cache
-        return folder.parents[1].name.rpartition("--")[2]
+    if folder.parent.name == "snapshots" and (cached := folder.parents[1].name).startswith("models--"):  # the hub's
+        return cached.rpartition("--")[2]
     return next(part for part in reversed(folder.parts) if part != "model")
 
 

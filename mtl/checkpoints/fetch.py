@@ -42,6 +42,7 @@ OF_PARTS = ("config.json", "model.safetensors.index.json", "adapter_config.json"
             "vocab.txt", "merges.txt", "spm.model", "sentencepiece.bpe.model", "chat_template.jinja")  # fmt: skip
 OF_ALL = ("modules.json", "config_sentence_transformers.json", "tasks.json")
 IGNORED = ["onnx/*", "openvino/*", "*checkpoint-*/*"]
+SHA256 = "[0-9a-f]{64}"
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"  # neither "." nor ".."
 HUB_ID = rf"{NAME}/{NAME}"
 # Branches with a slash in their names: conversions and pull requests
@@ -302,9 +303,11 @@ def fetch_unlisted(hub_id: str, revision: str | None) -> Path:
     except Exception as error:
         raise unreachable(hub_id, error) from None
     fetched = [path.resolve() for name in weights if (path := folder / name).is_file()]
-    known = [path for path in fetched if re.fullmatch("[0-9a-f]{64}", path.name)]
-    for path in known:
-        check(path, path.stat().st_size, path.name)
+    others = [path.resolve() for path in folder.rglob("*") if path.name in (*OF_ALL, *OF_PARTS)]
+    for path in (*fetched, *others):
+        if re.fullmatch(SHA256, path.name):
+            check(path, path.stat().st_size, path.name)
+    known = [path for path in fetched if re.fullmatch(SHA256, path.name)]
     hashes = "for which no hash is known" if len(known) < len(fetched) else "whose weights have the hub's own hashes"
     log.warning("%s: commit %s, %s", hub_id, folder.name, hashes)
     if not fetched:

@@ -22,7 +22,7 @@ GRAPHS = "onnx"  # the folder of ONNX graphs
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 LICENSE = "LICENSE"
 WHOLE = (*OF_ALL, BRANCHES, README, LICENSE)
-OF_GRAPHS = ("model.onnx", "model_*.onnx", "model.onnx_data", "model_*.onnx_data")
+OF_GRAPHS = ("model.onnx", "model_*.onnx", "model*.onnx_data", "model*.onnx.data")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")  # whose strings are tokens
 
 
@@ -106,7 +106,9 @@ def is_own_path(text: str) -> bool:
     """Whether it is the path of something on this machine, or of something that was in the home folder."""
     path = Path(text)
     try:
-        return path.is_absolute() and len(path.parts) > 2 and (path.is_relative_to(Path.home()) or path.exists())
+        home = Path.home()
+        of_home = len(home.parts) > 1 and path.is_relative_to(home)
+        return path.is_absolute() and len(path.parts) > 2 and (of_home or path.exists())
     except (OSError, RuntimeError, ValueError):  # too long, no home, a null byte
         return False
 

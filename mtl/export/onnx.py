@@ -101,7 +101,7 @@ def export_onnx(model: str | Path, output: str | Path, task: str | None = None) 
             write_quantized(graph, quantized)
             cosine = least_cosine(expected, quantized, rows)
         say_apart(partial)
-    if cosine < FAR:
+    if not cosine >= FAR:  # or it is none
         said = f"has cosines down to {cosine:.2f} with the model's own embeddings, below {FAR}"
         log.warning("onnx/%s %s: measure it before you use it, or delete it", quantized.name, said)
     places = output / "onnx" / graph.name, output / "onnx" / quantized.name
@@ -117,7 +117,7 @@ def in_a_line(output: Path) -> Iterator[None]:
         raise
     except Exception as error:
         given = f"{type(error).__name__}: {one_line(error)}"
-        raise WeightsError(f"{output} cannot be written ({given}); see that the disk has room") from error
+        raise WeightsError(f"{output} cannot be written ({given})") from error
 
 
 def check_installed() -> None:

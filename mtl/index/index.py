@@ -9,6 +9,7 @@ from copy import copy
 from itertools import count, islice
 from operator import itemgetter
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Self, cast, get_args
 
 import numpy as np
@@ -125,7 +126,7 @@ class Index:
                 "id_field": id_field,
                 **made_with(encoder),
             }
-            write_state(folder, State(form, encoder.dim, encoder.similarity_fn_name, settings))
+            write_state(folder, State(form, encoder.dim, encoder.similarity_fn_name, settings, made=token_hex(8)))
         index = cls(folder)
         index._model, index.checked = encoder, index.state.settings
         return index

@@ -54,7 +54,8 @@ ROWS = 65536  # whose bits are compared at once, so that they stay in the proces
 class State:
     """What index.json says. ``last`` is the digest of the input that was added last, ``number`` grows with each state.
 
-    ``added`` counts all rows that there ever were, by which rows without an id of their own are numbered.
+    ``added`` counts all rows that there ever were, by which rows without an id of their own are numbered. ``made`` is
+    drawn for each index, so that one in another's place is known by it.
     """
 
     form: Form
@@ -66,6 +67,7 @@ class State:
     number: int = 0
     added: int = 0
     last: str = ""
+    made: str = ""
 
 
 def unread(path: Path, error: Exception) -> InputError:

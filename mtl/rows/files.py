@@ -20,7 +20,7 @@ from mtl.checkpoints.fetch import HUB_ID, REVISION
 from mtl.disk import expanded
 from mtl.display import counted
 from mtl.errors import InputError, one_line, printable, shown
-from mtl.rows.read import INPUTS, kind_of
+from mtl.rows.read import INPUTS, ending, kind_of
 
 log = logging.getLogger("mtl")
 
@@ -132,7 +132,9 @@ def chosen(names: Sequence[str], split: str, where: str) -> list[str]:
         InputError: there are none, or they have several formats, or are of several datasets, or a shard is missing.
     """
     known = [name for name in names if kind_of(Path(name)) in INPUTS]
-    data = [name for name in known if not name.lower().endswith(".json") or split_of(PurePosixPath(name).name)] or known
+    others = [name for name in known if not name.lower().endswith(".json")]
+    settings = {name for name in known if others and name not in others and not split_of(PurePosixPath(name).name)}
+    data = [name for name in known if name not in settings]
     if not data:
         raise InputError(f"{where} has no file that ends in one of {', '.join(INPUTS)}; it has {some(names)}")
     named = {name: split_of(name) for name in data}
@@ -171,7 +173,7 @@ def split_of(name: str) -> tuple[str, str] | None:
 
 def check_formats(paths: Iterable[Path], where: str) -> None:
     """Raise an InputError if files are of several formats."""
-    kinds = sorted({kind_of(path) for path in paths})
+    kinds = sorted({ending(path) for path in paths})
     if len(kinds) > 1:
         raise InputError(f"{where} has files of several formats ({', '.join(kinds)}); expected one, as by *{kinds[0]}")
 

@@ -6,6 +6,7 @@ row ``{"text": line}``. Embedding, predicting and training all read through ``re
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import csv
 import gzip
@@ -37,16 +38,21 @@ Quoting = Literal["auto", "minimal", "none"]  # "auto": as "minimal" in .csv, as
 
 csv.field_size_limit(2**31 - 1)  # its own limit, 131,072 characters, is less than a document may have
 INPUTS = (".txt", ".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".conll")
-CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}  # all but the first are pyarrow's
+CODECS = {".gz": gzip.open, ".bz2": bz2.open, ".zst": None}  # the last is pyarrow's
 EXPECTED = f"expected one of {', '.join(INPUTS)}, or {', '.join(CODECS)} behind it"
 WHOLE = 1 << 28  # characters of a JSON array, which is held at once
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32's little-endian begins as UTF-16's
 
 
+def ending(path: Path) -> str:
+    """A file's ending in small letters, without that of a codec: "texts.JSONL.gz" ends in .jsonl."""
+    return (Path(path.stem) if path.suffix.lower() in CODECS else path).suffix.lower()
+
+
 def kind_of(path: Path) -> str:
-    """A file's ending in small letters, without .gz: "texts.JSONL.gz" is a .jsonl file, as .json and .ndjson are."""
-    kind = (Path(path.stem) if path.suffix.lower() in CODECS else path).suffix.lower()
+    """The kind of a file, by its ending: .json and .ndjson files are read as .jsonl."""
+    kind = ending(path)
     return ".jsonl" if kind in (".json", ".ndjson") else kind
 
 
@@ -57,18 +63,18 @@ def decompressed(file: Any, path: Path) -> Iterator[BinaryIO]:
     Raises:
         InputError: it is damaged or cut short; or that needs pyarrow, which is not installed.
     """
-    codec = CODECS.get(path.suffix.lower())
+    codec = path.suffix.lower()
     try:
-        if codec == "gzip":
-            with gzip.open(file) as content:
-                yield cast(BinaryIO, content)
-        elif codec:
-            with import_pyarrow(path)[0].CompressedInputStream(file, codec) as content:
-                yield io.BufferedReader(content, 1 << 20)
-        else:
+        if codec not in CODECS:
             yield file
+        elif opened := CODECS[codec]:
+            with opened(file) as content:
+                yield cast(BinaryIO, content)
+        else:
+            with import_pyarrow(path)[0].CompressedInputStream(file, "zstd") as content:
+                yield io.BufferedReader(content, 1 << 20)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} is no whole gzip file: {error}") from None
+        raise InputError(f"{path} is no whole {codec} file: {error}") from None
 
 
 def decoded(file: Iterable[bytes], name: str) -> Iterator[str]:

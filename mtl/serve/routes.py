@@ -304,11 +304,11 @@ async def root(call: Call, ask: Callable[[Handler], Awaitable[Any]]) -> Any:
 
 def only_embeds(values: Mapping[str, Any], pairs: bool) -> bool:
     """Whether a request can be meant for an encoder only: by its other fields, or since it has texts in one list, of
-    which a classifier reads none but a pair. Who asks for labels says so by `parameters`."""
+    which a classifier reads none but a pair. Who asks for labels says so by fields of theirs."""
     inputs = values.get("inputs")
     texts = inputs if isinstance(inputs, list) and not any(isinstance(item, list) for item in inputs) else []
     listed = len(texts) > 0 and not (pairs and len(texts) == 2)
-    return "parameters" not in values and (listed or bool(values.keys() & EMBEDS))
+    return not values.keys() & {"parameters", "task", "raw_scores"} and (listed or bool(values.keys() & EMBEDS))
 
 
 def tagger_of(call: Call) -> str | None:

@@ -135,6 +135,13 @@ def test_large_files_have_the_hubs_own_hashes(pinned: Path, repository: Path, tm
         assert re.search(rf"error: {blob} has sha256 .*, expected .*; delete {blob} and fetch it again", damaged)
         blob.unlink()
         assert run(pinned, "me/tiny@main", hub.url, tmp_path) == printed
+    with serving(tmp_path / "hub") as hub:
+        hub.large = ("tokenizer.json",)
+        other = tmp_path / "other"
+        other.mkdir()
+        blob = (Path(run(pinned, "me/tiny@main", hub.url, other).splitlines()[0]) / "tokenizer.json").resolve()
+        blob.write_bytes(blob.read_bytes()[:-1] + b" ")
+        assert f"error: {blob} has sha256" in run(pinned, "me/tiny@main", hub.url, other)
 
 
 def test_only_what_is_read_is_fetched(pinned: Path, repository: Path, tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_a_page_of_someone_s_own(folder: Path, hub: WritableHub) -> None:
 def test_a_model_in_the_hubs_cache_has_its_name() -> None:
     assert public_name(Path("/cache/models--owner--a-name/snapshots") / ("0" * 40)) == "a-name"
     assert public_name(Path("/runs/demo/model")) == "demo"
+    assert public_name(Path("/runs/snapshots/epoch3")) == "epoch3"
 
 
 def test_options_that_a_push_has_not(tiny: SentenceEncoder, hub: WritableHub) -> None:

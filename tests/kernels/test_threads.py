@@ -108,20 +108,25 @@ def test_a_team_ends() -> None:
     """Else it is there for as long as the thread that made it, and slows all others down."""
     x = torch.arange(1_000_000.0)
 
-    def counted() -> int:
-        return len(list(Path("/proc/self/task").iterdir()))
+    def running() -> set[str]:
+        return {path.name for path in Path("/proc/self/task").iterdir()}
 
-    def computed() -> tuple[bool, bool]:
+    def computed() -> tuple[int, set[str], bool]:
         with threads.computing_with(3):
+            before = running()
             once = x * 2
-            most = counted()
+            team = running() - before
             threads.end_team()
             end = time.monotonic() + 30
-            while counted() > most - 2 and time.monotonic() < end:
+            while (left := running() & team) and time.monotonic() < end:
                 time.sleep(0.01)
-            return counted() <= most - 2, torch.equal(x * 2, once) and torch.get_num_threads() == 3
+            return len(team), left, torch.equal(x * 2, once) and torch.get_num_threads() == 3
 
-    assert in_a_new_thread(computed) == (True, True)
+    team, left, goes_on = in_a_new_thread(computed)
+    if team < 2:
+        pytest.skip("OpenMP is kept from making threads here")
+    assert not left
+    assert goes_on
 
 
 def test_one_text_beside_another_caller_has_the_same_bits() -> None:

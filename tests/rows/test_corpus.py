@@ -318,7 +318,7 @@ def test_bad_places(embed: Callable[..., Any], tmp_path: Path) -> None:
         ([tmp_path / "no"], {}, "/no is not there; expected a file or a folder"),
         ([tmp_path / "empty"], {}, "/empty holds no file that ends in one of .parquet, .jsonl"),
         ([tmp_path / "photo.png"], {}, "photo.png ends in none of .parquet"),
-        ([tmp_path / "cut.jsonl.gz"], {}, "cut.jsonl.gz is no whole gzip file"),
+        ([tmp_path / "cut.jsonl.gz"], {}, "cut.jsonl.gz is no whole .gz file"),
         ([tmp_path], {}, "the output folder .*/out lies in the input"),
         ([source, tmp_path / "a.parquet"], {}, "would both become a.parquet; give each file once"),
         ([source], {"output": "nfs://key:word@x/y?z=1"}, "^nfs://x/y cannot be used: Unrecognized .*: nfs://x/y$"),

@@ -69,6 +69,8 @@ def test_json_beside_other_formats_is_about_them(tmp_path: Path, caplog: pytest.
     assert caplog.text.endswith("dataset_infos.json among them: they are .json beside data, and named after no split\n")
     assert found(tmp_path, "own", "dev") == ["own/dev.json.gz"]
     assert found(tmp_path, "own") == ["own/train.json"]
+    touch(tmp_path, "in/train/a.json", "in/test/test.json")
+    assert found(tmp_path, "in") == ["in/train/a.json"]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,7 @@ def test_json_beside_other_formats_is_about_them(tmp_path: Path, caplog: pytest.
         (["a.csv"], "*.jsonl", r"train = '\*.jsonl': no file in .* is called so"),
         (["d/a.csv", "d/b.jsonl"], "d", r"d has files of several formats \(.csv, .jsonl\); expected one, as by \*.csv"),
         (["a.csv", "b.jsonl"], "*", r"\* has files of several formats"),
+        (["d/train.jsonl", "d/train.json", "d/train.ndjson"], "d", r"several formats \(.json, .jsonl, .ndjson\)"),
         (["d/notes.md"], "d", "d has no file that ends in one of .txt, .*; it has notes.md"),
         (["d/.hidden.csv"], "d", "d has no file that ends in one of .*; it has none"),
         (["a.csv"], ("a.csv", "*.csv"), r"train: .*a.csv is there twice; expected each file once"),

@@ -71,6 +71,7 @@ CASES = [
     ("UPPER.JSON.GZ", gzip.compress(b'[{"text": "a\xe2\x80\xa8b"}]', mtime=0), ["a\u2028b"]),
     ("parts.ndjson.bz2", bz2.compress(b'{"text": "a"}\n') + bz2.compress(b'{"text": "b"}'), ["a", "b"]),
     ("parts.txt.zst", zstd(b"a\n" * 99_999) + zstd(b"b"), [*"a" * 99_999, "b"]),
+    ("joined.txt.bz2", bz2.compress(b"a\n") + bz2.compress(b"") + bz2.compress(b"b\n"), ["a", "b"]),
     ("old.txt.bz2", bz2.compress(b"a\rb"), ["a", "b"]),
 ]
 
@@ -96,14 +97,14 @@ WRONG = [
     ("a.csv", b"text;label\na;b\n", "it has text;label; .*; or part fields as .csv or .tsv does, and not by ';'"),
     ("a.csv", b"text\tlabel\na\tb\n", r"and not by '.t'"),
     ("a.txt.bz2", b"a\n", "a.txt.bz2 cannot be read: "),
-    ("a.txt.bz2", bz2.compress(b"abc\n" * 999)[:-9], "a.txt.bz2 cannot be read: "),
+    ("a.txt.bz2", bz2.compress(b"abc\n" * 999)[:-9], "a.txt.bz2 is no whole .bz2 file"),
     ("a.txt.zst", zstd(b"abc\n" * 999)[:-5], "a.txt.zst cannot be read: "),
     ("a.txt.zst", zstd(bytes(range(33, 126)) * 99_999)[:-50], "a.txt.zst cannot be read: "),
     ("a.txt.xz", b"", "ends in '.xz'; expected one of .*, or .gz, .bz2, .zst behind it"),
     ("a.csv", b"text,id\na\rb,1\n", "line 2: a carriage return outside of quotes"),
     ("a.tsv", b'id\ttext\n1\t"a\nb"\n', "line 3: 1 field, expected 2 .id, text."),
     ("a.csv", b"text,text\na,b\n", "the field 'text' is there 2 times; expected each name once"),
-    ("a.txt.gz", b"a\n", "is no whole gzip file: Not a gzipped file"),
+    ("a.txt.gz", b"a\n", "is no whole .gz file: Not a gzipped file"),
 ]
 
 

@@ -110,6 +110,8 @@ def test_texts_in_one_list_are_embedded(one_head: Client, classifier: MultiTaskM
     for texts in (["a"], ["a", "b c"], TEXTS):
         found = ours.feature_extraction(texts)
         assert np.array_equal(found, classifier.embedder.encode(texts, normalize=True))
+    for fields in ({"task": "nonsense"}, {"raw_scores": True}, {"task": "nonsense", "normalize": True}):
+        assert one_head.post("/", {"inputs": ["a", "b", "c"], **fields}).status == 422
 
 
 def test_what_the_documentation_shows(minilm: SentenceEncoder, capsys: pytest.CaptureFixture[str]) -> None:
