@@ -10,7 +10,7 @@ import torch
 from mtl import SentenceEncoder
 from mtl.errors import InputError, MtlError, RecipeError
 from mtl.tasks.spec import TaskSpec
-from mtl.training.data import fingerprints, load_data, split_rows
+from mtl.training.data import fingerprints, load_data, split_rows, splits_of
 from mtl.training.recipe import BUNDLED, Recipe, find_recipe, read_recipe
 
 RECIPE = """
@@ -296,11 +296,39 @@ def test_a_share_of_train(tmp_path: Path, tiny: SentenceEncoder) -> None:
     (tmp_path / "train.jsonl").write_text("".join([*lines[:-1], '{"text": "other", "label": "x"}\n']))
     assert before["train"] != prints()["train"] or before["dev"] != prints()["dev"]
     few = dataclasses.replace(TOPIC, dev=0.001)
-    with pytest.raises(RecipeError, match=r"dev = 0.001 takes no row of 60.*; expected a larger share, or more rows"):
+    with pytest.raises(
+        RecipeError, match=r"dev = 0.001 takes no row of 60.*; expected a larger share, or rows of their own"
+    ):
         split_rows(few, "dev", tmp_path)
     (tmp_path / "train.jsonl").write_text(lines[0])
-    with pytest.raises(RecipeError, match=r"dev = 0.9 takes all rows of 1,.*; expected a smaller share, or more rows"):
+    with pytest.raises(
+        RecipeError, match=r"dev = 0.9 takes all rows of 1,.*; expected a smaller share, or rows of their own"
+    ):
         split_rows(dataclasses.replace(TOPIC, dev=0.9), "train", tmp_path)
+
+
+def test_a_share_of_pairs_keeps_queries_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Queries that draw on the same documents are in one split each, with as many rows as was asked for."""
+    rows = [
+        {"query": f"query {i}", "doc": f"text {(7 * i + 13 * j) % 100}", "label": j / 4 if i % 2 else int(not j)}
+        for i in range(200) for j in range(4)
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "alike.csv").write_text("query,doc,label\n" + "".join(f"q{i // 9},d{i},{i % 2}\n" for i in range(18)))
+    task = TaskSpec("rank", kind="relevance", train="rows.jsonl", dev=0.2, test=0.1, text_field=("query", "doc"))
+    pairs = TaskSpec("pairs", kind="contrastive", train="rows.jsonl", dev=0.2, test=0.1, text_field=("query", "doc"))
+    for each in (task, pairs):
+        found = splits_of(each, ("train", "dev", "test"), tmp_path)
+        assert {split: len(part.texts) for split, part in found.items()} == {"train": 560, "dev": 160, "test": 80}
+        assert len({(split, row[0]) for split, part in found.items() for row in part.texts}) == 200
+    alike = dataclasses.replace(task, kind="similarity", test=None)
+    with pytest.raises(RecipeError, match=r"takes no row of 800, of which those with a text.*: dev = \"FILE\""):
+        split_rows(alike, "dev", tmp_path)
+    assert not caplog.messages
+    split_rows(dataclasses.replace(task, train="alike.csv", dev=0.7, test=None), "dev", tmp_path)
+    assert caplog.messages == [
+        "task 'rank': dev = 0.7 takes 9 rows of 18, of which those with a query in common stay together"
+    ]
 
 
 @pytest.mark.parametrize(
