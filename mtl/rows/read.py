@@ -408,8 +408,10 @@ def check_text(text: Any, field: str, where: str) -> str:
     return text
 
 
-def are_words(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(word, str) for word in value)
+def words_of(value: Any) -> list[str]:
+    """The words of a list of strings; none of anything else."""
+    listed = isinstance(value, list) and all(isinstance(word, str) for word in value)
+    return [word.strip() for word in value] if listed else []
 
 
 def without(field: str, fields: Iterable[str], where: str) -> InputError:
@@ -429,8 +431,8 @@ def texts_of(rows: Iterable[Row], name: str, field: str = "text") -> Iterator[Te
         InputError: the field is missing in a row, or holds no string.
     """
     for number, fields in rows:
-        if field == "text" and "text" not in fields and are_words(words := fields.get("tokens")):
-            fields = {"text": " ".join(map(str.strip, words)), **fields}
+        if field == "text" and "text" not in fields and (words := words_of(fields.get("tokens"))):
+            fields = {"text": " ".join(words), **fields}
         if field not in fields:
             raise without(field, fields, f"{name}, line {number}")
         yield check_text(fields[field], field, f"{name}, line {number}"), fields

@@ -32,7 +32,8 @@ LATER = {
 class TaskSpec:
     """One task, as data.
 
-    labels: The classes' names in the order of the logits; none for a regression.
+    labels: The classes' names in the order of the logits; none for a regression. Where a kind with labels is given
+        none, they are those of train, in order.
     kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression", "relevance", "tokens",
         "similarity", "few-shot", "contrastive" or "distillation". What its rows are and what it does is
         said of each (mtl/tasks/kinds, docs/api.md).

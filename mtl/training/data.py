@@ -166,7 +166,8 @@ def completed(recipe: Recipe) -> tuple[Recipe, list[str]]:
             rows = read_files(task, "train", recipe.folder)
             tasks[i] = task.handler.complete(task.handler.stacked(rows.targets))
             if (found := tasks[i].labels or tasks[i].tags) != task.labels:
-                notes.append(f"{task.name}: labels found: {', '.join(found)}")
+                names = ", ".join([*found[:50], *["..."] * (len(found) > 50)])
+                notes.append(f"{task.name}: labels found: {names}")
     return dataclasses.replace(recipe, tasks=tasks), notes
 
 

@@ -10,7 +10,7 @@ import torch
 from mtl import SentenceEncoder
 from mtl.errors import InputError, MtlError, RecipeError
 from mtl.tasks.spec import TaskSpec
-from mtl.training.data import fingerprints, load_data, split_rows, splits_of
+from mtl.training.data import completed, fingerprints, load_data, split_rows, splits_of
 from mtl.training.recipe import BUNDLED, Recipe, find_recipe, read_recipe
 
 RECIPE = """
@@ -270,6 +270,57 @@ def test_classes_of_parquet_are_named(tmp_path: Path) -> None:
         parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(feature)}), shard)
     found = split_rows(dataclasses.replace(TOPIC, train="."), "train", tmp_path)
     assert (found.targets, found.texts, found.blanks) == ([1, 0, 1, 0], [["a"], ["c"], ["a"], ["c"]], 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "labels"),
+    [
+        ("single-label", ["b", "a|c", "a|c", "", "d", "b"], ("a|c", "b", "d")),
+        ("single-label", ["10", "9", "2", "2.0", "10", "9"], ("2", "9", "10")),
+        ("multi-label", ["b|a", "", "c", "a", "b", "c"], ("a", "b", "c")),
+        ("multi-label", [["b", "a"], [], ["c"], ["a", "a"], ["b"], "c"], ("a", "b", "c")),
+    ],
+)
+@pytest.mark.parametrize("kind_of_file", ["jsonl", "csv"])
+def test_labels_are_found(tmp_path: Path, kind: str, values: list, labels: tuple, kind_of_file: str) -> None:
+    """A recipe without labels has those of train, in order; so has the trained model's on its own data."""
+    if kind_of_file == "csv":
+        if any(isinstance(value, list) for value in values):
+            return
+        text = "text,label\n" + "".join(f"text {i},{value}\n" for i, value in enumerate(values * 5))
+    else:
+        rows = [{"text": f"text {i}", "label": value} for i, value in enumerate(values * 5) if value or kind[0] == "m"]
+        rows = [{**row, "label": str(row["label"])} if kind[0] == "s" else row for row in rows]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / f"train.{kind_of_file}").write_text(text)
+    task = TaskSpec("t", kind=kind, train=f"train.{kind_of_file}", dev=0.3)
+    recipe, notes = completed(Recipe("tiny", [task], folder=tmp_path))
+    (found,) = recipe.tasks
+    assert (found.labels, notes) == (labels, [f"t: labels found: {', '.join(labels)}"])
+    assert completed(recipe)[1] == []
+    assert task.handler.declared(found) == found
+    if kind[0] == "m":
+        assert dataclasses.replace(task, thresholds=(0.1, 0.2, 0.3)).handler.labels == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        ("single-label", ["a"], r"label is \['a'\]; expected a label"),
+        ("single-label", 0.5, "label is 0.5; expected a label"),
+        ("single-label", None, "label is None; expected a label"),
+        ("single-label", "a", r"the labels of its training data are \['a'\]; expected at least 2"),
+        ("multi-label", [0, 1, 0], r"label is \[0, 1, 0\]; expected names, or labels = "),
+        ("multi-label", "", r"the labels of its training data are \[\]; expected at least 1"),
+    ],
+)
+def test_what_gives_no_labels(tmp_path: Path, kind: str, value: object, message: str) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "x", "label": value}) + "\n")
+    task = TaskSpec("t", kind=kind, train="train.jsonl")
+    with pytest.raises(RecipeError, match=message):
+        completed(Recipe("tiny", [task], folder=tmp_path))
+    with pytest.raises(RecipeError, match=r"labels are \[\]; expected at least"):
+        dataclasses.replace(task, train=None, dev="train.jsonl")
 
 
 def test_a_share_of_train(tmp_path: Path, tiny: SentenceEncoder) -> None:
