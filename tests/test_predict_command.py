@@ -253,3 +253,44 @@ def test_what_a_terminal_would_act_on_is_escaped() -> None:
     shown = answer_table(text, {"embedding": [0.0], "tasks": {"t\x1b": scores, "spans": {"spans": spans}}})
     assert click.unstyle(shown).replace("\n", "").isprintable()
     assert r"y\n" in shown
+
+
+def test_a_file_of_words_is_tagged_as_its_texts(mtl: Callable[..., Done], run: Path, tmp_path: Path) -> None:
+    """A row of tokens without a text has theirs, with a blank between them, in all that reads texts."""
+    (tmp_path / "x.conll").write_text("Ada X B-PER\nsaw X O\n\nit X O\n", encoding="utf-8")
+    (tmp_path / "x.jsonl").write_text('{"tokens": ["Ada", "saw"]}\n{"tokens": ["it"]}\n', encoding="utf-8")
+    found = MultiTaskModel.from_pretrained(run).predict(["Ada saw", "it"])
+    for name in ("x.conll", "x.jsonl"):
+        done = mtl("predict", "-m", run, "-i", tmp_path / name, "--json", "--threads", 1)
+        assert done.returncode == 0, done.stderr
+        answers = [*map(json.loads, done.stdout.splitlines())]
+        assert [(each["text"], each["tokens"]) for each in answers] == [("Ada saw", ["Ada", "saw"]), ("it", ["it"])]
+        assert [np.float32(each["embedding"]).tolist() for each in answers] == found.embeddings.tolist()
+    (tmp_path / "wrong.jsonl").write_text('{"tokens": ["Ada", 1]}\n', encoding="utf-8")
+    done = mtl("predict", "-m", run, "-i", tmp_path / "wrong.jsonl")
+    assert (done.returncode, "no field 'text'; it has tokens" in done.stderr) == (1, True)
+
+
+def test_folders_and_headers_without_the_text(mtl: Callable[..., Done], run: Path, tmp_path: Path) -> None:
+    """A folder where a file is expected is called one; a header without the field is refused, as where rows follow."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "pairs.tsv").write_text("query\tanswer\na\tb\n")
+    for name, content in (("x.tsv", "a\tb\n"), ("x.csv", "a,b\n"), ("text.tsv", "text\tb\n")):
+        (tmp_path / name).write_text(content)
+    parquet.write_table(pa.table({"a": pa.array([], pa.string())}), tmp_path / "x.parquet")
+    model = ("-m", run / "model")
+    cases = [
+        (("embed", *model, "-i", tmp_path / "folder"), "folder is a folder; expected a file, or mtl embed-corpus"),
+        (("embed", *model, "a", "-o", f"{tmp_path / 'folder'}/"), "folder is a folder; expected the name of a file"),
+        (("mine", tmp_path / "pairs.tsv", *model, "--corpus", tmp_path / "folder", "-o", tmp_path / "m.jsonl"),
+         "folder is a folder; expected a file"),
+        *((("embed", *model, "-i", tmp_path / f"x.{kind}", "-o", tmp_path / f"{kind}.npy"), "no field 'text'; it has a")
+          for kind in ("csv", "tsv", "parquet")),
+        (("predict", *model, "-i", tmp_path / "x.tsv", "-o", tmp_path / "o.jsonl"), "no field 'text'; it has a, b"),
+    ]  # fmt: skip
+    for arguments, said in cases:
+        done = mtl(*arguments)
+        assert done.returncode, arguments
+        assert said in done.stderr, (arguments, done.stderr)
+    assert not [*tmp_path.glob("*.npy"), *tmp_path.glob("o.jsonl")]
+    assert mtl("embed", *model, "-i", tmp_path / "text.tsv", "-o", tmp_path / "text.npy").returncode == 0

@@ -26,7 +26,7 @@ from mtl.rows.read import (
     kind_of,
     open_lines,
     pairs_of,
-    read_rows,
+    rows_with,
     text_rows,
     texts_of,
 )
@@ -161,12 +161,14 @@ def choose_rows(
             click.echo(f"note: {path} is taken as a text; --input {path} reads the file", err=True)
         return ((text, {"text": text}) for text in map(decoded, texts))
     if source is not None and from_file:
+        if source.is_dir():
+            raise InputError(f"{source} is a folder; expected a file, or mtl embed-corpus, which takes folders")
         if kind_of(source) not in INPUTS:
             raise click.UsageError(f"{source} ends in {source.suffix!r}; {EXPECTED}")
         if not source.is_file():
             raise InputError(f"{source} is no file")
         field = field or "text"
-        return texts_of(read_rows(source, None if whole else [field], quoting), str(source), field)
+        return texts_of(rows_with(source, [field], quoting, whole), str(source), field)
     if sys.stdin is None or (source is None and sys.stdin.isatty()):
         raise click.UsageError('no texts; expected arguments ("..."), --input FILE, or lines on standard input')
     return texts_of(text_rows(open_lines(sys.stdin.buffer, STDIN), STDIN), STDIN)
@@ -187,7 +189,7 @@ def choose_pairs(
     if source is None or str(source) == "-":
         raise click.UsageError('the model reads pairs of texts; expected "ONE" "OTHER" as arguments, or --input FILE')
     choose_rows((), source, names[0], quoting)  # what is wrong with the file is said as for texts
-    return pairs_of(read_rows(source, None, quoting), str(source), names)
+    return pairs_of(rows_with(source, names, quoting), str(source), names)
 
 
 def is_file(name: str) -> bool:
@@ -204,10 +206,10 @@ def check_output(output: Path, source: Path | None, suffixes: Sequence[str]) -> 
         UsageError: another ending than the formats that there are.
         InputError: it cannot be written there, or is the input itself.
     """
-    if output.suffix not in suffixes:
-        raise click.UsageError(f"{output} ends in {output.suffix!r}; expected one of {', '.join(suffixes)}")
     if output.is_dir():
         raise InputError(f"{output} is a folder; expected the name of a file")
+    if output.suffix not in suffixes:
+        raise click.UsageError(f"{output} ends in {output.suffix!r}; expected one of {', '.join(suffixes)}")
     if not os.access(output.parent, os.W_OK):
         raise InputError(f"{output} cannot be written: {output.parent} is no folder that we may write to")
     if output.suffix == ".parquet":

@@ -182,6 +182,8 @@ def mine(
             continued.
     """
     settings = Settings(negatives, skip_top, margin)
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; expected the name of a file")
     if output.suffix != ".jsonl":
         raise InputError(f"{output} ends in {output.suffix!r}; expected .jsonl")
     read, among = Pairs.read(pairs, fields), Corpus(corpus, field)

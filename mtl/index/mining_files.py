@@ -13,7 +13,7 @@ from typing import Any
 from mtl.disk import atomic_write, remove
 from mtl.errors import InputError
 from mtl.rows.outputs import ANEW, check_made_alike
-from mtl.rows.read import check_text, folded, read_rows, texts_of
+from mtl.rows.read import check_text, folded, read_rows, rows_with, texts_of
 from mtl.rows.vector_files import json_line
 
 NEGATIVE = "negative"  # the field of what is found
@@ -97,7 +97,8 @@ class Corpus:
 
     def every(self) -> Iterator[str]:
         """All texts of the file."""
-        return (text for text, _ in texts_of(read_rows(self.path, [self.field]), str(self.path), self.field))
+        rows = rows_with(self.path, [self.field], whole=False)
+        return (text for text, _ in texts_of(rows, str(self.path), self.field))
 
     def __iter__(self) -> Iterator[str]:
         number = 0

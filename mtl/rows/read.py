@@ -340,6 +340,8 @@ def read_rows(path: Path, fields: list[str] | None = None, quoting: Quoting = "a
         InputError: the file cannot be read, has another ending, or a line is wrong; it names the line.
     """
     kind = kind_of(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected a file")
     if kind not in INPUTS:
         raise InputError(f"{path} ends in {path.suffix!r}; {EXPECTED}")
     if kind == ".parquet":
@@ -364,6 +366,22 @@ def column_names(path: Path, quoting: Quoting = "auto") -> list[str]:
         quoting = "none"  # as it is read, but for the line that says of fields that they look quoted
     with opened(path) as file:
         return table_records(file, str(path), kind, quoting)[0]
+
+
+def rows_with(path: Path, fields: Sequence[str], quoting: Quoting = "auto", whole: bool = True) -> Iterator[Row]:
+    """As ``read_rows``, of these fields, or of all where ``whole``.
+
+    Raises:
+        InputError: as ``read_rows``; or there are columns without one of these, and no rows, which would say so.
+    """
+    empty = True
+    for row in read_rows(path, None if whole else [*fields], quoting):
+        empty = False
+        yield row
+    names = column_names(path, quoting) if empty else []
+    for field in fields if names else ():
+        if field not in names:
+            raise without(field, names, str(path))
 
 
 @contextmanager
@@ -396,18 +414,33 @@ def check_text(text: Any, field: str, where: str) -> str:
     return text
 
 
+def words_of(value: Any) -> list[str]:
+    """The words of a list of strings; none of anything else."""
+    listed = isinstance(value, list) and all(isinstance(word, str) for word in value)
+    return [word.strip() for word in value] if listed else []
+
+
+def without(field: str, fields: Iterable[str], where: str) -> InputError:
+    """The error of a row, or of a header, that has other fields than the one with the text."""
+    names = [*fields]
+    has = f"it has {', '.join(map(printable, names))}; say with --field which holds the text"
+    mark = next((mark for mark in ";|\t" if len(names) == 1 and mark in names[0]), "")
+    has += f"; or part fields as .csv or .tsv does, and not by {mark!r}" if mark else ""
+    return InputError(f"{where}: no field {field!r}; {has}")
+
+
 def texts_of(rows: Iterable[Row], name: str, field: str = "text") -> Iterator[TextRow]:
-    """Each row's text, which is in ``field``, beside the row.
+    """Each row's text, which is in ``field``, beside the row. The text of a row without one is its words, ``tokens``,
+    with a blank between them, as a tagger is trained on.
 
     Raises:
         InputError: the field is missing in a row, or holds no string.
     """
     for number, fields in rows:
+        if field == "text" and "text" not in fields and (words := words_of(fields.get("tokens"))):
+            fields = {"text": " ".join(words), **fields}
         if field not in fields:
-            has = f"it has {', '.join(map(printable, fields))}; say with --field which holds the text"
-            mark = next((mark for mark in ";|\t" if len(fields) == 1 and mark in next(iter(fields))), "")
-            has += f"; or part fields as .csv or .tsv does, and not by {mark!r}" if mark else ""
-            raise InputError(f"{name}, line {number}: no field {field!r}; {has}")
+            raise without(field, fields, f"{name}, line {number}")
         yield check_text(fields[field], field, f"{name}, line {number}"), fields
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from mtl.errors import shown
+
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)")
 
 
@@ -24,6 +26,22 @@ def named(value: Any, labels: Sequence[str]) -> str | None:
     number = as_number(value)
     names = [str(value)] * isinstance(value, (str, int, float)) + [str(number)] * (number is not None)
     return next((name for name in names if name in labels), None)
+
+
+def found_names(values: Sequence[Any]) -> tuple[str, ...]:
+    """The names of a row's labels, where none are declared yet; a ValueError if something cannot be one."""
+    numbers = [as_number(value) for value in values]  # a column of numbers with blanks holds 2.0, or "2.0"
+    known = [value if n is None else str(n) for n, value in zip(numbers, values, strict=True)]
+    if wrong := [name for name in known if type(name) is not str or name == ""]:
+        given = shown(values[0] if len(values) == 1 else [*values])
+        raise ValueError(f"is {given}; expected a label, or labels; {shown(wrong[0])} is none")
+    return tuple(known)
+
+
+def ordered(labels: set[str]) -> list[str]:
+    """Labels by name, or where all are numbers by these, so that 0, 1, ... are at their places."""
+    numbers = [(number, label) for label in labels if (number := as_number(label)) is not None]
+    return [label for _, label in sorted(numbers)] if len(numbers) == len(labels) else sorted(labels)
 
 
 def class_index(value: Any, labels: Sequence[str]) -> int:

@@ -19,25 +19,29 @@ def shares_of(
 
     Args:
         texts: Each row's texts. Rows that have one in common, directly or through others, stay together.
-        strata: What each row counts as; of each stratum, the share is taken as nearly as whole groups of rows allow.
+        strata: What each row counts as, and a group as most of its rows; of each stratum, the share is taken as nearly
+            as whole groups allow, and what then is missing of any.
         shares: By name, above 0 and all together below 1.
         seed: Another one takes other rows.
     """
     groups = together(texts)
     keys = [min(digest(seed, text) for i in group for text in texts[i]) for group in groups]
     kind_of = [Counter(sorted(strata[i] for i in group)).most_common(1)[0][0] for group in groups]
+    by_row = [kind for group, kind in zip(groups, kind_of, strict=True) for _ in group]
     order = sorted(range(len(groups)), key=keys.__getitem__)
     found: dict[str, list[int]] = {}
     taken: set[int] = set()
     for name, share in shares.items():
-        left = quotas(strata, share, seed)
+        left, missing = quotas(by_row, share, seed), round(share * len(strata))
         rows = found[name] = []
-        for number in order:
-            group, stratum = groups[number], kind_of[number]
-            if number not in taken and len(group) <= left[stratum]:
-                left[stratum] -= len(group)
-                taken.add(number)
-                rows += group
+        for of_stratum in (True, False):
+            for number in order:
+                group, stratum = groups[number], kind_of[number]
+                if number not in taken and len(group) <= (left[stratum] if of_stratum else missing):
+                    left[stratum] -= len(group)
+                    missing -= len(group)
+                    taken.add(number)
+                    rows += group
         rows.sort()
     return found
 

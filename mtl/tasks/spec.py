@@ -32,15 +32,16 @@ LATER = {
 class TaskSpec:
     """One task, as data.
 
-    labels: The classes' names in the order of the logits; none for a regression.
+    labels: The classes' names in the order of the logits; none for a regression. Where a kind with labels is given
+        none, they are those of train, in order.
     kind: Which of ``KINDS`` it is: "single-label", "multi-label", "regression", "relevance", "tokens",
         "similarity", "few-shot", "contrastive" or "distillation". What its rows are and what it does is
         said of each (mtl/tasks/kinds, docs/api.md).
     train, dev, test: Files of rows (.jsonl, .json, .csv, .tsv, .parquet or .conll), beside the recipe: one, a glob, a
         folder, a dataset on the hub (``hf://datasets/owner/name@revision/path``, or ``owner/name``), or a list of
         these. Of a folder or dataset whose files are named after splits, those of the split are taken.
-    dev, test: Also a share of train, as 0.1, which is taken away from it: each label's share, and of equal texts all or
-        none.
+    dev, test: Also a share of train, as 0.1, which is taken away from it: each label's share, and of equal texts (of
+        kinds with queries, of equal queries) all or none.
     text_field, label_field: The names of a row's fields; as many for its texts as the kind takes.
     joint: Two texts, as in text_field = ["premise", "hypothesis"], become one row of tokens, which the encoder reads as
         a whole (a cross-encoder). "either": a published classifier, whose folder does not say whether it reads pairs.

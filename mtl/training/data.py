@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -21,6 +22,8 @@ from mtl.tasks.shares import shares_of
 from mtl.tasks.spec import TaskSpec
 from mtl.training.recipe import Recipe
 from mtl.training.schedule import Schedule
+
+log = logging.getLogger("mtl")
 
 SPLITS = ("train", "dev", "test")
 
@@ -117,13 +120,18 @@ def read_files(task: TaskSpec, split: str, folder: Path) -> Rows:
 
 def held_out(task: TaskSpec, rows: Rows, seed: int) -> dict[str, list[int]]:
     """The rows that a task's shares take of train, by split; a RecipeError if one takes none, or all that there are."""
-    found = shares_of(rows.texts, task.handler.strata(rows.targets), task.shares, seed)
-    left = len(rows.texts) - sum(map(len, found.values()))
+    texts = [row[:1] for row in rows.texts] if task.handler.queries else rows.texts
+    found = shares_of(texts, task.handler.strata(rows.targets), task.shares, seed)
+    left = len(texts) - sum(map(len, found.values()))
     for name, part in found.items():
+        share, taken = task.shares[name], "no row" if not part else "all rows" if not left else f"{len(part)} rows"
+        given = f"task {task.name!r}: {name} = {share:g} takes {taken} of {len(texts)}, of which those with "
+        given += f"{'a query' if task.handler.queries else 'a text'} in common stay together"
         if not part or not left:
-            given = f"task {task.name!r}: {name} = {task.shares[name]:g} takes {'all rows' if part else 'no row'}"
-            given += f" of {len(rows.texts)}, of which equal texts stay together"
-            raise RecipeError(f"{given}; expected a {'smaller' if part else 'larger'} share, or more rows")
+            size = "smaller" if part else "larger"
+            raise RecipeError(f'{given}; expected a {size} share, or rows of their own: {name} = "FILE"')
+        if abs(len(part) - share * len(texts)) > max(1, share * len(texts) / 5):
+            log.warning("%s", given)
     return found
 
 
@@ -158,7 +166,8 @@ def completed(recipe: Recipe) -> tuple[Recipe, list[str]]:
             rows = read_files(task, "train", recipe.folder)
             tasks[i] = task.handler.complete(task.handler.stacked(rows.targets))
             if (found := tasks[i].labels or tasks[i].tags) != task.labels:
-                notes.append(f"{task.name}: labels found: {', '.join(found)}")
+                names = ", ".join([*found[:50], *["..."] * (len(found) > 50)])
+                notes.append(f"{task.name}: labels found: {names}")
     return dataclasses.replace(recipe, tasks=tasks), notes
 
 

@@ -140,11 +140,22 @@ def inspect(
     return report
 
 
+def known(task: TaskSpec, folder: Path) -> TaskSpec:
+    """The task with the labels of its training data where it names none, of the rows that are right and if they do."""
+    if not (task.handler.finds_labels and task.train):
+        return task
+    targets = [row.target for row in each_row(task, "train", folder) if not (row.blank or row.wrong)]
+    try:
+        return task.handler.complete(task.handler.stacked(targets))
+    except RecipeError:
+        return task
+
+
 class Look:
     """One task's data as they are looked at."""
 
     def __init__(self, task: TaskSpec, recipe: Recipe, encoder: SentenceEncoder, limit: int) -> None:
-        self.task, self.folder, self.seed = task, recipe.folder, recipe.training.seed
+        self.task, self.folder, self.seed = known(task, recipe.folder), recipe.folder, recipe.training.seed
         self.encoder, self.limit = encoder, limit
         self.held = self.shares()
         self.splits = {split: self.split(split) for split in SPLITS if getattr(task, split) is not None}

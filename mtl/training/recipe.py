@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from mtl.errors import RecipeError, one_line, shown
+from mtl.errors import MtlError, RecipeError, one_line, printable, shown
+from mtl.rows.read import read_rows
 from mtl.tasks.fields import coerce, one_of
 from mtl.tasks.spec import TaskSpec, checked_tasks
 
@@ -207,6 +208,17 @@ def line_of(source: str, key: str, header: str = "", nth: int = 0) -> str:
     return ""
 
 
+def in_data(train: Any, folder: Path) -> str:
+    """What fields a file's first row has, as an error ends; nothing where it is no file, or its rows cannot be read."""
+    try:
+        path = folder / train
+        names = [*next(read_rows(path))[1]] if path.is_file() else []
+    except (MtlError, TypeError, ValueError, OSError, StopIteration):
+        names = []
+    said = ", ".join(map(printable, names))
+    return f'; {printable(train)} has {said}: name them by text_field = ["...", "..."] and label_field' if names else ""
+
+
 def build(
     cls: type[T], fields: Any, path: Path, source: str, header: str, nth: int, defaults: Mapping[str, Any] = {}
 ) -> T:
@@ -225,4 +237,5 @@ def build(
     except RecipeError as error:
         line = line_of(source, error.field or "", header, nth)
         line = line or line_of(source, "name", header, nth)  # of the task, where what is wrong stands nowhere
-        raise RecipeError(f"{path}{line}: {error}", error.field) from None
+        more = in_data(fields.get("train"), path.parent) if error.field == "text_field" else ""
+        raise RecipeError(f"{path}{line}: {error}{more}", error.field) from None

@@ -225,7 +225,7 @@ def test_columns_of_no_table(tmp_path: Path) -> None:
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").mkdir()
-    with pytest.raises(InputError, match=r"a\.csv cannot be read: Is a directory"):
+    with pytest.raises(InputError, match=r"a\.csv is a folder; expected a file"):
         list(read_rows(tmp_path / "a.csv"))
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import Done, mtl
 
+from mtl import evaluate, train
 from mtl.errors import RecipeError
 from mtl.training.inspect import alike, inspect
 
@@ -148,3 +149,21 @@ def test_spellings(name: str) -> None:
     assert alike([name, f"{name}-"]) == []
     if name.casefold() == upper.casefold() and name != upper:
         assert alike([name, upper]) == [[name, upper]]
+
+
+def test_labels_that_no_recipe_names_are_found(folder: Path, tmp_path: Path) -> None:
+    """They are counted in order, one that train lacks is wrong elsewhere, and what is trained measures by them."""
+    letters = random.Random(1)
+    rows = [(" ".join(letters.choices("abcdefghij", k=6)), "yx"[i % 2]) for i in range(40)]
+    write(tmp_path / "train.jsonl", *rows)
+    write(tmp_path / "dev.jsonl", *rows[:4], ("a b", "z"))
+    text = RECIPE.replace('labels = ["Caf\\u00e9", "bar"]\n', "").replace('"dev.jsonl"', '0.25\ntest = "dev.jsonl"')
+    (tmp_path / "my.toml").write_text(text)
+    report = inspect(tmp_path / "my.toml")
+    assert list(report.splits["topic"]["train"].as_dict()["labels"].items()) == [("x", 15), ("y", 15)]
+    assert any("test: 1 row cannot be read" in note and "'z' is not declared" in note for note in report.notes)
+    write(tmp_path / "dev.jsonl", *rows[:4])
+    model = train(tmp_path / "my.toml", tmp_path / "run")
+    assert model.tasks["topic"].labels == ("x", "y")
+    found = evaluate(tmp_path / "run", tmp_path / "my.toml", "dev")["topic"]["accuracy"]
+    assert found == json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]["dev"]["topic"]["accuracy"]

@@ -401,6 +401,19 @@ def test_mistakes_in_a_recipe(tmp_path: Path, line: str, message: str) -> None:
         read_recipe(tmp_path / "recipe.toml")
 
 
+def test_too_few_text_fields_name_those_of_the_data(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        'model = "tiny"\n[[task]]\nname = "sts"\nkind = "similarity"\ntrain = "sts.csv"\n'
+    )
+    expected = r"line 3: text_field is \['text'\]; expected 2 fields for a similarity task"
+    with pytest.raises(MtlError, match=expected + "$"):
+        read_recipe(tmp_path / "recipe.toml")
+    (tmp_path / "sts.csv").write_text("text_a,text_b,score\na,b,1\n")
+    more = r'; sts.csv has text_a, text_b, score: name them by text_field = \["...", "..."\] and label_field$'
+    with pytest.raises(MtlError, match=expected + more):
+        read_recipe(tmp_path / "recipe.toml")
+
+
 def test_settings_of_other_kinds_are_refused() -> None:
     with pytest.raises(MtlError, match=r"scale is 2.0; a single-label task has no scale"):
         TaskSpec("topic", ("x", "y"), scale=2)

@@ -10,7 +10,7 @@ import torch
 from mtl import SentenceEncoder
 from mtl.errors import InputError, MtlError, RecipeError
 from mtl.tasks.spec import TaskSpec
-from mtl.training.data import fingerprints, load_data, split_rows
+from mtl.training.data import completed, fingerprints, load_data, split_rows, splits_of
 from mtl.training.recipe import BUNDLED, Recipe, find_recipe, read_recipe
 
 RECIPE = """
@@ -272,6 +272,57 @@ def test_classes_of_parquet_are_named(tmp_path: Path) -> None:
     assert (found.targets, found.texts, found.blanks) == ([1, 0, 1, 0], [["a"], ["c"], ["a"], ["c"]], 2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "labels"),
+    [
+        ("single-label", ["b", "a|c", "a|c", "", "d", "b"], ("a|c", "b", "d")),
+        ("single-label", ["10", "9", "2", "2.0", "10", "9"], ("2", "9", "10")),
+        ("multi-label", ["b|a", "", "c", "a", "b", "c"], ("a", "b", "c")),
+        ("multi-label", [["b", "a"], [], ["c"], ["a", "a"], ["b"], "c"], ("a", "b", "c")),
+    ],
+)
+@pytest.mark.parametrize("kind_of_file", ["jsonl", "csv"])
+def test_labels_are_found(tmp_path: Path, kind: str, values: list, labels: tuple, kind_of_file: str) -> None:
+    """A recipe without labels has those of train, in order; so has the trained model's on its own data."""
+    if kind_of_file == "csv":
+        if any(isinstance(value, list) for value in values):
+            return
+        text = "text,label\n" + "".join(f"text {i},{value}\n" for i, value in enumerate(values * 5))
+    else:
+        rows = [{"text": f"text {i}", "label": value} for i, value in enumerate(values * 5) if value or kind[0] == "m"]
+        rows = [{**row, "label": str(row["label"])} if kind[0] == "s" else row for row in rows]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / f"train.{kind_of_file}").write_text(text)
+    task = TaskSpec("t", kind=kind, train=f"train.{kind_of_file}", dev=0.3)
+    recipe, notes = completed(Recipe("tiny", [task], folder=tmp_path))
+    (found,) = recipe.tasks
+    assert (found.labels, notes) == (labels, [f"t: labels found: {', '.join(labels)}"])
+    assert completed(recipe)[1] == []
+    assert task.handler.declared(found) == found
+    if kind[0] == "m":
+        assert dataclasses.replace(task, thresholds=(0.1, 0.2, 0.3)).handler.labels == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        ("single-label", ["a"], r"label is \['a'\]; expected a label"),
+        ("single-label", 0.5, "label is 0.5; expected a label"),
+        ("single-label", None, "label is None; expected a label"),
+        ("single-label", "a", r"the labels of its training data are \['a'\]; expected at least 2"),
+        ("multi-label", [0, 1, 0], r"label is \[0, 1, 0\]; expected names, or labels = "),
+        ("multi-label", "", r"the labels of its training data are \[\]; expected at least 1"),
+    ],
+)
+def test_what_gives_no_labels(tmp_path: Path, kind: str, value: object, message: str) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "x", "label": value}) + "\n")
+    task = TaskSpec("t", kind=kind, train="train.jsonl")
+    with pytest.raises(RecipeError, match=message):
+        completed(Recipe("tiny", [task], folder=tmp_path))
+    with pytest.raises(RecipeError, match=r"labels are \[\]; expected at least"):
+        dataclasses.replace(task, train=None, dev="train.jsonl")
+
+
 def test_a_share_of_train(tmp_path: Path, tiny: SentenceEncoder) -> None:
     """Train and dev are parts of one; they do not depend on files or order; changed data have another fingerprint."""
     lines = [json.dumps({"text": f"text {i % 45}", "label": "xy"[i % 45 % 3 == 0]}) + "\n" for i in range(60)]
@@ -296,11 +347,39 @@ def test_a_share_of_train(tmp_path: Path, tiny: SentenceEncoder) -> None:
     (tmp_path / "train.jsonl").write_text("".join([*lines[:-1], '{"text": "other", "label": "x"}\n']))
     assert before["train"] != prints()["train"] or before["dev"] != prints()["dev"]
     few = dataclasses.replace(TOPIC, dev=0.001)
-    with pytest.raises(RecipeError, match=r"dev = 0.001 takes no row of 60.*; expected a larger share, or more rows"):
+    with pytest.raises(
+        RecipeError, match=r"dev = 0.001 takes no row of 60.*; expected a larger share, or rows of their own"
+    ):
         split_rows(few, "dev", tmp_path)
     (tmp_path / "train.jsonl").write_text(lines[0])
-    with pytest.raises(RecipeError, match=r"dev = 0.9 takes all rows of 1,.*; expected a smaller share, or more rows"):
+    with pytest.raises(
+        RecipeError, match=r"dev = 0.9 takes all rows of 1,.*; expected a smaller share, or rows of their own"
+    ):
         split_rows(dataclasses.replace(TOPIC, dev=0.9), "train", tmp_path)
+
+
+def test_a_share_of_pairs_keeps_queries_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Queries that draw on the same documents are in one split each, with as many rows as was asked for."""
+    rows = [
+        {"query": f"query {i}", "doc": f"text {(7 * i + 13 * j) % 100}", "label": j / 4 if i % 2 else int(not j)}
+        for i in range(200) for j in range(4)
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "alike.csv").write_text("query,doc,label\n" + "".join(f"q{i // 9},d{i},{i % 2}\n" for i in range(18)))
+    task = TaskSpec("rank", kind="relevance", train="rows.jsonl", dev=0.2, test=0.1, text_field=("query", "doc"))
+    pairs = TaskSpec("pairs", kind="contrastive", train="rows.jsonl", dev=0.2, test=0.1, text_field=("query", "doc"))
+    for each in (task, pairs):
+        found = splits_of(each, ("train", "dev", "test"), tmp_path)
+        assert {split: len(part.texts) for split, part in found.items()} == {"train": 560, "dev": 160, "test": 80}
+        assert len({(split, row[0]) for split, part in found.items() for row in part.texts}) == 200
+    alike = dataclasses.replace(task, kind="similarity", test=None)
+    with pytest.raises(RecipeError, match=r"takes no row of 800, of which those with a text.*: dev = \"FILE\""):
+        split_rows(alike, "dev", tmp_path)
+    assert not caplog.messages
+    split_rows(dataclasses.replace(task, train="alike.csv", dev=0.7, test=None), "dev", tmp_path)
+    assert caplog.messages == [
+        "task 'rank': dev = 0.7 takes 9 rows of 18, of which those with a query in common stay together"
+    ]
 
 
 @pytest.mark.parametrize(

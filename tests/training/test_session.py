@@ -193,9 +193,9 @@ def test_mistakes_are_one_line(mtl: Callable[..., Done], recipe: Path, tmp_path:
         ("save_steps = 1", "max_length = 99", "max_length is 99; expected at most 16, the encoder's positions"),
         ('model = "tiny"', 'model = "tinny"', "no model is called 'tinny'"),
         (
-            'labels = ["yes", "no"]\n',
-            "",
-            "letters.toml, line 11: labels are []; expected at least 2 for a single-label",
+            '["yes", "no"]',
+            '["yes"]',
+            "letters.toml, line 12: labels are ['yes']; expected at least 2 for a single-label",
         ),
     ]:
         recipe.write_text(RECIPE.replace(before, after))

@@ -48,6 +48,8 @@ class Kind(ABC):
     least_labels: How many labels a task must declare; None: it has none.
     labelled: Whether a row has a label, in ``label_field``.
     texts, more_texts: How many texts a row has; and whether it may have more.
+    queries: The first text is a query: where a share of the rows is taken, those of a query stay together, whatever
+        else they have in common. Of other kinds those with any text in common do.
     embeds: It trains the embeddings themselves, through the embedder's own pooling and the layers behind it, and has
         no branch. Where others have logits, it has a vector for each text: (rows, texts, dim).
     whole_window: Its loss compares all rows of a window with each other, and is no sum over the rows.
@@ -67,6 +69,7 @@ class Kind(ABC):
     labelled: ClassVar[bool] = True
     texts: ClassVar[int] = 1
     more_texts: ClassVar[bool] = False
+    queries: ClassVar[bool] = False
     embeds: ClassVar[bool] = False
     whole_window: ClassVar[bool] = False
     uncertainty: ClassVar[float] = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -15,7 +15,8 @@ from mtl.errors import RecipeError, shown
 from mtl.model.losses import weight_sum
 from mtl.tasks.examples import Examples
 from mtl.tasks.fields import unexpected
-from mtl.tasks.kinds.base import HeadKind, HeadOptions, Kind
+from mtl.tasks.kinds.base import HeadKind, HeadOptions, Kind, Target
+from mtl.tasks.labels import ordered
 from mtl.tasks.tally import Sampled, Tally
 
 if TYPE_CHECKING:
@@ -161,9 +162,30 @@ class LabelOptions(ClassOptions, HeadOptions):
 
 
 class LabelKind(ClassKind, HeadKind):
-    """A kind of whole texts with labels, by a head: logits (texts, labels)."""
+    """A kind of whole texts with labels, by a head: logits (texts, labels). Labels that are not given are those of the
+    training data, whose targets are names until they are known."""
 
     Options: ClassVar[type] = LabelOptions
+
+    def check_labels(self) -> None:
+        if not self.finds_labels:
+            super().check_labels()
+
+    @property
+    def finds_labels(self) -> bool:
+        return not self.labels and bool(self.task.train)
+
+    def complete(self, targets: Sequence[Target]) -> TaskSpec:
+        found = (name for target in targets for name in self.labels_in(target))
+        return dataclasses.replace(self.task, labels=labels_of(self.task, found, self.least_labels or 0))
+
+    def declared(self, known: TaskSpec | None) -> TaskSpec:
+        if self.labels or known is None or known.kind != self.name:
+            return self.task
+        return dataclasses.replace(self.task, labels=known.labels)
+
+    def stacked(self, targets: Sequence[Target]) -> Any:
+        return targets if self.finds_labels else super().stacked(targets)
 
     @abstractmethod
     def tallied(self, outputs: Tensor, targets: Tensor) -> Tally:
@@ -174,6 +196,15 @@ class LabelKind(ClassKind, HeadKind):
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         return self.of_sums(self.tallied(outputs, targets).sums())
+
+
+def labels_of(task: TaskSpec, names: Iterable[str], least: int) -> tuple[str, ...]:
+    """The labels of a task's training data, in order; a RecipeError if they are fewer than ``least``."""
+    labels = ordered({*names})
+    if len(labels) < least:
+        given = f"task {task.name!r}: the labels of its training data are {shown(labels)}"
+        raise RecipeError(f"{given}; expected at least {least}", "labels")
+    return tuple(labels)
 
 
 def zero_of(slope: Callable[[float], float]) -> float | None:

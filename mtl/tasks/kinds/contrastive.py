@@ -46,6 +46,7 @@ class Contrastive(VectorKind):
     labelled: ClassVar[bool] = False
     texts: ClassVar[int] = 2
     more_texts: ClassVar[bool] = True
+    queries: ClassVar[bool] = True
     whole_window: ClassVar[bool] = True
     has_picture: ClassVar[bool] = True
     own_metrics: ClassVar[Mapping[str, int]] = search.METRICS

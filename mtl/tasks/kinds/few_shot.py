@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from mtl.errors import RecipeError, shown
+from mtl.errors import RecipeError
 from mtl.model.heads import Branch
 from mtl.tasks.examples import Examples, Split
 from mtl.tasks.fields import unexpected
 from mtl.tasks.kinds.base import HeadKind
+from mtl.tasks.kinds.classes import labels_of
 from mtl.tasks.kinds.similarity import CosineKind, CosineOptions
-from mtl.tasks.labels import as_number, class_index, is_place, label_set, named, names_in
+from mtl.tasks.labels import class_index, found_names, is_place, label_set, named, names_in, ordered
 from mtl.tasks.logistic import fit
 from mtl.tasks.pictures import draw_map
 from mtl.tasks.tally import Sampled
@@ -86,12 +87,7 @@ class FewShot(CosineKind, HeadKind):
         """The indices of a row's labels, or their names, where the task's are not known yet."""
         if not self.labels:
             listed = value.split("|") if isinstance(value, str) and value else value
-            names = listed if isinstance(listed, list) else [listed]
-            numbers = [as_number(name) for name in names]  # a column of numbers with blanks holds 2.0, or "2.0"
-            known = [name if n is None else str(n) for n, name in zip(numbers, names, strict=True)]
-            if wrong := [name for name in known if type(name) not in (str, int) or name == ""]:
-                raise ValueError(f"is {shown(value)}; expected a label, or labels; {shown(wrong[0])} is none")
-            return tuple(map(str, known))
+            return found_names(listed if isinstance(listed, list) else [listed])
         several = isinstance(value, list) or (isinstance(value, str) and "|" in value and value not in self.labels)
         if not several:  # a number is a label's name before it is a place: so are those that were found in the data
             name = named(value, self.labels)
@@ -128,10 +124,7 @@ class FewShot(CosineKind, HeadKind):
 
     def complete(self, targets: Sequence[tuple[Any, ...]]) -> TaskSpec:
         """The task with the labels of its training data, two or more, and whether rows have several."""
-        labels = self.labels or tuple(ordered({label for own in targets for label in own}))
-        if len(labels) < 2:
-            given = f"task {self.task.name!r}: the labels of its training data are {shown(list(labels))}"
-            raise RecipeError(f"{given}; expected at least 2", "labels")
+        labels = self.labels or labels_of(self.task, (label for own in targets for label in own), 2)
         return dataclasses.replace(self.task, labels=labels, several=self.have_several(targets))
 
     def declared(self, known: TaskSpec | None) -> TaskSpec:
@@ -237,12 +230,6 @@ class FewShot(CosineKind, HeadKind):
             draw_map(axes, self.task.name, vectors, targets, self.labels)
         else:
             super().draw(axes, vectors, targets)
-
-
-def ordered(labels: set[str]) -> list[str]:
-    """Labels by name, or where all are numbers by these, so that 0, 1, ... are at their places."""
-    numbers = [(number, label) for label in labels if (number := as_number(label)) is not None]
-    return [label for _, label in sorted(numbers)] if len(numbers) == len(labels) else sorted(labels)
 
 
 def partners(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtl.errors import shown
 from mtl.kernels.activations import sigmoid
 from mtl.model import losses
 from mtl.tasks.examples import Examples
 from mtl.tasks.fields import unexpected
 from mtl.tasks.kinds.classes import LabelKind, LabelOptions
-from mtl.tasks.labels import chosen, label_set, names_in
+from mtl.tasks.labels import are_flags, chosen, found_names, label_set, names_in
 from mtl.tasks.tally import GIVEN, RIGHT, Tally, by_label, calibration_error, rates
 
 if TYPE_CHECKING:
@@ -56,16 +57,25 @@ class MultiLabel(LabelKind):
 
     def __init__(self, task: TaskSpec) -> None:
         super().__init__(task)
-        given = self.options.thresholds or (0.5,)
+        given = self.options.thresholds if self.labels else ()  # without labels, they are not known yet
+        given = given or (0.5,)
         if len(given) not in (1, len(self.labels)):
             raise unexpected("thresholds", given, f"one, or one for each of the {len(self.labels)} labels", "are")
         self.thresholds = torch.tensor(given, dtype=torch.float32, device="cpu").expand(len(self.labels))
 
-    def target(self, value: Any) -> list[float]:
-        return label_set(value, self.labels)
+    def target(self, value: Any) -> Sequence[Any]:
+        """A 0 or 1 for each label, or names, where the task's are not known yet."""
+        if self.labels:
+            return label_set(value, self.labels)
+        listed = value if isinstance(value, list) else names_in(value) if isinstance(value, str) else [value]
+        if listed and are_flags(listed):
+            raise ValueError(
+                f"is {shown(value)}; expected names, or labels = [...] in the recipe, of which 0 and 1 say"
+            )
+        return found_names(listed)
 
-    def labels_in(self, target: list[float]) -> list[str]:
-        return chosen(target, self.labels)
+    def labels_in(self, target: Sequence[Any]) -> list[str]:
+        return chosen(target, self.labels) if self.labels else [*target]
 
     def spelled(self, fields: Mapping[str, Any]) -> list[str]:
         return names_in(fields.get(self.task.label_field))

@@ -59,6 +59,7 @@ class Relevance(HeadKind):
     name = "relevance"
     Options: ClassVar[type] = RelevanceOptions
     least_labels: ClassVar[int | None] = 0
+    queries: ClassVar[bool] = True
     own_metrics: ClassVar[Mapping[str, int]] = {"spearman": 1, "pearson": 1, "rmse": -1}
 
     @property

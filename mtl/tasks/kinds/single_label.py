@@ -13,7 +13,7 @@ from torch import Tensor
 from mtl.model import losses
 from mtl.tasks.examples import Examples
 from mtl.tasks.kinds.classes import LabelKind, evenly
-from mtl.tasks.labels import class_index, is_place
+from mtl.tasks.labels import class_index, found_names, is_place
 from mtl.tasks.pictures import draw_map
 from mtl.tasks.tally import GIVEN, RIGHT, Tally, by_label, calibration_error, rates
 
@@ -30,11 +30,11 @@ class SingleLabel(LabelKind):
     has_picture: ClassVar[bool] = True
     own_metrics: ClassVar[Mapping[str, int]] = {"accuracy": 1, "macro_f1": 1}
 
-    def target(self, value: Any) -> int:
-        return class_index(value, self.labels)
+    def target(self, value: Any) -> int | str:
+        return class_index(value, self.labels) if self.labels else found_names([value])[0]
 
-    def labels_in(self, target: int) -> list[str]:
-        return [self.labels[target]]
+    def labels_in(self, target: int | str) -> list[str]:
+        return [target if isinstance(target, str) else self.labels[target]]
 
     def by_place(self, value: Any) -> bool:
         return is_place(value, self.labels)
