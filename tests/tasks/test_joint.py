@@ -272,7 +272,7 @@ def test_a_page_shows_pairs_where_a_model_reads_no_texts(bert: Checkpoint, tmp_p
     judge(bert, dataclasses.replace(task, head="bert", pooling=("cls",))).save(tmp_path / "m")
     page = (tmp_path / "m" / "README.md").read_text()
     assert 'model.predict([("How was' in page
-    read = 'CrossEncoder("PLACE").predict([("How' if task is SCORE else 'PLACE")({"text": "How'
+    read = 'CrossEncoder("PLACE")\nprint(model.predict([("How' if task is SCORE else 'PLACE")({"text": "How'
     assert read in page.replace("OWNER/NAME", "PLACE")
     assert 'model.encode(["The train' in page
     judge(bert, task, ALONE).save(tmp_path / "both")
