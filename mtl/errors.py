@@ -9,6 +9,8 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+JOINERS = "\u200c\u200d"  # zero-width non-joiner and joiner
+
 
 def shown(value: object, width: int = 60) -> str:
     """A value's repr for one line, cut where it is long or deep: of a text, the beginning is left."""
@@ -29,8 +31,9 @@ def printable(name: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text for a terminal, with what no line shows, or what a terminal acts on, as Python escapes it."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    """A text for a terminal, with what no line shows, or what a terminal acts on, as Python escapes it. Joiners stay,
+    which are of Persian, Indic scripts and emoji."""
+    return "".join(c if c.isprintable() or c in JOINERS else ascii(c)[1:-1] for c in text)
 
 
 def one_line(error: BaseException, most: int = 200) -> str:

@@ -249,6 +249,8 @@ def test_what_a_terminal_would_act_on_is_escaped() -> None:
     text = "a\x1b[31m b\u202e\r\nc\x07"
     spans = [{"text": "b\u202e", "label": "x\x1b]", "start": 7, "end": 9, "score": 0.5}]
     assert click.unstyle(marked(text, spans)) == r"a\x1b[31m [b\u202e x\x1b]] c\x07"
+    joined = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u062f \U0001f468\u200d\U0001f469"  # Persian, and an emoji
+    assert marked(joined, []) == joined
     scores = {"label": "y\n", "scores": {"y\n": 0.75}, "logits": [0.5]}
     shown = answer_table(text, {"embedding": [0.0], "tasks": {"t\x1b": scores, "spans": {"spans": spans}}})
     assert click.unstyle(shown).replace("\n", "").isprintable()

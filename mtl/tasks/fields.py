@@ -50,7 +50,10 @@ def coerced(name: str, value: Any, hint: Any) -> Any:
     if value is None and NoneType in get_args(hint):
         return None
     if float in allowed and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise unexpected(name, value, "a number that a float can hold") from None
     if str in allowed and isinstance(value, os.PathLike):
         return os.fspath(value)
     if type(value) not in allowed:

@@ -12,11 +12,12 @@ NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)")
 
 
 def as_number(value: Any) -> int | None:
-    """A whole number, as it may stand in data: 2, "2", and where a column had blanks, 2.0 or "2.0"; None otherwise."""
+    """A whole number, as it may stand in data: 2, "2", and where a column had blanks, 2.0 or "2.0"; None otherwise, as
+    of "02", which is a code."""
     if isinstance(value, str):
         whole, _, rest = value.partition(".")
         fits = len(value) < 20 and whole.isdecimal() and not rest.strip("0") and not value.endswith(".")
-        return int(whole) if fits else None
+        return int(whole) if fits and whole == str(int(whole)) else None
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
     return int(value) if number else None
 
@@ -51,7 +52,6 @@ def class_index(value: Any, labels: Sequence[str]) -> int:
         ValueError: it is not among the labels; or it is a number that would be one label by its name and
             another by its place.
     """
-    numbered = any(map(NUMBER.fullmatch, labels))
     number = as_number(value)
     place = number if number is not None and 0 <= number < len(labels) else None
     name = None if (label := named(value, labels)) is None else labels.index(label)
@@ -60,7 +60,7 @@ def class_index(value: Any, labels: Sequence[str]) -> int:
         raise ValueError(f'is {value}, which could be {by_name} or {by_place}; expected its name, "{number}" in quotes')
     if name is not None:
         return name
-    if place is not None and not numbered:
+    if place is not None and not any(map(NUMBER.fullmatch, labels)):
         return place
     raise ValueError(f"{value!r} is not declared; expected one of {', '.join(labels)}")
 
@@ -94,10 +94,13 @@ def multi_hot(values: Sequence[Any], labels: Sequence[str]) -> list[float] | Non
 
 def label_set(value: Any, labels: Sequence[str]) -> list[float]:
     """1 for each label that a row has, 0 for the others, from a list of names, "a|b", or a 0 or 1 for each label; a
-    ValueError if it is none of these, or two of them with different outcomes."""
+    ValueError if it is none of these, or two of them with different outcomes. Floats, a 0 or 1 for each label as
+    transformers has them, are no names."""
     if isinstance(value, list):
-        names = value
-        found = {"by name": named_set(names, labels), "as a 0 or 1 for each label": multi_hot(value, labels)}
+        names, flags = value, multi_hot(value, labels)
+        if flags and all(isinstance(each, float) for each in value):
+            return flags
+        found = {"by name": named_set(names, labels), "as a 0 or 1 for each label": flags}
     else:
         names = [part for part in value.split("|") if part] if isinstance(value, str) else [value]
         found = {"as one name": named_set([value], labels), "as names between |": named_set(names, labels)}

@@ -17,6 +17,7 @@ from torch import Tensor
 from mtl.errors import InputError, shown
 from mtl.tasks.kinds import ALL, KINDS
 from mtl.tasks.kinds.base import Kind
+from mtl.tasks.kinds.classes import ClassKind
 from mtl.tasks.registry import LOSSES, METRICS, Own
 
 K = TypeVar("K", bound=type[Kind])
@@ -98,7 +99,8 @@ def register_metric(
     """
     found = checked_kinds("metric", name, kinds)
     taken = [getattr(KINDS[kind], "own_metrics", ()) for kind in found]
-    check_name("metric", name, {"ece", *(metric for own in taken if isinstance(own, Mapping) for metric in own)})
+    ece = {"ece"} if any(issubclass(KINDS[kind], ClassKind) for kind in found) else set()
+    check_name("metric", name, {*ece, *(metric for own in taken if isinstance(own, Mapping) for metric in own)})
     METRICS[name] = Own(checked("metric", name, function), found, -1 if less_is_better else 1)
 
 

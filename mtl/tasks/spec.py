@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from mtl.checkpoints.fetch import HUB_ID, local_folder
 from mtl.errors import RecipeError, shown
 from mtl.tasks.fields import coerce, unexpected
 from mtl.tasks.kinds import KINDS
@@ -186,7 +187,8 @@ class TaskSpec:
     def as_saved(self) -> dict[str, Any]:
         """Its fields as a model's folder has them, which others may read: without where its data lie."""
         nowhere = dict.fromkeys(("train", "dev", "test"))
-        return self.as_dict() | nowhere | {"teacher": Path(self.teacher).name or self.teacher}
+        on_the_hub = re.fullmatch(HUB_ID, self.teacher) and not local_folder(self.teacher)
+        return self.as_dict() | nowhere | {"teacher": self.teacher if on_the_hub else Path(self.teacher).name}
 
     @property
     def freezing(self) -> dict[int, Freeze]:

@@ -109,7 +109,7 @@ def split_of(model: MultiTaskModel, recipe: Recipe, split: str) -> tuple[dict[st
             has = ", ".join(f"{name} ({', '.join(t.labels or t.tags) or t.kind})" for name, t in model.tasks.items())
             labels = list(task.labels or task.tags)
             raise RecipeError(f"the model has no task {task.name!r} with labels {labels}; it has {has}")
-        if ours.handler.joint not in (task.handler.joint, "either"):
+        if ours.handler.joint != task.handler.joint and "either" not in (ours.handler.joint, task.handler.joint):
             given = f"task {task.name!r}: joint is {str(task.handler.joint).lower()}"
             raise RecipeError(f"{given}; expected {str(ours.handler.joint).lower()}, as in the model")
     without = [task.name for task in recipe.tasks if getattr(task, split) is None]

@@ -82,6 +82,8 @@ def test_a_number_that_could_be_two_labels() -> None:
         (7.0, "67", [0.0, 1.0]),  # as a column of numbers with blanks has 7
         ("6.0|7", "67", [1.0, 1.0]),
         ([0, 0], ["0"], [1.0]),
+        ([1.0, 0.0], "01", [1.0, 0.0]),  # as transformers wants them
+        ([1.0, 1.0, 1.0], "123", [1.0, 1.0, 1.0]),
         ("a|b", ["a|b", "c"], [1.0, 0.0]),
     ],
 )
@@ -105,11 +107,7 @@ def test_sets_of_labels(value: object, labels: list[str], expected: list[float])
         (["x", None], ["None", "x"], "None is not declared"),
         ("x|q", "xy", "'q' is not declared"),
         ("1|0", "xy", "'1' is not declared"),
-        (
-            [0.0, 1.0],
-            "01",
-            r"is \[0.0, 1.0\], which could be \['0', '1'\] by name or \['1'\] as a 0 or 1 for each label",
-        ),
+        ("01|02", "12", "'01' is not declared"),
         ([0, 1], "01", r"is \[0, 1\], which could be \['0', '1'\] by name or \['1'\] as a 0 or 1 for each label"),
         ("a|b", ["a", "b", "a|b"], r"could be \['a|b'\] as one name or \['a', 'b'\] as names between |"),
     ],

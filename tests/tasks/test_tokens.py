@@ -289,11 +289,13 @@ def test_metrics_are_of_whole_texts(tiny: SentenceEncoder, data: str) -> None:
 
 
 def test_a_tagger_is_measured_by_its_own_tags_alone(tiny: SentenceEncoder, data: str) -> None:
-    """In another order, or without one, the data's tags would be taken for others."""
-    model = MultiTaskModel(tiny, [tagger(tags=("O", "B-x", "I-x", "B-y", "I-y"))]).eval()
-    assert evaluate(model, Recipe("", [tagger(labels=("x", "y"), test=data)])).keys() == {"ner"}
-    for tags in (("O", "I-x", "B-x", "B-y", "I-y"), ("O", "B-x", "I-x", "B-y", "I-y", "B-z")):
-        with pytest.raises(RecipeError, match=r"no task 'ner' with labels .*; it has ner \(O, B-x, I-x, B-y, I-y\)"):
+    """In another order, the data's tags are those of the model; others would be taken for them."""
+    model = MultiTaskModel(tiny, [tagger(tags=("O", "I-x", "B-x", "B-y", "I-y"))]).eval()
+    expected = evaluate(model, Recipe("", [tagger(tags=model.tasks["ner"].tags, test=data)]))
+    for same in ({"labels": ("x", "y")}, {"tags": ("O", "B-x", "I-x", "B-y", "I-y")}):
+        assert evaluate(model, Recipe("", [tagger(**same, test=data)])) == expected
+    for tags in (("O", "B-x", "I-x", "B-y"), ("O", "B-x", "I-x", "B-y", "I-y", "B-z")):
+        with pytest.raises(RecipeError, match=r"no task 'ner' with labels .*; it has ner \(O, I-x, B-x, B-y, I-y\)"):
             evaluate(model, Recipe("", [tagger(tags=tags, test=data)]))
 
 

@@ -93,8 +93,6 @@ class Kind(ABC):
         self.options = self.Options(**given, **more)
         self.check_labels()
         self.check_texts()
-        if len(set(task.text_field)) < len(task.text_field):
-            raise unexpected("text_field", task.text_field, "each of them once")
         if self.labelled and task.label_field in task.text_field:
             raise RecipeError(f"label_field is {task.label_field!r}, as a text_field; expected another", "label_field")
 
@@ -121,6 +119,8 @@ class Kind(ABC):
         if len(fields) < self.texts or (len(fields) > self.texts and not self.more_texts):
             expected = "1 field" if self.texts == 1 else f"{self.texts} fields{' or more' * self.more_texts}"
             raise unexpected("text_field", fields, f"{expected} for a {self.name} task")
+        if len(set(fields)) < len(fields):
+            raise unexpected("text_field", fields, "each of them once")
 
     # Data
 
@@ -413,6 +413,8 @@ class HeadKind(Kind):
             raise unexpected("text_field", fields, expected)
         if not self.joint:
             super().check_texts()
+        elif len(set(fields)) < len(fields):
+            raise unexpected("text_field", fields, "each of them once")
 
     def examples(self, texts: Sequence[str], targets: Any, split: Split) -> Examples:
         if len(self.task.text_field) == 1:

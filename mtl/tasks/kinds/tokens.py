@@ -220,7 +220,7 @@ class Tokens(ClassKind):
 
     def declared(self, known: TaskSpec | None) -> TaskSpec:
         task = dataclasses.replace(self.task, teacher="")  # what is measured is what the data say
-        if self.tags or known is None or known.kind != self.name:
+        if known is None or known.kind != self.name or (self.tags and {*self.tags} != {*known.handler.output_names}):
             return task
         return dataclasses.replace(task, labels=known.labels, tags=known.tags)
 
