@@ -178,7 +178,7 @@ TEXTS: dict[str, tuple[bytes, str, str]] = {  # content, expectation, what is sa
     "marks.txt": (("e" + "\u0301" * 9000 + "\n\u202e\u200b\n😀\n").encode(), "right", ""),
     "open.jsonl": (b'{"text": "a"}\n{"text": \n', "refused", "line 2: not JSON"),
     "list.jsonl": (b'["a"]\n', "refused", "expected an object"),
-    "deep.jsonl": (b"[" * 100_000, "refused", "line 1"),
+    "deep.jsonl": (b"[" * 100_000, "refused", "deep.jsonl: not JSON"),
     "nan.jsonl": (b'{"text": "a", "x": NaN}\n', "refused", "not JSON"),
     "half.jsonl": (b'{"text": "\\ud800"}\n', "refused", "surrogate"),
     "number.jsonl": (b'{"text": 7}\n', "refused", "expected a string"),
