@@ -109,10 +109,15 @@ def scores(a: Tensor, b: Tensor, measure: Similarity) -> Tensor:
         return -torch.cdist(a, b, p=2.0 if measure == "euclidean" else 1.0, compute_mode=exact)
 
 
+def check_known(measure: object, name: str = "similarity") -> None:
+    """Raise an InputError for an unknown measure, which is given as ``name``."""
+    if not isinstance(measure, str) or measure not in get_args(Similarity):
+        raise InputError(f"{name} is {shown(measure)}; expected one of {', '.join(get_args(Similarity))}")
+
+
 def check_measure(measure: str, widths: tuple[int, int]) -> None:
     """Raise an InputError for an unknown measure, or vectors of different widths."""
-    if measure not in get_args(Similarity):
-        raise InputError(f"similarity is {shown(measure)}; expected one of {', '.join(get_args(Similarity))}")
+    check_known(measure)
     if widths[0] != widths[1]:
         raise InputError(f"the vectors have {widths[0]} and {widths[1]} dimensions; expected as many in both")
 

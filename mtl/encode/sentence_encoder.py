@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Unpack, cast, get_args, overload
 
@@ -49,12 +50,6 @@ WINDOW = 8192  # texts that are tokenized, sorted and held at once
 QUERY, DOCUMENT = ("query",), ("document", "passage", "corpus")  # what prompts are called, as sentence-transformers
 
 
-def check_measure(name: object) -> None:
-    """Raise an InputError if this names no measure of similarity."""
-    if not isinstance(name, str) or name not in get_args(Similarity):
-        raise InputError(f"similarity_fn_name is {shown(name)}; expected one of {', '.join(get_args(Similarity))}")
-
-
 def check_prompts(prompts: object) -> None:
     """Raise an InputError if this is no mapping of names to prompts."""
     if not isinstance(prompts, Mapping) or not all(isinstance(text, str) for pair in prompts.items() for text in pair):
@@ -78,7 +73,7 @@ def check_truncate_dim(dim: Any) -> None:
 CHECKS: dict[str, Callable[[Any], None]] = {
     "prompts": check_prompts,
     "default_prompt": check_default_prompt,
-    "similarity_fn_name": check_measure,
+    "similarity_fn_name": partial(search.check_known, name="similarity_fn_name"),
     "truncate_dim": check_truncate_dim,
 }
 
@@ -110,7 +105,7 @@ class SentenceEncoder(nn.Module):
     ) -> None:
         super().__init__()
         try:
-            check_measure(similarity_fn_name)
+            CHECKS["similarity_fn_name"](similarity_fn_name)
         except InputError as error:
             raise ConfigError(str(error)) from None
         self.encoder = encoder

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,7 +35,7 @@ from mtl.index.mining_files import (
     write_block,
 )
 from mtl.rows.outputs import open_output
-from mtl.search import unit
+from mtl.search import as_tensor, unit
 
 BLOCK = 1024  # pairs whose negatives are found, and kept, at once
 DEEP = 4096  # nearest texts of a query, beyond which all are ranked: merged block by block, more take longer than that
@@ -115,12 +114,12 @@ class Side:
 
     def of(self, name: str, texts: Sequence[str]) -> Tensor:
         """The vectors of some of the queries, or of the positives: (texts, dim)."""
-        return torch.from_numpy(np.array(self.vectors[name][[self.places[name][text] for text in texts]]))
+        return as_tensor(self.vectors[name][[self.places[name][text] for text in texts]])
 
     def of_corpus(self, places: Sequence[int]) -> Tensor:
         """The vectors of some texts of the corpus, in the order given."""
         order = sorted({*places})
-        found = torch.from_numpy(np.array(self.index.view.at(np.array(order))))
+        found = as_tensor(self.index.view.at(np.array(order)))
         row = {place: i for i, place in enumerate(order)}
         return found[[row[place] for place in places]]
 

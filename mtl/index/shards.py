@@ -55,7 +55,7 @@ class Shard:
     def search(self, queries: NDArray[np.float32], k: int, measure: Similarity) -> Found:
         """The best k of its rows for each of queries (queries, dim)."""
         with named(self.place):
-            found, places = search.nearest(torch.from_numpy(queries.copy()), self.blocks(queries.shape[1]), k, measure)
+            found, places = search.nearest(search.as_tensor(queries), self.blocks(queries.shape[1]), k, measure)
         return found.numpy(), places.numpy() + self.start
 
     def rows_at(self, places: Sequence[int]) -> Iterator[dict[str, Any]]:

@@ -32,7 +32,7 @@ from torch import Tensor
 from mtl.disk import atomic_write, remove, reserve, sweep
 from mtl.errors import InputError, one_line, shown
 from mtl.rows.vector_files import Part, Vectors, convert, json_line, scaled
-from mtl.search import BLOCK, MADE, Similarity, unit
+from mtl.search import BLOCK, MADE, Similarity, as_tensor, unit
 
 Form = Literal["fp32", "int8", "binary"]
 Id = str | int
@@ -158,7 +158,7 @@ def prepared(state: State, parts: Iterable[Part], ids: Iterable[Id]) -> Iterator
     given = iter(ids)
     for fields, vectors in parts:
         if state.measure == "cosine":
-            vectors = unit(torch.from_numpy(vectors.copy())).numpy()
+            vectors = unit(as_tensor(vectors)).numpy()
         arrays = {"vectors": vectors}
         if state.form == "int8":
             arrays["vectors"], arrays["scales"] = scaled(vectors)

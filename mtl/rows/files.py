@@ -20,7 +20,7 @@ from mtl.checkpoints.fetch import HUB_ID, REVISION
 from mtl.disk import expanded
 from mtl.display import counted
 from mtl.errors import InputError, one_line, printable, shown
-from mtl.rows.read import INPUTS, ending, kind_of
+from mtl.rows.read import INPUTS, kind_of, plain_ending
 
 log = logging.getLogger("mtl")
 
@@ -173,7 +173,7 @@ def split_of(name: str) -> tuple[str, str] | None:
 
 def check_formats(paths: Iterable[Path], where: str) -> None:
     """Raise an InputError if files are of several formats."""
-    kinds = sorted({ending(path) for path in paths})
+    kinds = sorted({plain_ending(path) for path in paths})
     if len(kinds) > 1:
         raise InputError(f"{where} has files of several formats ({', '.join(kinds)}); expected one, as by *{kinds[0]}")
 

@@ -45,14 +45,14 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32's little-endian begins as UTF-16's
 
 
-def ending(path: Path) -> str:
+def plain_ending(path: Path) -> str:
     """A file's ending in small letters, without that of a codec: "texts.JSONL.gz" ends in .jsonl."""
     return (Path(path.stem) if path.suffix.lower() in CODECS else path).suffix.lower()
 
 
 def kind_of(path: Path) -> str:
     """The kind of a file, by its ending: .json and .ndjson files are read as .jsonl."""
-    kind = ending(path)
+    kind = plain_ending(path)
     return ".jsonl" if kind in (".json", ".ndjson") else kind
 
 

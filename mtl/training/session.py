@@ -105,9 +105,8 @@ def train(
         data, cuts = load_data(read, model.embedder)
         run = Run(prepare(read, model, data), folder, ranks)
         with claimed(folder, resume, ranks), computing_with(1):  # what is given ``threads`` uses more
-            begun = resume and ranks.broadcast(
-                lambda: checkpoint.begun(run.checkpoints)
-            )  # not, if it never made a step
+            # a run that never made a step has not begun
+            begun = resume and ranks.broadcast(lambda: checkpoint.begun(run.checkpoints))
             notes = moved + set_in_words(changes) + found + cuts + unmeasured(read) + (restored(run) if begun else [])
             check_alike(run)
             if ranks.leads:
